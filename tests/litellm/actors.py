@@ -1,0 +1,175 @@
+"""People and keys on a real LiteLLM, made over its HTTP interface alone.
+
+Callers are values of an ``Authorization: Bearer`` header; what a key holds is read back as the admin, from `GET /key/info`.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from typing import Any
+
+import httpx
+
+MODELS = ["mock-gpt"]
+OTHER_MODELS = ["mock-gpt-2"]
+CUSTOM_ROUTES = ["/chat/completions", "/models", "/key/info"]
+
+#: What `GET /key/info` shows of a key of each type.
+ROUTES = {
+    "default": [],
+    "llm_api": ["llm_api_routes"],
+    "read_only": ["info_routes"],
+    "management": ["management_routes"],
+    "custom": CUSTOM_ROUTES,
+}
+
+
+def hashed(key: str) -> str:
+    """The name under which LiteLLM stores a key (its `hash_token`)."""
+    return hashlib.sha256(key.encode()).hexdigest()
+
+
+def claims(token: str) -> dict[str, Any]:
+    """The payload of a JWT that LiteLLM issued, unverified."""
+    payload = token.split(".")[1]
+    decoded: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+    return decoded
+
+
+@dataclass(frozen=True)
+class User:
+    """An internal user who can sign in, with an unrestricted key of their own."""
+
+    user_id: str
+    email: str
+    key: str
+    password: str
+
+
+@dataclass
+class LiteLLM:
+    """A running LiteLLM, addressed directly.
+
+    ``source`` is the loopback address its clients connect from; ``prefix`` the ``SERVER_ROOT_PATH`` they use.
+    """
+
+    url: str
+    master_key: str
+    source: str = "127.0.0.1"
+    prefix: str = ""
+    secrets: set[str] = field(default_factory=set)
+
+    def __post_init__(self) -> None:
+        self.secrets.add(self.master_key)
+        self.http = client(self.url, source=self.source)
+
+    @property
+    def release(self) -> tuple[int, ...]:
+        """E.g. (1, 83, 13)."""
+        version: str = self.http.get("/health/readiness").raise_for_status().json()["litellm_version"]
+        return tuple(int(part) for part in version.split(".")[:3])
+
+    def refuses_unchanged(self, key_type: str) -> bool:
+        """Whether a non-admin who resends the stored ``allowed_routes`` is answered 403 (BerriAI/litellm#26555)."""
+        if key_type == "default":  # []
+            return (1, 92, 0) <= self.release < (1, 101, 0)
+        fixed = (1, 101, 0) if key_type in ("llm_api", "read_only") else (1, 109, 0)
+        return (1, 83, 7) <= self.release < fixed
+
+    def call(self, path: str, body: object, *, key: str | None = None) -> dict[str, Any]:
+        """POST as ``key`` (default: the admin); anything but success is an error with LiteLLM's own words."""
+        answer = self.http.post(self.prefix + path, json=body, headers=bearer(key or self.master_key))
+        assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
+        result: dict[str, Any] = answer.json()
+        return result
+
+    def stored(self, key: str) -> dict[str, Any]:
+        """The key as the admin reads it."""
+        answer = self.http.get(f"{self.prefix}/key/info", params={"key": hashed(key)}, headers=bearer(self.master_key))
+        assert answer.status_code == 200, answer.text
+        info: dict[str, Any] = answer.json()["info"]
+        return info
+
+    def new_user(self, role: str = "internal_user") -> User:
+        user_id = f"user-{uuid.uuid4().hex[:12]}"
+        email = f"{user_id}@example.com"
+        self.call(
+            "/user/new", {"user_id": user_id, "user_email": email, "user_role": role, "auto_create_key": False}
+        )
+        key = self.new_secret(self.call("/key/generate", {"user_id": user_id})["key"])
+        return User(user_id, email, key, password=self.new_secret(f"password-{uuid.uuid4().hex}"))
+
+    def new_key(self, owner: User, key_type: str = "default", **members: object) -> str:
+        """A key that ``owner`` made for themselves, for `MODELS`.
+
+        What newer releases deny its owner (``management`` from 1.92.0, custom routes always) the admin sets afterwards:
+        a key that the *admin creates* its owner may not edit at all there.
+        """
+        members = {"models": MODELS, **members}
+        by_admin = key_type == "custom" or (key_type == "management" and self.release >= (1, 92, 0))
+        key = self.new_secret(
+            self.call("/key/generate", members if by_admin else {**members, "key_type": key_type}, key=owner.key)["key"]
+        )
+        if by_admin:
+            self.call("/key/update", {"key": key, "allowed_routes": ROUTES[key_type]})
+        assert self.stored(key)["allowed_routes"] == ROUTES[key_type]
+        return key
+
+    def new_session(self, user: User) -> str:
+        """Accept an invitation, choose a password, sign in: the key that the dashboard then sends as Bearer."""
+        admin = {
+            "username": os.environ.get("UI_USERNAME", "admin"),
+            "password": os.environ.get("UI_PASSWORD", self.master_key),
+        }
+        self.sign_in(admin)  # creates the row that invitations refer to
+        invitation = self.call("/invitation/new", {"user_id": user.user_id})["id"]
+        answer = self.http.get(f"{self.prefix}/onboarding/get_token", params={"invite_link": invitation})
+        onboarding = self.new_secret(claims(answer.raise_for_status().json()["token"])["key"])
+        self.call(
+            "/onboarding/claim_token",
+            {"invitation_link": invitation, "user_id": user.user_id, "password": user.password},
+            key=onboarding,
+        )
+        return self.sign_in({"username": user.email, "password": user.password})
+
+    def sign_in(self, credentials: dict[str, str]) -> str:
+        answer = client(self.url, source=self.source).post(f"{self.prefix}/v2/login", json=credentials)
+        assert answer.is_success, answer.text
+        return self.new_secret(claims(answer.json()["token"])["key"])
+
+    def new_team(self, *members: User, may: tuple[str, ...] = ()) -> str:
+        """A team of ordinary members, who besides reading keys may call the endpoints named in ``may``."""
+        team: str = self.call("/team/new", {"team_alias": f"team-{uuid.uuid4().hex[:12]}"})["team_id"]
+        for member in members:
+            self.call("/team/member_add", {"team_id": team, "member": {"role": "user", "user_id": member.user_id}})
+        if may:
+            permissions = ["/key/info", "/key/health", *may]
+            self.call("/team/permissions_update", {"team_id": team, "team_member_permissions": permissions})
+        return team
+
+    def new_secret(self, secret: str) -> str:
+        self.secrets.add(secret)
+        return secret
+
+
+def bearer(key: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {key}"}
+
+
+def client(url: str, *, source: str = "127.0.0.1") -> httpx.Client:
+    """Keeps no connection: LiteLLM closes idle ones after 5 s, and a test's pause must not decide over its outcome."""
+    limits = httpx.Limits(max_keepalive_connections=0)
+    transport = httpx.HTTPTransport(local_address=source, limits=limits)
+    return httpx.Client(base_url=url, transport=transport, timeout=60, trust_env=False)
+
+
+def update(url: str, key: str, body: object, *, prefix: str = "", **headers: str) -> httpx.Response:
+    """`POST /key/update` as the holder of ``key``, at LiteLLM or at the gateway; ``headers`` with ``_`` for ``-``."""
+    fields = {name.replace("_", "-"): value for name, value in headers.items()}
+    with client(url) as http:
+        return http.post(f"{prefix}/key/update", json=body, headers={**bearer(key), **fields})

@@ -1,0 +1,59 @@
+"""The LiteLLM that ``LITELLM_URL`` names, the people on it, and the gateway before it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from tests.litellm.actors import LiteLLM, User
+from tests.support.gateway import Gateway
+
+
+def address(variable: str) -> str:
+    """The address in an environment variable; without it, the test is skipped."""
+    if not os.environ.get(variable) or not os.environ.get("LITELLM_MASTER_KEY"):
+        pytest.skip(f"{variable} and LITELLM_MASTER_KEY name no LiteLLM (tests/litellm/rig/suite.sh starts some)")
+    return os.environ[variable].rstrip("/")
+
+
+@contextmanager
+def before(litellm: LiteLLM, *options: str) -> Iterator[Gateway]:
+    """A gateway in front of ``litellm``, which must not have written any secret by the time it ends."""
+    with Gateway(litellm.url, *options) as gateway:
+        yield gateway
+        status = gateway.stop()
+    assert status == 0
+    written = "\n".join(gateway.lines)
+    assert not [secret for secret in litellm.secrets if secret in written]
+
+
+@pytest.fixture(scope="session")
+def litellm() -> LiteLLM:
+    return LiteLLM(address("LITELLM_URL"), os.environ["LITELLM_MASTER_KEY"])
+
+
+@pytest.fixture(scope="session")
+def gateway(litellm: LiteLLM) -> Iterator[str]:
+    """The URL of a gateway with default options."""
+    with before(litellm) as running:
+        yield running.url
+
+
+@pytest.fixture(scope="session")
+def owner(litellm: LiteLLM) -> User:
+    return litellm.new_user()
+
+
+@pytest.fixture(scope="session")
+def session(litellm: LiteLLM, owner: User) -> str:
+    """The key that the dashboard of ``owner`` sends."""
+    return litellm.new_session(owner)
+
+
+@pytest.fixture(params=["owner", "dashboard"])
+def caller(request: pytest.FixtureRequest, owner: User, session: str) -> str:
+    """The credential of someone who edits their own key: another key of theirs, or the dashboard's."""
+    return owner.key if request.param == "owner" else session

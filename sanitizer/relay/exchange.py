@@ -1,0 +1,234 @@
+"""One request to upstream and its response, whoever relays it.
+
+An exchange goes through these states; each arrow is a method::
+
+    start() -> waiting for a connection -> attached: head and content go out as they come
+            -> on_interim()* -> on_response() -> on_content()* with the last one marked -> done
+    at any point: cancel() by the face (the client has left), or on_error() by the connection
+
+Cases, before the code that branches on them:
+
+* Upstream closes a pooled connection just as a request goes out on it, without a byte of answer: if the method is
+  idempotent and all that was sent is still held, it is sent once more on a new connection (RFC 9110 section 9.2.2);
+  a POST may have run and is never repeated.
+* The response ends before the request does: the response is whole, but the connection can't be used again.
+* The response breaks off: an answer can still be given before `on_response`, none after it.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from sanitizer.errors import GatewayError, ResponseTimeout, UpstreamBroken
+from sanitizer.relay.framing import Framing, Length
+from sanitizer.relay.headers import Fields
+
+if TYPE_CHECKING:
+    from sanitizer.relay.connection import Connection
+    from sanitizer.relay.upstream import Upstream
+
+_IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
+_HELD: Final = 64 * 1024
+"""Bytes of an idempotent request kept, so that it can be sent once more."""
+
+
+class Response:
+    """A response head: ``status``, ``reason`` (bytes as sent), ``fields`` (all of them), ``length`` of its content."""
+
+    __slots__ = ("fields", "length", "reason", "status")
+
+    def __init__(self, status: int, reason: bytes, fields: Fields, length: Length) -> None:
+        self.status = status
+        self.reason = reason
+        self.fields = fields
+        self.length = length
+
+
+class Exchange:
+    """One request to upstream and its response. A face derives from it and defines the ``on_...`` hooks.
+
+    ``method`` and ``head`` are octets, the head complete with its empty line; ``length`` tells how the content that
+    `send` brings is framed. ``upgrade``: the head asks for one, so 101 is an answer and opens a tunnel.
+    """
+
+    __slots__ = (
+        "_held",
+        "_owed",
+        "_sent_last",
+        "_unsent",
+        "chunked",
+        "connection",
+        "done",
+        "method",
+        "response",
+        "retried",
+        "timer",
+        "upgrade",
+        "upstream",
+    )
+
+    def __init__(
+        self, upstream: "Upstream", method: bytes, head: bytes, length: Length = 0, *, upgrade: bool = False
+    ) -> None:
+        self.upstream = upstream
+        self.method = method
+        self.chunked = length is Framing.CHUNKED
+        self.upgrade = upgrade
+        self.connection: Connection | None = None
+        self.response: Response | None = None
+        self.done = False
+        self.retried = False
+        self._owed = length if isinstance(length, int) else 0  # content still to come from the face
+        self._sent_last = length == 0
+        self._unsent: list[bytes] = [head]
+        self._held: list[bytes] | None = [head] if method in _IDEMPOTENT else None
+        self.timer: asyncio.TimerHandle | None = None
+
+    # What the face calls
+
+    def start(self) -> None:
+        """Take a connection, or wait for one, and send the head. Can call `on_error` before it returns."""
+        self.upstream.acquire(self)
+
+    def send(self, data: bytes, last: bool = False, trailers: Fields | None = None) -> None:
+        """Pass on content of the request; ``last`` ends it."""
+        if self.done or self._sent_last:
+            return
+        if self.chunked:
+            framed = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
+            if last:
+                framed += b"0\r\n" + b"".join(b"%b: %b\r\n" % line for line in trailers or ()) + b"\r\n"
+        else:
+            framed = data
+            self._owed -= len(data)
+            if self._owed < 0 or (last and self._owed):
+                self.fail(UpstreamBroken("the request's content does not fit its Content-Length"))
+                return
+        self._sent_last = last
+        if self._held is not None:
+            self._held.append(framed)
+            if sum(map(len, self._held)) > _HELD:
+                self._held = None
+        if self.connection is None:
+            self._unsent.append(framed)
+        else:
+            if framed:
+                self.connection.transport.write(framed)
+            self._arm()
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the face should stop sending for now; `on_unblocked` tells when it may go on."""
+        return not self.done and (self.connection is None or self.connection.write_paused)
+
+    @property
+    def request_complete(self) -> bool:
+        """Whether the whole request has been handed to the connection."""
+        return self._sent_last
+
+    def pause_reading(self) -> None:
+        """Stop reading from upstream: the client is slower."""
+        if self.connection is not None:
+            self.connection.pause_reading()
+
+    def resume_reading(self) -> None:
+        """Go on reading from upstream."""
+        if self.connection is not None:
+            self.connection.resume_reading()
+
+    def cancel(self) -> None:
+        """The client has left: give up, and let upstream know by closing its connection."""
+        if not self.done:
+            self._finish()
+            if self.connection is not None:
+                self.connection.close()
+
+    # What the connection and the pool call
+
+    def attach(self, connection: "Connection") -> None:
+        self.connection = connection
+        connection.exchange = self
+        connection.transport.write(b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0])
+        self._unsent = []
+        self._arm()
+        if not self._sent_last and not connection.write_paused:
+            self.on_unblocked()
+
+    def respond(self, response: Response) -> None:
+        self.disarm()
+        self._held = None
+        self.response = response
+        self.on_response(response)
+
+    def complete(self, content: bytes, trailers: Fields) -> None:
+        self._finish()
+        self.on_content(content, True, trailers)
+
+    def lost(self, error: GatewayError) -> None:
+        """The connection is gone before the response was whole."""
+        connection, self.connection = self.connection, None
+        if self.done:
+            return
+        untouched = connection is not None and connection.exchanges > 1 and not connection.answering
+        if untouched and not self.retried and self._held is not None and self.response is None:
+            self.retried = True
+            self._unsent = [b"".join(self._held)]
+            self.disarm()
+            self.upstream.connect(self)
+        else:
+            self.fail(error)
+
+    def fail(self, error: GatewayError) -> None:
+        self._finish()
+        self.upstream.count_error(error)
+        if self.connection is not None:
+            self.connection.close()
+        self.on_error(error)
+
+    def _finish(self) -> None:
+        self.done = True
+        self._held = None
+        self._unsent = []
+        self.disarm()
+
+    def _arm(self) -> None:
+        # counts from the last byte sent: a long upload is not a slow answer
+        if self.upstream.response_timeout is not None and self.response is None:
+            self.disarm()
+            loop = self.upstream.loop
+            self.timer = loop.call_later(self.upstream.response_timeout, self.fail, ResponseTimeout())
+
+    def disarm(self) -> None:
+        """Stop waiting for a connection or a response head."""
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
+
+    # What the face defines
+
+    def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
+        """A 1xx response other than 101 has come."""
+
+    def on_response(self, response: Response) -> None:
+        """The final response's head has come."""
+        raise NotImplementedError
+
+    def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
+        """Content of the response has come; with ``last`` the exchange is over."""
+        raise NotImplementedError
+
+    def on_error(self, error: GatewayError) -> None:
+        """The exchange has failed; before `on_response` an answer can still be given, after it none."""
+        raise NotImplementedError
+
+    def on_unblocked(self) -> None:
+        """More content of the request may be sent."""
+
+    def on_tunnel(self, response: Response, data: bytes) -> None:
+        """Upstream has switched protocols; ``data`` are the first bytes after its head."""
+        raise NotImplementedError
+
+    def on_tunnel_data(self, data: bytes) -> None:
+        """Bytes from upstream inside the tunnel."""
+
+    def on_tunnel_eof(self) -> None:
+        """Upstream will send nothing more; it can still read."""

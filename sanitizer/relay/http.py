@@ -1,0 +1,213 @@
+"""Relay: the ASGI face of the relay. Works under any ASGI server; streams both ways; buffers at most 64 KiB each way.
+
+What ASGI can't carry, and the fast face can: a target that ends in an empty query (``/a?``), reason phrases, the case
+of field names, trailers, interim responses (103), HTTP/1.0 clients (servers send them chunked), upgrades, and the
+Content-Length of a 304, which uvicorn refuses.
+"""
+
+import asyncio
+from collections.abc import MutableMapping
+from typing import Any, Final
+from urllib.parse import quote
+
+from starlette.types import Receive, Scope, Send
+
+from sanitizer.errors import GatewayError, ResponseCut
+from sanitizer.relay.exchange import Exchange, Response
+from sanitizer.relay.framing import request_length
+from sanitizer.relay.headers import Fields, Forwarding, encode_head, response_fields
+from sanitizer.relay.upstream import Upstream
+
+_BUFFERED: Final = 64 * 1024
+"""Bytes of a response held for a slow client before reading from upstream stops."""
+_CONTINUE_TIMEOUT: Final = 1.0
+"""Seconds to wait for upstream's 100 (Continue) before the content is sent all the same (RFC 9110 section 10.1.1)."""
+
+
+class _Answer(Exchange):
+    """An exchange whose response a coroutine takes piece by piece."""
+
+    __slots__ = ("_content", "_error", "_last", "_size", "continued", "unblocked", "waiter")
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self.waiter: asyncio.Future[None] | None = None
+        self.unblocked = asyncio.Event()
+        self.continued = asyncio.Event()  # upstream wants the content, or has answered without it
+        self._content: list[bytes] = []
+        self._size = 0
+        self._last = False
+        self._error: GatewayError | None = None
+
+    async def head(self) -> Response | None:
+        """The response's head; None when the client has left. Raises `GatewayError`."""
+        while self.response is None and not self.done:
+            await self._wait()
+        if self.response is None and self._error is not None:
+            raise self._error
+        return self.response
+
+    async def content(self) -> tuple[bytes, bool] | None:
+        """Content that has come, and whether it is the last; None when the client has left. Raises `ResponseCut`."""
+        while not self._content and not self.done:
+            await self._wait()
+        if self._error is not None and not self._content:
+            raise ResponseCut from self._error
+        if self.done and not self._last and self._error is None:
+            return None
+        data = self._content[0] if len(self._content) == 1 else b"".join(self._content)
+        self._content.clear()
+        self._size = 0
+        self.resume_reading()
+        return data, self._last
+
+    def cancel(self) -> None:
+        super().cancel()
+        self._wake()
+
+    async def _wait(self) -> None:
+        self.waiter = self.upstream.loop.create_future()
+        await self.waiter
+
+    def _wake(self) -> None:
+        if self.waiter is not None and not self.waiter.done():
+            self.waiter.set_result(None)
+
+    def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
+        if status == 100:
+            self.continued.set()
+
+    def on_response(self, response: Response) -> None:
+        self.continued.set()
+        self._wake()
+
+    def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
+        if data:
+            self._content.append(data)
+            self._size += len(data)
+            if self._size > _BUFFERED and not last:
+                self.pause_reading()
+        self._last = last
+        if last:
+            self.unblocked.set()
+        self._wake()
+
+    def on_error(self, error: GatewayError) -> None:
+        self._error = error
+        self.continued.set()
+        self.unblocked.set()
+        self._wake()
+
+    def on_unblocked(self) -> None:
+        self.unblocked.set()
+
+
+class Relay:
+    """An ASGI app that is whatever answers at ``upstream``."""
+
+    def __init__(self, upstream: Upstream, forwarding: Forwarding) -> None:
+        self._upstream = upstream
+        self._forwarding = forwarding
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":
+            # upgrades are tunnelled below ASGI, by sanitizer.relay.protocol
+            await send(
+                {"type": "websocket.close", "code": 1011, "reason": "upgrades need litellm-sanitizer's own server"}
+            )
+            return
+        if scope["type"] != "http":
+            raise RuntimeError(f"Relay has no answer to an ASGI scope of type {scope['type']!r}")
+        try:
+            answer = self._request(scope)
+        except GatewayError as error:
+            await send_error(send, error)
+            return
+        answer.start()
+        reader = self._upstream.loop.create_task(_read_client(answer, receive, _expects_continue(scope)))
+        try:
+            await _respond(answer, send)
+        except GatewayError as error:
+            await send_error(send, error)
+        finally:
+            answer.cancel()
+            reader.cancel()
+
+    def outbound_fields(self, scope: MutableMapping[str, Any]) -> Fields:
+        """The field lines that a request of this scope is sent upstream with. Raises `LoopDetected`."""
+        client = scope.get("client")
+        peer = self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
+        return self._forwarding.request_fields(scope["headers"], peer, scope["http_version"].encode())
+
+    def _request(self, scope: Scope) -> _Answer:
+        fields = self.outbound_fields(scope)
+        version = scope["http_version"].encode()
+        # an ASGI server has taken any framing off already; under HTTP/2 there was none
+        length = request_length(scope["headers"], version if version == b"1.0" else b"1.1")
+        if not isinstance(length, int):
+            fields.append((b"Transfer-Encoding", b"chunked"))
+        if not any(name.lower() == b"host" for name, _ in fields):
+            fields.insert(0, (b"Host", self._upstream.address.authority.encode()))
+        method = scope["method"].encode()
+        return _Answer(
+            self._upstream, method, encode_head(method + b" " + request_target(scope) + b" HTTP/1.1", fields), length
+        )
+
+
+def request_target(scope: MutableMapping[str, Any]) -> bytes:
+    """The request target of a scope in octets as they were sent (RFC 9112 section 3.2)."""
+    exact: bytes | None = scope.get("extensions", {}).get("sanitizer.target")
+    if exact is not None:
+        return exact
+    path: bytes = scope.get("raw_path") or quote(scope["path"], safe="/:@!$&'()*+,;=~").encode()
+    return path + b"?" + scope["query_string"] if scope["query_string"] else path
+
+
+async def send_error(send: Send, error: GatewayError) -> None:
+    """Answer a request with an error of the gateway's own."""
+    content = error.body()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
+    await send({"type": "http.response.body", "body": content})
+
+
+def _expects_continue(scope: Scope) -> bool:
+    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
+
+
+async def _respond(answer: _Answer, send: Send) -> None:
+    response = await answer.head()
+    if response is None:
+        return
+    headers = [(name.lower(), value) for name, value in response_fields(response.fields)]
+    if response.status in (204, 304):
+        headers = [line for line in headers if line[0] != b"content-length"]
+    await send({"type": "http.response.start", "status": response.status, "headers": headers})
+    last = False
+    while not last:
+        piece = await answer.content()
+        if piece is None:
+            return
+        data, last = piece
+        await send({"type": "http.response.body", "body": data, "more_body": not last})
+
+
+async def _read_client(answer: _Answer, receive: Receive, expects_continue: bool) -> None:
+    """Send the client's content upstream as it comes; end the exchange when the client leaves."""
+    if expects_continue:
+        # `receive` makes the server answer 100, which is upstream's to say
+        try:
+            async with asyncio.timeout(_CONTINUE_TIMEOUT):
+                await answer.continued.wait()
+        except TimeoutError:
+            pass
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            answer.cancel()
+            return
+        if not answer.request_complete:
+            answer.send(message.get("body", b""), last=not message.get("more_body", False))
+        while answer.blocked and not answer.request_complete:
+            answer.unblocked.clear()
+            await answer.unblocked.wait()

@@ -1,0 +1,189 @@
+"""The pool of connections to upstream. Knows no ASGI.
+
+Cases, before the code that branches on them:
+
+* A pooled connection that upstream has closed meanwhile: seen by polling its socket before use, never handed out.
+* ``max_connections`` are open: an exchange waits for the first that comes free, in order, for a limited time.
+* A connection comes free before the one being made is ready: whoever waits takes it, the new one goes into the pool.
+"""
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable
+
+from sanitizer.errors import ConnectTimeout, GatewayError, PoolExhausted, UpstreamBroken, UpstreamUnreachable
+from sanitizer.relay.connection import Connection
+from sanitizer.relay.exchange import Exchange
+from sanitizer.settings import Address
+
+
+class Upstream:
+    """All connections of one process to upstream.
+
+    ``connect_timeout`` is in seconds, for a connection to be made or, with ``max_connections`` open, to come free;
+    ``response_timeout`` from the last byte sent to the response's head (None: no limit); connections idle for
+    ``keepalive`` seconds are not used again. Has to be made where an event loop runs.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        tls: ssl.SSLContext | None = None,
+        connect_timeout: float = 5.0,
+        response_timeout: float | None = None,
+        keepalive: float = 4.0,
+        max_connections: int | None = None,
+        on_error: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.address = address
+        self.response_timeout = response_timeout
+        self.errors: dict[str, int] = {}
+        self._tls = tls
+        self._connect_timeout = connect_timeout
+        self._keepalive = keepalive
+        self._max = max_connections
+        self._on_error = on_error
+        self._idle: deque[Connection] = deque()
+        self._connections: set[Connection] = set()
+        self._connecting: set[Connection] = set()
+        self._waiting: deque[Exchange] = deque()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closing = False
+        self._sweep_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def open(self) -> int:
+        """How many connections there are: busy, idle, or being made."""
+        return len(self._connections) + len(self._connecting)
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait for a request."""
+        return len(self._idle)
+
+    def acquire(self, exchange: Exchange) -> None:
+        """Attach ``exchange`` to an idle connection at once, or to a new one, or to the first that comes free."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if self.loop.time() - connection.idle_since < self._keepalive and connection.fresh:
+                connection.exchanges += 1
+                exchange.attach(connection)
+                return
+            connection.close()
+        self.connect(exchange)
+
+    def connect(self, exchange: Exchange) -> None:
+        """Attach ``exchange`` to a new connection, or to the first that comes free while all are taken."""
+        if self._max is not None and self.open >= self._max:
+            self._waiting.append(exchange)
+            exchange.timer = self.loop.call_later(self._connect_timeout, exchange.fail, PoolExhausted())
+            return
+        connection = Connection(self)
+        self._connecting.add(connection)
+        task = self.loop.create_task(self._connect(connection, exchange))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def release(self, connection: Connection) -> None:
+        """Take a connection back that is free again."""
+        if connection.transport.is_closing():
+            return
+        if self._closing:
+            connection.close()
+            return
+        exchange = self._next_waiting()
+        if exchange is not None:
+            connection.exchanges += 1
+            exchange.attach(connection)
+            return
+        connection.idle_since = self.loop.time()
+        self._idle.append(connection)
+        if self._sweep_timer is None:
+            self._sweep_timer = self.loop.call_later(max(self._keepalive, 0.1), self._sweep)
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is gone: whoever waits for one may make a new one."""
+        self._connections.discard(connection)
+        self._connecting.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._slot_free()
+
+    def count_error(self, error: GatewayError) -> None:
+        self.errors[error.kind] = self.errors.get(error.kind, 0) + 1
+        if self._on_error is not None:
+            self._on_error(error.kind, str(error.__cause__ or error))
+
+    def close(self) -> None:
+        """Drop every connection, busy ones too."""
+        self._closing = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        for task in tuple(self._tasks):
+            task.cancel()
+        for connection in tuple(self._connections):
+            connection.transport.abort()
+
+    def _slot_free(self) -> None:
+        if not self._closing and (self._max is None or self.open < self._max):
+            exchange = self._next_waiting()
+            if exchange is not None:
+                self.connect(exchange)
+
+    def _next_waiting(self) -> Exchange | None:
+        while self._waiting:
+            exchange = self._waiting.popleft()
+            if not exchange.done:
+                exchange.disarm()
+                return exchange
+        return None
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long; the longest idle are on the left."""
+        self._sweep_timer = None
+        limit = self.loop.time() - self._keepalive
+        while self._idle and self._idle[0].idle_since <= limit:
+            self._idle.popleft().close()
+        if self._idle:
+            self._sweep_timer = self.loop.call_later(max(self._idle[0].idle_since - limit, 0.1), self._sweep)
+
+    async def _connect(self, connection: Connection, exchange: Exchange) -> None:
+        address = self.address
+        error: GatewayError
+        try:
+            async with asyncio.timeout(self._connect_timeout):
+                if address.uds is not None:
+                    await self.loop.create_unix_connection(lambda: connection, address.uds)
+                else:
+                    # the name is resolved anew, and each of its addresses tried, for every connection
+                    await self.loop.create_connection(
+                        lambda: connection,
+                        address.host,
+                        address.port,
+                        ssl=self._tls,
+                        server_hostname=address.host if self._tls else None,
+                    )
+        except TimeoutError:
+            error = ConnectTimeout()
+        except OSError as cause:  # ssl.SSLError is one
+            error = UpstreamUnreachable()
+            error.__cause__ = cause
+        else:
+            if not connection.transport.is_closing():
+                self._connections.add(connection)
+                if exchange.done or exchange.connection is not None:
+                    self.release(connection)
+                else:
+                    connection.exchanges += 1
+                    exchange.attach(connection)
+                return
+            error = UpstreamBroken()  # lost already
+        finally:
+            self._connecting.discard(connection)
+        if not exchange.done and exchange.connection is None:
+            exchange.fail(error)
+        self._slot_free()

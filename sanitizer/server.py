@@ -1,0 +1,223 @@
+"""The gateway on uvicorn's server: listeners, workers, graceful drain.
+
+Switched off or replaced, and why: proxy headers (uvicorn would rewrite the client's address before it is judged),
+Server and Date fields (upstream's pass), its WebSockets (upgrades are tunnelled), its access log and signal handling.
+
+At SIGTERM a process still accepts for a sixth of ``shutdown_grace``, at most 5 s, so that a load balancer can notice;
+then listeners close, requests in flight finish, and what remains when the grace is over is aborted. Exit status 0.
+"""
+
+import asyncio
+import contextlib
+import functools
+import logging
+import multiprocessing
+import multiprocessing.connection
+import os
+import signal
+import socket
+import stat
+import sys
+import time
+from collections.abc import Iterator
+from types import FrameType
+from typing import Any, Final
+
+import uvicorn
+import uvloop
+
+from sanitizer.app import Gateway, make_pseudonym
+from sanitizer.operate import logs
+from sanitizer.relay.protocol import RelayProtocol
+from sanitizer.settings import Settings
+
+_BACKLOG: Final = 2048
+_ACCEPT_AT_MOST: Final = 5.0
+_WORKER_RESTART_PAUSE: Final = 1.0
+
+
+class Server(uvicorn.Server):
+    """uvicorn's server with a drain that goes on accepting for a while, and an exit status of 0 after it."""
+
+    def __init__(self, gateway: Gateway, sockets: list[socket.socket]) -> None:
+        settings = gateway.settings
+        config = uvicorn.Config(
+            gateway,
+            http=functools.partial(RelayProtocol, gateway),  # type: ignore[arg-type]  # a class, or what makes one
+            ws="none",
+            lifespan="on",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            server_header=False,
+            date_header=False,
+            backlog=_BACKLOG,
+            ssl_certfile=settings.ssl_certfile,
+            ssl_keyfile=settings.ssl_keyfile,
+        )
+        super().__init__(config)
+        self.gateway = gateway
+        self._listening = sockets
+        self._grace = settings.shutdown_grace
+        self._interrupted = False
+
+    def run_until_stopped(self) -> int:
+        """Serve until a signal says stop; returns the exit status."""
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self.serve(self._listening))
+        return 0
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain, then abort what is left; see this module's docstring."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._grace
+        self.gateway.draining = True
+        logs.event(logging.INFO, "stopping", grace_seconds=self._grace)
+        if not self._interrupted:
+            await self._wait(loop.time() + min(_ACCEPT_AT_MOST, self._grace / 6), lambda: False)
+        for server in self.servers:
+            server.close()
+        for connection in list(self.server_state.connections):
+            connection.shutdown()
+        await self._wait(deadline, lambda: not self.server_state.connections and not self.server_state.tasks)
+        if self.server_state.connections or self.server_state.tasks:
+            logs.event(logging.WARNING, "grace is over, aborting", connections=len(self.server_state.connections))
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        for task in tuple(self.server_state.tasks):
+            task.cancel()
+        await asyncio.sleep(0)
+        await self.lifespan.shutdown()
+        logs.event(logging.INFO, "stopped")
+
+    async def _wait(self, deadline: float, done: Any) -> None:
+        loop = asyncio.get_running_loop()
+        # signals and closing connections set no event
+        while loop.time() < deadline and not self.force_exit and not done():  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """As uvicorn's, without raising the signal again at the end: a drained gateway has not been killed."""
+        handlers = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for sig, handler in handlers.items():
+                signal.signal(sig, handler)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """The first signal starts the drain (without the time to go on accepting, for SIGINT), the second ends it."""
+        self.force_exit = self.should_exit
+        self._interrupted = sig == signal.SIGINT
+        self.should_exit = True
+
+
+def serve(settings: Settings) -> int:
+    """Run the gateway until it is told to stop; returns the exit status: 0, or 1 when it can't start."""
+    logs.configure(settings.log_level, settings.log_format)
+    try:
+        listener = _listen(settings)
+    except OSError as error:
+        print(f"litellm-sanitizer: can't listen on {_where(settings)}: {error.strerror or error}", file=sys.stderr)
+        return 1
+    scheme = "https" if settings.ssl_certfile else "http"
+    at = f"unix:{settings.uds}" if settings.uds else f"{scheme}://{_authority(listener)}"
+    logs.event(
+        logging.INFO,
+        f"listening on {at}",
+        upstream=str(settings.upstream),
+        mode=settings.mode,
+        fields=",".join(sorted(settings.fields)),
+        workers=settings.workers,
+    )
+    pseudonym = make_pseudonym()
+    try:
+        if settings.workers == 1:
+            return Server(Gateway(settings, pseudonym), [listener]).run_until_stopped()
+        return _supervise(settings, pseudonym, listener)
+    finally:
+        listener.close()
+        if settings.uds:
+            with contextlib.suppress(OSError):
+                os.unlink(settings.uds)
+
+
+def _where(settings: Settings) -> str:
+    return settings.uds or f"{settings.host}:{settings.port}"
+
+
+def _authority(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def _listen(settings: Settings) -> socket.socket:
+    if settings.uds:
+        with contextlib.suppress(OSError):
+            if stat.S_ISSOCK(os.stat(settings.uds).st_mode):
+                _unlink_if_stale(settings.uds)
+        listener = socket.socket(socket.AF_UNIX)
+        listener.bind(settings.uds)
+        os.chmod(settings.uds, 0o666)  # noqa: S103 - as uvicorn and nginx: who may connect is the folder's business
+        listener.listen(_BACKLOG)
+    else:
+        family, _, _, _, address = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        dual = settings.host == "::" and socket.has_dualstack_ipv6()
+        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
+    listener.setblocking(False)
+    return listener
+
+
+def _unlink_if_stale(path: str) -> None:
+    """Remove the socket that an earlier process has left; one that answers is in use and stays."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
+
+
+def _work(settings: Settings, pseudonym: bytes, listener: socket.socket) -> None:
+    logs.configure(settings.log_level, settings.log_format)
+    sys.exit(Server(Gateway(settings, pseudonym), [listener]).run_until_stopped())
+
+
+def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket) -> int:
+    """Run the workers; start one anew when it dies; pass SIGTERM and SIGINT on and wait for them to drain."""
+    spawn = multiprocessing.get_context("spawn")
+    stop: list[int] = []
+    woken, wake = socket.socketpair()
+    wake.setblocking(False)
+
+    def start() -> Any:
+        worker = spawn.Process(target=_work, args=(settings, pseudonym, listener))
+        worker.start()
+        return worker
+
+    signal.set_wakeup_fd(wake.fileno())
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, lambda sig, _: stop.append(sig))
+    workers = [start() for _ in range(settings.workers)]
+    while not stop:
+        multiprocessing.connection.wait([woken, *(worker.sentinel for worker in workers)])
+        for index, worker in enumerate(workers):
+            if worker.exitcode is not None and not stop:
+                logs.event(logging.ERROR, "a worker has died, starting another", exit_status=worker.exitcode)
+                time.sleep(_WORKER_RESTART_PAUSE)  # one that dies at its start must not take the whole machine
+                workers[index] = start()
+    told = 0
+    deadline = time.monotonic() + settings.shutdown_grace + 5
+    while any(worker.exitcode is None for worker in workers) and time.monotonic() < deadline:
+        for sig in stop[told:]:
+            for worker in workers:
+                if worker.exitcode is None:
+                    os.kill(worker.pid, sig)
+        told = len(stop)
+        multiprocessing.connection.wait([worker.sentinel for worker in workers if worker.exitcode is None], timeout=0.2)
+    for worker in workers:
+        worker.kill()
+    return 0

@@ -1,0 +1,347 @@
+"""The options: one frozen field each, with its default, its unit and what happens without it.
+
+Every option is a flag (``--max-body``) and an environment variable (``SANITIZER_MAX_BODY``); flags win, and an
+empty variable counts as not set. A bad value raises `SettingError`, which names the option and what it takes.
+"""
+
+import ipaddress
+import math
+import re
+import ssl
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from sanitizer.sanitize.gates import FIELDS
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+
+class SettingError(ValueError):
+    """An option has a value that it does not take."""
+
+    def __init__(self, option: str, value: str, takes: str) -> None:
+        super().__init__(f"{option} {value!r}: {takes}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where upstream listens: ``scheme`` is http or https; ``uds`` the path of a unix socket, if it is one."""
+
+    scheme: str
+    host: str
+    port: int
+    uds: str | None = None
+
+    @property
+    def authority(self) -> str:
+        """``host[:port]`` as in a Host field (RFC 9110 section 7.2), without the scheme's default port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"unix:{self.uds}" if self.uds else f"{self.scheme}://{self.authority}"
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedProxies:
+    """Peers whose X-Forwarded-*, Forwarded and X-Real-IP are passed on as they are."""
+
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+
+    def trusts(self, peer: str | None) -> bool:
+        """Whether ``peer`` (an IP address; None on a unix socket) is trusted."""
+        if peer is None:
+            return self.unix
+        if not self.networks:
+            return False
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:  # a server that names its peers otherwise ("testclient")
+            return False
+        return any(address in network for network in self.networks)
+
+
+def _address(text: str) -> Address:
+    takes = "takes http://host[:port], https://host[:port] or unix:/path, without a path, query or user"
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path.startswith("/"):
+            raise ValueError(takes)
+        return Address("http", "localhost", 80, path)
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise ValueError(takes) from None
+    if (
+        url.scheme not in ("http", "https")
+        or not url.hostname
+        or port == 0
+        or url.path.strip("/")
+        or url.query
+        or url.fragment
+        or "@" in url.netloc
+        or not text.isascii()
+        or re.search(r"[\x00-\x20\x7f]", text)
+    ):
+        raise ValueError(takes)
+    return Address(url.scheme, url.hostname, port or {"http": 80, "https": 443}[url.scheme])
+
+
+def _integer(low: int, high: int, what: str) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
+            raise ValueError(f"takes {what}, {low} to {high}")
+        return int(text)
+
+    return parse
+
+
+def _seconds(low: float = 0.001, high: float = 86_400) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        try:
+            value = float(text.removesuffix("s"))
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise ValueError(f"takes seconds, {low:g} to {high:g}")
+        return value
+
+    return parse
+
+
+def _size(text: str) -> int:
+    units = {"": 1, "B": 1, "KIB": 1024, "MIB": 1024**2, "K": 1024, "M": 1024**2}
+    match = re.fullmatch(r"([0-9]{1,9})([a-zA-Z]*)", text)
+    if match is None or match[2].upper() not in units or int(match[1]) * units[match[2].upper()] > 64 * 1024**2:
+        raise ValueError("takes a size such as 65536, 512KiB or 1MiB, at most 64MiB")
+    return int(match[1]) * units[match[2].upper()]
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"takes {', '.join(choices[:-1])} or {choices[-1]}")
+        return text
+
+    return parse
+
+
+def _names(text: str) -> list[str]:
+    return [name for part in text.split(",") if (name := part.strip())]
+
+
+def _fields(text: str) -> frozenset[str]:
+    names = frozenset(_names(text))
+    if not names or not names <= FIELDS:
+        raise ValueError(f"takes a comma list out of: {', '.join(sorted(FIELDS))}")
+    return names
+
+
+def _prefixes(text: str) -> tuple[str, ...]:
+    prefixes = [""]
+    for name in _names(text):
+        prefix = "/" + name.strip("/")
+        if re.search(r"[\x00-\x20?#%\x7f]|//", prefix):
+            raise ValueError("takes a comma list of path prefixes such as /litellm")
+        if prefix != "/":
+            prefixes.append(prefix)
+    return tuple(dict.fromkeys(prefixes))
+
+
+def _trusted(text: str) -> TrustedProxies:
+    networks: list[Network] = []
+    names = _names(text)
+    try:
+        networks.extend(ipaddress.ip_network(name) for name in names if name != "unix")
+    except ValueError:
+        raise ValueError("takes a comma list of CIDRs such as 10.0.0.0/8, or `unix`") from None
+    return TrustedProxies(tuple(networks), "unix" in names)
+
+
+def _file(text: str) -> str:
+    try:
+        with open(text, "rb"):
+            return text
+    except OSError as error:
+        raise ValueError(f"takes a readable file ({error.strerror})") from None
+
+
+def _ca(text: str) -> str:
+    _file(text)
+    try:
+        ssl.create_default_context(cafile=text)
+    except ssl.SSLError:
+        raise ValueError("takes a file of CA certificates in PEM") from None
+    return text
+
+
+def _option(parse: Callable[[str], Any], takes: str, help_: str, *variables: str) -> dict[str, Any]:
+    """The metadata of one option; ``variables`` are read after its own ``SANITIZER_...`` variable."""
+    return {"parse": parse, "takes": takes, "help": help_, "variables": variables}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Settings:
+    """All options, parsed. Times are seconds, sizes bytes; None means: no limit, or not set."""
+
+    upstream: Address = field(
+        default=Address("http", "127.0.0.1", 4000),
+        metadata=_option(_address, "URL", "LiteLLM: http://host[:port], https://... or unix:/path"),
+    )
+    host: str = field(default="127.0.0.1", metadata=_option(str, "HOST", "address to listen on"))
+    port: int = field(
+        default=4001, metadata=_option(_integer(0, 65535, "a port"), "PORT", "port to listen on; 0 takes a free one")
+    )
+    uds: str | None = field(default=None, metadata=_option(str, "PATH", "listen on a unix socket instead"))
+    mode: Literal["enforce", "observe", "off"] = field(
+        default="enforce",
+        metadata=_option(
+            _choice("enforce", "observe", "off"),
+            "MODE",
+            "enforce; observe: decide and log, forward untouched; off: intercept nothing",
+        ),
+    )
+    fields: frozenset[str] = field(
+        default=FIELDS, metadata=_option(_fields, "NAMES", "comma list narrowing which fields may be dropped")
+    )
+    root_path: tuple[str, ...] = field(
+        default=("",),
+        metadata=_option(
+            _prefixes,
+            "PATHS",
+            "LiteLLM's path prefix(es), comma list; the bare path always counts too",
+            "SERVER_ROOT_PATH",
+        ),
+    )
+    workers: int = field(
+        default=1, metadata=_option(_integer(1, 256, "a number of processes"), "N", "worker processes")
+    )
+    max_body: int = field(
+        default=1024**2, metadata=_option(_size, "SIZE", "largest body inspected; larger ones pass untouched")
+    )
+    lookup_timeout: float = field(
+        default=5.0, metadata=_option(_seconds(), "SECONDS", "for the whole lookup of a key's stored state")
+    )
+    cache_ttl: float = field(
+        default=0.0,
+        metadata=_option(
+            _seconds(0, 10), "SECONDS", "how long a lookup may be reused; a change made meanwhile can be missed"
+        ),
+    )
+    connect_timeout: float = field(default=5.0, metadata=_option(_seconds(), "SECONDS", "upstream connect"))
+    response_timeout: float | None = field(
+        default=None, metadata=_option(_seconds(), "SECONDS", "until upstream's response head")
+    )
+    upstream_keepalive: float = field(
+        default=4.0,
+        metadata=_option(_seconds(0), "SECONDS", "idle upstream connections are dropped after this (uvicorn's own: 5)"),
+    )
+    keepalive_timeout: float = field(
+        default=75.0, metadata=_option(_seconds(), "SECONDS", "idle client connections are closed after this")
+    )
+    max_connections: int | None = field(
+        default=None,
+        metadata=_option(
+            _integer(1, 1_000_000, "a number of connections"),
+            "N",
+            "upstream connections a worker; further requests wait up to the connect timeout",
+        ),
+    )
+    trusted_proxies: TrustedProxies = field(
+        default=TrustedProxies(),
+        metadata=_option(
+            _trusted, "CIDRS", "peers whose X-Forwarded-*, Forwarded and X-Real-IP pass; comma list, or `unix`"
+        ),
+    )
+    upstream_ca: str | None = field(
+        default=None, metadata=_option(_ca, "FILE", "CA bundle for an https upstream, instead of the system's")
+    )
+    ssl_certfile: str | None = field(
+        default=None, metadata=_option(_file, "FILE", "TLS on the public listener: certificate chain, PEM")
+    )
+    ssl_keyfile: str | None = field(
+        default=None, metadata=_option(_file, "FILE", "its private key; without it, taken from the certificate's file")
+    )
+    shutdown_grace: float = field(
+        default=30.0,
+        metadata=_option(_seconds(0), "SECONDS", "from SIGTERM until requests still in flight are aborted"),
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = field(
+        default="info", metadata=_option(_choice("debug", "info", "warning", "error"), "LEVEL", "what is logged")
+    )
+    log_format: Literal["auto", "text", "json"] = field(
+        default="auto",
+        metadata=_option(_choice("auto", "text", "json"), "FORMAT", "auto: text on a terminal, else JSON"),
+    )
+
+    @property
+    def prefixes(self) -> tuple[str, ...]:
+        """The path prefixes under which LiteLLM's endpoints are intercepted; the bare path, ``""``, is one of them."""
+        return self.root_path
+
+    def upstream_tls(self) -> ssl.SSLContext | None:
+        """The TLS context for an https upstream: certificate and host name verified; None for plain http."""
+        if self.upstream.scheme != "https":
+            return None
+        context = ssl.create_default_context(cafile=self.upstream_ca)
+        context.set_alpn_protocols(["http/1.1"])
+        return context
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """One option as its user meets it."""
+
+    name: str
+    default: Any
+    takes: str
+    help: str
+    variables: tuple[str, ...]
+    parse: Callable[[str], Any]
+
+    @property
+    def flag(self) -> str:
+        return "--" + self.name.replace("_", "-")
+
+
+OPTIONS: tuple[Option, ...] = tuple(
+    Option(
+        f.name,
+        f.default,
+        f.metadata["takes"],
+        f.metadata["help"],
+        (f"SANITIZER_{f.name.upper()}", *f.metadata["variables"]),
+        f.metadata["parse"],
+    )
+    for f in fields(Settings)
+)
+
+
+def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
+    """Settings from ``flags`` (option name to text) and the environment; raises `SettingError`."""
+    values: dict[str, Any] = {}
+    for option in OPTIONS:
+        sources = [(option.flag, flags.get(option.name)), *((name, environ.get(name)) for name in option.variables)]
+        for source, text in sources:
+            if text is None or (not text and source != option.flag):
+                continue
+            try:
+                values[option.name] = option.parse(text)
+            except ValueError as error:
+                raise SettingError(source, text, str(error)) from None
+            break
+    settings = Settings(**values)
+    if settings.ssl_keyfile and not settings.ssl_certfile:
+        raise SettingError("--ssl-keyfile", settings.ssl_keyfile, "needs --ssl-certfile as well")
+    if settings.ssl_certfile:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+        except (ssl.SSLError, OSError):
+            raise SettingError(
+                "--ssl-certfile", settings.ssl_certfile, "takes a PEM certificate chain that fits the private key"
+            ) from None
+    return settings

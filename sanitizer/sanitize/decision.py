@@ -1,0 +1,159 @@
+"""What is to become of an intercepted request: its head, its body and the stored key in, a `Decision` out. Pure."""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from email.message import Message
+from enum import StrEnum
+
+from sanitizer.sanitize.gates import Gate, Target
+from sanitizer.sanitize.jsonedit import Json, Member, NotInspectable, cut, loads, members
+
+_SIGNED = frozenset(
+    # RFC 9530, RFC 3230, RFC 1864 (with RFC 2616 section 14.15), RFC 9421, AWS Signature Version 4
+    (
+        b"content-digest",
+        b"repr-digest",
+        b"digest",
+        b"content-md5",
+        b"signature",
+        b"signature-input",
+        b"x-amz-content-sha256",
+    )
+)
+
+
+class Outcome(StrEnum):
+    """How an intercepted request was decided: metric label, log field and response header."""
+
+    DROPPED = "dropped"  # at least one field cut
+    CHANGED = "changed"  # guarded fields present, none equal: forwarded as sent
+    ABSENT = "absent"  # no guarded field
+    UNREADABLE = "unreadable"  # body not inspectable
+    UNKNOWN = "unknown"  # no usable stored value
+    OBSERVED = "observed"  # would have been dropped, but the mode is "observe"
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """``fields``: what was cut, or would have been. ``reason``: a stable token. ``body``: None leaves it as sent."""
+
+    outcome: Outcome
+    fields: tuple[str, ...] = ()
+    reason: str | None = None
+    body: bytes | None = None
+
+    def observed(self) -> "Decision":
+        """The same in mode ``observe``, where nothing is cut."""
+        return replace(self, outcome=Outcome.OBSERVED, body=None) if self.outcome is Outcome.DROPPED else self
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """The key as LiteLLM has it: ``info`` of ``GET /key/info``; ``cached``: read for an earlier request."""
+
+    info: dict[str, Json]
+    cached: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """There is no usable stored value; ``reason`` is a stable token."""
+
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """An inspected body: its members, what it sends for the guarded fields, and the key that it is about."""
+
+    body: bytes
+    members: list[Member]
+    sent: list[tuple[Gate, Json]]
+    key: str | None
+
+    @property
+    def needs_lookup(self) -> bool:
+        """Whether anything could be dropped. A sent null never is: it is always a change."""
+        return self.key is not None and any(value is not None for _, value in self.sent)
+
+
+def obstacle(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """Why the body under this head must not be edited: ``content_type``, ``content_encoding``, ``signed``; or None."""
+    types: list[str] = []
+    for name, value in headers:
+        name = name.lower()
+        if name == b"content-type":
+            types.append(value.decode("latin-1"))
+        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
+            return "content_encoding"
+        elif name in _SIGNED:
+            return "signed"
+    # more than one: servers differ in which they take
+    return None if not types or (len(types) == 1 and _json(types[0])) else "content_type"
+
+
+def _json(content_type: str) -> bool:
+    """Whether LiteLLM parses the body as JSON, judged in FastAPI's way: an empty value counts as a missing one."""
+    if not content_type:
+        return True
+    if "form" in content_type.lower():  # anywhere: LiteLLM's authentication then reads a form, FastAPI perhaps JSON
+        return False
+    message = Message()
+    message["content-type"] = content_type
+    subtype = message.get_content_subtype()
+    return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
+
+
+def inspect(body: bytes, target: Target) -> Submission:
+    """Find the guarded fields and the key. Raises `NotInspectable`, also for ``duplicate_member`` among those."""
+    found = members(body)
+    counts = Counter(member.name for member in found)
+    gates = {gate.field: gate for gate in target.gates}
+    if any(counts[name] > 1 for name in ("key", *gates)):
+        raise NotInspectable("duplicate_member")
+    sent: list[tuple[Gate, Json]] = []
+    key: Json = target.key
+    for member in found:
+        if member.name in gates:
+            sent.append((gates[member.name], loads(body[member.value : member.end])))
+        elif member.name == "key":  # beats the path's
+            key = loads(body[member.value : member.end])
+    return Submission(body, found, sent, key if isinstance(key, str) and _names_a_key(key) else None)
+
+
+def _names_a_key(key: str) -> bool:
+    # LiteLLM's /key/info would take an empty key for the caller's own; a lone surrogate can be neither hashed nor sent
+    return bool(key) and not any("\ud800" <= character <= "\udfff" for character in key)
+
+
+def decide(submission: Submission, stored: Stored | Unknown) -> Decision:
+    """Judge the guarded fields one by one. The unchanged are cut: LiteLLM answers as if they had been omitted."""
+    if not submission.sent:
+        return Decision(Outcome.ABSENT)
+    unchanged: list[str] = []
+    reason: str | None = None
+    for gate, value in submission.sent:
+        if value is None:
+            continue
+        if isinstance(stored, Unknown):
+            reason = stored.reason
+            continue
+        verdict = _judge(gate, value, stored)
+        if verdict is None:
+            reason = "stored_shape"
+        elif verdict:
+            unchanged.append(gate.field)
+    if unchanged:
+        body = cut(submission.body, submission.members, unchanged)
+        return Decision(Outcome.DROPPED, tuple(unchanged), body=body)
+    return Decision(Outcome.CHANGED if reason is None else Outcome.UNKNOWN, reason=reason)
+
+
+def _judge(gate: Gate, value: Json, stored: Stored) -> bool | None:
+    held: Json = stored.info
+    for name in gate.stored_at:
+        if not isinstance(held, dict) or name not in held:
+            return None
+        held = held[name]
+    return gate.unchanged(value, held)

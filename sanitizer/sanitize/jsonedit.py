@@ -1,0 +1,163 @@
+"""The top-level members of a JSON object with their byte spans, and how to cut some of them out.
+
+The scanner is the standard library's, which is LiteLLM's too: NaN and lone surrogates are passed over here as they are
+there (orjson, with which LiteLLM looks at a body first, accepts less and falls back to ``json``).
+
+Spans are byte offsets, yet the scanner reads ``str``. It is therefore given the UTF-8 bytes as Latin-1, one character a
+byte: the bytes of a multi-byte character are all 0x80 or above, so none of them can be taken for a quote, a backslash,
+a bracket or white space, and every index is an offset. Only the values that are asked for are decoded as UTF-8.
+
+Nothing is ever re-encoded: numbers stay spellings until a value is compared, as `decimal.Decimal`, which neither rounds
+``0.10``, nor writes out ``1e400``, nor minds 5000 digits.
+"""
+
+import codecs
+import json
+import re
+from collections.abc import Collection, Iterable
+from decimal import Decimal, InvalidOperation
+from typing import NamedTuple, TypeAlias
+
+Json: TypeAlias = "bool | str | Decimal | list[Json] | dict[str, Json] | None"
+
+MAX_MEMBERS = 1000
+"""LiteLLM knows some 60. Walking the 200,000 that fit into 1 MiB would hold the event loop for a quarter second."""
+
+_NON_SPACE = re.compile(r"[^ \t\n\r]")
+# a number that is only passed over is cheapest as the string it already is
+_SPELLINGS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+_VALUES = json.JSONDecoder(parse_int=Decimal, parse_float=Decimal, parse_constant=Decimal)
+
+
+class NotInspectable(ValueError):
+    """JSON that must not be edited; ``reason`` is a stable token for logs and the response header."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class Member(NamedTuple):
+    """One member of an object, in byte offsets. ``name`` has its escapes resolved; beyond ASCII it is of no use."""
+
+    name: str
+    start: int
+    """The opening quote of the name."""
+    value: int
+    """The first byte of the value."""
+    end: int
+    """One past the last byte of the value."""
+    stop: int
+    """The comma after the member or, after the last one, the closing brace."""
+
+
+def members(body: bytes) -> list[Member]:
+    """The members of the JSON object that ``body`` is, in their order, duplicates included.
+
+    Raises `NotInspectable`: ``bom``, ``not_utf8``, ``not_object``, ``not_json``, ``too_deep``, ``too_many_members``.
+    """
+    if body.startswith(codecs.BOM_UTF8):
+        raise NotInspectable("bom")
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        raise NotInspectable("not_utf8") from None
+    text = body.decode("latin-1")
+    at = _token(text, 0)
+    if text[at] != "{":
+        raise NotInspectable("not_object")
+    found: list[Member] = []
+    at = _token(text, at + 1)
+    if text[at] != "}":
+        found.append(_member(text, at))
+        while text[at := found[-1].stop] == ",":
+            if len(found) == MAX_MEMBERS:
+                raise NotInspectable("too_many_members")
+            found.append(_member(text, _token(text, at + 1)))
+        if text[at] != "}":
+            raise NotInspectable("not_json")
+    if _NON_SPACE.search(text, at + 1):
+        raise NotInspectable("not_json")
+    return found
+
+
+def cut(body: bytes, found: Iterable[Member], names: Collection[str]) -> bytes:
+    """``body`` less those of its members ``found`` that are called one of ``names``, all other bytes as they were.
+
+    A member goes with the comma before it; where only cut members stand before a kept one, so do their commas.
+    """
+    kept: list[bytes] = []
+    position = 0
+    comma: int | None = None
+    first = True
+    for member in found:
+        unwanted = member.name in names
+        if comma is not None and (unwanted or first):
+            kept.append(body[position:comma])
+            position = comma + 1
+        if unwanted:
+            kept.append(body[position : member.start])
+            position = member.end
+        first = first and unwanted
+        comma = member.stop
+    return b"".join([*kept, body[position:]])
+
+
+def loads(data: bytes) -> Json:
+    """The value of a JSON text in UTF-8, numbers as `Decimal`; of duplicate members the last wins, as for LiteLLM.
+
+    Raises `NotInspectable`: ``not_utf8``, ``not_json``, ``too_deep``, ``number`` (an exponent beyond 10**18).
+    """
+    try:
+        value: Json = _VALUES.decode(data.decode())
+    except UnicodeDecodeError:
+        raise NotInspectable("not_utf8") from None
+    except ValueError:
+        raise NotInspectable("not_json") from None
+    except RecursionError:
+        raise NotInspectable("too_deep") from None
+    except InvalidOperation:
+        raise NotInspectable("number") from None
+    return value
+
+
+def equal(one: Json, other: Json) -> bool:
+    """Strict JSON equality: a boolean is no number, numbers compare as decimals, NaN and infinities equal nothing."""
+    pending = [(one, other)]
+    while pending:
+        a, b = pending.pop()
+        if isinstance(a, list) and isinstance(b, list):
+            if len(a) != len(b):
+                return False
+            pending.extend(zip(a, b, strict=True))
+        elif isinstance(a, dict) and isinstance(b, dict):
+            if a.keys() != b.keys():
+                return False
+            pending.extend((value, b[name]) for name, value in a.items())
+        elif type(a) is not type(b) or a != b or (isinstance(a, Decimal) and not a.is_finite()):
+            return False
+    return True
+
+
+def _token(text: str, at: int) -> int:
+    found = _NON_SPACE.search(text, at)
+    if found is None:
+        raise NotInspectable("not_json")
+    return found.start()
+
+
+def _member(text: str, start: int) -> Member:
+    if text[start] != '"':
+        raise NotInspectable("not_json")
+    try:
+        name, end = _SPELLINGS.raw_decode(text, start)
+        colon = _token(text, end)
+        if text[colon] != ":":
+            raise NotInspectable("not_json")
+        value = _token(text, colon + 1)
+        _, end = _SPELLINGS.raw_decode(text, value)
+    except json.JSONDecodeError:
+        raise NotInspectable("not_json") from None
+    except RecursionError:
+        raise NotInspectable("too_deep") from None
+    return Member(name, start, value, end, _token(text, end))

@@ -324,7 +324,7 @@ class RelayProtocol(asyncio.Protocol):
         self._parser = httptools.HttpRequestParser(self)
         if length is not None:  # content follows that httptools has not seen
             self._primed = True
-            framing = b"Transfer-Encoding: chunked" if length is Framing.CHUNKED else b"Content-Length: %d" % length
+            framing = b"Transfer-Encoding: chunked" if isinstance(length, Framing) else b"Content-Length: %d" % length
             self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
         if data and not self.closing:
             self._feed(data)

@@ -1,0 +1,162 @@
+"""Which field lines pass, and which the gateway writes itself."""
+
+import pytest
+
+from sanitizer.errors import LoopDetected
+from sanitizer.relay.headers import Fields, Forwarding, encode_head, list_members, response_fields, trailer_fields
+from sanitizer.settings import TrustedProxies, load
+
+PSEUDONYM = b"litellm-sanitizer-0123456789abcdef"
+UNTRUSTED: Fields = [
+    (b"X-Forwarded-For", b"192.0.2.1"),
+    (b"X-Forwarded-Proto", b"http"),
+    (b"X-Forwarded-Host", b"h"),
+    (b"Via", b"1.1 " + PSEUDONYM),
+]
+
+
+def forwarding(trusted: str = "") -> Forwarding:
+    flags = {"trusted_proxies": trusted} if trusted else {}
+    return Forwarding(load(flags, {}).trusted_proxies, PSEUDONYM)
+
+
+def sent(fields: Fields, trusted: str = "", peer: str | None = "192.0.2.1", scheme: str = "http") -> Fields:
+    it = forwarding(trusted)
+    return it.request_fields([(b"Host", b"h"), *fields], it.peer(peer, scheme))[1:]
+
+
+@pytest.mark.parametrize(
+    ("fields", "passed"),
+    [
+        pytest.param([], [], id="nothing"),
+        pytest.param([(b"B", b"2"), (b"a", b"1"), (b"B", b"")], [(b"B", b"2"), (b"a", b"1"), (b"B", b"")], id="order"),
+        pytest.param([(b"Connection", b"close")], [], id="connection"),
+        pytest.param(
+            [(b"Connection", b"X-A, x-b"), (b"x-a", b"1"), (b"X-B", b"2"), (b"X-C", b"3")], [(b"X-C", b"3")], id="named"
+        ),
+        pytest.param([(b"X-A", b"1"), (b"Connection", b"X-A")], [], id="named-before"),
+        pytest.param(
+            [(b"Connection", b"keep-alive"), (b"CONNECTION", b" ,x-a,"), (b"X-A", b"1")], [], id="second-line"
+        ),
+        pytest.param([(b"Connection", b"Host, Via")], [], id="host-is-kept"),
+        pytest.param(
+            [(b"Connection", b"Content-Length"), (b"Content-Length", b"3")],
+            [(b"Content-Length", b"3")],
+            id="length-is-kept",
+        ),
+        pytest.param(
+            [(n, b"x") for n in (b"Keep-Alive", b"Proxy-Connection", b"TE", b"Transfer-Encoding", b"Upgrade")],
+            [],
+            id="hop",
+        ),
+        pytest.param([(b"Proxy-Authorization", b"x")], [(b"Proxy-Authorization", b"x")], id="not-hop-by-rfc-9110"),
+        pytest.param(
+            [
+                (n, b"forged")
+                for n in (b"x-forwarded-for", b"X-Forwarded-Port", b"Forwarded", b"X-Real-IP", b"x-forwarded-x")
+            ],
+            [],
+            id="forged",
+        ),
+        pytest.param([(b"Connection", b"X-Forwarded-For")], [], id="our-own-cannot-be-named-away"),
+    ],
+)
+def test_request_fields(fields: Fields, passed: Fields) -> None:
+    """End-to-end fields pass in order; what an untrusted peer says about the way is replaced."""
+    assert sent(fields) == passed + UNTRUSTED
+
+
+def test_trusted_peer_passes_the_way() -> None:
+    """A trusted peer's word passes as it is, duplicates and order included; only what is missing is written."""
+    told = [(b"Forwarded", b"for=a"), (b"X-Forwarded-For", b"a"), (b"x-forwarded-for", b"b"), (b"X-Real-IP", b"a")]
+    via = (b"Via", b"1.1 " + PSEUDONYM)
+    host, proto = (b"X-Forwarded-Host", b"h"), (b"X-Forwarded-Proto", b"https")
+    assert sent(told, "192.0.2.0/24", scheme="https") == [*told, proto, host, via]
+    assert sent([proto], "192.0.2.0/24") == [proto, (b"X-Forwarded-For", b"192.0.2.1"), host, via]
+    assert sent([(b"Connection", b"x-forwarded-for"), told[1]], "192.0.2.1/32")[0] == told[1]
+
+
+@pytest.mark.parametrize(
+    ("peer", "trusted", "address"),
+    [
+        pytest.param("::ffff:192.0.2.1", "192.0.2.0/24", b"192.0.2.1", id="mapped"),
+        pytest.param("fe80::1%eth0", "fe80::/10", b"fe80::1", id="zone"),
+        pytest.param(None, "unix", None, id="unix"),
+    ],
+)
+def test_peer_trusted(peer: str | None, trusted: str, address: bytes | None) -> None:
+    """An address is judged, and told upstream, in its plain form."""
+    found = forwarding(trusted).peer(peer, "http")
+    assert (found.trusted, found.address) == (True, address)
+    assert not forwarding("198.51.100.0/24").peer(peer, "http").trusted
+    assert not TrustedProxies().trusts(peer)
+
+
+def test_unix_peer_has_no_address() -> None:
+    """What an untrusted unix peer says is removed; there is no address to put in its place."""
+    assert sent([(b"X-Forwarded-For", b"forged")], peer=None)[0] == (b"X-Forwarded-Proto", b"http")
+
+
+def test_via_names_the_version_received() -> None:
+    """RFC 9110 section 7.6.3: received-protocol is the version of the message received; earlier hops stay."""
+    it = forwarding()
+    fields = it.request_fields([(b"Via", b"1.1 a")], it.peer("192.0.2.1", "http"), b"1.0")
+    assert [value for name, value in fields if name == b"Via"] == [b"1.1 a", b"1.0 " + PSEUDONYM]
+
+
+@pytest.mark.parametrize(
+    "via",
+    [
+        pytest.param([b"1.1 " + PSEUDONYM], id="own"),
+        pytest.param([b"1.1 a, 1.1 " + PSEUDONYM + b", 1.1 b"], id="own-in-list"),
+        pytest.param([b"1.1 litellm-sanitizer-%d" % n for n in range(9)], id="nine-others"),
+    ],
+)
+def test_loop(via: list[bytes]) -> None:
+    """A request that has been here, or in more than eight gateways, goes no further."""
+    with pytest.raises(LoopDetected):
+        sent([(b"Via", value) for value in via])
+
+
+def test_eight_gateways_are_no_loop() -> None:
+    """Eight gateways in line may be someone's wish."""
+    via = [(b"Via", b"1.1 litellm-sanitizer-%d" % n) for n in range(8)]
+    assert sent(via)[:8] == via
+
+
+@pytest.mark.parametrize(
+    ("fields", "passed"),
+    [
+        pytest.param(
+            [(b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")], [(b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")], id="cookies"
+        ),
+        pytest.param([(b"Connection", b"X-A"), (b"X-A", b"1"), (b"Keep-Alive", b"timeout=5")], [], id="hop"),
+        pytest.param(
+            [(b"Connection", b"Set-Cookie"), (b"Set-Cookie", b"a")], [(b"Set-Cookie", b"a")], id="cookie-is-kept"
+        ),
+        pytest.param(
+            [(b"Via", b"1.1 x"), (b"Server", b"uvicorn")], [(b"Via", b"1.1 x"), (b"Server", b"uvicorn")], id="via"
+        ),
+    ],
+)
+def test_response_fields(fields: Fields, passed: Fields) -> None:
+    """A response's end-to-end fields pass; nothing is added."""
+    assert response_fields(fields) == passed
+
+
+def test_trailers_carry_no_routing() -> None:
+    """RFC 9110 section 6.5.1: a trailer that frames, routes or authenticates is dropped."""
+    bad = [b"Host", b"Content-Length", b"Transfer-Encoding", b"X-Forwarded-For", b"Authorization", b"Via", b"Cookie"]
+    assert trailer_fields([*((name, b"x") for name in bad), (b"X-Checksum", b"y"), (b"Z", b"a\rb")]) == [
+        (b"X-Checksum", b"y")
+    ]
+
+
+def test_encode_head() -> None:
+    """Start line, field lines, empty line."""
+    assert encode_head(b"GET / HTTP/1.1", [(b"a", b"1"), (b"B", b"")]) == b"GET / HTTP/1.1\r\na: 1\r\nB: \r\n\r\n"
+
+
+def test_list_members() -> None:
+    """RFC 9110 section 5.6.1: lists over several lines, empty members, optional white space."""
+    assert list_members([(b"A", b" x ,,Y"), (b"b", b"n"), (b"a", b"z\t")], b"a") == [b"x", b"y", b"z"]

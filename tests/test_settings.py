@@ -1,0 +1,135 @@
+"""Every option: its flag, its variable, and what it refuses."""
+
+from pathlib import Path
+
+import pytest
+
+from sanitizer.sanitize.gates import FIELDS
+from sanitizer.settings import OPTIONS, Address, SettingError, Settings, load
+
+
+@pytest.mark.parametrize(
+    ("text", "address"),
+    [
+        pytest.param("http://a", Address("http", "a", 80), id="default-port"),
+        pytest.param("https://a", Address("https", "a", 443), id="https"),
+        pytest.param("http://[::1]:4000", Address("http", "::1", 4000), id="ipv6"),
+        pytest.param("http://a:1/", Address("http", "a", 1), id="slash"),
+        pytest.param("unix:/run/a.sock", Address("http", "localhost", 80, "/run/a.sock"), id="unix"),
+    ],
+)
+def test_upstream(text: str, address: Address) -> None:
+    """An upstream is http, https or a unix socket."""
+    assert load({"upstream": text}, {}).upstream == address
+
+
+def test_authority() -> None:
+    """The authority is what a Host field holds."""
+    assert [str(Address(s, h, p)) for s, h, p in (("http", "a", 80), ("https", "a", 80), ("http", "::1", 1))] == [
+        "http://a",
+        "https://a:80",
+        "http://[::1]:1",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("option", "text"),
+    [
+        *(
+            ("upstream", text)
+            for text in (
+                "ftp://x",
+                "a:4000",
+                "http://",
+                "http://a/b",
+                "http://u@a",
+                "http://a?b",
+                "http://a#b",
+                "http://a:0",
+                "http://a:99999",
+                "http://a:x",
+                "http://\u00e4",
+                "http://a b",
+                "unix:a",
+                "",
+            )
+        ),
+        *(("port", text) for text in ("99999", "-1", "x", "", "1.5", "\u0661")),
+        *(("mode", text) for text in ("on", "")),
+        *(("fields", text) for text in ("spend", "", ",")),
+        *(("root_path", text) for text in ("/a?b", "/a//b", "/a b", "/%61")),
+        *(("workers", text) for text in ("0", "257")),
+        *(("max_body", text) for text in ("1GiB", "-1", "1 MiB", "65MiB")),
+        *(("lookup_timeout", text) for text in ("0", "-1", "nan", "inf", "x")),
+        ("cache_ttl", "11"),
+        ("max_connections", "0"),
+        *(("trusted_proxies", text) for text in ("10.0.0.1/8", "all", "10.0.0.0/33")),
+        *((name, "/nonexistent") for name in ("upstream_ca", "ssl_certfile", "ssl_keyfile")),
+        ("log_level", "loud"),
+        ("log_format", "xml"),
+    ],
+)
+def test_refused(option: str, text: str) -> None:
+    """A bad value names its option and what it takes."""
+    flag = "--" + option.replace("_", "-")
+    with pytest.raises(SettingError, match=rf"^{flag} .*: takes "):
+        load({option: text}, {})
+
+
+def test_not_a_certificate(tmp_path: Path) -> None:
+    """A file that is readable but no certificate is refused before anything listens."""
+    file = tmp_path / "file"
+    file.write_text("no certificate")
+    for option in ("upstream_ca", "ssl_certfile"):
+        with pytest.raises(SettingError, match="PEM"):
+            load({option: str(file)}, {})
+    with pytest.raises(SettingError, match="--ssl-certfile as well"):
+        load({"ssl_keyfile": str(file)}, {})
+
+
+def test_flags_win() -> None:
+    """A flag wins over its variable; an empty variable is not set; a variable's error names the variable."""
+    assert load({"port": "1"}, {"SANITIZER_PORT": "2"}).port == 1
+    assert load({}, {"SANITIZER_PORT": "2"}).port == 2
+    assert load({}, {"SANITIZER_PORT": ""}).port == 4001
+    with pytest.raises(SettingError, match="^SANITIZER_PORT 'x'"):
+        load({}, {"SANITIZER_PORT": "x"})
+
+
+@pytest.mark.parametrize(
+    ("environment", "prefixes"),
+    [
+        pytest.param({}, ("",), id="none"),
+        pytest.param({"SERVER_ROOT_PATH": "/p"}, ("", "/p"), id="litellm's"),
+        pytest.param({"SERVER_ROOT_PATH": "/p", "SANITIZER_ROOT_PATH": "q/, /r/s"}, ("", "/q", "/r/s"), id="ours-wins"),
+        pytest.param({"SERVER_ROOT_PATH": "/"}, ("",), id="root"),
+    ],
+)
+def test_root_path(environment: dict[str, str], prefixes: tuple[str, ...]) -> None:
+    """The bare path always counts; without an own value, LiteLLM's variable is read."""
+    assert load({}, environment).prefixes == prefixes
+
+
+def test_values() -> None:
+    """Sizes, seconds, lists."""
+    settings = load(
+        {
+            "max_body": "2KiB",
+            "lookup_timeout": "0.5s",
+            "trusted_proxies": "10.0.0.0/8, unix",
+            "fields": "allowed_routes",
+        },
+        {},
+    )
+    assert (settings.max_body, settings.lookup_timeout, settings.fields) == (2048, 0.5, {"allowed_routes"})
+    assert settings.trusted_proxies.trusts("10.1.2.3")
+    assert settings.trusted_proxies.trusts(None)
+    assert not settings.trusted_proxies.trusts("11.1.2.3")
+    assert not settings.trusted_proxies.trusts("testclient")
+
+
+def test_defaults() -> None:
+    """Without options: what the table in the README says."""
+    assert load({}, {}) == Settings()
+    assert Settings().fields == FIELDS
+    assert len({option.flag for option in OPTIONS}) == len(OPTIONS)

@@ -1,6 +1,6 @@
 """People and keys on a real LiteLLM, made over its HTTP interface alone.
 
-Callers are values of an ``Authorization: Bearer`` header; what a key holds is read back as the admin, from `GET /key/info`.
+Callers are values of an ``Authorization: Bearer`` header; what a key holds is read back as the admin.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import os
 import uuid
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import httpx
@@ -68,11 +69,14 @@ class LiteLLM:
         self.secrets.add(self.master_key)
         self.http = client(self.url, source=self.source)
 
-    @property
+    @cached_property
     def release(self) -> tuple[int, ...]:
         """E.g. (1, 83, 13)."""
-        version: str = self.http.get("/health/readiness").raise_for_status().json()["litellm_version"]
-        return tuple(int(part) for part in version.split(".")[:3])
+        for path in ("/health/readiness/details", "/health/readiness"):  # 1.92.0 moved it behind authentication
+            answer = self.http.get(path, headers=bearer(self.master_key))
+            if answer.is_success:
+                return tuple(int(part) for part in answer.json()["litellm_version"].split(".")[:3])
+        raise AssertionError(f"{self.url}: no release in {answer.text}")
 
     def refuses_unchanged(self, key_type: str) -> bool:
         """Whether a non-admin who resends the stored ``allowed_routes`` is answered 403 (BerriAI/litellm#26555)."""
@@ -98,11 +102,9 @@ class LiteLLM:
     def new_user(self, role: str = "internal_user") -> User:
         user_id = f"user-{uuid.uuid4().hex[:12]}"
         email = f"{user_id}@example.com"
-        self.call(
-            "/user/new", {"user_id": user_id, "user_email": email, "user_role": role, "auto_create_key": False}
-        )
+        self.call("/user/new", {"user_id": user_id, "user_email": email, "user_role": role, "auto_create_key": False})
         key = self.new_secret(self.call("/key/generate", {"user_id": user_id})["key"])
-        return User(user_id, email, key, password=self.new_secret(f"password-{uuid.uuid4().hex}"))
+        return User(user_id, email, key, password=self.new_secret(f"Passw0rd-{uuid.uuid4().hex}"))
 
     def new_key(self, owner: User, key_type: str = "default", **members: object) -> str:
         """A key that ``owner`` made for themselves, for `MODELS`.
@@ -168,8 +170,15 @@ def client(url: str, *, source: str = "127.0.0.1") -> httpx.Client:
     return httpx.Client(base_url=url, transport=transport, timeout=60, trust_env=False)
 
 
-def update(url: str, key: str, body: object, *, prefix: str = "", **headers: str) -> httpx.Response:
-    """`POST /key/update` as the holder of ``key``, at LiteLLM or at the gateway; ``headers`` with ``_`` for ``-``."""
-    fields = {name.replace("_", "-"): value for name, value in headers.items()}
-    with client(url) as http:
-        return http.post(f"{prefix}/key/update", json=body, headers={**bearer(key), **fields})
+def update(
+    url: str,
+    key: str,
+    body: object,
+    *,
+    prefix: str = "",
+    source: str = "127.0.0.1",
+    headers: dict[str, str] | None = None,
+) -> httpx.Response:
+    """`POST /key/update` as the holder of ``key``, at LiteLLM or at the gateway."""
+    with client(url, source=source) as http:
+        return http.post(f"{prefix}/key/update", json=body, headers={**bearer(key), **(headers or {})})

@@ -1,0 +1,92 @@
+"""LiteLLM's ``allowed_ips``, which a hop on the same host can break in both directions.
+
+LiteLLM runs under uvicorn, which believes `X-Forwarded-For` from 127.0.0.1, where the gateway is. So a client's own
+value must not get there; and a lookup must carry what the request carries, else the gateway would ask under an address
+of its own. Everyone but 127.0.0.2 is shut out here.
+"""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from tests.litellm.actors import MODELS, OTHER_MODELS, LiteLLM, User, bearer, client, update
+from tests.litellm.conftest import address, before
+
+ALLOWED, STRANGER = "127.0.0.2", "127.0.0.3"
+FORGED = {
+    "x-forwarded-for": {"X-Forwarded-For": ALLOWED},
+    "twice": {"X-Forwarded-For": f"{ALLOWED}, {ALLOWED}"},
+    "underscore": {"X_Forwarded_For": ALLOWED},
+    "forwarded": {"Forwarded": f"for={ALLOWED}"},
+    "x-real-ip": {"X-Real-IP": ALLOWED},
+    "connection": {"X-Forwarded-For": ALLOWED, "Connection": "X-Forwarded-For"},
+}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[
+        pytest.param("LITELLM_ALLOWED_IPS_URL", id="peer"),
+        pytest.param("LITELLM_ALLOWED_IPS_FORWARDED_URL", id="use_x_forwarded_for"),
+    ],
+)
+def guarded(request: pytest.FixtureRequest) -> LiteLLM:
+    """A LiteLLM that answers 127.0.0.2 alone.
+
+    Set while it runs: in a configuration file the setting needs an Enterprise licence. A LiteLLM whose settings are
+    not in its database answers 500 after taking it, as it cannot keep it beyond its own life.
+    """
+    litellm = LiteLLM(address(request.param), os.environ["LITELLM_MASTER_KEY"], source=ALLOWED)
+    answer = litellm.http.post("/add/allowed_ip", json={"ip": ALLOWED}, headers=bearer(litellm.master_key))
+    assert answer.status_code in (400, 500), answer.text  # 400: already there
+    allowed = litellm.http.get("/get/allowed_ips", headers=bearer(litellm.master_key))
+    assert allowed.json()["data"] == [ALLOWED]
+    with client(litellm.url, source=STRANGER) as stranger:
+        refused = stranger.get("/key/info", headers=bearer(litellm.master_key))
+    assert (refused.status_code, STRANGER in refused.text) == (403, True)
+    return litellm
+
+
+@pytest.fixture(scope="module")
+def owner(guarded: LiteLLM) -> User:
+    return guarded.new_user()
+
+
+@pytest.mark.parametrize("forgery", [None, *FORGED])
+def test_stranger(guarded: LiteLLM, owner: User, forgery: str | None) -> None:
+    """A forged address gets no further through the gateway than none, nor does the lookup."""
+    key = guarded.new_key(owner, "llm_api")
+    body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
+    headers = FORGED[forgery] if forgery else {}
+    with before(guarded) as gateway:
+        for method, path, json in (("GET", "/v1/models", None), ("POST", "/key/update", body)):
+            with client(gateway.url, source=STRANGER) as stranger:
+                answer = stranger.request(method, path, json=json, headers={**bearer(owner.key), **headers})
+            assert answer.status_code == 403
+            assert f"IP address {STRANGER} not allowed" in answer.text
+        assert answer.headers["x-litellm-sanitizer"].startswith("unknown")
+    assert guarded.stored(key)["models"] == MODELS
+
+
+def test_allowed_client(guarded: LiteLLM, owner: User) -> None:
+    """The lookup is judged like the request: under the gateway's own address it would have been refused."""
+    key = guarded.new_key(owner, "llm_api")
+    body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
+    with before(guarded) as gateway:
+        answer = update(gateway.url, owner.key, body, source=ALLOWED)
+    assert (answer.status_code, answer.headers["x-litellm-sanitizer"]) == (200, 'dropped; fields="allowed_routes"')
+    assert guarded.stored(key)["models"] == OTHER_MODELS
+
+
+def test_trusted_proxy(guarded: LiteLLM, owner: User) -> None:
+    """A trusted proxy's word passes, for the lookup too, in both directions."""
+    with before(guarded, "--trusted-proxies", f"{STRANGER}/32") as gateway:
+        for forwarded, status, outcome in ((ALLOWED, 200, "dropped"), ("192.0.2.1", 403, "unknown")):
+            key = guarded.new_key(owner, "llm_api")
+            body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
+            answer = update(gateway.url, owner.key, body, source=STRANGER, headers={"X-Forwarded-For": forwarded})
+            assert answer.status_code == status, answer.text
+            assert answer.headers["x-litellm-sanitizer"].startswith(outcome)
+            assert guarded.stored(key)["models"] == (OTHER_MODELS if status == 200 else MODELS)

@@ -1,0 +1,56 @@
+"""A LiteLLM under ``SERVER_ROOT_PATH``, which serves its endpoints with the prefix and without."""
+
+from __future__ import annotations
+
+import os
+from urllib.parse import urlsplit
+
+import pytest
+
+from tests.litellm.actors import MODELS, OTHER_MODELS, LiteLLM, User, update
+from tests.litellm.conftest import address, before
+
+SOURCE = "127.0.0.2"  # test_client_addresses may let no one else reach this LiteLLM
+
+
+@pytest.fixture(scope="module")
+def prefixed() -> LiteLLM:
+    url = urlsplit(address("LITELLM_ROOT_PATH_URL"))
+    assert url.path
+    return LiteLLM(f"http://{url.netloc}", os.environ["LITELLM_MASTER_KEY"], source=SOURCE, prefix=url.path)
+
+
+@pytest.fixture(scope="module")
+def owner(prefixed: LiteLLM) -> User:
+    return prefixed.new_user()
+
+
+@pytest.fixture(scope="module")
+def session(prefixed: LiteLLM, owner: User) -> str:
+    return prefixed.new_session(owner)
+
+
+@pytest.mark.parametrize("bare", [False, True], ids=["prefixed", "bare"])
+def test_resent_unchanged(prefixed: LiteLLM, owner: User, caller: str, bare: bool) -> None:
+    """Refused direct, done through the gateway, by owner and dashboard, under the prefix and without it."""
+    prefix = "" if bare else prefixed.prefix
+    key = prefixed.new_key(owner, "llm_api")
+    body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
+    if prefixed.refuses_unchanged("llm_api"):
+        assert update(prefixed.url, caller, body, prefix=prefix, source=SOURCE).status_code == 403
+    with before(prefixed, "--root-path", prefixed.prefix) as gateway:
+        through = update(gateway.url, caller, body, prefix=prefix, source=SOURCE)
+    assert (through.status_code, through.headers["x-litellm-sanitizer"]) == (200, 'dropped; fields="allowed_routes"')
+    after = prefixed.stored(key)
+    assert (after["models"], after["allowed_routes"]) == (OTHER_MODELS, ["llm_api_routes"])
+
+
+def test_unknown_prefix(prefixed: LiteLLM, owner: User) -> None:
+    """A prefix that the gateway was not told of is no endpoint of its own: LiteLLM's answer."""
+    key = prefixed.new_key(owner, "custom")
+    body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
+    with before(prefixed) as gateway:
+        through = update(gateway.url, owner.key, body, prefix=prefixed.prefix, source=SOURCE)
+    assert through.status_code == 403
+    assert "x-litellm-sanitizer" not in through.headers
+    assert prefixed.stored(key)["models"] == MODELS

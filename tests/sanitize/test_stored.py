@@ -1,0 +1,341 @@
+"""The lookup: what is sent, to the byte, and what is made of whatever comes back."""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import logging
+import ssl
+import threading
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import respx
+import trustme
+
+from sanitizer.errors import LoopDetected
+from sanitizer.sanitize.decision import Stored, Unknown
+from sanitizer.sanitize.stored import MAX_ANSWER, MAX_TOKEN, Fields, StoredKeys, key_hash, token_of
+from sanitizer.settings import Address
+from tests.support.upstream import CLOSE, WAIT_CLOSED, Connection, Script, Upstream, in_turn, refusing_port, reply
+
+pytestmark = pytest.mark.anyio
+
+KEY = "sk-secret"
+TOKEN = hashlib.sha256(KEY.encode()).hexdigest()
+HOST = (b"Host", b"proxy.example")
+
+
+def answer(info: Any = None, key: Any = TOKEN, **more: Any) -> bytes:
+    return json.dumps({"key": key, "info": {"allowed_routes": ["/a"]} if info is None else info, **more}).encode()
+
+
+def ok(body: bytes, *fields: bytes) -> bytes:
+    lines = (b"HTTP/1.1 200 OK", b"Content-Length: %d" % len(body), *fields)
+    return b"\r\n".join(lines) + b"\r\n\r\n" + body
+
+
+@contextlib.asynccontextmanager
+async def keys(
+    address: Address, seconds: float = 10, verify: ssl.SSLContext | None = None
+) -> AsyncIterator[StoredKeys]:
+    """StoredKeys whose lookups carry the fields that the scope has."""
+    stored = StoredKeys(address, outbound=lambda scope: scope["headers"], timeout=seconds, verify=verify)
+    try:
+        yield stored
+    finally:
+        await stored.aclose()
+
+
+async def look_up(
+    upstream: Upstream, *fields: tuple[bytes, bytes], key: str = KEY, prefix: str = "", seconds: float = 10
+) -> Stored | Unknown:
+    async with keys(Address("http", "127.0.0.1", upstream.port), seconds) as stored:
+        return await stored.get({"headers": list(fields or [HOST])}, key, prefix)
+
+
+async def test_bytes_sent() -> None:
+    """The caller's fields and nothing else: order, duplicates, case and values as they are, no field of httpx's own."""
+    fields: Fields = [
+        (b"Host", b"proxy.example:8443"),
+        (b"X-LiteLLM-API-Key", b"Bearer sk-1"),
+        (b"authorization", b"Bearer sk-2"),
+        (b"Accept", b"*/*"),
+        (b"X-Team", b"one"),
+        (b"Accept-Encoding", b"gzip, br"),
+        (b"x-team", b"two"),
+        (b"Content-Type", b"application/json"),
+        (b"content-length", b"52"),
+        (b"Content-Language", b"en"),
+        (b"Transfer-Encoding", b"chunked"),
+        (b"Expect", b"100-continue"),
+        (b"Range", b"bytes=0-1"),
+        (b"If-None-Match", b'"x"'),
+        (b"if-modified-since", b"yesterday"),
+        (b"Cookie", b"a=1"),
+        (b"Cookie", b"b=2"),
+        (b"X-Name", "Zo\xeb".encode("latin-1")),
+        (b"X-Empty", b""),
+        (b"X-Forwarded-For", b"203.0.113.9"),
+        (b"Via", b"1.1 litellm-sanitizer-0"),
+    ]
+    with Upstream(reply(ok(answer()))) as upstream:
+        assert await look_up(upstream, *fields) == Stored({"allowed_routes": ["/a"]})
+        upstream.settle()
+        assert upstream.received == b"\r\n".join(
+            [
+                b"GET /key/info?key=%b HTTP/1.1" % TOKEN.encode(),
+                b"Host: proxy.example:8443",
+                b"X-LiteLLM-API-Key: Bearer sk-1",
+                b"authorization: Bearer sk-2",
+                b"Accept: */*",
+                b"X-Team: one",
+                b"x-team: two",
+                b"Cookie: a=1",
+                b"Cookie: b=2",
+                b"X-Name: Zo\xeb",
+                b"X-Empty: ",
+                b"X-Forwarded-For: 203.0.113.9",
+                b"Via: 1.1 litellm-sanitizer-0",
+                b"accept-encoding: identity",
+                b"",
+                b"",
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix", "target"),
+    [
+        pytest.param(KEY, "", f"/key/info?key={TOKEN}", id="a raw key is hashed"),
+        pytest.param("sk-", "", f"/key/info?key={hashlib.sha256(b'sk-').hexdigest()}", id="the shortest raw key"),
+        pytest.param("sk-ä€", "", f"/key/info?key={hashlib.sha256('sk-ä€'.encode()).hexdigest()}", id="not ASCII"),
+        pytest.param(TOKEN, "", f"/key/info?key={TOKEN}", id="a hash goes as it is"),
+        pytest.param(" sk-1", "", "/key/info?key=%20sk-1", id="a raw key only if it starts so"),
+        pytest.param("SK-1", "", "/key/info?key=SK-1", id="and in lower case"),
+        pytest.param("a&b=c/ä?#%+", "", "/key/info?key=a%26b%3Dc%2F%C3%A4%3F%23%25%2B", id="anything else, encoded"),
+        pytest.param(KEY, "/p/q", f"/p/q/key/info?key={TOKEN}", id="under the prefix"),
+        pytest.param(KEY, "/ä b", f"/%C3%A4%20b/key/info?key={TOKEN}", id="an odd prefix"),
+    ],
+)
+async def test_target(key: str, prefix: str, target: str) -> None:
+    """Keys are looked up by what LiteLLM stores for them, under the prefix of the request."""
+    with Upstream(reply(ok(answer(key=token_of(key))))) as upstream:
+        assert isinstance(await look_up(upstream, key=key, prefix=prefix), Stored)
+        assert upstream.requests[0].target == target.encode()
+
+
+async def test_too_long_for_a_url() -> None:
+    """No hash is that long; nothing is sent."""
+    with Upstream() as upstream:
+        assert await look_up(upstream, key="x" * (MAX_TOKEN + 1)) == Unknown("key_length")
+        assert upstream.connections == []
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "result"),
+    [
+        pytest.param(200, answer(), Stored({"allowed_routes": ["/a"]}), id="the stored key"),
+        pytest.param(200, answer({}), Stored({}), id="fields are the gates' business"),
+        pytest.param(200, answer({"status": "active"}), Stored({"status": "active"}), id="an active key"),
+        pytest.param(200, answer({"status": "deleted"}), Unknown("key_deleted"), id="a deleted key"),
+        pytest.param(200, answer(status="deleted"), Unknown("key_deleted"), id="a deleted key, said elsewhere"),
+        pytest.param(200, answer(key="0" * 64), Unknown("lookup_shape"), id="another key"),
+        pytest.param(200, answer(key=None), Unknown("lookup_shape"), id="no key"),
+        pytest.param(200, answer([]), Unknown("lookup_shape"), id="info is a list"),
+        pytest.param(200, b'{"key":"%b"}' % TOKEN.encode(), Unknown("lookup_shape"), id="no info"),
+        pytest.param(200, b"[]", Unknown("lookup_shape"), id="a list"),
+        pytest.param(200, b"null", Unknown("lookup_shape"), id="null"),
+        pytest.param(200, b"", Unknown("lookup_shape"), id="empty"),
+        pytest.param(200, b"<html>", Unknown("lookup_shape"), id="a page"),
+        pytest.param(200, answer()[:-1], Unknown("lookup_shape"), id="cut off"),
+        pytest.param(200, answer().decode().encode("utf-16"), Unknown("lookup_shape"), id="not UTF-8"),
+        pytest.param(200, b"[" * 100_000, Unknown("lookup_shape"), id="nested"),
+        pytest.param(200, b" " * (MAX_ANSWER + 1), Unknown("lookup_size"), id="over the limit"),
+        pytest.param(204, b"", Unknown("lookup_204"), id="no content"),
+        pytest.param(206, answer(), Unknown("lookup_206"), id="partial"),
+        pytest.param(307, b"", Unknown("lookup_307"), id="a redirect is not followed"),
+        pytest.param(401, answer(), Unknown("lookup_401"), id="unauthorized"),
+        pytest.param(403, b"{}", Unknown("lookup_403"), id="forbidden"),
+        pytest.param(404, b"{}", Unknown("lookup_404"), id="not found"),
+        pytest.param(500, b"{}", Unknown("lookup_500"), id="server error"),
+    ],
+)
+async def test_answers(status: int, body: bytes, result: Stored | Unknown, respx_mock: respx.MockRouter) -> None:
+    """Whatever is not a 200 about this very key is unknown."""
+    url = f"http://litellm.test:4000/key/info?key={TOKEN}"
+    respx_mock.get(url).respond(status, content=body, headers={"Location": "http://litellm.test:4000/elsewhere"})
+    async with keys(Address("http", "litellm.test", 4000)) as stored:
+        assert await stored.get({"headers": [HOST]}, KEY, "") == result
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(httpx.ConnectError("refused"), "lookup_failed", id="no connection"),
+        pytest.param(httpx.ConnectTimeout("slow"), "lookup_timeout", id="no connection in time"),
+        pytest.param(httpx.PoolTimeout("busy"), "lookup_timeout", id="no free connection in time"),
+        pytest.param(httpx.ReadError("reset"), "lookup_failed", id="reset"),
+        pytest.param(httpx.RemoteProtocolError("nonsense"), "lookup_failed", id="not HTTP"),
+    ],
+)
+async def test_errors(error: httpx.TransportError, reason: str, respx_mock: respx.MockRouter) -> None:
+    """A lookup that fails is unknown, never an error."""
+    respx_mock.get(url__startswith="http://litellm.test/key/info").mock(side_effect=error)
+    async with keys(Address("http", "litellm.test", 80)) as stored:
+        assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown(reason)
+
+
+async def test_refused() -> None:
+    """Nobody listening is unknown."""
+    with refusing_port() as port:
+        async with keys(Address("http", "127.0.0.1", port)) as stored:
+            assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown("lookup_failed")
+
+
+async def test_loop() -> None:
+    """A request that the relay is going to refuse is not looked up."""
+
+    def refuse(scope: Any) -> Fields:
+        raise LoopDetected
+
+    stored = StoredKeys(Address("http", "127.0.0.1", 1), outbound=refuse, timeout=10)
+    assert await stored.get({}, KEY, "") == Unknown("lookup_loop")
+    await stored.aclose()
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        pytest.param(reply(WAIT_CLOSED), id="no answer"),
+        pytest.param(reply(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", WAIT_CLOSED), id="half an answer"),
+        pytest.param(reply(b"HTTP/1.1 200 OK\r\nX-", WAIT_CLOSED), id="half a head"),
+    ],
+)
+async def test_timeout(script: Script) -> None:
+    """The timeout is for the whole lookup, and closes its connection."""
+    with Upstream(script) as upstream:
+        assert await look_up(upstream, seconds=0.1) == Unknown("lookup_timeout")
+        upstream.wait_closed()
+
+
+async def test_timeout_of_a_trickle() -> None:
+    """An answer that keeps coming, too slowly, ends with the timeout all the same."""
+    stop = threading.Event()
+
+    def trickle(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n")
+        with contextlib.suppress(OSError):
+            while not stop.wait(0.02):
+                connection.send(b" ")
+
+    with Upstream(trickle) as upstream:
+        assert await look_up(upstream, seconds=0.2) == Unknown("lookup_timeout")
+        stop.set()
+
+
+async def test_cancel() -> None:
+    """Cancelling closes the connection at once."""
+    with Upstream(reply(WAIT_CLOSED)) as upstream:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+            lookup = asyncio.create_task(stored.get({"headers": [HOST]}, KEY, ""))
+            await asyncio.to_thread(upstream.wait_request)
+            lookup.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await lookup
+            await asyncio.to_thread(upstream.wait_closed)
+
+
+async def test_connection_is_reused() -> None:
+    """Lookups share a kept-alive connection, also after an answer that was not read to its end."""
+    with Upstream(reply(ok(answer()))) as upstream:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+            for _ in range(3):
+                assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+        assert len(upstream.connections) == 1
+
+
+async def test_stale_connection() -> None:
+    """A kept-alive connection that upstream closes as it is used costs a second attempt, not the decision."""
+    with Upstream(in_turn(reply(ok(answer())), reply(CLOSE), reply(ok(answer())))) as upstream:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+            for _ in range(2):
+                assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+        assert [request.connection for request in upstream.requests] == [0, 0, 1]
+
+
+async def test_only_one_second_attempt() -> None:
+    """An upstream that always breaks off is asked twice."""
+    with Upstream(reply(CLOSE)) as upstream:
+        assert await look_up(upstream) == Unknown("lookup_failed")
+        assert len(upstream.requests) == 2
+
+
+async def test_cookies_are_not_kept() -> None:
+    """What upstream sets for one caller is not sent for the next."""
+    with Upstream(reply(ok(answer(), b"Set-Cookie: token=alice; Path=/"))) as upstream:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+            for _ in range(2):
+                assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+        assert [request.get(b"cookie") for request in upstream.requests] == [None, None]
+
+
+async def test_environment_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Proxies and credentials that the environment names are not for lookups."""
+    (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret")
+    monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    with Upstream(reply(ok(answer()))) as upstream:
+        assert isinstance(await look_up(upstream), Stored)
+        assert upstream.requests[0].fields == [HOST, (b"accept-encoding", b"identity")]
+
+
+async def test_unix_socket(tmp_path: Path) -> None:
+    """Over a unix socket like the relay."""
+    path = str(tmp_path / "socket")
+    with Upstream(reply(ok(answer())), uds=path) as upstream:
+        async with keys(Address("http", "localhost", 80, path)) as stored:
+            assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+        assert upstream.requests[0].get(b"host") == HOST[1]
+
+
+@pytest.mark.parametrize("trusted", [pytest.param(True, id="trusted"), pytest.param(False, id="not trusted")])
+async def test_tls(trusted: bool) -> None:
+    """Over TLS the certificate counts, for upstream's address and not for the Host that the caller named."""
+    ca = trustme.CA()
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    ca.issue_cert("127.0.0.1").configure_cert(server)
+    client = ssl.create_default_context()
+    (ca if trusted else trustme.CA()).configure_trust(client)
+    with Upstream(reply(ok(answer())), context=server) as upstream:
+        async with keys(Address("https", "127.0.0.1", upstream.port), verify=client) as stored:
+            result = await stored.get({"headers": [HOST]}, KEY, "")
+    assert result == (Stored({"allowed_routes": ["/a"]}) if trusted else Unknown("lookup_failed"))
+
+
+async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """The libraries keep URLs and fields to themselves, whatever the log level."""
+    caplog.set_level(logging.DEBUG)
+    with Upstream(reply(ok(answer()))) as upstream:
+        await look_up(upstream, HOST, (b"Authorization", b"Bearer sk-other"))
+    text = caplog.text
+    assert TOKEN not in text
+    assert "sk-other" not in text
+
+
+@pytest.mark.parametrize(
+    ("key", "prefix"),
+    [
+        pytest.param(KEY, TOKEN[:8], id="raw"),
+        pytest.param(TOKEN, TOKEN[:8], id="its hash"),
+        pytest.param("custom", hashlib.sha256(b"custom").hexdigest()[:8], id="anything else"),
+    ],
+)
+async def test_key_hash(key: str, prefix: str) -> None:
+    """A key has one name in logs, whether it is sent raw or hashed, and that name never shows it."""
+    assert key_hash(key) == prefix

@@ -14,7 +14,7 @@ Nothing is ever re-encoded: numbers stay spellings until a value is compared, as
 import codecs
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Sequence
 from decimal import Decimal, InvalidOperation
 from typing import NamedTuple, TypeAlias
 
@@ -82,25 +82,22 @@ def members(body: bytes) -> list[Member]:
     return found
 
 
-def cut(body: bytes, found: Iterable[Member], names: Collection[str]) -> bytes:
+def cut(body: bytes, found: Sequence[Member], names: Collection[str]) -> bytes:
     """``body`` less those of its members ``found`` that are called one of ``names``, all other bytes as they were.
 
-    A member goes with the comma before it; where only cut members stand before a kept one, so do their commas.
+    A member goes with the comma behind it; the last that stays loses its comma if only such members follow.
     """
+    last = max((index for index, member in enumerate(found) if member.name not in names), default=-1)
     kept: list[bytes] = []
     position = 0
-    comma: int | None = None
-    first = True
-    for member in found:
+    for index, member in enumerate(found):
         unwanted = member.name in names
-        if comma is not None and (unwanted or first):
-            kept.append(body[position:comma])
-            position = comma + 1
         if unwanted:
             kept.append(body[position : member.start])
             position = member.end
-        first = first and unwanted
-        comma = member.stop
+        if index < len(found) - 1 and (unwanted or index >= last):
+            kept.append(body[position : member.stop])
+            position = member.stop + 1
     return b"".join([*kept, body[position:]])
 
 

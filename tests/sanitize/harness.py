@@ -1,0 +1,163 @@
+"""One request through an ASGI app, message by message, and stand-ins for what is around the sanitizer."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sanitizer.sanitize.decision import Stored, Unknown
+from sanitizer.sanitize.gates import FIELDS
+from sanitizer.sanitize.middleware import Record, Sanitizer
+from sanitizer.sanitize.stored import StoredKeys
+
+Fields = list[tuple[bytes, bytes]]
+
+KEY = "sk-secret"
+JSON = (b"content-type", b"application/json")
+
+
+def update(routes: Any = ("/a",), **more: Any) -> bytes:
+    return json.dumps({"key": KEY, "allowed_routes": routes, **more}).encode()
+
+
+class Lookups(StoredKeys):
+    """Answers lookups with ``results`` in turn, the last one for good; a lookup waits for ``gate``, if there is one."""
+
+    def __init__(self, *results: Stored | Unknown, gate: asyncio.Event | None = None) -> None:
+        self.results = list(results)
+        self.gate = gate
+        self.started = asyncio.Event()
+        self.cancelled = False
+        self.calls: list[tuple[str, str, bool]] = []
+        self.writes: list[str | None] = []
+        self.writing_now = 0
+
+    async def get(self, scope: Scope, key: str, prefix: str, *, fresh: bool = False) -> Stored | Unknown:
+        self.calls.append((key, prefix, fresh))
+        self.started.set()
+        if self.gate is not None:
+            try:
+                await self.gate.wait()
+            except asyncio.CancelledError:
+                self.cancelled = True
+                raise
+        return self.results.pop(0) if len(self.results) > 1 else self.results[0]
+
+    @contextlib.contextmanager
+    def writing(self, key: str | None) -> Iterator[None]:
+        self.writes.append(key)
+        self.writing_now += 1
+        try:
+            yield
+        finally:
+            self.writing_now -= 1
+
+
+ROUTES = Stored({"allowed_routes": ["/a"]})
+
+
+@dataclass
+class Upstream:
+    """An app that reads the whole request and answers 200 with ``fields``."""
+
+    fields: Fields = field(default_factory=list)
+    scopes: list[Scope] = field(default_factory=list)
+    received: list[list[Message]] = field(default_factory=list)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        self.scopes.append(scope)
+        messages: list[Message] = []
+        self.received.append(messages)
+        more = True
+        while more:
+            messages.append(await receive())
+            more = messages[-1].get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": list(self.fields)})
+        await send({"type": "http.response.body", "body": b"done"})
+
+    @property
+    def body(self) -> bytes:
+        """The body of the only request."""
+        (messages,) = self.received
+        return b"".join(message["body"] for message in messages)
+
+
+@dataclass
+class Client:
+    """One request: its head and the chunks of its body. After the last one nothing comes until `leave`."""
+
+    chunks: Sequence[bytes] = (b"",)
+    headers: Fields = field(default_factory=lambda: [JSON])
+    path: str = "/key/update"
+    method: str = "POST"
+    truncated: bool = False
+    """Leaves before the body is whole."""
+    sent: list[Message] = field(default_factory=list)
+    receives: int = 0
+
+    def __post_init__(self) -> None:
+        self.left = asyncio.Event()
+        last = len(self.chunks) - 1
+        self.messages = [
+            {"type": "http.request", "body": chunk, "more_body": self.truncated or i < last}
+            for i, chunk in enumerate(self.chunks)
+        ]
+        if self.truncated:
+            self.leave()
+
+    @property
+    def scope(self) -> Scope:
+        return {"type": "http", "method": self.method, "path": self.path, "headers": self.headers}
+
+    def leave(self) -> None:
+        self.left.set()
+
+    async def receive(self) -> Message:
+        self.receives += 1
+        if self.messages:
+            return self.messages.pop(0)
+        await self.left.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+
+    async def through(self, app: ASGIApp) -> "Client":
+        async with asyncio.timeout(10):
+            await app(self.scope, self.receive, self.send)
+        return self
+
+    @property
+    def marks(self) -> list[bytes]:
+        """The values of the response's own field."""
+        return [value for name, value in self.sent[0]["headers"] if name.lower() == b"x-litellm-sanitizer"]
+
+
+@dataclass
+class Sanitized:
+    """A sanitizer with its records."""
+
+    app: ASGIApp
+    stored: StoredKeys
+    mode: str = "enforce"
+    max_body: int = 1024
+    prefixes: tuple[str, ...] = ("", "/p")
+    records: list[Record] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.sanitizer = Sanitizer(
+            self.app,
+            stored=self.stored,
+            mode=self.mode,
+            fields=FIELDS,
+            prefixes=self.prefixes,
+            max_body=self.max_body,
+            on_decision=self.records.append,
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.sanitizer(scope, receive, send)

@@ -1,0 +1,569 @@
+"""The sanitizer around an app: what the app gets, what the client sees, what is reported, and who waits for whom."""
+
+import asyncio
+import contextlib
+import dataclasses
+import hashlib
+import logging
+from collections.abc import AsyncIterator
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sanitizer.sanitize import middleware
+from sanitizer.sanitize.decision import Outcome, Stored, Unknown
+from sanitizer.sanitize.middleware import Record
+from tests.sanitize.harness import JSON, KEY, ROUTES, Client, Fields, Lookups, Sanitized, Upstream, update
+
+pytestmark = pytest.mark.anyio
+
+HASH = hashlib.sha256(KEY.encode()).hexdigest()[:8]
+CUT = b'{"key": "sk-secret",  "models": ["m"]}'
+
+
+def record(outcome: Outcome, *fields: str, key: bool = True, reason: str | None = None) -> Record:
+    return Record(outcome, "/key/update", fields, HASH if key else None, reason, None)
+
+
+@pytest.mark.parametrize(
+    ("mode", "body", "stored", "forwarded", "mark", "reported"),
+    [
+        pytest.param(
+            "enforce",
+            update(models=["m"]),
+            ROUTES,
+            CUT,
+            b'dropped; fields="allowed_routes"',
+            record(Outcome.DROPPED, "allowed_routes"),
+            id="dropped",
+        ),
+        pytest.param("enforce", update(["/b"]), ROUTES, None, b"changed", record(Outcome.CHANGED), id="changed"),
+        pytest.param("enforce", update(None), ROUTES, None, b"changed", record(Outcome.CHANGED), id="null"),
+        pytest.param("enforce", b'{"key":"sk-secret"}', ROUTES, None, b"absent", record(Outcome.ABSENT), id="absent"),
+        pytest.param(
+            "enforce",
+            update(),
+            Unknown("lookup_403"),
+            None,
+            b'unknown; reason="lookup_403"',
+            record(Outcome.UNKNOWN, reason="lookup_403"),
+            id="lookup refused",
+        ),
+        pytest.param(
+            "enforce",
+            b'{"allowed_routes":["/a"]}',
+            ROUTES,
+            None,
+            b'unknown; reason="no_key"',
+            record(Outcome.UNKNOWN, key=False, reason="no_key"),
+            id="no key",
+        ),
+        pytest.param(
+            "enforce",
+            b'{"key":',
+            ROUTES,
+            None,
+            b'unreadable; reason="not_json"',
+            record(Outcome.UNREADABLE, key=False, reason="not_json"),
+            id="not JSON",
+        ),
+        pytest.param(
+            "enforce",
+            b"",
+            ROUTES,
+            None,
+            b'unreadable; reason="not_json"',
+            record(Outcome.UNREADABLE, key=False, reason="not_json"),
+            id="no body",
+        ),
+        pytest.param(
+            "observe",
+            update(),
+            ROUTES,
+            None,
+            b'observed; fields="allowed_routes"',
+            record(Outcome.OBSERVED, "allowed_routes"),
+            id="observed",
+        ),
+        pytest.param(
+            "observe", update(["/b"]), ROUTES, None, b"changed", record(Outcome.CHANGED), id="observe, changed"
+        ),
+    ],
+)
+async def test_outcomes(
+    mode: str, body: bytes, stored: Stored | Unknown, forwarded: bytes | None, mark: bytes, reported: Record
+) -> None:
+    """Each outcome: the body that goes on (None: as it came), the response's field, and the report."""
+    upstream = Upstream()
+    app = Sanitized(upstream, Lookups(stored), mode)
+    length = (b"content-length", b"%d" % len(body))
+    client = await Client([body], [JSON, length]).through(app)
+    assert upstream.body == (body if forwarded is None else forwarded)
+    assert upstream.scopes[0]["headers"] == [JSON, (b"content-length", b"%d" % len(upstream.body))]
+    assert client.marks == [mark]
+    assert client.sent[1]["body"] == b"done"
+    assert [dataclasses.replace(report, lookup_seconds=None) for report in app.records] == [reported]
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        pytest.param([(b"content-type", b"text/plain")], b"content_type", id="not JSON"),
+        pytest.param([JSON, (b"content-encoding", b"gzip")], b"content_encoding", id="compressed"),
+        pytest.param([JSON, (b"content-digest", b"sha-256=:AA==:")], b"signed", id="signed"),
+        pytest.param([JSON, (b"content-length", b"1025")], b"too_large", id="too large"),
+        pytest.param([JSON, (b"content-length", b"1" * 5000)], b"too_large", id="far too large"),
+    ],
+)
+async def test_head_decides(headers: Fields, reason: bytes) -> None:
+    """What the head forbids is not even read: the app gets the request at once, with the server's own receive."""
+    body = update()
+    client = Client([body], headers)
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert client.receives == 0
+        await upstream(scope, receive, send)
+
+    upstream = Upstream()
+    lookups = Lookups(ROUTES)
+    await client.through(Sanitized(app, lookups))
+    assert upstream.body == body
+    assert upstream.scopes[0]["headers"] == headers
+    assert client.marks == [b'unreadable; reason="%b"' % reason]
+    assert lookups.calls == []
+
+
+@pytest.mark.parametrize(
+    ("headers", "after"),
+    [
+        pytest.param(
+            [(b"host", b"h"), (b"Content-Length", b"63"), JSON, (b"x", b"1")],
+            [(b"host", b"h"), (b"Content-Length", b"38"), JSON, (b"x", b"1")],
+            id="Content-Length where it was",
+        ),
+        pytest.param(
+            [JSON, (b"transfer-encoding", b"chunked"), (b"x", b"1"), (b"x", b"2")],
+            [JSON, (b"transfer-encoding", b"chunked"), (b"x", b"1"), (b"x", b"2")],
+            id="chunked stays chunked",
+        ),
+        pytest.param(
+            [(b"content-length", b"63"), (b"expect", b"100-continue")],
+            [(b"content-length", b"38"), (b"expect", b"100-continue")],
+            id="Expect stays",
+        ),
+    ],
+)
+async def test_head_of_a_cut_request(headers: Fields, after: Fields) -> None:
+    """Of the head, nothing but the value of Content-Length changes."""
+    upstream = Upstream()
+    await Client([update(models=["m"])], headers).through(Sanitized(upstream, Lookups(ROUTES)))
+    assert upstream.scopes[0]["headers"] == after
+    assert upstream.body == CUT
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 1000])
+async def test_chunks(size: int) -> None:
+    """However the body is chunked, it is judged as a whole."""
+    body = update(models=["m"])
+    upstream = Upstream()
+    chunks = [body[i : i + size] for i in range(0, len(body), size)]
+    await Client([*chunks, b""]).through(Sanitized(upstream, Lookups(ROUTES)))
+    assert upstream.body == CUT
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "mode"),
+    [
+        pytest.param("GET", "/key/update", "enforce", id="another method"),
+        pytest.param("post", "/key/update", "enforce", id="the method in lower case"),
+        pytest.param("POST", "/key/update/", "enforce", id="a trailing slash"),
+        pytest.param("POST", "/v1/chat/completions", "enforce", id="another path"),
+        pytest.param("POST", "/key/update", "off", id="mode off"),
+    ],
+)
+async def test_passes_by(method: str, path: str, mode: str) -> None:
+    """What is not intercepted reaches the app as if nothing were there: the very same scope, receive and send."""
+    client = Client(method=method, path=path)
+    scope = client.scope
+    seen: list[object] = []
+
+    async def app(*arguments: Any) -> None:
+        seen.extend(arguments)
+
+    sanitized = Sanitized(app, Lookups(ROUTES), mode)
+    receive, send = client.receive, client.send
+    await sanitized(scope, receive, send)
+    assert [id(each) for each in seen] == [id(scope), id(receive), id(send)]
+    assert not sanitized.sanitizer.intercepts(method, path)
+    assert not sanitized.sanitizer.intercepts(method.encode(), path)
+    assert sanitized.records == []
+
+
+@pytest.mark.parametrize("kind", ["lifespan", "websocket"])
+async def test_other_scopes_pass_by(kind: str) -> None:
+    """Only HTTP requests are looked at."""
+    seen: list[Scope] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(scope)
+
+    scope = {"type": kind, "path": "/key/update"}
+    client = Client()
+    await Sanitized(app, Lookups(ROUTES))(scope, client.receive, client.send)
+    assert seen == [scope]
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix"), [pytest.param("/key/update", "", id="bare"), pytest.param("/p/key/update", "/p", id="prefix")]
+)
+async def test_lookup(path: str, prefix: str) -> None:
+    """The lookup is for the body's key, under the request's prefix, and how long it took is reported."""
+    lookups = Lookups(ROUTES)
+    app = Sanitized(Upstream(), lookups)
+    await Client([update()], path=path).through(app)
+    assert lookups.calls == [(KEY, prefix, False)]
+    assert app.sanitizer.intercepts("POST", path)
+    assert app.sanitizer.intercepts(b"POST", path)
+    seconds = app.records[0].lookup_seconds
+    assert seconds is not None
+    assert 0 <= seconds < 10
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param(b'{"key":"sk-secret","models":[]}', id="no guarded member"),
+        pytest.param(update(None), id="null"),
+        pytest.param(b'{"allowed_routes":[]}', id="no key"),
+        pytest.param(b'{"key":"","allowed_routes":[]}', id="an empty key"),
+    ],
+)
+async def test_no_lookup(body: bytes) -> None:
+    """Where nothing could be dropped, nothing is asked."""
+    lookups = Lookups(ROUTES)
+    app = Sanitized(Upstream(), lookups)
+    await Client([body]).through(app)
+    assert lookups.calls == []
+    assert app.records[0].lookup_seconds is None
+
+
+async def test_lookup_follows_the_body() -> None:
+    """What is read from LiteLLM is never older than the request: no lookup before the last byte is here."""
+    body = update()
+    lookups = Lookups(ROUTES)
+    client = Client([body[:-1], body[-1:]])
+
+    async def receive() -> Message:
+        assert not client.messages or lookups.calls == []
+        return await client.receive()
+
+    await Sanitized(Upstream(), lookups)(client.scope, receive, client.send)
+    assert client.marks == [b'dropped; fields="allowed_routes"']
+
+
+async def test_too_large_streams() -> None:
+    """A body found to be over the limit goes on with what was read, and the rest at the app's pace."""
+    chunks = [b"x" * 1000, b"y" * 1000, b"z" * 1000, b""]
+    client = Client(chunks)
+    receives: list[int] = []
+    upstream = Upstream()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        async def counted() -> Message:
+            receives.append(client.receives)
+            return await receive()
+
+        await upstream(scope, counted, send)
+
+    sanitized = Sanitized(app, Lookups(ROUTES))
+    await client.through(sanitized)
+    assert receives == [2, 2, 3]
+    assert [message["body"] for message in upstream.received[0]] == [b"".join(chunks[:2]), *chunks[2:]]
+    assert client.marks == [b'unreadable; reason="too_large"']
+    assert sanitized.sanitizer.held == 0
+
+
+async def test_exactly_the_limit() -> None:
+    """The limit is the largest body that is inspected."""
+    body = update()
+    for most, mark in (
+        (len(body), b'dropped; fields="allowed_routes"'),
+        (len(body) - 1, b'unreadable; reason="too_large"'),
+    ):
+        client = Client([body], [JSON, (b"content-length", b"%d" % len(body))])
+        await client.through(Sanitized(Upstream(), Lookups(ROUTES), max_body=most))
+        assert client.marks == [mark]
+
+
+async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """When too much is held already, a further body streams on; afterwards, bodies are inspected again."""
+    body = update()
+    monkeypatch.setattr(middleware, "MAX_HELD", 2 * len(body) - 1)
+    gate = asyncio.Event()
+    lookups = Lookups(ROUTES, gate=gate)
+    upstream = Upstream()
+    app = Sanitized(upstream, lookups)
+
+    first = asyncio.create_task(Client([body]).through(app))
+    await lookups.started.wait()
+    assert app.sanitizer.held == len(body)
+    second = await Client([body[:20], body[20:]]).through(app)
+    assert second.marks == [b'unreadable; reason="busy"']
+    assert b"".join(message["body"] for message in upstream.received[0]) == body
+
+    gate.set()
+    assert (await first).marks == [b'dropped; fields="allowed_routes"']
+    assert app.sanitizer.held == 0
+    assert (await Client([body]).through(app)).marks == [b'dropped; fields="allowed_routes"']
+
+
+async def test_held_until_the_app_returns() -> None:
+    """A body counts as held as long as the app may still need it, and no longer, even if the app fails."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        assert sanitized.sanitizer.held == len(body)
+        raise LookupError
+
+    body = update()
+    sanitized = Sanitized(app, Lookups(ROUTES))
+    with pytest.raises(LookupError):
+        await Client([body]).through(sanitized)
+    assert sanitized.sanitizer.held == 0
+
+
+async def test_client_leaves_in_its_body() -> None:
+    """Half a request is no request: the app is not called, and that is reported."""
+    upstream = Upstream()
+    lookups = Lookups(ROUTES)
+    app = Sanitized(upstream, lookups)
+    client = await Client([update()[:-1]], truncated=True).through(app)
+    assert (upstream.scopes, lookups.calls, client.sent) == ([], [], [])
+    assert app.records == [record(Outcome.UNREADABLE, key=False, reason="client_left")]
+    assert app.sanitizer.held == 0
+
+
+async def test_client_leaves_during_the_lookup() -> None:
+    """The lookup is cancelled at once, the app is not called, and that is reported."""
+    upstream = Upstream()
+    lookups = Lookups(ROUTES, gate=asyncio.Event())
+    app = Sanitized(upstream, lookups)
+    client = Client([update()])
+    request = asyncio.create_task(client.through(app))
+    await lookups.started.wait()
+    client.leave()
+    await request
+    assert lookups.cancelled
+    assert (upstream.scopes, client.sent) == ([], [])
+    assert app.records == [record(Outcome.UNKNOWN, reason="client_left")]
+    assert app.sanitizer.held == 0
+
+
+async def test_server_cancels() -> None:
+    """A server that cancels the request cancels the lookup, and no task is left."""
+    lookups = Lookups(ROUTES, gate=asyncio.Event())
+    app = Sanitized(Upstream(), lookups)
+    before = asyncio.all_tasks()
+    request = asyncio.create_task(Client([update()]).through(app))
+    await lookups.started.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert lookups.cancelled
+    assert asyncio.all_tasks() == before
+    assert app.sanitizer.held == 0
+
+
+async def test_something_else_after_the_body() -> None:
+    """A server that says more after the body's end is not taken for a client that leaves."""
+    lookups = Lookups(ROUTES, gate=asyncio.Event())
+    client = Client([update(), b"", b""])
+    client.messages[0]["more_body"] = False
+    request = asyncio.create_task(client.through(Sanitized(Upstream(), lookups)))
+    await lookups.started.wait()
+    assert lookups.gate is not None
+    lookups.gate.set()
+    assert (await request).marks == [b'dropped; fields="allowed_routes"']
+
+
+async def test_app_sees_the_client_leave() -> None:
+    """After the body, receive is the server's again: a client that leaves later is the app's to notice."""
+    seen: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(await receive())
+        client.leave()
+        seen.append(await receive())
+
+    client = Client([update(models=["m"])])
+    await client.through(Sanitized(app, Lookups(ROUTES)))
+    assert seen == [{"type": "http.request", "body": CUT, "more_body": False}, {"type": "http.disconnect"}]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        pytest.param([], id="none"),
+        pytest.param([(b"x-litellm-sanitizer", b"dropped")], id="one of that name"),
+        pytest.param([(b"X-LiteLLM-Sanitizer", b"a"), (b"x-litellm-sanitizer", b"b")], id="two, in any case"),
+    ],
+)
+async def test_response_field(fields: Fields) -> None:
+    """The answer's own fields stay, in their order; only ours is ours."""
+    own = [(b"Set-Cookie", b"a=1"), (b"set-cookie", b"b=2")]
+    client = await Client([b"{}"]).through(Sanitized(Upstream([own[0], *fields, own[1]]), Lookups(ROUTES)))
+    assert client.sent[0]["headers"] == [*own, (b"x-litellm-sanitizer", b"absent")]
+
+
+@pytest.mark.parametrize(
+    ("results", "fresh", "mark"),
+    [
+        pytest.param([Stored({"allowed_routes": ["/a"]}, cached=True)], [False], b"dropped", id="cached and equal"),
+        pytest.param(
+            [Stored({"allowed_routes": ["/b"]}, cached=True), ROUTES], [False, True], b"dropped", id="differed"
+        ),
+        pytest.param(
+            [Stored({"allowed_routes": ["/b"]}, cached=True), Stored({"allowed_routes": ["/c"]})],
+            [False, True],
+            b"changed",
+            id="differs",
+        ),
+        pytest.param(
+            [Stored({"allowed_routes": None}, cached=True), Unknown("lookup_403")], [False, True], b"unknown", id="odd"
+        ),
+    ],
+)
+async def test_cached_difference_is_confirmed(results: list[Stored | Unknown], fresh: list[bool], mark: bytes) -> None:
+    """Only "unchanged" may rest on a cached value; anything else is judged by a fresh one."""
+    lookups = Lookups(*results)
+    app = Sanitized(Upstream(), lookups)
+    client = await Client([update()]).through(app)
+    assert [call[2] for call in lookups.calls] == fresh
+    assert client.marks[0].split(b";")[0] == mark
+    assert (app.records[0].lookup_seconds is None) == (fresh == [False])
+
+
+@pytest.mark.parametrize(
+    ("body", "mode", "writes"),
+    [
+        pytest.param(update(), "enforce", [], id="dropped: nothing guarded is written"),
+        pytest.param(update(["/b"]), "enforce", [KEY], id="changed"),
+        pytest.param(update(), "observe", [KEY], id="observed"),
+        pytest.param(b'{"key":"sk-secret"}', "enforce", [KEY], id="absent"),
+        pytest.param(b'{"key_alias":"a"}', "enforce", [None], id="no key: it may be any"),
+        pytest.param(b"?", "enforce", [None], id="unreadable: it may be any"),
+    ],
+)
+async def test_writes_are_announced(body: bytes, mode: str, writes: list[str | None]) -> None:
+    """While a request that may write the key is with the app, the cache knows."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        assert lookups.writing_now == len(writes)
+        await Upstream()(scope, receive, send)
+
+    lookups = Lookups(ROUTES)
+    await Client([body]).through(Sanitized(app, lookups, mode))
+    assert lookups.writes == writes
+    assert lookups.writing_now == 0
+
+
+async def key_update(request: Request) -> Response:
+    return JSONResponse({"stored": await request.json()})
+
+
+async def other(request: Request) -> Response:
+    return PlainTextResponse(await request.body())
+
+
+STARLETTE = Starlette(
+    routes=[
+        Route("/key/update", key_update, methods=["GET", "POST"]),
+        Route("/other", other, methods=["POST"]),
+    ]
+)
+
+
+async def test_around_starlette() -> None:
+    """Any ASGI app will do."""
+    app = Sanitized(STARLETTE, Lookups(ROUTES))
+    transport = httpx.ASGITransport(app=app)
+    async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
+        cut = await client.post(
+            "/key/update", content=update(models=["m"]), headers={"content-type": "application/json"}
+        )
+        passed = await client.post("/other", content=update())
+    assert cut.json() == {"stored": {"key": KEY, "models": ["m"]}}
+    assert cut.headers["x-litellm-sanitizer"] == 'dropped; fields="allowed_routes"'
+    assert passed.content == update()
+    assert "x-litellm-sanitizer" not in passed.headers
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[int]:
+    """A real uvicorn on a free port of loopback."""
+    config = uvicorn.Config(app, port=0, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    started = asyncio.Event()
+    log_started = server._log_started_message
+
+    def say_so(listeners: Any) -> None:
+        log_started(listeners)
+        started.set()
+
+    server._log_started_message = say_so  # type: ignore[method-assign]
+    task = asyncio.create_task(server.serve())
+    await asyncio.wait_for(started.wait(), 10)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        await task
+
+
+def request_head(length: int, *lines: bytes) -> bytes:
+    head = [b"POST /key/update HTTP/1.1", b"Host: h", b"Content-Type: application/json", b"Content-Length: %d" % length]
+    return b"\r\n".join([*head, *lines, b"Connection: close", b"", b""])
+
+
+async def test_expect_under_uvicorn() -> None:
+    """A client that expects 100 (Continue) gets it as soon as the body is wanted, then its answer."""
+    body = update(models=["m"])
+    async with serving(Sanitized(STARLETTE, Lookups(ROUTES))) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_head(len(body), b"Expect: 100-continue"))
+        assert await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10) == b"HTTP/1.1 100 Continue\r\n\r\n"
+        writer.write(body)
+        response = await asyncio.wait_for(reader.read(), 10)
+        writer.close()
+    assert response.startswith(b"HTTP/1.1 200 OK\r\n")
+    assert response.endswith(b'{"stored":{"key":"sk-secret","models":["m"]}}')
+
+
+async def test_client_leaves_under_uvicorn(caplog: pytest.LogCaptureFixture) -> None:
+    """A real client that hangs up during the lookup ends it; the server has nothing to complain about."""
+    caplog.set_level(logging.INFO)
+    upstream = Upstream()
+    lookups = Lookups(ROUTES, gate=asyncio.Event())
+    app = Sanitized(upstream, lookups)
+    done = asyncio.Event()
+
+    async def watched(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(scope, receive, send)
+        done.set()
+
+    async with serving(watched) as port:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_head(len(update())) + update())
+        await asyncio.wait_for(lookups.started.wait(), 10)
+        writer.close()
+        await asyncio.wait_for(done.wait(), 10)
+    assert lookups.cancelled
+    assert upstream.scopes == []
+    assert not [line for line in caplog.records if line.levelno > logging.INFO]

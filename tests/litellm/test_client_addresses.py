@@ -8,6 +8,7 @@ of its own. Everyone but 127.0.0.2 is shut out here.
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 
 import pytest
 
@@ -54,28 +55,32 @@ def owner(guarded: LiteLLM) -> User:
     return guarded.new_user()
 
 
+@pytest.fixture(scope="module")
+def gateway(guarded: LiteLLM) -> Iterator[str]:
+    with before(guarded) as running:
+        yield running.url
+
+
 @pytest.mark.parametrize("forgery", [None, *FORGED])
-def test_stranger(guarded: LiteLLM, owner: User, forgery: str | None) -> None:
+def test_stranger(guarded: LiteLLM, gateway: str, owner: User, forgery: str | None) -> None:
     """A forged address gets no further through the gateway than none, nor does the lookup."""
     key = guarded.new_key(owner, "llm_api")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
     headers = FORGED[forgery] if forgery else {}
-    with before(guarded) as gateway:
-        for method, path, json in (("GET", "/v1/models", None), ("POST", "/key/update", body)):
-            with client(gateway.url, source=STRANGER) as stranger:
-                answer = stranger.request(method, path, json=json, headers={**bearer(owner.key), **headers})
-            assert answer.status_code == 403
-            assert f"IP address {STRANGER} not allowed" in answer.text
-        assert answer.headers["x-litellm-sanitizer"].startswith("unknown")
+    for method, path, json in (("GET", "/v1/models", None), ("POST", "/key/update", body)):
+        with client(gateway, source=STRANGER) as stranger:
+            answer = stranger.request(method, path, json=json, headers={**bearer(owner.key), **headers})
+        assert answer.status_code == 403
+        assert f"IP address {STRANGER} not allowed" in answer.text
+    assert answer.headers["x-litellm-sanitizer"].startswith("unknown")
     assert guarded.stored(key)["models"] == MODELS
 
 
-def test_allowed_client(guarded: LiteLLM, owner: User) -> None:
+def test_allowed_client(guarded: LiteLLM, gateway: str, owner: User) -> None:
     """The lookup is judged like the request: under the gateway's own address it would have been refused."""
     key = guarded.new_key(owner, "llm_api")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
-    with before(guarded) as gateway:
-        answer = update(gateway.url, owner.key, body, source=ALLOWED)
+    answer = update(gateway, owner.key, body, source=ALLOWED)
     assert (answer.status_code, answer.headers["x-litellm-sanitizer"]) == (200, 'dropped; fields="allowed_routes"')
     assert guarded.stored(key)["models"] == OTHER_MODELS
 

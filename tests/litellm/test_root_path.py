@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
@@ -30,16 +31,21 @@ def session(prefixed: LiteLLM, owner: User) -> str:
     return prefixed.new_session(owner)
 
 
+@pytest.fixture(scope="module")
+def gateway(prefixed: LiteLLM) -> Iterator[str]:
+    with before(prefixed, "--root-path", prefixed.prefix) as running:
+        yield running.url
+
+
 @pytest.mark.parametrize("bare", [False, True], ids=["prefixed", "bare"])
-def test_resent_unchanged(prefixed: LiteLLM, owner: User, caller: str, bare: bool) -> None:
+def test_resent_unchanged(prefixed: LiteLLM, gateway: str, owner: User, caller: str, bare: bool) -> None:
     """Refused direct, done through the gateway, by owner and dashboard, under the prefix and without it."""
     prefix = "" if bare else prefixed.prefix
     key = prefixed.new_key(owner, "llm_api")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
     if prefixed.refuses_unchanged("llm_api"):
         assert update(prefixed.url, caller, body, prefix=prefix, source=SOURCE).status_code == 403
-    with before(prefixed, "--root-path", prefixed.prefix) as gateway:
-        through = update(gateway.url, caller, body, prefix=prefix, source=SOURCE)
+    through = update(gateway, caller, body, prefix=prefix, source=SOURCE)
     assert (through.status_code, through.headers["x-litellm-sanitizer"]) == (200, 'dropped; fields="allowed_routes"')
     after = prefixed.stored(key)
     assert (after["models"], after["allowed_routes"]) == (OTHER_MODELS, ["llm_api_routes"])

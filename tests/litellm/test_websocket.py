@@ -52,9 +52,9 @@ def play(url: str, path: str, headers: dict[str, str], subprotocols: list[str]) 
 
 
 def names(fields: object) -> list[str]:
-    """Lower-case field names in order; `Connection` and the framing of a refusal are a hop's own."""
+    """Lower-case field names in order, without those that are a hop's own."""
     assert hasattr(fields, "__iter__")
-    left_out = ("connection", "content-length", "transfer-encoding", "keep-alive")
+    left_out = ("connection", "upgrade", "content-length", "transfer-encoding", "keep-alive")
     return [name.lower() for name, _ in fields if name.lower() not in left_out]
 
 

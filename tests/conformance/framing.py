@@ -1,0 +1,470 @@
+"""How long a request's content is: what is plain is relayed, with framing written anew; what two parsers could read
+differently is refused before a byte of it reaches upstream."""
+
+from tests.conformance.table import (
+    HOST,
+    Arrives,
+    Instead,
+    Lab,
+    Lost,
+    Row,
+    broken_off,
+    chunked,
+    get,
+    post,
+    refused,
+    relayed,
+    request,
+    scenario,
+)
+from tests.support.upstream import reply
+from tests.support.wire import Cut
+
+
+def _refusal_of_trailers(lab: Lab) -> None:
+    assert lab.ask(WITH_TRAILERS).status == 400
+    lab.assert_silent()
+
+
+SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: example.test\r\n\r\n"
+
+
+def length(value: bytes, body: bytes = b"body") -> bytes:
+    """A POST with that Content-Length."""
+    return request(b"POST / HTTP/1.1", HOST, b"Content-Length:" + value, body=body)
+
+
+def coding(*lines: bytes, version: bytes = b"1.1") -> bytes:
+    """A POST with those lines and a chunked body that hides a request behind its end."""
+    return request(b"POST / HTTP/" + version, HOST, *lines, body=b"4\r\nbody\r\n0\r\n\r\n" + SMUGGLED)
+
+
+LENGTHS = {
+    "two different Content-Length lines": (b" 4\r\nContent-Length: 5", "Http11Probe: SMUG-DUPLICATE-CL"),
+    "two equal Content-Length lines": (b" 4\r\nContent-Length: 4", "http-desync-guardian: Duplicate Content-Length"),
+    "a list of different lengths": (b" 4, 5", "Http11Probe: SMUG-CL-COMMA-DIFFERENT"),
+    "a list of equal lengths": (b" 4, 4", "Http11Probe: SMUG-CL-COMMA-SAME"),
+    "a list of three lengths": (b" 4, 4, 4", "Http11Probe: SMUG-CL-COMMA-TRIPLE"),
+    "an empty list element": (b" 4,", "RFC 9110 8.6"),
+    "a negative length": (b" -4", "h1spec: Negative Content-Length header"),
+    "a hugely negative length": (
+        b" -123456789123456789123456789",
+        "h1spec: Overflowing negative Content-Length header",
+    ),
+    "minus zero": (b" -0", "Http11Probe: SMUG-CL-NEGATIVE-ZERO"),
+    "a plus sign": (b" +4", "Http11Probe: RFC9112-6.1-CL-PLUS-SIGN"),
+    "a length beyond 64 bits": (b" 18446744073709551616", "http-desync-guardian: severe (64-bits overflow)"),
+    "a length of 64 bits": (b" 18446744073709551615", "Http11Probe: MAL-CL-OVERFLOW"),
+    "a hexadecimal length": (b" 0x4", "Http11Probe: SMUG-CL-HEX-PREFIX"),
+    "an octal prefix": (b" 0o4", "Http11Probe: SMUG-CL-OCTAL"),
+    "an underscore": (b" 1_0", "Http11Probe: SMUG-CL-UNDERSCORE"),
+    "a space within": (b" 1 0", "Http11Probe: SMUG-CL-INTERNAL-SPACE"),
+    "a decimal point": (b" 4.0", "http-desync-guardian: severe"),
+    "an exponent": (b" 4e0", "RFC 9110 8.6"),
+    "letters": (b" abc", "h1spec: Non-numeric Content-Length header"),
+    "letters after digits": (b" 4abc", "RFC 9110 8.6"),
+    "nothing": (b"", "Http11Probe: MAL-CL-EMPTY"),
+    "whitespace": (b" \t ", "RFC 9110 8.6"),
+    "a control character after it": (b" 4\x11", "http-desync-guardian: severe"),
+    "a vertical tab before it": (b" \x0b4", "RFC 9110 5.5"),
+    "digits of another script": (b" \xd9\xa4", "RFC 9110 8.6"),
+    "a quoted length": (b' "4"', "RFC 9110 8.6"),
+}
+
+CODINGS = {
+    "Content-Length before Transfer-Encoding": (
+        (b"Content-Length: 4", b"Transfer-Encoding: chunked"),
+        "Http11Probe: SMUG-CLTE-PIPELINE",
+    ),
+    "Content-Length after Transfer-Encoding": (
+        (b"Transfer-Encoding: chunked", b"Content-Length: 4"),
+        "h1spec: Conflicting Transfer-Encoding and Content-Length",
+    ),
+    "Content-Length: 0 with Transfer-Encoding": (
+        (b"Transfer-Encoding: chunked", b"Content-Length: 0"),
+        "http-desync-guardian: ambiguous",
+    ),
+    "both, with Connection: close": (
+        (b"Connection: close", b"Content-Length: 4", b"Transfer-Encoding: chunked"),
+        "Http11Probe: SMUG-CLTE-CONN-CLOSE",
+    ),
+    "both, Content-Length named in Connection": (
+        (b"Connection: Content-Length", b"Content-Length: 4", b"Transfer-Encoding: chunked"),
+        "RFC 9112 6.3",
+    ),
+    "chunked twice in a list": ((b"Transfer-Encoding: chunked, chunked",), "Http11Probe: SMUG-TE-DOUBLE-CHUNKED"),
+    "chunked twice in lines": (
+        (b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
+        "Http11Probe: SMUG-TE-DUPLICATE-HEADERS",
+    ),
+    "chunked, then identity, in lines": (
+        (b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"),
+        "http-desync-guardian: severe",
+    ),
+    "identity, then chunked, in lines": (
+        (b"Transfer-Encoding: identity", b"Transfer-Encoding: chunked"),
+        "Http11Probe: SMUG-TE-DUPLICATE-HEADERS",
+    ),
+    "chunked not last": ((b"Transfer-Encoding: chunked, gzip",), "Http11Probe: SMUG-TE-NOT-FINAL-CHUNKED"),
+    "a coding that is not known": ((b"Transfer-Encoding: gzip, chunked",), "Http11Probe: RFC9112-6.1-UNKNOWN-TE-501"),
+    "a coding that is not known, in lines": (
+        (b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"),
+        "RFC 9112 6.1",
+    ),
+    "gzip alone": ((b"Transfer-Encoding: gzip",), "RFC 9112 6.3"),
+    "identity": ((b"Transfer-Encoding: identity",), "Http11Probe: SMUG-TE-IDENTITY"),
+    "xchunked": ((b"Transfer-Encoding: xchunked",), "Http11Probe: SMUG-TE-XCHUNKED"),
+    "chunkedx": ((b"Transfer-Encoding: chunkedx",), "http-desync-guardian: severe"),
+    "chunked with a parameter": ((b"Transfer-Encoding: chunked;q=1",), "Http11Probe: SMUG-CHUNKED-WITH-PARAMS"),
+    "chunked in quotes": ((b'Transfer-Encoding: "chunked"',), "PortSwigger: TE.TE obfuscation"),
+    "chunked in single quotes": ((b"Transfer-Encoding: 'chunked'",), "PortSwigger: TE.TE obfuscation"),
+    "an empty coding": ((b"Transfer-Encoding:",), "Http11Probe: SMUG-TE-EMPTY-VALUE"),
+    "a comma before": ((b"Transfer-Encoding: ,chunked",), "Http11Probe: SMUG-TE-LEADING-COMMA"),
+    "a comma after": ((b"Transfer-Encoding: chunked,",), "Http11Probe: SMUG-TE-TRAILING-COMMA"),
+    "a vertical tab before": ((b"Transfer-Encoding: \x0bchunked",), "Http11Probe: SMUG-TE-VTAB"),
+    "a form feed after": ((b"Transfer-Encoding: chunked\x0c",), "Http11Probe: SMUG-TE-FORMFEED"),
+    "a NUL after": ((b"Transfer-Encoding: chunked\x00",), "Http11Probe: SMUG-TE-NULL"),
+    "a control character after": ((b"Transfer-Encoding: chunked\x11",), "http-desync-guardian: severe"),
+    "a space before the colon": ((b"Transfer-Encoding : chunked",), "Http11Probe: SMUG-TE-SP-BEFORE-COLON"),
+    "a tab before the colon": ((b"Transfer-Encoding\t: chunked",), "http-desync-guardian: ambiguous"),
+    "a folded value": ((b"Transfer-Encoding:", b" chunked"), "Http11Probe: SMUG-TE-OBS-FOLD"),
+    "a folded line before": (
+        (b"X: y", b" Transfer-Encoding: chunked", b"Content-Length: 4"),
+        "http-desync-guardian: ambiguous",
+    ),
+    "a control character in the name": ((b"\x01Transfer-Encoding: chunked",), "http-desync-guardian: ambiguous"),
+    "a space within the name": ((b"Transfer- Encoding: chunked",), "http-desync-guardian: ambiguous"),
+    "a byte above 0x7F in the name": ((b"Transfer-Encoding\x88: chunked",), "http-desync-guardian: ambiguous"),
+    "a dotless i in the name": ((b"Transfer-Encod\xc4\xb1ng: chunked",), "http-desync-guardian: ambiguous"),
+    "both after a bare LF": (
+        (b"X: y\nTransfer-Encoding: chunked", b"Content-Length: 4"),
+        "http-desync-guardian: severe",
+    ),
+    "both after a bare CR": (
+        (b"X: y\rTransfer-Encoding: chunked", b"Content-Length: 4"),
+        "http-desync-guardian: severe",
+    ),
+}
+
+CHUNKS = {
+    "a size with 0x": (b"0x4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-HEX-PREFIX"),
+    "a size with a plus sign": (b"+4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SIZE-PLUS"),
+    "a negative size": (b"-4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-NEGATIVE"),
+    "an underscore in a size": (b"0_4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-UNDERSCORE"),
+    "a space before a size": (b" 4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LEADING-SP"),
+    "a space after a size": (b"4 \r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SIZE-TRAILING-OWS"),
+    "letters for a size": (b"xyz\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-INVALID-SIZE-DESYNC"),
+    "no size": (b"\r\nbody\r\n0\r\n\r\n", "RFC 9112 7.1"),
+    "a size beyond 64 bits": (b"10000000000000004\r\nbody\r\n0\r\n\r\n", "Http11Probe: MAL-CHUNK-SIZE-OVERFLOW"),
+    "a semicolon without an extension": (b"4;\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-BARE-SEMICOLON"),
+    "a bare LF in an extension": (b"4;a\nb\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-EXT-LF"),
+    "a bare CR in an extension": (b"4;a\rb\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-EXT-CR"),
+    "a control character in an extension": (b"4;a=\x01\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-EXT-CTRL"),
+    "an LF after the size": (b"4\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LF-TERM"),
+    "a CR after the size": (b"4\rbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-BARE-CR-TERM"),
+    "an LF after the data": (b"4\r\nbody\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LF-TERM"),
+    "nothing after the data": (b"4\r\nbody0\r\n\r\n", "Http11Probe: SMUG-CHUNK-MISSING-TRAILING-CRLF"),
+    "more data than announced": (b"4\r\nbody!\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SPILL"),
+    "an LF after the last chunk": (b"4\r\nbody\r\n0\r\n\n", "Http11Probe: SMUG-CHUNK-LF-TRAILER"),
+    "Content-Length in a trailer": (b"4\r\nbody\r\n0\r\nContent-Length: 9\r\n\r\n", "Http11Probe: SMUG-TRAILER-CL"),
+    "a trailer without a colon": (b"4\r\nbody\r\n0\r\nno colon\r\n\r\n", "RFC 9112 7.1.2"),
+}
+
+BODIES = {
+    "Content-Length": (post(b"body"), b"body", "Http11Probe: COMP-POST-CL-BODY"),
+    "Content-Length: 0": (post(b""), b"", "Http11Probe: COMP-POST-CL-ZERO"),
+    "neither length nor coding": (request(b"POST / HTTP/1.1", HOST), b"", "Http11Probe: COMP-POST-NO-CL-NO-TE"),
+    "leading zeros": (length(b" 0004"), b"body", "Http11Probe: SMUG-CL-LEADING-ZEROS"),
+    "whitespace around the length": (length(b" \t4 \t"), b"body", "Http11Probe: SMUG-CL-TRAILING-SPACE"),
+    "no space before the length": (length(b"4"), b"body", "RFC 9112 5.1"),
+    "a length on GET": (
+        request(b"GET / HTTP/1.1", HOST, b"Content-Length: 4", body=b"body"),
+        b"body",
+        "Http11Probe: COMP-GET-WITH-CL-BODY",
+    ),
+    "chunks on GET": (
+        request(b"GET / HTTP/1.1", HOST, b"Transfer-Encoding: chunked", body=b"4\r\nbody\r\n0\r\n\r\n"),
+        b"body",
+        "http-desync-guardian: ambiguous",
+    ),
+    "a length on DELETE": (
+        request(b"DELETE / HTTP/1.1", HOST, b"Content-Length: 4", body=b"body"),
+        b"body",
+        "RFC 9110 9.3.5",
+    ),
+    "one chunk": (chunked(b"4\r\nbody\r\n0\r\n\r\n"), b"body", "Http11Probe: COMP-CHUNKED-BODY"),
+    "several chunks": (
+        chunked(b"1\r\nb\r\n2\r\nod\r\n1\r\ny\r\n0\r\n\r\n"),
+        b"body",
+        "Http11Probe: COMP-CHUNKED-MULTI",
+    ),
+    "no chunk but the last": (chunked(b"0\r\n\r\n"), b"", "Http11Probe: COMP-CHUNKED-EMPTY"),
+    "chunk sizes in either case": (
+        chunked(b"A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n"),
+        b"0123456789" * 2,
+        "Http11Probe: COMP-CHUNKED-HEX-UPPERCASE",
+    ),
+    "chunk sizes with leading zeros": (chunked(b"0004\r\nbody\r\n000\r\n\r\n"), b"body", "RFC 9112 7.1"),
+    "Chunked in odd case": (
+        request(b"POST / HTTP/1.1", HOST, b"transfer-encoding: ChUnKeD", body=b"4\r\nbody\r\n0\r\n\r\n"),
+        b"body",
+        "Http11Probe: SMUG-TE-CASE-MISMATCH",
+    ),
+    "a tab before chunked": (
+        request(b"POST / HTTP/1.1", HOST, b"Transfer-Encoding:\tchunked", body=b"4\r\nbody\r\n0\r\n\r\n"),
+        b"body",
+        "Http11Probe: SMUG-TE-TAB-BEFORE-VALUE",
+    ),
+    "a space after chunked": (
+        request(b"POST / HTTP/1.1", HOST, b"Transfer-Encoding: chunked ", body=b"4\r\nbody\r\n0\r\n\r\n"),
+        b"body",
+        "Http11Probe: SMUG-TE-TRAILING-SPACE",
+    ),
+    "a body that looks like a request": (post(SMUGGLED), SMUGGLED, "Http11Probe: SMUG-CL0-BODY-POISON"),
+    "a chunked body that looks like a request": (
+        chunked(b"%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED)),
+        SMUGGLED,
+        "Http11Probe: SMUG-CLTE-SMUGGLED-GET",
+    ),
+    "NULs, CRs and LFs": (post(bytes(range(256)) * 4), bytes(range(256)) * 4, "RFC 9110 6.4"),
+    "a name like Transfer_Encoding": (
+        post(b"body", b"Transfer_Encoding: chunked"),
+        b"body",
+        "Http11Probe: SMUG-TRANSFER-ENCODING-UNDERSCORE",
+    ),
+    "a name like Content_Length": (post(b"body", b"Content_Length: 1"), b"body", "http-desync-guardian: ambiguous"),
+}
+
+ROWS: list[Row] = [
+    *(refused(f"Content-Length: {name}", source, length(value)) for name, (value, source) in LENGTHS.items()),
+    *(
+        refused(f"Transfer-Encoding: {name}", source, coding(*lines), 400, 501)
+        for name, (lines, source) in CODINGS.items()
+    ),
+    refused(
+        "Transfer-Encoding in HTTP/1.0",
+        "Http11Probe: SMUG-TE-HTTP10",
+        coding(b"Transfer-Encoding: chunked", version=b"1.0"),
+    ),
+    *(broken_off(f"a chunked body with {name}", source, chunked(body)) for name, (body, source) in CHUNKS.items()),
+    *(
+        relayed(f"a body with {name}", source, send, Arrives(body=body))
+        for name, (send, body, source) in BODIES.items()
+    ),
+    relayed(
+        "bodies of GET are framed as they came, and not made up",
+        "Go ReverseProxy: TestNilBody",
+        get(),
+        Arrives(lacks=(b"content-length", b"transfer-encoding"), body=b""),
+    ),
+    relayed(
+        "Content-Length: 0 arrives as such",
+        "Go ReverseProxy: TestReverseProxy_NilBody",
+        post(b""),
+        Arrives(has=(b"Content-Length: 0",), lacks=(b"transfer-encoding",)),
+    ),
+    relayed(
+        "a body with a length is not sent chunked",
+        "Go ReverseProxy: TestReverseProxy (backend got unexpected TransferEncoding)",
+        post(b"body"),
+        Arrives(has=(b"Content-Length: 4",), lacks=(b"transfer-encoding",)),
+    ),
+    relayed(
+        "a body of 1 MiB",
+        "Go ReverseProxy: TestReverseProxy_Post",
+        post(b"0123456789abcdef" * 65536),
+        Arrives(body=b"0123456789abcdef" * 65536),
+    ),
+    relayed(
+        "a chunked body of 1 MiB in one chunk",
+        "Go ReverseProxy: TestReverseProxy_Post",
+        chunked(b"100000\r\n" + b"0123456789abcdef" * 65536 + b"\r\n0\r\n\r\n"),
+        Arrives(has=(b"Transfer-Encoding: chunked",), lacks=(b"content-length",), body=b"0123456789abcdef" * 65536),
+    ),
+]
+
+
+@scenario(ROWS, "chunk extensions stay behind", "Http11Probe: COMP-CHUNKED-EXTENSION, RFC 9112 7.1.1")
+def chunk_extension(lab: Lab) -> None:
+    assert lab.ask(chunked(b'4;name=value;other="quoted"\r\nbody\r\n0;last\r\n\r\n')).status == 200
+    assert lab.upstream.requests[0].body == b"body"
+    assert b"name" not in lab.upstream.received
+    assert b"last" not in lab.upstream.received
+
+
+@scenario(ROWS, "a chunk extension of 64 KiB does not reach upstream", "Http11Probe: MAL-CHUNK-EXTENSION-LONG")
+def long_extension(lab: Lab) -> None:
+    with lab.connect() as client:
+        client.send(chunked(b"4;a=" + b"x" * 65536 + b"\r\nbody\r\n0\r\n\r\n"))
+        try:
+            status = client.read_response().status
+        except Cut:
+            status = 400
+    assert status in (200, 400)
+    lab.upstream.settle()
+    assert b"xxxx" not in lab.upstream.received
+    assert all(each.body == b"body" for each in lab.upstream.requests if each.complete)
+
+
+TRAILERS = [b"X-Sum: v", b"Host: evil.test", b"Authorization: evil", b"Content-Type: evil", b"X-Forwarded-For: evil"]
+WITH_TRAILERS = chunked(b"4\r\nbody\r\n0\r\n" + b"\r\n".join(TRAILERS) + b"\r\n\r\n", b"Trailer: X-Sum")
+
+
+@scenario(
+    ROWS,
+    "trailers of a request arrive as trailers, and never become fields of its head",
+    "Http11Probe: SMUG-TRAILER-HOST, -AUTH, -CONTENT-TYPE",
+    # uvicorn appends trailers to the fields it has handed out already: a second Host is all that shows
+    asgi=Instead(Lost.TRAILERS, _refusal_of_trailers),
+)
+def request_trailers(lab: Lab) -> None:
+    assert lab.ask(WITH_TRAILERS).status == 200
+    received = lab.upstream.requests[0]
+    assert received.body == b"body"
+    assert b"evil" not in b"".join(value for _, value in received.fields), "a trailer was merged into the head"
+    assert (b"X-Sum", b"v") in received.trailers
+    assert {name.lower() for name, _ in received.trailers}.isdisjoint({b"host", b"authorization", b"x-forwarded-for"})
+
+
+@scenario(
+    ROWS,
+    "trailers of an intercepted request never become fields of its head",
+    "Http11Probe: SMUG-TRAILER-AUTH",
+    asgi=Instead(Lost.TRAILERS, _refusal_of_trailers),
+)
+def intercepted_trailers(lab: Lab) -> None:
+    assert lab.ask(WITH_TRAILERS.replace(b"POST / ", b"POST /key/update ")).status == 200
+    received = lab.upstream.requests[0]
+    assert received.body == b"body"
+    assert b"evil" not in b"".join(value for _, value in received.fields)
+
+
+@scenario(ROWS, "a request after a refused one is never read", "Http11Probe: SMUG-CLTE-DESYNC")
+def nothing_after_refusal(lab: Lab) -> None:
+    with lab.connect() as client:
+        client.send(coding(b"Content-Length: 4", b"Transfer-Encoding: chunked"), SMUGGLED)
+        assert client.read_response().status == 400
+        assert client.closed()
+    lab.assert_silent()
+
+
+@scenario(ROWS, "a body that stops short is never taken for whole", "Http11Probe: COMP-POST-CL-UNDERSEND")
+def undersend(lab: Lab) -> None:
+    with lab.connect() as client:
+        client.send(length(b" 10", b"body"))
+        lab.upstream.wait_request()
+        client.close()
+    lab.upstream.wait_closed()
+    assert not lab.upstream.requests[0].complete
+
+
+@scenario(ROWS, "a chunked body without its end is never taken for whole", "Http11Probe: COMP-CHUNKED-NO-FINAL")
+def no_last_chunk(lab: Lab) -> None:
+    with lab.connect() as client:
+        client.send(chunked(b"4\r\nbody\r\n"))
+        lab.upstream.wait_request()
+        client.close()
+    lab.upstream.wait_closed()
+    assert not lab.upstream.requests[0].complete
+
+
+@scenario(ROWS, "faulty chunks after good ones break off the upstream request", "RFC 9112 7.1")
+def late_fault(lab: Lab) -> None:
+    with lab.connect() as client:
+        client.send(chunked(b"4\r\nbody\r\n"))
+        lab.upstream.wait_request()
+        client.send(b"zz\r\n")
+        try:
+            assert client.read_response().status == 400
+        except Cut:
+            pass
+        else:
+            assert client.closed()
+    lab.upstream.wait_closed()
+    assert not lab.upstream.requests[0].complete
+
+
+@scenario(ROWS, "bytes after a body with a length are the next request", "Http11Probe: SMUG-PIPELINE-SAFE")
+def next_request(lab: Lab) -> None:
+    with lab.connect() as client:
+        client.send(post(b"body") + get(target=b"/second"))
+        assert client.read_response().status == 200
+        assert client.read_response().status == 200
+    assert [(each.target, each.body) for each in lab.upstream.requests] == [(b"/", b"body"), (b"/second", b"")]
+
+
+@scenario(ROWS, "bytes after a request with Connection: close are not read", "RFC 9112 9.6")
+def after_close(lab: Lab) -> None:
+    with lab.connect() as client:
+        client.send(get(b"Connection: close") + SMUGGLED)
+        try:
+            assert client.read_response().status in (200, 400)
+        except Cut:
+            pass
+        else:
+            assert client.closed()
+    lab.upstream.settle()
+    assert b"smuggled" not in lab.upstream.received
+
+
+@scenario(ROWS, "a body in any pieces is the same body", "RFC 9112 7.1")
+def pieces(lab: Lab) -> None:
+    message = chunked(b"3\r\nabc\r\n0000a\r\n0123456789\r\n0\r\n\r\n")
+    for cut_at in range(1, len(message)):
+        with lab.connect() as client:
+            assert client.ask(message[:cut_at], message[cut_at:]).status == 200
+    assert {each.body for each in lab.upstream.requests} == {b"abc0123456789"}
+    assert len(lab.upstream.requests) == len(message) - 1
+
+
+# Expect
+
+
+@scenario(ROWS, "the body is sent after upstream's 100 (Continue)", "Http11Probe: SMUG-EXPECT-100-CL, RFC 9110 10.1.1")
+def expect_continue(lab: Lab) -> None:
+    with lab.connect() as client:
+        client.send(post(b"", b"Expect: 100-continue").replace(b"Length: 0", b"Length: 4"))
+        assert client.read_head().status == 100
+        client.send(b"body")
+        assert client.read_response().status == 200
+    assert lab.upstream.requests[0].body == b"body"
+
+
+def _refused_expectation(lab: Lab, *, interim: bool) -> None:
+    lab.upstream.script = reply(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n", early=True)
+    with lab.connect() as client:
+        client.send(post(b"", b"Expect: 100-continue").replace(b"Length: 0", b"Length: 4"))
+        seen: list[object] = []
+        response = client.read_response(interim=seen)  # type: ignore[arg-type]
+        assert response.status == 417
+        assert bool(seen) == interim, "100 (Continue) is upstream's to send"
+
+
+scenario(
+    ROWS,
+    "an upstream that refuses the expectation is heard before the body is sent",
+    "RFC 9110 10.1.1",
+    asgi=Instead(Lost.EXPECT, lambda lab: _refused_expectation(lab, interim=True)),
+)(lambda lab: _refused_expectation(lab, interim=False))
+
+
+@scenario(ROWS, "a client that sends its body without waiting", "RFC 9110 10.1.1")
+def expect_impatient(lab: Lab) -> None:
+    with lab.connect() as client:
+        assert client.ask(post(b"body", b"Expect: 100-continue")).status == 200
+        assert client.ask(get(target=b"/next")).status == 200
+    assert [each.body for each in lab.upstream.requests] == [b"body", b""]
+
+
+@scenario(ROWS, "Expect without a body", "h1spec: Request with Expect header")
+def expect_nothing(lab: Lab) -> None:
+    with lab.connect() as client:
+        assert client.ask(get(b"Expect: 100-continue")).status == 200
+        assert client.ask(get()).status == 200
+
+
+@scenario(ROWS, "an expectation that is not known is upstream's to judge", "Http11Probe: COMP-EXPECT-UNKNOWN")
+def expect_unknown(lab: Lab) -> None:
+    lab.upstream.script = reply(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n")
+    assert lab.ask(get(b"Expect: 200-ok")).status == 417
+    assert lab.upstream.requests[0].all(b"expect") == [b"200-ok"]

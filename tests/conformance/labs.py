@@ -1,0 +1,33 @@
+"""Gateways are slow to start, so rows with the same options share one, and its upstream."""
+
+from __future__ import annotations
+
+import contextlib
+from types import TracebackType
+
+from tests.conformance.table import Lab
+from tests.support.gateway import Face, Gateway
+from tests.support.upstream import Upstream
+
+
+class Labs:
+    """All labs of a run, started as they are asked for. A context manager."""
+
+    def __init__(self) -> None:
+        self._labs: dict[tuple[Face, tuple[str, ...]], Lab] = {}
+        self._stack = contextlib.ExitStack()
+
+    def get(self, face: Face, options: tuple[str, ...] = ()) -> Lab:
+        if (face, options) not in self._labs:
+            upstream = self._stack.enter_context(Upstream())
+            gateway = self._stack.enter_context(Gateway(upstream.url, *options, face=face))
+            self._labs[face, options] = Lab(face, gateway, upstream)
+        return self._labs[face, options]
+
+    def __enter__(self) -> Labs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)

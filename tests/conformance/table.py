@@ -1,0 +1,346 @@
+"""What a row of the table is, and the common shapes of one.
+
+A row is a name, the source of the fact it states, and a ``play`` against a `Lab` that raises AssertionError (or `Cut`)
+where the gateway does otherwise. Where ASGI cannot carry something, the row says which `Lost` thing it is, and asserts
+what the ASGI face does instead: nothing is skipped.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum
+from typing import Protocol
+
+from tests.support.client import Client, Response
+from tests.support.gateway import Face, Gateway
+from tests.support.upstream import OK, Script, Step, Upstream, reply
+from tests.support.wire import Cut, Fields
+
+HOST = b"Host: example.test"
+MARKER = b"/settled"
+ADDED = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via")  # field lines that the gateway writes
+
+
+class Lost(Enum):
+    """What a server's ASGI interface does not carry to or from the application."""
+
+    EMPTY_QUERY = "an empty query: `/a?` arrives as `/a`"
+    REASON = "reason phrases: the server writes its own for the status"
+    NAME_CASE = "the case of field names: they arrive in lower case"
+    HTTP_10 = "HTTP/1.0 clients get an answer without length chunked, which they cannot read"
+    TRAILERS = "trailers, in either direction"
+    INTERIM = "interim (1xx) responses, but 100 (Continue), which the server sends by itself"
+    TARGET_FORM = "the form of the target: of an absolute-form one only path and query arrive"
+    FRAGMENT = "a fragment in the target"
+    LENGTH_OF_304 = "Content-Length in a 304: the server would wait for that much content"
+    UPGRADE = "upgrades: they are refused"
+    EXPECT = "Expect: the server answers 100 (Continue) itself, before upstream was asked"
+    HEAD_LIMIT = "its own limit on the size of a head: the server's holds"
+    STRICTNESS = "what the server's own parser refuses, or lets pass: the application is not asked"
+    STATUS = "status codes above 599: uvicorn knows no status line for them"
+
+
+@dataclass(frozen=True)
+class Lab:
+    """A gateway in one of its faces, and the upstream that it stands in front of."""
+
+    face: Face
+    gateway: Gateway
+    upstream: Upstream
+
+    def connect(self) -> Client:
+        return self.gateway.connect()
+
+    def ask(self, *chunks: bytes) -> Response:
+        return self.gateway.ask(*chunks)
+
+    def settle(self) -> None:
+        """Wait until what went before is over on every connection: the gateway has answered another client since."""
+        self.upstream.script = reply(OK)
+        self.ask(get(target=MARKER))
+        self.upstream.settle()
+
+    def assert_silent(self) -> None:
+        """Not a byte of what went before has reached upstream."""
+        self.settle()
+        assert [each.target for each in self.upstream.requests] == [MARKER]
+        assert self.upstream.received == self.upstream.requests[0].raw_head
+
+
+Play = Callable[[Lab], None]
+
+
+@dataclass(frozen=True)
+class Instead:
+    """What the ASGI face does, for want of ``lost``."""
+
+    lost: Lost
+    play: Play
+
+
+@dataclass(frozen=True)
+class Row:
+    name: str
+    source: str
+    play: Play
+    asgi: Instead | None = None
+    options: tuple[str, ...] = ()  # of the gateway
+
+    def run(self, lab: Lab) -> None:
+        with contextlib.suppress(AssertionError, Cut, OSError):  # which the row before has been reported for
+            lab.settle()
+        lab.upstream.restart()
+        (self.asgi.play if self.asgi and lab.face == "asgi" else self.play)(lab)
+        lab.upstream.settle()
+        if lab.upstream.errors:
+            raise lab.upstream.errors[0]
+
+
+class Decorator(Protocol):
+    def __call__(self, play: Play) -> Play: ...
+
+
+def scenario(
+    rows: list[Row], name: str, source: str, *, asgi: Instead | None = None, options: tuple[str, ...] = ()
+) -> Decorator:
+    """Add a play written out as a function to ``rows``."""
+
+    def decorate(play: Play) -> Play:
+        rows.append(Row(name, source, play, asgi, options))
+        return play
+
+    return decorate
+
+
+# requests
+
+
+def request(line: bytes, *lines: bytes, body: bytes = b"") -> bytes:
+    """A request as it is written: nothing is added, not even Host."""
+    return b"\r\n".join((line, *lines, b"", body))
+
+
+def get(*lines: bytes, target: bytes = b"/") -> bytes:
+    return request(b"GET " + target + b" HTTP/1.1", HOST, *lines)
+
+
+def post(body: bytes, *lines: bytes, target: bytes = b"/") -> bytes:
+    return request(b"POST " + target + b" HTTP/1.1", HOST, b"Content-Length: %d" % len(body), *lines, body=body)
+
+
+def chunked(body: bytes, *lines: bytes) -> bytes:
+    """A POST whose body is written as given, framing and all."""
+    return request(b"POST / HTTP/1.1", HOST, b"Transfer-Encoding: chunked", *lines, body=body)
+
+
+def answer(*lines: bytes, body: bytes = b"ok", status: bytes = b"200 OK") -> bytes:
+    """A response with Content-Length."""
+    return request(b"HTTP/1.1 " + status, *lines, b"Content-Length: %d" % len(body), body=body)
+
+
+# expectations
+
+
+def _pairs(lines: tuple[bytes, ...]) -> Fields:
+    pairs = []
+    for line in lines:
+        name, _, value = line.partition(b":")
+        pairs.append((name, value.strip()))
+    return pairs
+
+
+def _check_fields(fields: Fields, has: tuple[bytes, ...], lacks: tuple[bytes, ...]) -> None:
+    """Every line of ``has`` is there, in that order among lines of the same name; none of ``lacks`` is."""
+    for name in {name.lower() for name, _ in _pairs(has)}:
+        expected = [value for key, value in _pairs(has) if key.lower() == name]
+        actual = [value for key, value in fields if key.lower() == name]
+        assert actual == expected, (name, fields)
+    present = {name.lower() for name, _ in fields}
+    assert not present & {name.lower() for name in lacks}, fields
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrives:
+    """What upstream receives: ``count`` requests, of which the last is as described. None: not looked at."""
+
+    line: bytes | None = None
+    has: tuple[bytes, ...] = ()
+    lacks: tuple[bytes, ...] = ()
+    body: bytes | None = None
+    count: int = 1
+
+    def check(self, lab: Lab) -> None:
+        requests = lab.upstream.requests
+        assert len(requests) == self.count, [each.start for each in requests]
+        assert all(each.complete for each in requests)
+        if not requests:
+            return
+        last = requests[-1]
+        if self.line is not None:
+            assert last.start == self.line, last.start
+        _check_fields(last.fields, self.has, self.lacks)
+        if self.body is not None:
+            assert last.body == self.body
+
+
+@dataclass(frozen=True, kw_only=True)
+class Returns:
+    """What the client gets. ``whole`` false: the connection broke off in the content. None: not looked at."""
+
+    status: int | tuple[int, ...] = 200
+    reason: bytes | None = None
+    has: tuple[bytes, ...] = ()
+    lacks: tuple[bytes, ...] = ()
+    body: bytes | None = None
+    whole: bool = True
+    closes: bool | None = None
+
+    def check(self, response: Response, client: Client) -> None:
+        statuses = self.status if isinstance(self.status, tuple) else (self.status,)
+        assert response.status in statuses, (response.start, response.body[:200])
+        if self.reason is not None:
+            assert response.reason == self.reason, response.start
+        _check_fields(response.fields, self.has, self.lacks)
+        assert response.complete == self.whole, response
+        if self.body is not None:
+            assert response.body == self.body, response.body[:200]
+        if self.closes is True:
+            assert client.closed(), "the connection stays open, or more bytes came"
+
+
+def play(send: bytes, script: Script, arrives: Arrives, returns: Returns, then: Play | None = None) -> Play:
+    """Send ``send``, with ``script`` upstream; check both ends."""
+
+    def run(lab: Lab) -> None:
+        lab.upstream.script = script
+        with lab.connect() as client:
+            response = client.ask(send)
+            returns.check(response, client)
+        lab.upstream.settle()
+        arrives.check(lab)
+        if then:
+            then(lab)
+
+    return run
+
+
+def relayed(
+    name: str,
+    source: str,
+    send: bytes,
+    arrives: Arrives | None = None,
+    *,
+    script: Script | None = None,
+    returns: Returns | None = None,
+    asgi: tuple[Lost, Arrives | None, Returns | None] | None = None,
+    options: tuple[str, ...] = (),
+) -> Row:
+    """A request that reaches upstream, and the answer to it; ``asgi`` has what to expect of the ASGI face instead."""
+    arrives, returns, script = arrives or Arrives(), returns or Returns(), script or reply(OK)
+    instead = None
+    if asgi:
+        lost, other_arrives, other_returns = asgi
+        instead = Instead(lost, play(send, script, other_arrives or arrives, other_returns or returns))
+    return Row(name, source, play(send, script, arrives, returns), instead, options)
+
+
+def _refusal(send: bytes, statuses: tuple[int, ...]) -> Play:
+    def run(lab: Lab) -> None:
+        with lab.connect() as client:
+            client.send(send)
+            response = client.read_response()
+            assert response.status in statuses, response.start
+            assert client.closed(), "the connection stays open after a request that could be read in two ways"
+        lab.assert_silent()
+
+    return run
+
+
+def refused(
+    name: str,
+    source: str,
+    send: bytes,
+    *statuses: int,
+    asgi: tuple[Lost, Arrives | int] | None = None,
+) -> Row:
+    """A request that is answered 400 (or one of ``statuses``) and the connection closed; nothing reaches upstream.
+    ``asgi`` is the status with which the ASGI face refuses it instead, or what it lets through."""
+    instead = None
+    if asgi:
+        lost, other = asgi
+        instead = Instead(
+            lost, _refusal(send, (other,)) if isinstance(other, int) else play(send, reply(OK), other, Returns())
+        )
+    return Row(name, source, _refusal(send, statuses or (400,)), instead)
+
+
+def _broken_off(send: bytes) -> Play:
+    def run(lab: Lab) -> None:
+        with lab.connect() as client:
+            client.send(send)
+            try:
+                response = client.read_response()
+            except Cut:
+                pass
+            else:
+                assert response.status == 400, response.start
+                assert client.closed()
+        lab.settle()
+        assert lab.upstream.requests.pop().target == MARKER
+        assert not any(each.complete for each in lab.upstream.requests), "upstream took a broken request for whole"
+
+    return run
+
+
+def broken_off(name: str, source: str, send: bytes) -> Row:
+    """A request whose head may have gone on before its content proves faulty: upstream never takes it for whole, the
+    client gets 400 or no answer, and the connection is closed."""
+    return Row(name, source, _broken_off(send))
+
+
+def _bad_gateway(send: bytes, script: Script, statuses: tuple[int, ...]) -> Play:
+    def run(lab: Lab) -> None:
+        lab.upstream.script = script
+        with lab.connect() as client:
+            response = client.ask(send)
+            assert response.status in statuses, response.start
+            if send.startswith(b"HEAD"):
+                return
+            assert response.complete
+            assert b'"error"' in response.body, response.body
+            assert b"127.0.0.1" not in response.body, "an internal address is shown"
+            # the client has done nothing wrong: its connection goes on
+            lab.upstream.script = reply(OK)
+            assert client.ask(get()).status == 200
+
+    return run
+
+
+def bad_gateway(name: str, source: str, script: Script, *, send: bytes = b"", status: int = 502) -> Row:
+    """An upstream whose answer cannot be relayed: 502 in LiteLLM's error shape, and the client's connection goes on."""
+    return Row(name, source, _bad_gateway(send or get(), script, (status,)))
+
+
+def _cut(send: bytes, first: bytes, then: tuple[bytes | Step, ...], body: bytes) -> Play:
+    def run(lab: Lab) -> None:
+        head_seen = threading.Event()
+        lab.upstream.script = reply(first, head_seen, *then)
+        with lab.connect() as client:
+            client.send(send)
+            response = client.read_head()
+            assert response.status == 200
+            head_seen.set()
+            response.framing = "close"
+            client.read_body(response)
+            assert not response.complete, "the answer looks whole although upstream broke off"
+            assert body.startswith(response.body)
+
+    return run
+
+
+def cut(name: str, source: str, first: bytes, then: tuple[bytes | Step, ...], body: bytes, *, send: bytes = b"") -> Row:
+    """An upstream that breaks off after the head: the client sees the connection break, never a whole answer."""
+    return Row(name, source, _cut(send or get(), first, then, body))

@@ -1,0 +1,30 @@
+"""Every row of the table, over both faces."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.conformance import all_rows
+from tests.conformance.labs import Labs
+from tests.conformance.table import Row
+from tests.support.gateway import Face
+
+
+@pytest.fixture(scope="session")
+def labs() -> Iterator[Labs]:
+    with Labs() as labs:
+        yield labs
+
+
+@pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in all_rows()])
+@pytest.mark.parametrize("face", ["fast", "asgi"])
+def test_row(labs: Labs, face: Face, row: Row) -> None:
+    """The gateway does what the row says, in either face."""
+    row.run(labs.get(face, row.options))
+
+
+def test_table() -> None:
+    """The table has the size it is said to have, and every row a name of its own."""
+    rows = all_rows()
+    assert len(rows) >= 150
+    assert len({row.name for row in rows}) == len(rows)

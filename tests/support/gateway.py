@@ -1,0 +1,171 @@
+"""The gateway as a process, in one of its faces, between a test's client and its upstream."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+from tests.support.client import Address, Client, Response
+
+Face = Literal["fast", "asgi", "httpx"]
+
+MODULES: dict[Face, list[str]] = {
+    "fast": ["sanitizer", "serve"],  # the product: uvicorn with our own protocol class
+    "asgi": ["tests.support.asgi_face"],  # create_app() under stock uvicorn
+    "httpx": ["tests.conformance.httpx_relay"],  # what many people write first
+}
+ROOT = Path(__file__).parents[2]
+START_TIMEOUT = 30.0
+STOP_TIMEOUT = 40.0
+
+
+class Gateway:
+    """A running gateway in front of ``upstream`` (a URL). ``lines`` is what it has written to stderr so far.
+
+    Environment variables of the test run that would set options are not passed on.
+    """
+
+    def __init__(
+        self, upstream: str, *options: str, face: Face = "fast", listen: tuple[str, ...] = ("--port", "0")
+    ) -> None:
+        self.face = face
+        arguments = [*MODULES[face], "--upstream", upstream, *listen, *options]
+        if face == "fast" and "--log-format" not in options:
+            arguments += ["--log-format", "json"]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("SANITIZER_", "SERVER_"))}
+        environment["PYTHONPATH"] = str(ROOT)
+        self.process = subprocess.Popen(
+            [sys.executable, "-W", "error::ResourceWarning", "-m", *arguments],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            env=environment,
+            cwd=ROOT,
+        )
+        self.lines: list[str] = []
+        self._condition = threading.Condition()
+        self._ended = False
+        self._reader = threading.Thread(target=self._read, daemon=True)
+        self._reader.start()
+        self.url = ""
+        try:
+            self.address = self._wait_for_address()
+        except BaseException:
+            self.kill()
+            raise
+
+    def _read(self) -> None:
+        assert self.process.stderr is not None
+        for line in self.process.stderr:
+            with self._condition:
+                self.lines.append(line.decode("utf-8", "backslashreplace").rstrip("\n"))
+                self._condition.notify_all()
+        with self._condition:
+            self._ended = True
+            self._condition.notify_all()
+
+    def wait_for_line(self, pattern: str, *, timeout: float = START_TIMEOUT) -> re.Match[str]:
+        """Wait until a line on stderr matches ``pattern``.
+
+        Raises:
+            AssertionError: the process ended, or the time passed, without one.
+        """
+
+        def match() -> re.Match[str] | None:
+            return next((found for line in self.lines if (found := re.search(pattern, line))), None)
+
+        with self._condition:
+            self._condition.wait_for(lambda: match() or self._ended, timeout)
+            found = match()
+            assert found, f"no line like {pattern!r}:\n" + "\n".join(self.lines)
+            return found
+
+    def _wait_for_address(self) -> Address:
+        self.url = self.wait_for_line(r"listening on (unix:[^\s\"]+|https?://[^\s\",]+)")[1]
+        if self.url.startswith("unix:"):
+            return self.url.removeprefix("unix:").removeprefix("//")
+        host, _, port = self.url.rpartition("//")[2].rpartition(":")
+        return host.strip("[]"), int(port)
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+    @property
+    def records(self) -> list[dict[str, Any]]:
+        """The JSON log records written so far; what is not JSON is left out."""
+        found = []
+        for line in self.lines:
+            with contextlib.suppress(ValueError):
+                found.append(json.loads(line))
+        return [record for record in found if isinstance(record, dict)]
+
+    def connect(self) -> Client:
+        return Client(self.address)
+
+    def ask(self, *chunks: bytes) -> Response:
+        """One request on a connection of its own."""
+        with self.connect() as client:
+            return client.ask(*chunks)
+
+    def memory(self) -> int:
+        """Proportional set size of the process, bytes."""
+        for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+        raise AssertionError("no Pss in smaps_rollup")
+
+    def open_sockets(self) -> int:
+        """How many sockets the process has open, listeners included."""
+        count = 0
+        for entry in Path(f"/proc/{self.pid}/fd").iterdir():
+            with contextlib.suppress(OSError):
+                count += os.readlink(entry).startswith("socket:")
+        return count
+
+    def terminate(self) -> None:
+        self.process.send_signal(signal.SIGTERM)
+
+    def wait(self, timeout: float = STOP_TIMEOUT) -> int:
+        """Wait for the end: the exit status."""
+        status = self.process.wait(timeout)
+        self._reader.join(timeout)
+        if self.process.stderr:
+            self.process.stderr.close()
+        return status
+
+    def stop(self) -> int:
+        """SIGTERM, and wait: the exit status."""
+        if self.process.poll() is None:
+            self.terminate()
+        try:
+            return self.wait()
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.wait()
+
+    def __enter__(self) -> Gateway:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self.process.poll() is not None:
+            self.wait()
+            return
+        if kind is None:
+            self.stop()
+        else:
+            self.kill()

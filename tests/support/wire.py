@@ -1,0 +1,244 @@
+"""HTTP/1.1 as bytes on a blocking socket, for tests that have to see exactly what crossed it.
+
+The parser is deliberately small and trusts nothing of the code under test: it splits heads at CRLF, keeps every field
+line with its case and order, and frames bodies by RFC 9112 section 6.3.
+"""
+
+from __future__ import annotations
+
+import socket
+import struct
+from dataclasses import dataclass, field
+
+Fields = list[tuple[bytes, bytes]]
+
+TIMEOUT = 10.0
+"""Seconds after which a read fails the test. Reached only by defects: nothing waits for it to pass."""
+
+
+class Cut(Exception):
+    """The peer closed (``reset`` false) or reset the connection before what was being read was whole."""
+
+    def __init__(self, got: bytes, *, reset: bool) -> None:
+        super().__init__(f"{'reset' if reset else 'closed'} after {len(got)} bytes: {got[-200:]!r}")
+        self.got = got
+        self.reset = reset
+
+
+@dataclass
+class Message:
+    """A request or a response: ``start`` line, field lines in order, content without its framing."""
+
+    start: bytes
+    fields: Fields
+    body: bytes = b""
+    trailers: Fields = field(default_factory=list)
+    framing: str = "none"  # "none", "length", "chunked", or "close" (delimited by the end of the connection)
+    complete: bool = True
+    raw_head: bytes = b""
+
+    def all(self, name: bytes) -> list[bytes]:
+        return [value for key, value in self.fields if key.lower() == name.lower()]
+
+    def get(self, name: bytes) -> bytes | None:
+        values = self.all(name)
+        return values[0] if values else None
+
+    @property
+    def names(self) -> list[bytes]:
+        return [name for name, _ in self.fields]
+
+
+@dataclass
+class Request(Message):
+    connection: int = 0  # which connection to upstream it came on, counted from 0
+
+    @property
+    def method(self) -> bytes:
+        return self.start.split(b" ")[0]
+
+    @property
+    def target(self) -> bytes:
+        return self.start.split(b" ")[1]
+
+
+@dataclass
+class Response(Message):
+    @property
+    def version(self) -> bytes:
+        return self.start.split(b" ")[0]
+
+    @property
+    def status(self) -> int:
+        return int(self.start.split(b" ")[1])
+
+    @property
+    def reason(self) -> bytes:
+        return self.start.split(b" ", 2)[2] if self.start.count(b" ") > 1 else b""
+
+
+def parse_head(head: bytes) -> tuple[bytes, Fields]:
+    """The start line and the field lines of a head that ends in an empty line.
+
+    Raises:
+        AssertionError: a line without a colon, a bare CR or LF, or a name that is not a token: nothing we relay or
+            answer may ever look so.
+    """
+    lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
+    fields = []
+    for line in lines:
+        assert b"\r" not in line, head
+        assert b"\n" not in line, head
+    for line in lines[1:]:
+        name, colon, value = line.partition(b":")
+        assert colon, head
+        assert name, head
+        assert name.strip() == name, head
+        fields.append((name, value.strip(b" \t")))
+    return lines[0], fields
+
+
+class Wire:
+    """A connected socket with a read buffer; ``received`` keeps every byte that ever came in, if ``keep`` is set."""
+
+    def __init__(self, sock: socket.socket, *, keep: bool = True) -> None:
+        self.sock = sock
+        self.keep = keep
+        self.received = bytearray()
+        self._buffer = bytearray()
+        self._ended: Cut | None = None
+        sock.settimeout(TIMEOUT)
+        if sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+
+    def send(self, *chunks: bytes) -> None:
+        """Each chunk in a write of its own."""
+        for chunk in chunks:
+            self.sock.sendall(chunk)
+
+    def recv(self, size: int = 65536) -> bytes:
+        """What is buffered, else what the next read brings; empty at the end of the stream, however it came."""
+        if self._buffer:
+            data = bytes(self._buffer[:size])
+            del self._buffer[:size]
+            return data
+        return self._fill(size)
+
+    def _fill(self, size: int = 65536) -> bytes:
+        if self._ended:
+            return b""
+        try:
+            data = self.sock.recv(size)
+        except (ConnectionError, BrokenPipeError):
+            self._ended = Cut(b"", reset=True)
+            return b""
+        except OSError as error:
+            if isinstance(error, TimeoutError):
+                raise
+            self._ended = Cut(b"", reset=True)
+            return b""
+        if not data:
+            self._ended = Cut(b"", reset=False)
+        elif self.keep:
+            self.received += data
+        return data
+
+    def _cut(self, got: bytes) -> Cut:
+        return Cut(got, reset=self._ended is not None and self._ended.reset)
+
+    def read_until(self, mark: bytes) -> bytes:
+        while (at := self._buffer.find(mark)) < 0:
+            data = self._fill()
+            if not data:
+                got = bytes(self._buffer)
+                self._buffer.clear()
+                raise self._cut(got)
+            self._buffer += data
+        data = bytes(self._buffer[: at + len(mark)])
+        del self._buffer[: at + len(mark)]
+        return data
+
+    def read_exactly(self, size: int) -> bytes:
+        while len(self._buffer) < size:
+            data = self._fill()
+            if not data:
+                got = bytes(self._buffer)
+                self._buffer.clear()
+                raise self._cut(got)
+            self._buffer += data
+        data = bytes(self._buffer[:size])
+        del self._buffer[:size]
+        return data
+
+    def read_to_end(self) -> bytes:
+        """All that is left, up to an orderly end.
+
+        Raises:
+            Cut: the connection was reset.
+        """
+        while data := self._fill():
+            self._buffer += data
+        got = bytes(self._buffer)
+        self._buffer.clear()
+        if self._ended and self._ended.reset:
+            raise self._cut(got)
+        return got
+
+    def closed(self) -> bool:
+        """Wait for the end of the stream: true if nothing but the end came, whether by FIN or by RST."""
+        return not self._buffer and not self._fill()
+
+    def wait_readable(self) -> bool:
+        """Wait until there is something to read: false at the end of the stream."""
+        if not self._buffer:
+            self._buffer += self._fill()
+        return bool(self._buffer)
+
+    def half_close(self) -> None:
+        self.sock.shutdown(socket.SHUT_WR)
+
+    def reset(self) -> None:
+        """Close with RST instead of FIN."""
+        self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.sock.close()
+
+    def close(self) -> None:
+        self.sock.close()
+
+    def read_chunked(self) -> tuple[bytes, Fields]:
+        """A chunked body, decoded, and its trailer fields.
+
+        Raises:
+            Cut: with the content decoded so far.
+        """
+        body = bytearray()
+        try:
+            while size := int(self.read_until(b"\r\n")[:-2].split(b";")[0], 16):
+                try:
+                    body += self.read_exactly(size)
+                except Cut as cut:
+                    body += cut.got
+                    raise
+                assert self.read_exactly(2) == b"\r\n"
+            trailers = []
+            while (line := self.read_until(b"\r\n")) != b"\r\n":
+                name, _, value = line[:-2].partition(b":")
+                trailers.append((name, value.strip()))
+        except Cut as cut:
+            raise Cut(bytes(body), reset=cut.reset) from None
+        return bytes(body), trailers
+
+    def read_body(self, message: Message) -> None:
+        """Read the content that the head announces into ``message``; ``complete`` says whether all of it came."""
+        try:
+            if message.all(b"transfer-encoding"):
+                message.framing = "chunked"
+                message.body, message.trailers = self.read_chunked()
+            elif length := message.get(b"content-length"):
+                message.framing = "length"
+                message.body = self.read_exactly(int(length))
+            elif message.framing == "close":
+                message.body = self.read_to_end()
+        except Cut as cut:
+            message.body = cut.got
+            message.complete = False

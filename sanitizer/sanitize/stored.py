@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
 from http.cookiejar import CookieJar
+from time import monotonic
 from typing import Any, cast
 from urllib.parse import quote
 
@@ -106,7 +107,7 @@ class StoredKeys:
         # token -> (who asked, where; the answer). One entry a key, as everyone else's would have to go anyway.
         self._cache: TTLCache[str, tuple[bytes, bytes]] | None = None
         if cache_ttl:
-            self._cache = TTLCache(CACHE_SIZE, cache_ttl, getsizeof=lambda entry: len(entry[1]) + 256)
+            self._cache = TTLCache(CACHE_SIZE, cache_ttl, timer=monotonic, getsizeof=lambda entry: len(entry[1]) + 256)
         self._writers: Counter[str | None] = Counter()
         self._written = 0
 

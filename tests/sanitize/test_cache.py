@@ -1,0 +1,232 @@
+"""The opt-in cache: what may be reused, what ends it, and that it loses no write that passes through the process."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import httpx
+import pytest
+import respx
+from starlette.types import Receive, Scope, Send
+
+from sanitizer.sanitize import stored as module
+from sanitizer.sanitize.decision import Stored, Unknown
+from sanitizer.sanitize.jsonedit import Json
+from sanitizer.sanitize.stored import StoredKeys, token_of
+from sanitizer.settings import Address
+from tests.sanitize.harness import JSON, KEY, Client, Fields, Sanitized, update
+
+pytestmark = pytest.mark.anyio
+
+ALICE: Fields = [JSON, (b"authorization", b"Bearer alice")]
+BOB: Fields = [JSON, (b"authorization", b"Bearer bob")]
+
+
+class LiteLLM:
+    """Keeps the routes of keys: an app that stores what it is sent, and the lookups that read it."""
+
+    def __init__(self, router: respx.MockRouter) -> None:
+        self.routes: dict[str, Json] = {}
+        self.lookups = 0
+        self.status = 200
+        self.before_answer: asyncio.Event | None = None
+        self.asked = asyncio.Event()
+        router.get(url__startswith="http://litellm.test/").mock(side_effect=self.info)
+
+    async def info(self, request: httpx.Request) -> httpx.Response:
+        self.lookups += 1
+        token = request.url.params["key"]
+        answer = {"key": token, "info": {"allowed_routes": self.routes.get(token, ["/a"])}}
+        self.asked.set()
+        if self.before_answer is not None:
+            await self.before_answer.wait()
+        return httpx.Response(self.status, json=answer)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = json.loads((await receive())["body"])
+        if "allowed_routes" in body:
+            self.routes[token_of(body["key"])] = body["allowed_routes"]
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body"})
+
+
+@pytest.fixture
+def litellm(respx_mock: respx.MockRouter) -> LiteLLM:
+    return LiteLLM(respx_mock)
+
+
+def stored_keys(ttl: float) -> StoredKeys:
+    return StoredKeys(
+        Address("http", "litellm.test", 80), outbound=lambda scope: scope["headers"], timeout=10, cache_ttl=ttl
+    )
+
+
+@pytest.fixture
+async def keys() -> AsyncIterator[StoredKeys]:
+    stored = stored_keys(10)
+    yield stored
+    await stored.aclose()
+
+
+async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str = "/key/update") -> bytes:
+    """The outcome of one request."""
+    (mark,) = (await Client([body], headers, path).through(app)).marks
+    return mark.split(b";")[0]
+
+
+async def test_off_by_default(litellm: LiteLLM) -> None:
+    """Without a time to live, every request is looked up."""
+    stored = stored_keys(0)
+    app = Sanitized(litellm, stored)
+    for _ in range(3):
+        assert await send(app, update()) == b"dropped"
+    assert litellm.lookups == 3
+    await stored.aclose()
+
+
+async def test_reuse(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """The same caller's further updates of the same key share a lookup, raw or by hash."""
+    app = Sanitized(litellm, keys)
+    assert await send(app, update()) == b"dropped"
+    assert await send(app, update()) == b"dropped"
+    assert await send(app, json.dumps({"key": token_of(KEY), "allowed_routes": ["/a"]}).encode()) == b"dropped"
+    assert litellm.lookups == 1
+
+
+async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An answer is reused for no longer than it was allowed to, however often it is used."""
+    now = 100.0
+    monkeypatch.setattr(module, "monotonic", lambda: now)
+    stored = stored_keys(10)
+    app = Sanitized(litellm, stored)
+    lookups = []
+    for now in (100, 106, 109.9, 110.1, 120):  # noqa: B007 - the clock
+        await send(app, update())
+        lookups.append(litellm.lookups)
+    assert lookups == [1, 1, 1, 2, 2]
+    await stored.aclose()
+
+
+@pytest.mark.parametrize(
+    ("headers", "path"),
+    [
+        pytest.param(BOB, "/key/update", id="other credentials"),
+        pytest.param([*ALICE, (b"x-custom-auth", b"1")], "/key/update", id="one field more, which may authenticate"),
+        pytest.param([*ALICE, ALICE[1]], "/key/update", id="a field twice"),
+        pytest.param(ALICE, "/p/key/update", id="another prefix"),
+    ],
+)
+async def test_not_shared(headers: Fields, path: str, litellm: LiteLLM, keys: StoredKeys) -> None:
+    """What one caller may see says nothing about another; and another's request ends the first one's entry."""
+    app = Sanitized(litellm, keys)
+    await send(app, update())
+    assert await send(app, update(), headers, path) == b"dropped"
+    assert litellm.lookups == 2
+    await send(app, update())
+    assert litellm.lookups == 3
+
+
+async def test_field_boundaries(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """Fields that only look alike when run together are different credentials."""
+    app = Sanitized(litellm, keys)
+    await send(app, update(), [JSON, (b"ab", b"c")])
+    await send(app, update(), [JSON, (b"a", b"bc")])
+    assert litellm.lookups == 2
+
+
+async def test_other_keys_stay(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """An entry is one key's."""
+    app = Sanitized(litellm, keys)
+    other = json.dumps({"key": "sk-other", "allowed_routes": ["/a"]}).encode()
+    for body in (update(), other, update(), other):
+        assert await send(app, body) == b"dropped"
+    assert litellm.lookups == 2
+
+
+async def test_difference_is_confirmed(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """A cached value that differs is not believed: someone else may have stored just what is sent now."""
+    app = Sanitized(litellm, keys)
+    await send(app, update(["/a"]))
+    litellm.routes[token_of(KEY)] = ["/b"]  # behind this process's back
+    assert await send(app, update(["/b"])) == b"dropped"
+    assert litellm.lookups == 2
+
+
+async def test_a_b_a(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """Changes there and back in quick succession all arrive."""
+    app = Sanitized(litellm, keys)
+    assert await send(app, update(["/a"])) == b"dropped"
+    assert await send(app, update(["/b"])) == b"changed"
+    assert litellm.routes[token_of(KEY)] == ["/b"]
+    assert await send(app, update(["/a"])) == b"changed"
+    assert litellm.routes[token_of(KEY)] == ["/a"]
+
+
+@pytest.mark.parametrize(
+    ("body", "headers"),
+    [
+        pytest.param(update(["/b"]), BOB, id="changed"),
+        pytest.param(b'{"key":"sk-secret"}', BOB, id="absent"),
+        pytest.param(b'{"key_alias":"x","key":null}', BOB, id="no key"),
+        pytest.param(update(), [*BOB, (b"digest", b"x")], id="unreadable"),
+    ],
+)
+async def test_writers_empty(body: bytes, headers: Fields, litellm: LiteLLM, keys: StoredKeys) -> None:
+    """Whatever may write the key ends its entry, whoever sends it."""
+    app = Sanitized(litellm, keys)
+    await send(app, update())
+    await send(app, body, headers)
+    before = litellm.lookups
+    await send(app, update())
+    assert litellm.lookups > before
+
+
+async def test_lookup_during_a_write(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """What is read while a writer is under way is used once and not kept."""
+    writing, finish = asyncio.Event(), asyncio.Event()
+
+    async def slow(scope: Scope, receive: Receive, send: Send) -> None:
+        writing.set()
+        await finish.wait()
+        await litellm(scope, receive, send)
+
+    app = Sanitized(litellm, keys)
+    writer = asyncio.create_task(send(Sanitized(slow, keys), update(["/b"]), BOB))
+    await writing.wait()
+    for _ in range(2):
+        assert await send(app, update(["/a"])) == b"dropped"
+    assert litellm.lookups == 3
+    finish.set()
+    assert await writer == b"changed"
+    assert await send(app, update(["/a"])) == b"changed"
+
+
+async def test_write_during_a_lookup(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """What was read before a write that has ended since is not kept."""
+    litellm.before_answer = asyncio.Event()
+    reader = asyncio.create_task(keys.get({"headers": ALICE}, KEY, ""))
+    await litellm.asked.wait()
+    with keys.writing(KEY):
+        litellm.routes[token_of(KEY)] = ["/b"]
+    litellm.before_answer.set()
+    assert await reader == Stored({"allowed_routes": ["/a"]})
+    assert await keys.get({"headers": ALICE}, KEY, "") == Stored({"allowed_routes": ["/b"]})
+
+
+async def test_failures_are_not_kept(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """Only a stored value is."""
+    litellm.status = 503
+    assert await keys.get({"headers": ALICE}, KEY, "") == Unknown("lookup_503")
+    litellm.status = 200
+    assert await keys.get({"headers": ALICE}, KEY, "") == Stored({"allowed_routes": ["/a"]})
+
+
+async def test_bounded(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest entries make room."""
+    monkeypatch.setattr(module, "CACHE_SIZE", 1000)
+    stored = stored_keys(10)
+    for key in ("sk-1", "sk-2", "sk-3", "sk-1"):
+        assert isinstance(await stored.get({"headers": ALICE}, key, ""), Stored)
+    assert litellm.lookups == 4
+    assert await stored.get({"headers": ALICE}, "sk-1", "") == Stored({"allowed_routes": ["/a"]}, cached=True)
+    await stored.aclose()

@@ -1,5 +1,10 @@
-"""What all tests share: asynchronous ones (``pytest.mark.anyio``) run on uvloop, as the gateway does."""
+"""What all tests share: asynchronous ones (``pytest.mark.anyio``) run on uvloop, as the gateway does.
 
+In CI (the environment variable ``CI``) a skipped test is a failed one: there, everything that a test needs is at hand.
+"""
+
+import os
+from collections.abc import Generator
 from typing import Any
 
 import pytest
@@ -8,3 +13,25 @@ import pytest
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport() -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    fail_if_skipped(report)
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report() -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    report = yield
+    fail_if_skipped(report)
+    return report
+
+
+def fail_if_skipped(report: pytest.TestReport | pytest.CollectReport) -> None:
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = (
+            f"skipped in CI: {report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr}"
+        )

@@ -22,7 +22,7 @@ def address(variable: str) -> str:
 @contextmanager
 def before(litellm: LiteLLM, *options: str) -> Iterator[Gateway]:
     """A gateway in front of ``litellm``, which must not have written any secret by the time it ends."""
-    with Gateway(litellm.url, *options) as gateway:
+    with Gateway(litellm.url, "--shutdown-grace", "1", *options) as gateway:
         yield gateway
         status = gateway.stop()
     assert status == 0

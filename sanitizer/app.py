@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+from collections.abc import Callable
 
 from starlette.types import Receive, Scope, Send
 
@@ -29,6 +30,7 @@ class Gateway:
 
     upstream: Upstream
     sanitizer: Sanitizer
+    intercepts: Callable[[str, str], bool]
     stored: StoredKeys
 
     def __init__(self, settings: Settings, pseudonym: bytes | None = None) -> None:
@@ -45,10 +47,6 @@ class Gateway:
             return
         self.start()
         await self.sanitizer(scope, receive, send)
-
-    def intercepts(self, method: str, path: str) -> bool:
-        """Whether the sanitizer has a say in a request with this method and decoded path."""
-        return self.sanitizer.intercepts(method, path)
 
     def start(self) -> None:
         """Make the parts; needs a running event loop. Does nothing the second time."""
@@ -83,6 +81,7 @@ class Gateway:
             max_body=settings.max_body,
             on_decision=_log_decision,
         )
+        self.intercepts = self.sanitizer.intercepts
 
     async def close(self) -> None:
         """Drop all connections to upstream."""

@@ -92,7 +92,7 @@ def test_flags_win() -> None:
     assert load({"port": "1"}, {"SANITIZER_PORT": "2"}).port == 1
     assert load({}, {"SANITIZER_PORT": "2"}).port == 2
     assert load({}, {"SANITIZER_PORT": ""}).port == 4001
-    with pytest.raises(SettingError, match="^SANITIZER_PORT 'x'"):
+    with pytest.raises(SettingError, match=r"^SANITIZER_PORT 'x'"):
         load({}, {"SANITIZER_PORT": "x"})
 
 

@@ -18,7 +18,7 @@ import httptools
 from sanitizer.errors import GatewayError, UpstreamBroken
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Framing, response_length
-from sanitizer.relay.headers import Fields, list_members
+from sanitizer.relay.headers import Fields, read_fields
 
 if TYPE_CHECKING:
     from sanitizer.relay.upstream import Upstream
@@ -54,6 +54,7 @@ class Connection(asyncio.Protocol):
         "_poll",
         "_reading_paused",
         "_reason",
+        "_responded",
         "_stale_parser",
         "_surplus",
         "answering",
@@ -84,6 +85,7 @@ class Connection(asyncio.Protocol):
         self._content: list[bytes] = []
         self._last = False
         self._keeps_alive = False
+        self._responded = False  # a response head was handed on during this read
         self._surplus = False
 
     @property
@@ -146,7 +148,8 @@ class Connection(asyncio.Protocol):
             self._content = []
         elif self._last:
             self._end(exchange)
-        elif self._content:
+        elif self._content or self._responded:
+            self._responded = False
             exchange.on_content(self._take_content(), False, [])
         elif exchange.response is None and self._head_bytes > _HEAD_LIMIT:
             self._break(UpstreamBroken("upstream's response head is too large"))
@@ -202,21 +205,26 @@ class Connection(asyncio.Protocol):
         fields, self._fields = self._fields, []
         if status < 200:
             if status != 101:
-                exchange.on_interim(status, self._reason, fields)
+                exchange.on_interim(status, self._reason, read_fields(fields).passed)
             elif exchange.upgrade:
-                exchange.response = Response(status, self._reason, fields, 0)
+                upgrade = [line for line in fields if line[0].lower() == b"upgrade"]
+                passed = [*read_fields(fields).passed, (b"Connection", b"Upgrade"), *upgrade]
+                exchange.response = Response(status, self._reason, passed, 0)
             else:
                 raise UpstreamBroken("upstream switched protocols unasked")
             return
         self._head_bytes = 0
-        response = Response(status, self._reason, fields, response_length(exchange.method, status, fields))
+        section = read_fields(fields)
+        length = response_length(exchange.method, status, section)
         if exchange.method == b"HEAD":
             self._stale_parser = self._last = True
-            version, options = self._parser.get_http_version(), list_members(fields, b"connection")
+            options = section.connection or []
+            version = self._parser.get_http_version()
             self._keeps_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
         else:
             self._keeps_alive = self._parser.should_keep_alive()
-        exchange.respond(response)
+        self._responded = True
+        exchange.respond(Response(status, self._reason, section.passed, length))
 
     def on_body(self, data: bytes) -> None:
         if self._last:
@@ -240,7 +248,7 @@ class Connection(asyncio.Protocol):
             exchange.request_complete and not self._surplus and self._keeps_alive and not self.transport.is_closing()
         )
         self.exchange = None
-        self._last = self.answering = False
+        self._last = self._responded = self.answering = False
         self._fields = []
         self._head_bytes = 0
         self.resume_reading()

@@ -32,7 +32,7 @@ _HELD: Final = 64 * 1024
 
 
 class Response:
-    """A response head: ``status``, ``reason`` (bytes as sent), ``fields`` (all of them), ``length`` of its content."""
+    """A response head: ``status``, ``reason`` (bytes as sent), ``fields`` to pass on, ``length`` of its content."""
 
     __slots__ = ("fields", "length", "reason", "status")
 
@@ -103,7 +103,7 @@ class Exchange:
             if self._owed < 0 or (last and self._owed):
                 self.fail(UpstreamBroken("the request's content does not fit its Content-Length"))
                 return
-        self._sent_last = last
+        self._sent_last = last or (not self.chunked and not self._owed)
         if self._held is not None:
             self._held.append(framed)
             if sum(map(len, self._held)) > _HELD:
@@ -209,7 +209,7 @@ class Exchange:
         """A 1xx response other than 101 has come."""
 
     def on_response(self, response: Response) -> None:
-        """The final response's head has come."""
+        """The final response's head has come; `on_content` follows at once, if need be with nothing."""
         raise NotImplementedError
 
     def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:

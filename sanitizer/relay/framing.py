@@ -8,7 +8,6 @@ Facts enforced here (RFC 9112):
   attempt at smuggling. A server may reject it, and this one does.
 * 6.3: a response to HEAD, and a 1xx, 204 or 304, has no content whatever its fields say; a response with neither
   field lasts until the connection closes.
-* 3.2: an HTTP/1.1 request has exactly one Host.
 """
 
 import re
@@ -16,7 +15,7 @@ from enum import Enum
 from typing import Final
 
 from sanitizer.errors import BadRequest, UpstreamBroken
-from sanitizer.relay.headers import Fields
+from sanitizer.relay.headers import Fields, FieldSection
 
 
 class Framing(Enum):
@@ -33,59 +32,46 @@ _DIGITS: Final = re.compile(rb"[0-9]{1,18}")
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
-def _declared(fields: Fields) -> tuple[bytes | None, bytes | None, str]:
-    """Content-Length, Transfer-Encoding, and what is wrong with them (empty: nothing)."""
-    length = coding = None
-    for line in fields:
-        name = line[0].lower()
-        if name == b"content-length":
-            if length is not None:
-                return length, coding, "more than one Content-Length"
-            length = line[1]
-            if not _DIGITS.fullmatch(length):
-                return length, coding, "Content-Length is not a number"
-        elif name == b"transfer-encoding":
-            if coding is not None or line[1].lower() != b"chunked":
-                return length, coding, "Transfer-Encoding other than chunked"
-            coding = line[1]
-    if length is not None and coding is not None:
-        return length, coding, "Content-Length beside Transfer-Encoding"
-    return length, coding, ""
+def _faulty(section: FieldSection) -> str:
+    """What is wrong with Content-Length and Transfer-Encoding; empty: nothing."""
+    if section.faulty:
+        return section.faulty
+    if section.length is not None:
+        if section.coding is not None:
+            return "Content-Length beside Transfer-Encoding"
+        if not _DIGITS.fullmatch(section.length):
+            return "Content-Length is not a number"
+    elif section.coding is not None and section.coding.lower() != b"chunked":
+        return "Transfer-Encoding other than chunked"
+    return ""
 
 
-def request_length(fields: Fields, version: bytes = b"1.1") -> Length:
+def request_length(section: FieldSection, version: bytes = b"1.1") -> Length:
     """The length of a request's content; raises `BadRequest` where two parsers could disagree."""
-    length, coding, wrong = _declared(fields)
-    if wrong:
-        raise BadRequest(wrong)
-    if coding is not None:
+    if section.faulty or section.length is not None or section.coding is not None:
+        if wrong := _faulty(section):
+            raise BadRequest(wrong)
+        if section.length is not None:
+            return int(section.length)
         if version != b"1.1":
             raise BadRequest("Transfer-Encoding in HTTP/1.0")
         return Framing.CHUNKED
-    return int(length) if length is not None else 0
+    return 0
 
 
-def check_request_head(fields: Fields, version: bytes) -> None:
-    """Raise `BadRequest` unless there is one Host (none will do in HTTP/1.0) and no control character in a field."""
-    hosts = 0
-    for name, value in fields:
-        if _CONTROLS.search(value):
-            raise BadRequest("control character in a field")
-        if not name:
-            raise BadRequest("field without a name")
-        if len(name) == 4 and name.lower() == b"host":
-            hosts += 1
-    if hosts > 1 or (not hosts and version == b"1.1"):
-        raise BadRequest("exactly one Host is needed")
-
-
-def response_length(method: bytes, status: int, fields: Fields) -> Length:
+def response_length(method: bytes, status: int, section: FieldSection) -> Length:
     """The length of a final response's content; raises `UpstreamBroken` where its framing is faulty."""
-    length, coding, wrong = _declared(fields)
-    if wrong:
+    if wrong := _faulty(section):
         raise UpstreamBroken(f"upstream's answer has {wrong}")
-    if method == b"HEAD" or status in (204, 304):
+    if method == b"HEAD" or status == 204 or status == 304:
         return 0
-    if coding is not None:
-        return Framing.CHUNKED
-    return int(length) if length is not None else Framing.UNTIL_CLOSE
+    if section.length is not None:
+        return int(section.length)
+    return Framing.UNTIL_CLOSE if section.coding is None else Framing.CHUNKED
+
+
+def check_fields(fields: Fields) -> None:
+    """Raise `BadRequest` for a field line that a parser should not have let through: an ASGI server's, not ours."""
+    for name, value in fields:
+        if not name or _CONTROLS.search(name) or _CONTROLS.search(value):
+            raise BadRequest("control character in a field")

@@ -10,12 +10,12 @@ Facts enforced here (RFC 9110):
 A sender could name a field in Connection that the next hop must see whole (Host, the framing, where the request came
 from); `_KEPT` are never dropped on its word.
 
-Field lines are ``(name, value)`` pairs of bytes, names in any case.
+Field lines are ``(name, value)`` pairs of bytes, names in any case. A head's lines are looked at once, by
+`read_fields`: what is done with a line depends on its name alone, and the few names that matter are kept in a table.
 """
 
 import ipaddress
 import re
-from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -32,25 +32,105 @@ _FORWARDED: Final = frozenset((b"forwarded", b"x-real-ip"))  # and every x-forwa
 _KEPT: Final = frozenset((b"host", b"content-length", b"via", b"date", b"set-cookie", *_FORWARDED))
 _PSEUDONYM: Final = b"litellm-sanitizer-"
 _GATEWAYS_IN_LINE: Final = 8
+_CONNECTION: Final = b"connection"
+
+# what is done with a line; the first, and most frequent, is false
+_PASS, _DROP, _OPTIONS, _LENGTH, _CODING, _HOST, _VIA, _WAY = range(8)
 
 
-def list_members(fields: Iterable[tuple[bytes, bytes]], name: bytes) -> list[bytes]:
-    """The lower-cased, non-empty members of the comma lists in all field lines called ``name`` (lower case)."""
-    return [
-        member
-        for field, value in fields
-        if field.lower() == name
-        for part in value.split(b",")
-        if (member := part.strip(b" \t").lower())
-    ]
+class _Actions(dict[bytes, int]):
+    """Field name, as spelled, to what is done with the line. Spellings are remembered, as far as there is room."""
+
+    def __missing__(self, name: bytes) -> int:
+        lower = name.lower()
+        if lower in _FORWARDED or lower.startswith(b"x-forwarded-"):
+            action = _WAY
+        else:
+            action = {
+                b"connection": _OPTIONS,
+                b"content-length": _LENGTH,
+                b"transfer-encoding": _CODING,
+                b"host": _HOST,
+                b"via": _VIA,
+            }.get(lower, _DROP if lower in HOP_BY_HOP else _PASS)
+        if len(self) < 1024 and len(name) <= 64:
+            self[name] = action
+        return action
 
 
-def _named_by_connection(fields: Iterable[tuple[bytes, bytes]]) -> frozenset[bytes]:
-    return frozenset(
-        name
-        for name in list_members(fields, b"connection")
-        if name not in _KEPT and not name.startswith(b"x-forwarded-")
-    )
+_ACTIONS: Final = _Actions()
+
+
+class FieldSection:
+    """A head's field lines, read once.
+
+    ``passed``: those that are end-to-end, in order, the ``way`` (where the request came from) left out or not;
+    ``connection``: the connection options; ``length``, ``coding``, ``host``: the values of Content-Length,
+    Transfer-Encoding and Host, None where there is none; ``hosts``: how many; ``faulty``: what is wrong with the
+    framing, empty for nothing; ``told``: the names of those that tell the way; ``via``: all values of Via.
+    """
+
+    __slots__ = ("coding", "connection", "faulty", "host", "hosts", "length", "passed", "told", "via")
+
+    passed: Fields
+    connection: list[bytes] | None
+    length: bytes | None
+    coding: bytes | None
+    host: bytes | None
+    hosts: int
+    faulty: str
+    told: list[bytes]
+    via: list[bytes]
+
+
+def read_fields(fields: Fields, *, way: bool = True) -> FieldSection:
+    """Read a head's field lines; ``way``: pass those that tell where the request came from."""
+    section = FieldSection()
+    passed: Fields = []
+    section.passed = passed
+    section.connection = section.length = section.coding = section.host = None
+    section.hosts = 0
+    section.faulty = ""
+    section.told = told = []
+    section.via = []
+    actions = _ACTIONS
+    for line in fields:
+        action = actions[line[0]]
+        if not action:
+            passed.append(line)
+        elif action == _LENGTH:
+            if section.length is not None:
+                section.faulty = "more than one Content-Length"
+            section.length = line[1]
+            passed.append(line)
+        elif action == _OPTIONS:
+            options = [option for part in line[1].split(b",") if (option := part.strip(b" \t").lower())]
+            section.connection = options if section.connection is None else section.connection + options
+        elif action == _HOST:
+            section.host = line[1]
+            section.hosts += 1
+            passed.append(line)
+        elif action == _CODING:
+            if section.coding is not None:
+                section.faulty = "more than one Transfer-Encoding"
+            section.coding = line[1]
+        elif action == _WAY:
+            if way:
+                told.append(line[0].lower())
+                passed.append(line)
+        elif action == _VIA:
+            section.via.append(line[1])
+            passed.append(line)
+    if section.connection:
+        named = {name for name in section.connection if not _ACTIONS[name] and name not in _KEPT}
+        named -= _OPTIONS_ONLY
+        if named:
+            section.passed = [line for line in passed if line[0].lower() not in named]
+    return section
+
+
+# the connection options that are no field's name
+_OPTIONS_ONLY: Final = frozenset((b"close", b"keep-alive"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,65 +167,37 @@ class Forwarding:
         return Peer(host.encode() if host else None, self._trusted_proxies.trusts(host), scheme.encode())
 
     def request_fields(self, fields: Fields, peer: Peer, version: bytes = b"1.1") -> Fields:
+        """The field lines to send upstream for a request with these; as `onward`."""
+        return self.onward(read_fields(fields, way=peer.trusted), peer, version)
+
+    def onward(self, section: FieldSection, peer: Peer, version: bytes = b"1.1") -> Fields:
         """The field lines to send upstream: what is end-to-end, where it came from, and Via.
 
-        A trusted peer's X-Forwarded-*, Forwarded and X-Real-IP pass as they are; X-Forwarded-For, -Proto and -Host are
-        written where they are missing or the peer is not trusted: LiteLLM's own server believes them from 127.0.0.1.
-        Framing is the caller's: Content-Length passes, Transfer-Encoding does not. Raises `LoopDetected`.
+        ``section`` has been read with ``way=peer.trusted``: a trusted peer's X-Forwarded-*, Forwarded and X-Real-IP
+        pass as they are; X-Forwarded-For, -Proto and -Host are written where they are missing or the peer is not trusted:
+        LiteLLM's own server believes them from 127.0.0.1. Framing is the caller's: Content-Length passes,
+        Transfer-Encoding does not. Raises `LoopDetected`.
         """
-        named: frozenset[bytes] = frozenset()
-        passed: Fields = []
-        host = b""
-        gateways = 0
-        trusted = peer.trusted
-        told = set()
-        for line in fields:
-            name = line[0].lower()
-            if name in HOP_BY_HOP:
-                if name == b"connection" and not named and line[1].lower() not in (b"keep-alive", b"close"):
-                    named = _named_by_connection(fields)
-                continue
-            if name[:2] == b"x-" or name == b"forwarded":
-                if name.startswith(b"x-forwarded-"):
-                    if not trusted:
-                        continue
-                    told.add(name)
-                elif name in _FORWARDED and not trusted:
-                    continue
-            elif name == b"host":
-                host = line[1]
-            elif name == b"via":
-                if self._pseudonym in line[1]:
-                    raise LoopDetected
-                gateways += line[1].count(_PSEUDONYM)
-                if gateways > _GATEWAYS_IN_LINE:
-                    raise LoopDetected("more than 8 gateways in line")
-            passed.append(line)
-        if named:
-            passed = [line for line in passed if line[0].lower() not in named]
+        passed, told = section.passed, section.told
+        if section.via:
+            self._check_loop(section.via)
         if peer.address is not None and b"x-forwarded-for" not in told:
             passed.append((b"X-Forwarded-For", peer.address))
         if b"x-forwarded-proto" not in told:
             passed.append((b"X-Forwarded-Proto", peer.scheme))
-        if host and b"x-forwarded-host" not in told:
-            passed.append((b"X-Forwarded-Host", host))
+        if section.host and b"x-forwarded-host" not in told:
+            passed.append((b"X-Forwarded-Host", section.host))
         passed.append((b"Via", version + b" " + self._pseudonym))
         return passed
 
-
-def response_fields(fields: Fields) -> Fields:
-    """The field lines of a response that go on to the client: those that are end-to-end."""
-    named: frozenset[bytes] = frozenset()
-    passed: Fields = []
-    for line in fields:
-        name = line[0].lower()
-        if name not in HOP_BY_HOP:
-            passed.append(line)
-        elif name == b"connection" and not named and line[1].lower() not in (b"keep-alive", b"close"):
-            named = _named_by_connection(fields)
-    if named:
-        passed = [line for line in passed if line[0].lower() not in named]
-    return passed
+    def _check_loop(self, via: list[bytes]) -> None:
+        gateways = 0
+        for value in via:
+            if self._pseudonym in value:
+                raise LoopDetected
+            gateways += value.count(_PSEUDONYM)
+        if gateways > _GATEWAYS_IN_LINE:
+            raise LoopDetected("more than 8 gateways in line")
 
 
 def trailer_fields(fields: Fields) -> Fields:
@@ -166,8 +218,4 @@ def trailer_fields(fields: Fields) -> Fields:
 
 def encode_head(start_line: bytes, fields: Fields) -> bytes:
     """A message head in octets: start line, field lines, empty line (RFC 9112 section 2.1)."""
-    lines = [start_line]
-    for name, value in fields:
-        lines += (b"\r\n", name, b": ", value)
-    lines.append(b"\r\n\r\n")
-    return b"".join(lines)
+    return start_line + b"\r\n" + b"".join([b": ".join(line) + b"\r\n" for line in fields]) + b"\r\n"

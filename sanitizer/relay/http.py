@@ -14,8 +14,8 @@ from starlette.types import Receive, Scope, Send
 
 from sanitizer.errors import GatewayError, ResponseCut
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import request_length
-from sanitizer.relay.headers import Fields, Forwarding, encode_head, response_fields
+from sanitizer.relay.framing import check_fields, request_length
+from sanitizer.relay.headers import Fields, Forwarding, encode_head, read_fields
 from sanitizer.relay.upstream import Upstream
 
 _BUFFERED: Final = 64 * 1024
@@ -140,10 +140,11 @@ class Relay:
         return self._forwarding.request_fields(scope["headers"], peer, scope["http_version"].encode())
 
     def _request(self, scope: Scope) -> _Answer:
+        check_fields(scope["headers"])
         fields = self.outbound_fields(scope)
         version = scope["http_version"].encode()
         # an ASGI server has taken any framing off already; under HTTP/2 there was none
-        length = request_length(scope["headers"], version if version == b"1.0" else b"1.1")
+        length = request_length(read_fields(scope["headers"]), version if version == b"1.0" else b"1.1")
         if not isinstance(length, int):
             fields.append((b"Transfer-Encoding", b"chunked"))
         if not any(name.lower() == b"host" for name, _ in fields):
@@ -179,7 +180,7 @@ async def _respond(answer: _Answer, send: Send) -> None:
     response = await answer.head()
     if response is None:
         return
-    headers = [(name.lower(), value) for name, value in response_fields(response.fields)]
+    headers = [(name.lower(), value) for name, value in response.fields]
     if response.status in (204, 304):
         headers = [line for line in headers if line[0] != b"content-length"]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -21,6 +21,7 @@ import asyncio
 import logging
 import socket
 from collections import deque
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, Protocol, cast
 from urllib.parse import unquote
@@ -35,8 +36,8 @@ from uvicorn.server import ServerState
 from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge, ResponseCut
 from sanitizer.relay.connection import Transport
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import Framing, Length, check_request_head, request_length
-from sanitizer.relay.headers import Fields, Forwarding, Peer, encode_head, list_members, response_fields, trailer_fields
+from sanitizer.relay.framing import Framing, Length, request_length
+from sanitizer.relay.headers import Fields, Forwarding, Peer, encode_head, read_fields, trailer_fields
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -71,9 +72,8 @@ class Front(Protocol):
     draining: bool
     keepalive_timeout: float
 
-    def intercepts(self, method: str, path: str) -> bool:
-        """Whether a request with this method and decoded path has to go through ASGI."""
-        ...
+    intercepts: Callable[[str, str], bool]
+    """Whether a request with this method and decoded path has to go through ASGI."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
 
@@ -158,6 +158,9 @@ class RelayProtocol(asyncio.Protocol):
         if self._receiving is None:
             self._head_size += len(data)
         self._feed(data)
+        # not before now, so that a head and the content that has come with it are one write
+        if self._queue and not self._queue[0].started:
+            self._queue[0].start()
         if self._in_head and not self.closing:
             if self._head_size > HEAD_LIMIT:
                 self._refuse(HeadTooLarge())
@@ -221,9 +224,7 @@ class RelayProtocol(asyncio.Protocol):
         item = self._request(size)
         self._receiving = item
         self._queue.append(item)
-        if len(self._queue) == 1:
-            item.start()
-        else:
+        if len(self._queue) > 1:
             self.pause(_PIPELINED)
 
     def on_body(self, data: bytes) -> None:
@@ -343,20 +344,22 @@ class RelayProtocol(asyncio.Protocol):
             raise HeadTooLarge
         parser = self._parser
         method: bytes = parser.get_method()
-        version = parser.get_http_version().encode()
+        version = b"1.1" if (number := parser.get_http_version()) == "1.1" else number.encode()
         if version not in (b"1.1", b"1.0"):
             raise BadRequest("HTTP version other than 1.1 and 1.0")
-        check_request_head(fields, version)
-        length = request_length(fields, version)
         if target[:1] != b"/":
             target, fields = _origin_form(method, target, fields)
+        section = read_fields(fields, way=self.peer.trusted)
+        if section.hosts > 1 or (not section.hosts and version == b"1.1"):
+            raise BadRequest("exactly one Host is needed")  # RFC 9112 section 3.2
+        length = request_length(section, version)
         keep_alive = version == b"1.1" and parser.should_keep_alive()
         upgrade = b""
         if parser.should_upgrade():
             upgrade = _upgrade_wanted(fields) if version == b"1.1" and method == b"GET" and length == 0 else b""
             if not upgrade and length != 0:
                 self._rest = length
-            keep_alive = version == b"1.1" and b"close" not in list_members(fields, b"connection")
+            keep_alive = version == b"1.1" and b"close" not in (section.connection or ())
         if method == b"POST":
             path = target.partition(b"?")[0].partition(b"#")[0].decode("latin-1")
             path = unquote(path) if "%" in path else path
@@ -364,13 +367,13 @@ class RelayProtocol(asyncio.Protocol):
                 self.front.counters.cycles += 1
                 return _Cycle(self, self._scope(method, target, path, version, fields), keep_alive)
         self.front.counters.fast += 1
-        passed = self.front.forwarding.request_fields(fields, self.peer, version)
+        passed = self.front.forwarding.onward(section, self.peer, version)
         if length is Framing.CHUNKED:
             passed.append((b"Transfer-Encoding", b"chunked"))
         if upgrade:
             passed += ((b"Connection", b"Upgrade"), (b"Upgrade", upgrade))
             self._early = bytearray()
-        elif version == b"1.0" and not any(name.lower() == b"host" for name, _ in passed):
+        elif not section.hosts:
             passed.insert(0, (b"Host", self.front.upstream.address.authority.encode()))
         head = encode_head(b"%b %b HTTP/1.1" % (method, target), passed)
         return _Relayed(self, method, head, length, bool(upgrade), keep_alive, version)
@@ -409,8 +412,6 @@ class RelayProtocol(asyncio.Protocol):
         self.front.counters.refused += 1
         refusal = _Refusal(self, error)
         self._queue.append(refusal)
-        if len(self._queue) == 1:
-            refusal.start()
 
     # Closing
 
@@ -446,7 +447,7 @@ class RelayProtocol(asyncio.Protocol):
 class _Relayed(Exchange):
     """A request that is relayed below ASGI."""
 
-    __slots__ = ("_chunked_out", "_ended", "_eofs", "_pieces", "_started", "client", "keep_alive", "version")
+    __slots__ = ("_chunked_out", "_eofs", "_head", "client", "keep_alive", "started", "version")
 
     def __init__(
         self,
@@ -462,9 +463,8 @@ class _Relayed(Exchange):
         self.client = client
         self.keep_alive = keep_alive
         self.version = version
-        self._started = False
-        self._pieces: list[bytes] = []  # content that came before this request's turn
-        self._ended: Fields | None = None  # trailers, once all content has come
+        self.started = False
+        self._head = b""  # of the response, until its first content is there
         self._chunked_out = False
         self._eofs = 0
 
@@ -474,28 +474,20 @@ class _Relayed(Exchange):
         return self.response is not None
 
     def start(self) -> None:
-        self._started = True
+        self.started = True
         super().start()
-        for piece in self._pieces:
-            self.send(piece)
-        if self._ended is not None:
-            self.send(b"", True, self._ended)
-        self._pieces = []
+        if self.blocked and not self.request_complete:
+            self.client.pause(_UPSTREAM_BLOCKED)
 
     def content(self, data: bytes) -> None:
-        if not self._started:
-            self._pieces.append(data)
-            return
         self.send(data)
-        if self.blocked:
+        if self.started and self.blocked:
             self.client.pause(_UPSTREAM_BLOCKED)
 
     def end(self, trailers: Fields) -> None:
-        if self._started:
+        if not self.request_complete:
             self.send(b"", True, trailers)
-            self.client.resume(_UPSTREAM_BLOCKED)  # to see the client leave
-        else:
-            self._ended = trailers
+        self.client.resume(_UPSTREAM_BLOCKED)  # to see the client leave
 
     def last(self) -> None:
         """Let this be the connection's last request."""
@@ -514,11 +506,11 @@ class _Relayed(Exchange):
 
     def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
         if self.version == b"1.1":
-            self.client.transport.write(encode_head(b"HTTP/1.1 %d %b" % (status, reason), response_fields(fields)))
+            self.client.transport.write(encode_head(b"HTTP/1.1 %d %b" % (status, reason), fields))
 
     def on_response(self, response: Response) -> None:
         client = self.client
-        fields = response_fields(response.fields)
+        fields = response.fields
         self.keep_alive = client.stays_open(self)
         if isinstance(response.length, Framing):
             if self.version == b"1.1":
@@ -528,18 +520,18 @@ class _Relayed(Exchange):
                 self.keep_alive = False
         if not self.keep_alive:
             fields.append((b"Connection", b"close"))
-        client.transport.write(encode_head(b"HTTP/1.1 %d %b" % (response.status, response.reason), fields))
+        self._head = encode_head(b"HTTP/1.1 %d %b" % (response.status, response.reason), fields)
 
     def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
-        write = self.client.transport.write
-        if not self._chunked_out:
+        if self._chunked_out:
             if data:
-                write(data)
-        elif not last:
-            write(b"%x\r\n%b\r\n" % (len(data), data))
-        else:
-            chunk = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-            write(chunk + encode_head(b"0", trailer_fields(trailers)) if trailers else chunk + b"0\r\n\r\n")
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+            if last:
+                data += encode_head(b"0", trailer_fields(trailers)) if trailers else b"0\r\n\r\n"
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            self.client.transport.write(data)
         if last:
             self.client.answered(self)
 
@@ -557,10 +549,7 @@ class _Relayed(Exchange):
     # Tunnel
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
-        fields = response_fields(response.fields)
-        fields.append((b"Connection", b"Upgrade"))
-        fields += ((name, value) for name, value in response.fields if name.lower() == b"upgrade")
-        self.client.transport.write(encode_head(b"HTTP/1.1 101 %b" % response.reason, fields))
+        self.client.transport.write(encode_head(b"HTTP/1.1 101 %b" % response.reason, response.fields))
         if data:
             self.client.transport.write(data)
         self.client.enter_tunnel(self)
@@ -618,6 +607,7 @@ class _Cycle:
 
     def __init__(self, client: RelayProtocol, scope: Scope, keep_alive: bool) -> None:
         self._client = client
+        self.started = False
         self._cycle = RequestResponseCycle(
             scope=cast(Any, scope),
             transport=cast(Any, client.transport),
@@ -641,6 +631,7 @@ class _Cycle:
         return self._cycle.response_started
 
     def start(self) -> None:
+        self.started = True
         task = self._client.loop.create_task(self._cycle.run_asgi(cast(Any, self._app)))
         self._client.server_state.tasks.add(task)
         task.add_done_callback(self._client.server_state.tasks.discard)
@@ -690,8 +681,10 @@ class _Refusal:
     def __init__(self, client: RelayProtocol, error: GatewayError) -> None:
         self._client = client
         self._error = error
+        self.started = False
 
     def start(self) -> None:
+        self.started = True
         self._client.transport.write(encode_error(self._error, False))
         self._client.answered(self)
 

@@ -3,7 +3,7 @@
 import pytest
 
 from sanitizer.errors import LoopDetected
-from sanitizer.relay.headers import Fields, Forwarding, encode_head, list_members, response_fields, trailer_fields
+from sanitizer.relay.headers import _ACTIONS, Fields, Forwarding, encode_head, read_fields, trailer_fields
 from sanitizer.settings import TrustedProxies, load
 
 PSEUDONYM = b"litellm-sanitizer-0123456789abcdef"
@@ -141,7 +141,7 @@ def test_eight_gateways_are_no_loop() -> None:
 )
 def test_response_fields(fields: Fields, passed: Fields) -> None:
     """A response's end-to-end fields pass; nothing is added."""
-    assert response_fields(fields) == passed
+    assert read_fields(fields).passed == passed
 
 
 def test_trailers_carry_no_routing() -> None:
@@ -157,6 +157,21 @@ def test_encode_head() -> None:
     assert encode_head(b"GET / HTTP/1.1", [(b"a", b"1"), (b"B", b"")]) == b"GET / HTTP/1.1\r\na: 1\r\nB: \r\n\r\n"
 
 
-def test_list_members() -> None:
-    """RFC 9110 section 5.6.1: lists over several lines, empty members, optional white space."""
-    assert list_members([(b"A", b" x ,,Y"), (b"b", b"n"), (b"a", b"z\t")], b"a") == [b"x", b"y", b"z"]
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        pytest.param([(b"A", b"x")], None, id="none"),
+        pytest.param([(b"Connection", b" x ,,Close"), (b"cONNECTION", b"z\t")], [b"x", b"close", b"z"], id="several"),
+    ],
+)
+def test_connection_options(fields: Fields, options: list[bytes] | None) -> None:
+    """RFC 9110 section 5.6.1: a list over several lines, empty members, optional white space, any case."""
+    assert read_fields(fields).connection == options
+
+
+def test_spellings_are_bounded() -> None:
+    """A client that makes names up fills no memory with them, and theirs are judged all the same."""
+    for number in range(3000):
+        read_fields([(b"X-%d" % number, b"")])
+    assert len(_ACTIONS) <= 1024
+    assert read_fields([(b"tRANSFER-eNCODING", b"chunked")]).coding == b"chunked"

@@ -174,9 +174,9 @@ class Forwarding:
         """The field lines to send upstream: what is end-to-end, where it came from, and Via.
 
         ``section`` has been read with ``way=peer.trusted``: a trusted peer's X-Forwarded-*, Forwarded and X-Real-IP
-        pass as they are; X-Forwarded-For, -Proto and -Host are written where they are missing or the peer is not trusted:
-        LiteLLM's own server believes them from 127.0.0.1. Framing is the caller's: Content-Length passes,
-        Transfer-Encoding does not. Raises `LoopDetected`.
+        pass as they are; X-Forwarded-For, -Proto and -Host are written where they are missing or the peer is not
+        trusted, for LiteLLM's own server believes them from 127.0.0.1. Framing is left to who sends the head:
+        Content-Length passes, Transfer-Encoding does not. Raises `LoopDetected`.
         """
         passed, told = section.passed, section.told
         if section.via:

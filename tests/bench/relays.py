@@ -1,0 +1,142 @@
+"""The Python peers, each a raw ASGI application of a few lines, served by uvicorn with httptools and uvloop.
+
+``hello`` relays nothing: it is what any ASGI gateway costs at least. ``httpx_relay`` and ``aiohttp_relay`` stream both
+ways through the client library named, as gateways are commonly written. ``asgi_face`` is this gateway under a server
+that is not its own.
+"""
+
+import os
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import PathFinder
+from types import ModuleType
+from typing import Any
+
+Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
+Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+App = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+UPSTREAM = f"http://127.0.0.1:{os.environ.get('BENCH_UPSTREAM', '4000')}"
+HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
+
+BODY = b'{"choices":[{"message":{"content":"%s"}}]}' % (b"x" * 2008)
+START = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())],
+}
+
+
+async def hello(scope: Scope, receive: Receive, send: Send) -> None:
+    """2 KB of JSON, whatever is asked."""
+    if scope["type"] != "http":
+        return
+    await send(START)
+    await send({"type": "http.response.body", "body": BODY})
+
+
+async def body(receive: Receive) -> AsyncIterator[bytes]:
+    """The request's body as it comes in."""
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return
+        more = message.get("more_body", False)
+        yield message.get("body", b"")
+
+
+def fields(scope: Scope) -> list[tuple[bytes, bytes]]:
+    """The request's fields without the hop-by-hop ones."""
+    return [(name, value) for name, value in scope["headers"] if name not in HOP_BY_HOP]
+
+
+def has_body(scope: Scope) -> bool:
+    """Whether the request declares content (RFC 9112 section 6.3)."""
+    return any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
+
+
+def target(scope: Scope) -> str:
+    """Where the request goes."""
+    path: str = scope["path"]
+    query: bytes = scope["query_string"]
+    return f"{UPSTREAM}{path}?{query.decode('ascii')}" if query else UPSTREAM + path
+
+
+class NotInstalled(MetaPathFinder):
+    """Makes a package as good as not installed: every import of it searches sys.path in vain."""
+
+    def __init__(self, package: str) -> None:
+        self.package = package
+
+    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> None:
+        if fullname == self.package:
+            PathFinder.find_spec(fullname + "-is-not-installed", path)
+            raise ModuleNotFoundError(fullname)
+
+
+def stock_httpx_relay() -> App:
+    """The relay that ``pip install httpx`` gives: no sniffio, so every request tries to import it in vain."""
+    sys.meta_path.insert(0, NotInstalled("sniffio"))
+    return httpx_relay()
+
+
+def httpx_relay() -> App:
+    """A relay through one `httpx.AsyncClient` with its defaults (only its timeouts are off)."""
+    import httpx
+
+    client = httpx.AsyncClient(timeout=httpx.Timeout(None))
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        content = body(receive) if has_body(scope) else None
+        async with client.stream(scope["method"], target(scope), headers=fields(scope), content=content) as response:
+            headers = [(name.lower(), value) for name, value in response.headers.raw if name.lower() not in HOP_BY_HOP]
+            await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
+            async for chunk in response.aiter_raw():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    return app
+
+
+def aiohttp_relay() -> App:
+    """A relay through one `aiohttp.ClientSession` without a limit on its connections."""
+    import aiohttp
+
+    session: aiohttp.ClientSession | None = None
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal session
+        if scope["type"] != "http":
+            return
+        if session is None:
+            session = aiohttp.ClientSession(
+                connector=aiohttp.TCPConnector(limit=0),
+                timeout=aiohttp.ClientTimeout(total=None),
+                cookie_jar=aiohttp.DummyCookieJar(),
+                auto_decompress=False,
+            )
+        headers = [(name.decode("latin-1"), value.decode("latin-1")) for name, value in fields(scope)]
+        data = body(receive) if has_body(scope) else None
+        async with session.request(
+            scope["method"], target(scope), headers=headers, data=data, allow_redirects=False
+        ) as response:
+            answer = [(name.lower(), value) for name, value in response.raw_headers if name.lower() not in HOP_BY_HOP]
+            await send({"type": "http.response.start", "status": response.status, "headers": answer})
+            async for chunk in response.content.iter_any():
+                await send({"type": "http.response.body", "body": chunk, "more_body": True})
+        await send({"type": "http.response.body"})
+
+    return app
+
+
+def asgi_face() -> App:
+    """The gateway as an ASGI application, as any ASGI server runs it."""
+    from sanitizer.app import create_app
+    from sanitizer.settings import load
+
+    return create_app(load({"upstream": UPSTREAM}, {}))

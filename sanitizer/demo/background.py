@@ -1,12 +1,27 @@
-"""An ASGI app served on loopback from a thread of this process, for the walk-through and for tests."""
+"""What runs behind the walk-through: an ASGI app in a thread, the gateway as a process, both on loopback."""
 
+import os
+import re
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import IO
 
 import uvicorn
 from starlette.types import ASGIApp
+
+_SILENT = uvicorn.config.LOG_LEVELS["critical"] + 1
+_GATEWAY = [sys.executable, "-P", "-m", "sanitizer", "serve", "--port", "0", "--log-format", "text"]
+_START_TIMEOUT = 30.0  # seconds
+_STOP_TIMEOUT = 5.0
+
+
+class GatewayFailed(Exception):
+    """The gateway did not come up, or ended by itself; the message is what it wrote."""
 
 
 @contextmanager
@@ -22,7 +37,7 @@ def serving(app: ASGIApp) -> Iterator[str]:
         ws="none",
         lifespan="off",
         log_config=None,
-        log_level=uvicorn.config.LOG_LEVELS["critical"] + 1,
+        log_level=_SILENT,
         access_log=False,
         timeout_graceful_shutdown=1,
     )
@@ -35,3 +50,72 @@ def serving(app: ASGIApp) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join()
+
+
+class Gateway:
+    """A gateway process that is up: its ``url``, and ``echo``, which sends its further log to our stderr."""
+
+    def __init__(self, process: "subprocess.Popen[str]", log: IO[str]) -> None:
+        self._process = process
+        self._log = log
+        self.echo = False
+        self.url = self._wait_for_address()
+        self._reader = threading.Thread(target=self._read, name="gateway log", daemon=True)
+        self._reader.start()
+
+    def wait(self) -> None:
+        """Wait for the gateway to end, which it should not. Raises GatewayFailed."""
+        status = self._process.wait()
+        raise GatewayFailed(f"the gateway has ended with status {status}")
+
+    def stop(self) -> None:
+        self.echo = False
+        self._process.send_signal(signal.SIGINT)
+        try:
+            self._process.wait(_STOP_TIMEOUT)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+        self._reader.join()
+
+    def _wait_for_address(self) -> str:
+        lines = []
+        alarm = threading.Timer(_START_TIMEOUT, self._process.kill)
+        alarm.start()
+        try:
+            for line in self._log:
+                lines.append(line)
+                if match := re.search(r"listening on (http://\S+)", line):
+                    return match[1]
+        finally:
+            alarm.cancel()
+        raise GatewayFailed("the gateway did not start:\n" + "".join(lines).rstrip())
+
+    def _read(self) -> None:
+        for line in self._log:
+            if self.echo:
+                sys.stderr.write(line)
+
+
+@contextmanager
+def gateway_before(upstream: str) -> Iterator[Gateway]:
+    """The gateway before ``upstream`` (a URL), as the command that operators run, until the block ends.
+
+    The environment's own options do not apply to it. Raises GatewayFailed if it does not come up.
+    """
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("SANITIZER_", "SERVER_"))}
+    with subprocess.Popen(  # noqa: S603 - our own command, and no shell
+        [*_GATEWAY, "--upstream", upstream, "--shutdown-grace", "1"],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env=environment | {"SANITIZER_ADMIN_PORT": "0"},
+        text=True,
+    ) as process:
+        try:
+            assert process.stderr is not None  # noqa: S101 - it is a pipe
+            gateway = Gateway(process, process.stderr)
+            try:
+                yield gateway
+            finally:
+                gateway.stop()
+        finally:
+            process.kill()

@@ -1,0 +1,226 @@
+"""``litellm-sanitizer demo``: the bug report BerriAI/litellm#26555, played without and with the gateway.
+
+A LiteLLM look-alike runs in this process, the gateway before it as a process of its own. Alice, an internal user, edits
+the models of her own key of type "LLM API"; her client sends ``allowed_routes`` along, as LiteLLM's dashboard does.
+"""
+
+import contextlib
+import signal
+import sys
+import textwrap
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any, NoReturn
+
+import httpx
+
+from sanitizer import __version__
+from sanitizer.demo.background import GatewayFailed, gateway_before, serving
+from sanitizer.demo.lookalike import create_lookalike
+from sanitizer.demo.tables import token_of
+
+MASTER_KEY = "sk-1234"
+RELEASE = "1.83.13"
+WIDTH = 88
+
+OLD, NEW = ["mock-gpt"], ["mock-gpt-2"]  # models
+LLM_API, MANAGEMENT, INFO = ["llm_api_routes"], ["management_routes"], ["info_routes"]
+EDIT = {"models": NEW, "allowed_routes": LLM_API}
+
+
+@dataclass(frozen=True)
+class Step:
+    """A ``POST /key/update`` and what has to come of it: the status, the models and the routes stored afterwards."""
+
+    what: str
+    caller: str
+    through_gateway: bool
+    change: dict[str, list[str]]
+    status: int
+    models: list[str]
+    routes: list[str]
+
+
+STEPS = (
+    Step("Alice: new models, same routes", "alice", False, EDIT, 403, OLD, LLM_API),
+    Step("the very same request", "alice", True, EDIT, 200, NEW, LLM_API),
+    Step("Alice: other routes", "alice", True, {"allowed_routes": MANAGEMENT}, 403, NEW, LLM_API),
+    Step("admin: other routes", "admin", True, {"allowed_routes": INFO}, 200, NEW, INFO),
+)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """Where to send requests, and the keys: two to call with, and the one, of type "LLM API", that is edited."""
+
+    client: httpx.Client
+    litellm: str
+    gateway: str
+    callers: dict[str, str]
+    key: str
+
+    def update(self, step: Step) -> httpx.Response:
+        url = self.gateway if step.through_gateway else self.litellm
+        headers = {"authorization": f"Bearer {self.callers[step.caller]}"}
+        return self.client.post(f"{url}/key/update", headers=headers, json={"key": self.key, **step.change})
+
+    def stored(self) -> dict[str, Any]:
+        """The key as LiteLLM has it, asked directly."""
+        headers = {"authorization": f"Bearer {self.callers['admin']}"}
+        answer = self.client.get(f"{self.litellm}/key/info", params={"key": token_of(self.key)}, headers=headers)
+        info: dict[str, Any] = answer.raise_for_status().json()["info"]
+        return info
+
+
+@dataclass(frozen=True)
+class Result:
+    step: Step
+    response: httpx.Response
+    models: list[str]
+    routes: list[str]
+
+    @property
+    def outcome(self) -> str:
+        """What the gateway says that it did."""
+        return str(self.response.headers.get("x-litellm-sanitizer", "")).partition(";")[0]
+
+    @property
+    def as_it_should_be(self) -> bool:
+        came = (self.response.status_code, self.models, self.routes)
+        return came == (self.step.status, self.step.models, self.step.routes)
+
+
+def run(serve: bool = False) -> int:
+    """Play the demo on stdout; returns the exit status, 0 only if all of it went as it should, else 1.
+
+    With ``serve``, both servers then stay up until Ctrl-C, and the command lines to try them with are printed.
+    """
+    handler = signal.signal(signal.SIGTERM, _interrupt)  # by default it would end us and leave the gateway behind
+    try:
+        return _run(serve)
+    except (GatewayFailed, httpx.HTTPError) as error:
+        print(f"litellm-sanitizer: the demo failed: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        return 1
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
+    raise KeyboardInterrupt
+
+
+def _run(serve: bool) -> int:
+    with (
+        serving(create_lookalike(MASTER_KEY, RELEASE)) as litellm,
+        gateway_before(litellm) as gateway,
+        httpx.Client(timeout=10, trust_env=False) as client,
+    ):
+        scene = set_scene(client, litellm, gateway.url)
+        print(_introduction(scene), flush=True)
+        results = [play(scene, step) for step in STEPS]
+        failures = judge(results)
+        print(_table(results), flush=True)
+        print(_conclusion(results, failures), flush=True)
+        if serve:
+            print(_invitation(set_scene(client, litellm, gateway.url)), flush=True)
+            gateway.echo = True
+            with contextlib.suppress(KeyboardInterrupt):
+                gateway.wait()
+        return 1 if failures else 0
+
+
+def set_scene(client: httpx.Client, litellm: str, gateway: str) -> Scene:
+    """Make Alice, an internal user, with a key of her own and one of type "LLM API" that she made with it."""
+
+    def post(path: str, caller: str, **body: Any) -> dict[str, Any]:
+        answer = client.post(litellm + path, headers={"authorization": f"Bearer {caller}"}, json=body)
+        made: dict[str, Any] = answer.raise_for_status().json()
+        return made
+
+    user_id = post("/user/new", MASTER_KEY, user_role="internal_user", auto_create_key=False)["user_id"]
+    alice = post("/key/generate", MASTER_KEY, user_id=user_id)["key"]
+    key = post("/key/generate", alice, key_type="llm_api", models=OLD)["key"]
+    return Scene(client, litellm, gateway, {"admin": MASTER_KEY, "alice": alice}, key)
+
+
+def play(scene: Scene, step: Step) -> Result:
+    response = scene.update(step)
+    stored = scene.stored()
+    return Result(step, response, stored["models"], stored["allowed_routes"])
+
+
+def judge(results: list[Result]) -> list[str]:
+    """What is not as it should be, a line each; empty if all is well."""
+    failures = [
+        f"{number} should be {step.status}, with {_listed(step.models)} and {_listed(step.routes)} stored afterwards."
+        for number, result in enumerate(results, 1)
+        if not result.as_it_should_be and (step := result.step)
+    ]
+    direct, relayed = results[0].response, results[2].response
+    if relayed.content != direct.content:
+        failures.append("3 should be answered by LiteLLM itself, in the words of 1.")
+    return failures
+
+
+def _introduction(scene: Scene) -> str:
+    story = (
+        'Alice, an internal user, edits the models of her key of type "LLM API". Like LiteLLM\'s dashboard, her client '
+        "sends the key's allowed_routes along, unchanged (BerriAI/litellm#26555)."
+    )
+    servers = (f"LiteLLM look-alike, with the gate of {RELEASE}", f"litellm-sanitizer {__version__} in front of it")
+    urls = (scene.litellm, scene.gateway)
+    lines = [f"{server:46}{url}" for server, url in zip(servers, urls, strict=True)]
+    return "\n".join([*lines, "", textwrap.fill(story, WIDTH), ""])
+
+
+def _table(results: list[Result]) -> str:
+    form = "{:<3}{:<32}{:<9}{:<8}{:<9}{:<12}{}"
+    lines = [
+        form.format("", "", "", "", "", "then stored:", "").rstrip(),
+        form.format("", "POST /key/update", "sent to", "answer", "gateway", "models", "routes"),
+        "-" * WIDTH,
+    ]
+    for number, result in enumerate(results, 1):
+        to = "gateway" if result.step.through_gateway else "LiteLLM"
+        stored = _listed(result.models), _listed(result.routes)
+        line = form.format(number, result.step.what, to, result.response.status_code, result.outcome, *stored)
+        lines.append(line if result.as_it_should_be else f"{line}  <- WRONG")
+    return "\n".join([*lines, ""])
+
+
+def _conclusion(results: list[Result], failures: list[str]) -> str:
+    if failures:
+        return "\n".join(["Not as it should be:", *failures])
+    message = results[0].response.json()["error"]["message"]
+    return textwrap.fill(f"LiteLLM's words to 1 and 3: {message}", WIDTH) + "\n\nAll as it should be."
+
+
+def _invitation(scene: Scene) -> str:
+    """Command lines for a key that is still as it was at the start."""
+
+    def curl(comment: str, url: str, caller: str, body: str = "") -> str:
+        lines = [f"curl -i '{url}'", f"  -H 'Authorization: Bearer {scene.callers[caller]}'"]
+        if body:
+            lines += ["  -H 'Content-Type: application/json'", f"  -d '{body}'"]
+        return f"# {comment}\n" + " \\\n".join(lines) + "\n"
+
+    key = f'"key": "{scene.key}"'
+    edit = f'{{{key}, "models": ["mock-gpt-2"], "allowed_routes": ["llm_api_routes"]}}'
+    change = f'{{{key}, "allowed_routes": ["info_routes"]}}'
+    ask = '{"model": "mock-gpt", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
+    return "\n".join(
+        [
+            "\nBoth stay up until Ctrl-C, with another key of Alice's to try it on.\n",
+            curl("Alice's edit, direct: 403", f"{scene.litellm}/key/update", "alice", edit),
+            curl("the same through the gateway: 200", f"{scene.gateway}/key/update", "alice", edit),
+            curl("what is stored now", f"{scene.gateway}/key/info?key={token_of(scene.key)}", "alice"),
+            curl("other routes, by the admin: 200 (by Alice: 403)", f"{scene.gateway}/key/update", "admin", change),
+            curl("an LLM call", f"{scene.gateway}/v1/chat/completions", "alice", ask),
+        ]
+    )
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names)

@@ -97,7 +97,7 @@ class RelayProtocol(asyncio.Protocol):
         self.app: ASGIApp = config.loaded_app
         self.transport: Transport
         self.peer: Peer
-        self.flow = FlowControl(cast(Any, _CycleFlow(self)))
+        self.flow: FlowControl | None = None  # made for the first cycle
         self.closing = False  # no further request is read
         self.tunnel: _Relayed | None = None
         self._parser = httptools.HttpRequestParser(self)
@@ -142,7 +142,9 @@ class RelayProtocol(asyncio.Protocol):
             self.tunnel.leave()
             self.tunnel = None
             self.front.counters.tunnels -= 1
-        self.flow.resume_writing()
+        if self.flow is not None:
+            self.flow.resume_writing()
+            self.flow = None
         del self._parser  # it holds this object's methods
 
     def data_received(self, data: bytes) -> None:
@@ -158,14 +160,14 @@ class RelayProtocol(asyncio.Protocol):
         if self._receiving is None:
             self._head_size += len(data)
         self._feed(data)
-        # not before now, so that a head and the content that has come with it are one write
-        if self._queue and not self._queue[0].started:
-            self._queue[0].start()
         if self._in_head and not self.closing:
             if self._head_size > HEAD_LIMIT:
                 self._refuse(HeadTooLarge())
             else:
                 self._expire_in(HEAD_TIMEOUT)
+        # not before now, so that a head and the content that has come with it are one write
+        if self._queue and not self._queue[0].started:
+            self._queue[0].start()
 
     def eof_received(self) -> bool:
         if self.tunnel is not None:
@@ -173,14 +175,12 @@ class RelayProtocol(asyncio.Protocol):
         return False
 
     def pause_writing(self) -> None:
-        self.flow.pause_writing()
         if self.tunnel is not None:
             self.tunnel.pause_reading()
         elif self._queue:
             self._queue[0].client_blocked()
 
     def resume_writing(self) -> None:
-        self.flow.resume_writing()
         if self.tunnel is not None:
             self.tunnel.resume_reading()
         elif self._queue:
@@ -347,7 +347,7 @@ class RelayProtocol(asyncio.Protocol):
         version = b"1.1" if (number := parser.get_http_version()) == "1.1" else number.encode()
         if version not in (b"1.1", b"1.0"):
             raise BadRequest("HTTP version other than 1.1 and 1.0")
-        if target[:1] != b"/":
+        if target[:1] != b"/" or method == b"CONNECT":
             target, fields = _origin_form(method, target, fields)
         section = read_fields(fields, way=self.peer.trusted)
         if section.hosts > 1 or (not section.hosts and version == b"1.1"):
@@ -438,7 +438,9 @@ class RelayProtocol(asyncio.Protocol):
         self._timer = None
         if self._deadline == _NEVER:
             return
-        if self.loop.time() < self._deadline:
+        if self._queue:  # a head is late, but answers before it are still on their way
+            self._expire_in(HEAD_TIMEOUT)
+        elif self.loop.time() < self._deadline:
             self._timer = self.loop.call_at(self._deadline, self._expire)
         else:
             self.transport.close()
@@ -608,10 +610,13 @@ class _Cycle:
     def __init__(self, client: RelayProtocol, scope: Scope, keep_alive: bool) -> None:
         self._client = client
         self.started = False
+        if client.flow is None:
+            client.flow = FlowControl(cast(Any, _CycleFlow(client)))
+        self._flow = client.flow
         self._cycle = RequestResponseCycle(
             scope=cast(Any, scope),
             transport=cast(Any, client.transport),
-            flow=client.flow,
+            flow=self._flow,
             logger=logging.getLogger("uvicorn.error"),
             access_logger=logging.getLogger("uvicorn.access"),
             access_log=False,
@@ -641,7 +646,7 @@ class _Cycle:
         if not cycle.response_complete:
             cycle.body += data
             if len(cycle.body) > HIGH_WATER_LIMIT:
-                self._client.flow.pause_reading()
+                self._flow.pause_reading()
             cycle.message_event.set()
 
     def end(self, trailers: Fields) -> None:
@@ -656,10 +661,10 @@ class _Cycle:
         self._cycle.message_event.set()
 
     def client_blocked(self) -> None:
-        """The cycle waits by the flow control that it shares with the connection."""
+        self._flow.pause_writing()
 
     def client_unblocked(self) -> None:
-        """Likewise."""
+        self._flow.resume_writing()
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:

@@ -204,6 +204,8 @@ class Connection(asyncio.Protocol):
         status = self._parser.get_status_code()
         fields, self._fields = self._fields, []
         if status < 200:
+            if status < 100:
+                raise UpstreamBroken("upstream's answer has no valid status")
             if status != 101:
                 exchange.on_interim(status, self._reason, read_fields(fields).passed)
             elif exchange.upgrade:

@@ -101,19 +101,19 @@ def read_fields(fields: Fields, *, way: bool = True) -> FieldSection:
         elif action == _LENGTH:
             if section.length is not None:
                 section.faulty = "more than one Content-Length"
-            section.length = line[1]
-            passed.append(line)
+            section.length = line[1].strip(b" \t")  # httptools leaves the white space after a value
+            passed.append((line[0], section.length))
         elif action == _OPTIONS:
             options = [option for part in line[1].split(b",") if (option := part.strip(b" \t").lower())]
             section.connection = options if section.connection is None else section.connection + options
         elif action == _HOST:
-            section.host = line[1]
+            section.host = line[1].strip(b" \t")
             section.hosts += 1
             passed.append(line)
         elif action == _CODING:
             if section.coding is not None:
                 section.faulty = "more than one Transfer-Encoding"
-            section.coding = line[1]
+            section.coding = line[1].strip(b" \t")
         elif action == _WAY:
             if way:
                 told.append(line[0].lower())

@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from starlette.types import Receive, Scope, Send
 
-from sanitizer.errors import GatewayError, ResponseCut
+from sanitizer.errors import BadRequest, GatewayError, ResponseCut
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import check_fields, request_length
 from sanitizer.relay.headers import Fields, Forwarding, encode_head, read_fields
@@ -121,7 +121,8 @@ class Relay:
         try:
             answer = self._request(scope)
         except GatewayError as error:
-            await send_error(send, error)
+            # what follows on this connection can't be trusted; HTTP/2 has no such field
+            await send_error(send, error, close=scope["http_version"] in ("1.0", "1.1"))
             return
         answer.start()
         reader = self._upstream.loop.create_task(_read_client(answer, receive, _expects_continue(scope)))
@@ -141,13 +142,18 @@ class Relay:
 
     def _request(self, scope: Scope) -> _Answer:
         check_fields(scope["headers"])
-        fields = self.outbound_fields(scope)
+        section = read_fields(scope["headers"])
         version = scope["http_version"].encode()
+        if scope["method"] == "CONNECT":
+            raise BadRequest("CONNECT is for proxies")
+        if section.hosts > 1 or (not section.hosts and version == b"1.1"):
+            raise BadRequest("exactly one Host is needed")  # RFC 9112 section 3.2
+        fields = self.outbound_fields(scope)
         # an ASGI server has taken any framing off already; under HTTP/2 there was none
-        length = request_length(read_fields(scope["headers"]), version if version == b"1.0" else b"1.1")
+        length = request_length(section, version if version == b"1.0" else b"1.1")
         if not isinstance(length, int):
             fields.append((b"Transfer-Encoding", b"chunked"))
-        if not any(name.lower() == b"host" for name, _ in fields):
+        if not section.hosts:
             fields.insert(0, (b"Host", self._upstream.address.authority.encode()))
         method = scope["method"].encode()
         return _Answer(
@@ -164,10 +170,12 @@ def request_target(scope: MutableMapping[str, Any]) -> bytes:
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
 
-async def send_error(send: Send, error: GatewayError) -> None:
-    """Answer a request with an error of the gateway's own."""
+async def send_error(send: Send, error: GatewayError, *, close: bool = False) -> None:
+    """Answer a request with an error of the gateway's own; ``close``: the connection is to end with it."""
     content = error.body()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    if close:
+        headers.append((b"connection", b"close"))
     await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 

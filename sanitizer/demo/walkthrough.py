@@ -5,6 +5,7 @@ the models of her own key of type "LLM API"; her client sends ``allowed_routes``
 """
 
 import contextlib
+import os
 import signal
 import sys
 import textwrap
@@ -100,6 +101,9 @@ def run(serve: bool = False) -> int:
         return _run(serve)
     except (GatewayFailed, httpx.HTTPError) as error:
         print(f"litellm-sanitizer: the demo failed: {error}", file=sys.stderr)
+        return 1
+    except BrokenPipeError:  # `demo | head`: nobody reads on, so let the last flush at exit go nowhere
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
         return 1

@@ -90,7 +90,7 @@ def test_demo_serves_until_it_is_stopped(stop: signal.Signals) -> None:
         process.send_signal(stop)
         rest, log = process.communicate(timeout=TIMEOUT)
     assert process.returncode == 0
-    assert rest == "\n"
+    assert rest.strip() == ""
     assert [answer.status_code for answer in answers] == [403, 200, 200, 200, 200]
     assert [re.findall(": (\\d+)", comment)[:1] for comment, _ in commands] == [["403"], ["200"], [], ["200"], []]
     assert answers[2].json()["info"]["models"] == ["mock-gpt-2"]
@@ -127,6 +127,15 @@ def test_demo_says_why_the_gateway_did_not_start(
     printed = capfd.readouterr()
     assert printed.out == ""
     assert re.match(r"litellm-sanitizer: the demo failed: the gateway did not start:\n.*sideways", printed.err)
+
+
+def test_demo_bears_a_reader_that_leaves() -> None:
+    """As in ``demo | head``: no traceback."""
+    with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        _, log = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, log) == (1, "")
 
 
 def test_demo_notices_that_the_gateway_ended(

@@ -551,7 +551,7 @@ def upgrade(lab: Lab) -> None:
         client.send(b"hello")
         assert client.read_exactly(5) == b"HELLO"
         client.send(b"\x00\r\n\r\nGET / HTTP/1.1\r\n\r\n")
-        assert client.read_exactly(22) == b"\x00\r\n\r\nGET / HTTP/1.1\r\n\r\n"
+        assert client.read_until(b"HTTP/1.1\r\n\r\n") == b"\x00\r\n\r\nGET / HTTP/1.1\r\n\r\n"
     received = lab.upstream.requests[0]
     assert received.target == b"/v1/realtime?model=a%2Fb"
     assert received.all(b"sec-websocket-protocol") == [b"realtime, openai-insecure-api-key.sk-x"]

@@ -111,7 +111,7 @@ ROWS: list[Row] = [
         b"GET /\r\n\r\n",
         400,
         505,
-        asgi=(Lost.STRICTNESS, 400),
+        asgi=(Lost.STRICTNESS, Arrives(line=b"GET / HTTP/1.1")),
     ),
     refused(
         "version 0.9 in words",

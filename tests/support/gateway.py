@@ -132,6 +132,7 @@ class Gateway:
         return count
 
     def terminate(self) -> None:
+        """SIGTERM: drain."""
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout: float = STOP_TIMEOUT) -> int:
@@ -143,9 +144,9 @@ class Gateway:
         return status
 
     def stop(self) -> int:
-        """SIGTERM, and wait: the exit status."""
+        """SIGINT, after which the gateway takes no time to go on accepting, and wait: the exit status."""
         if self.process.poll() is None:
-            self.terminate()
+            self.process.send_signal(signal.SIGINT)
         try:
             return self.wait()
         except subprocess.TimeoutExpired:

@@ -1,0 +1,38 @@
+"""One gateway a face and module, and the upstream that it stands in front of."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.gateway import Face, Gateway
+from tests.support.upstream import Upstream
+
+
+@pytest.fixture(scope="module", params=["fast", "asgi"])
+def face(request: pytest.FixtureRequest) -> Face:
+    """The face under test."""
+    face: Face = request.param
+    return face
+
+
+@pytest.fixture(scope="module")
+def running_upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def gateway(face: Face, running_upstream: Upstream) -> Iterator[Gateway]:
+    """A gateway with default options, shared by the module's tests."""
+    with Gateway(running_upstream.url, face=face) as gateway:
+        yield gateway
+
+
+@pytest.fixture
+def upstream(running_upstream: Upstream) -> Iterator[Upstream]:
+    """The upstream of `gateway`, with nothing recorded yet."""
+    running_upstream.restart()
+    yield running_upstream
+    running_upstream.settle()
+    if running_upstream.errors:
+        raise running_upstream.errors[0]

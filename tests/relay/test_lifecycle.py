@@ -1,0 +1,196 @@
+"""SIGTERM, and an upstream that goes and comes: what is under way is finished, what cannot be is accounted for."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.client import Client
+from tests.support.gateway import Gateway
+from tests.support.upstream import OK, Connection, Upstream, reply
+from tests.support.wire import Cut
+
+GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
+SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"
+EVENT = b"9\r\ndata: 1\n\n\r\n"
+HANDSHAKE = b"GET /ws HTTP/1.1\r\nHost: example.test\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+
+
+class Work:
+    """A stream, an upload and a tunnel under way through a gateway; ``go_on`` lets the stream end."""
+
+    def __init__(self, gateway: Gateway, upstream: Upstream) -> None:
+        self.go_on = threading.Event()
+        upstream.script = self._serve
+        self.stream, self.upload, self.tunnel = (gateway.connect() for _ in range(3))
+        self.stream.send(GET)
+        assert self.stream.read_head().status == 200
+        self.stream.read_until(EVENT)
+        self.upload.send(b"POST /up HTTP/1.1\r\nHost: example.test\r\nContent-Length: 10\r\n\r\nhello")
+        upstream.wait_for(lambda: b"hello" in upstream.received)
+        self.tunnel.send(HANDSHAKE)
+        assert self.tunnel.read_response().status == 101
+
+    def _serve(self, connection: Connection) -> None:
+        request = connection.read_head()
+        if request.method == b"POST":
+            connection.read_body(request)
+            connection.send(OK)
+        elif request.target == b"/ws":
+            connection.send(SWITCH)
+            while data := connection.recv():
+                connection.send(data.upper())
+        else:
+            connection.send(SSE, EVENT)
+            if self.go_on.wait(20):
+                connection.send(EVENT, b"0\r\n\r\n")
+
+    def finish(self) -> None:
+        """Everything goes on as if nothing had happened, and ends as it should."""
+        self.tunnel.send(b"still there?")
+        assert self.tunnel.read_exactly(12) == b"STILL THERE?"
+        self.upload.send(b"world")
+        assert self.upload.read_response().body == b"ok"
+        self.go_on.set()
+        assert self.stream.read_until(b"0\r\n\r\n") == EVENT + b"0\r\n\r\n"
+        self.tunnel.half_close()
+        assert self.tunnel.read_to_end() == b""
+
+    def close(self) -> None:
+        self.go_on.set()
+        for client in (self.stream, self.upload, self.tunnel):
+            client.close()
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_drain(upstream: Upstream, workers: int) -> None:
+    """After SIGTERM a stream, an upload and a tunnel are finished; then the process ends with status 0."""
+    with Gateway(upstream.url, "--workers", str(workers), "--shutdown-grace", "12") as gateway:
+        work = Work(gateway, upstream)
+        try:
+            gateway.terminate()
+            gateway.wait_for_line("stopping")
+            # new clients are still served, for a sixth of the grace; their connection is their last
+            answer = gateway.ask(
+                GET.replace(b"GET /", b"POST /").replace(b"\r\n\r\n", b"\r\nContent-Length: 0\r\n\r\n")
+            )
+            assert answer.status == 200
+            work.finish()
+            assert gateway.wait() == 0
+        finally:
+            work.close()
+        assert not any("aborting" in line for line in gateway.lines), gateway.lines
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_grace_is_over(upstream: Upstream, workers: int) -> None:
+    """What is not finished within the grace is aborted: cut, not ended as if whole; the status is 0 all the same."""
+    with Gateway(upstream.url, "--workers", str(workers), "--shutdown-grace", "0.6") as gateway:
+        work = Work(gateway, upstream)
+        try:
+            gateway.terminate()
+            assert gateway.wait() == 0
+            with pytest.raises(Cut):
+                work.stream.read_until(b"0\r\n\r\n")
+            with pytest.raises(Cut):
+                work.upload.read_response()
+            assert work.tunnel.closed()
+        finally:
+            work.close()
+        assert not all(each.complete for each in upstream.requests if each.method == b"POST")
+
+
+def test_idle_connections_do_not_hold_it_up(upstream: Upstream) -> None:
+    """A client that keeps an idle connection open does not keep the gateway from stopping."""
+    with Gateway(upstream.url, "--shutdown-grace", "30") as gateway, gateway.connect() as client:
+        assert client.ask(GET).status == 200
+        assert gateway.stop() == 0
+        assert client.closed()
+        assert not any("aborting" in line for line in gateway.lines)
+
+
+def test_second_signal(upstream: Upstream) -> None:
+    """A second signal ends the drain: what is under way is aborted."""
+    with Gateway(upstream.url, "--shutdown-grace", "30") as gateway:
+        work = Work(gateway, upstream)
+        try:
+            gateway.terminate()
+            gateway.wait_for_line("stopping")
+            gateway.terminate()
+            assert gateway.wait() == 0
+        finally:
+            work.close()
+
+
+def test_upstream_restarts() -> None:
+    """While upstream is away requests are 502; when it is back they are answered, on connections of their own."""
+    with Upstream() as first:
+        port = first.port
+        gateway = Gateway(first.url)
+        client = gateway.connect()
+        assert client.ask(GET).status == 200
+    with gateway, client:
+        response = client.ask(GET)
+        assert response.status == 502
+        assert str(port).encode() not in response.body
+        with Upstream(port=port) as second:
+            assert client.ask(GET).status == 200
+            assert client.ask(GET.replace(b"GET", b"POST").replace(b"Host", b"Content-Length: 0\r\nHost")).status == 200
+            assert [each.connection for each in second.requests] == [0, 0]
+
+
+def test_upstream_restarts_under_load(upstream: Upstream) -> None:
+    """A restart costs the requests that upstream was working on, and no other."""
+    held = threading.Event()
+    upstream.script = reply(held, OK)
+    with Gateway(upstream.url) as gateway:
+        clients = [gateway.connect() for _ in range(4)]
+        for client in clients:
+            client.send(GET)
+        upstream.wait_request(4)
+        for connection in upstream.connections:
+            connection.sock.shutdown(2)  # as the kernel does for a process that is gone
+        assert [client.read_response().status for client in clients] == [502] * 4
+        held.set()
+        upstream.script = reply(OK)
+        assert [client.ask(GET).status for client in clients] == [200] * 4
+        for client in clients:
+            client.close()
+
+
+def test_nothing_is_left_behind(upstream: Upstream) -> None:
+    """After clients of all kinds have come and gone, no socket stays open but the listener's and the pool's."""
+    with Gateway(upstream.url, "--upstream-keepalive", "0.2") as gateway:
+        assert gateway.ask(GET).status == 200
+        upstream.wait_closed()
+        before = gateway.open_sockets()
+        for n in range(20):
+            with gateway.connect() as client:
+                client.send(GET if n % 2 else GET[: n + 1])
+                if n % 3 == 0:
+                    client.reset()
+        held = threading.Event()
+        upstream.script = reply(held, OK)
+        leaving: list[Client] = [gateway.connect() for _ in range(5)]
+        number = len(upstream.requests)
+        for client in leaving:
+            client.send(GET)
+        upstream.wait_for(lambda: len(upstream.requests) >= number + 5)
+        for client in leaving:
+            client.close()
+        held.set()
+        upstream.wait_for(lambda: all(each.done.is_set() for each in upstream.connections))
+        # the last to come is served after all that went before has been seen
+        upstream.script = reply(OK)
+        assert gateway.ask(GET).status == 200
+        upstream.wait_for(lambda: all(each.done.is_set() for each in upstream.connections))
+        assert gateway.open_sockets() <= before

@@ -1,0 +1,53 @@
+"""A gateway that leads to itself says so instead of turning in circles."""
+
+import socket
+
+import pytest
+
+from tests.support.gateway import Face, Gateway
+from tests.support.upstream import Upstream
+
+GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
+
+
+def free_port() -> int:
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port: int = sock.getsockname()[1]
+        return port
+
+
+def test_itself(face: Face) -> None:
+    """A gateway whose upstream is itself answers 508."""
+    port = free_port()
+    with Gateway(f"http://127.0.0.1:{port}", face=face, listen=("--port", str(port))) as gateway:
+        response = gateway.ask(GET)
+    assert response.status == 508
+    assert b'"error"' in response.body
+
+
+@pytest.mark.parametrize("body", [b'{"key": "sk-1", "models": []}', b'{"key": "sk-1", "allowed_routes": []}'])
+def test_intercepted(face: Face, body: bytes) -> None:
+    """An intercepted request, and the lookup made for it, come to an end likewise."""
+    port = free_port()
+    head = b"POST /key/update HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    with Gateway(f"http://127.0.0.1:{port}", face=face, listen=("--port", str(port))) as gateway:
+        assert gateway.ask(head % len(body) + body).status == 508
+
+
+def test_two_in_a_circle() -> None:
+    """Two gateways that lead to each other answer 508."""
+    ports = free_port(), free_port()
+    with (
+        Gateway(f"http://127.0.0.1:{ports[1]}", listen=("--port", str(ports[0]))) as gateway,
+        Gateway(f"http://127.0.0.1:{ports[0]}", listen=("--port", str(ports[1]))),
+    ):
+        assert gateway.ask(GET).status == 508
+
+
+def test_two_in_line() -> None:
+    """Two gateways in line are no loop: upstream sees both in Via, in order."""
+    with Upstream() as upstream, Gateway(upstream.url) as inner, Gateway(inner.url) as outer:
+        assert outer.ask(GET).status == 200
+        first, second = upstream.requests[0].all(b"via")
+        assert first != second

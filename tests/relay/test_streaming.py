@@ -1,0 +1,208 @@
+"""Nothing is held back, nothing is piled up: events pass one by one, and memory stays flat whatever the size."""
+
+from __future__ import annotations
+
+import select
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.client import Client
+from tests.support.gateway import Face, Gateway
+from tests.support.upstream import OK, RESET, Connection, Upstream, reply
+
+MIB = 1024 * 1024
+SIZE = 100 * MIB
+GROWTH = 20 * MIB
+"""How much memory may grow while 100 MiB pass."""
+
+
+@pytest.fixture(scope="module")
+def bulk_upstream() -> Iterator[Upstream]:
+    """An upstream that does not record what it receives."""
+    with Upstream(keep=False) as upstream:
+        yield upstream
+
+
+@pytest.fixture(scope="module")
+def bulk_gateway(face: Face, bulk_upstream: Upstream) -> Iterator[Gateway]:
+    """A gateway that relays nothing else; warm."""
+    bulk_upstream.restart()
+    with Gateway(bulk_upstream.url, face=face) as gateway:
+        for _ in range(20):
+            assert gateway.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
+        yield gateway
+
+
+@pytest.mark.parametrize("framing", ["chunked", "until close"])
+def test_events_arrive_one_by_one(gateway: Gateway, upstream: Upstream, framing: str) -> None:
+    """Each of 200 server-sent events reaches the client before upstream sends the next."""
+    seen = threading.Semaphore(0)
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+        connection.send(head + (b"Transfer-Encoding: chunked\r\n\r\n" if framing == "chunked" else b"\r\n"))
+        for n in range(200):
+            event = b"data: %d\n\n" % n
+            connection.send(b"%x\r\n%s\r\n" % (len(event), event) if framing == "chunked" else event)
+            assert seen.acquire(timeout=10), f"event {n} is held back"
+        if framing == "chunked":
+            connection.send(b"0\r\n\r\n")
+        else:
+            connection.close()
+
+    upstream.script = script
+    with gateway.connect() as client:
+        client.send(b"GET /sse HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert client.read_head().status == 200
+        for n in range(200):
+            client.read_until(b"data: %d\n\n" % n)
+            seen.release()
+        client.read_until(b"0\r\n\r\n")
+
+
+def test_download_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:
+    """100 MiB come down whole, and the gateway's memory hardly grows."""
+    piece = bytes(MIB)
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+        for _ in range(SIZE // MIB):
+            connection.send(piece)
+
+    bulk_upstream.script = script
+    before = bulk_gateway.memory()
+    largest, got = before, 0
+    with Client(bulk_gateway.address, keep=False) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        client.read_head()
+        while got < SIZE and (data := client.recv(MIB)):
+            if got // (8 * MIB) != (got + len(data)) // (8 * MIB):
+                largest = max(largest, bulk_gateway.memory())
+            got += len(data)
+    assert got == SIZE
+    assert largest - before < GROWTH
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+def test_upload_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream, framing: str) -> None:
+    """100 MiB go up whole, and the gateway's memory hardly grows."""
+    received = []
+
+    def script(connection: Connection) -> None:
+        request = connection.read_head()
+        got = 0
+        size = int(request.get(b"content-length") or 0)
+        if size:
+            while got < size and (data := connection.recv(MIB)):
+                got += len(data)
+        else:
+            while length := int(connection.read_until(b"\r\n"), 16):
+                got += len(connection.read_exactly(length))
+                connection.read_exactly(2)
+            connection.read_exactly(2)
+        received.append(got)
+        connection.send(OK)
+
+    bulk_upstream.script = script
+    piece = bytes(MIB)
+    before = bulk_gateway.memory()
+    largest = before
+    with Client(bulk_gateway.address, keep=False) as client:
+        how = b"Content-Length: %d" % SIZE if framing == "length" else b"Transfer-Encoding: chunked"
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\n%s\r\n\r\n" % how)
+        for n in range(SIZE // MIB):
+            client.send(piece if framing == "length" else b"%x\r\n%s\r\n" % (MIB, piece))
+            if n % 8 == 0:
+                largest = max(largest, bulk_gateway.memory())
+        if framing == "chunked":
+            client.send(b"0\r\n\r\n")
+        assert client.read_response().status == 200
+    assert received == [SIZE]
+    assert largest - before < GROWTH
+
+
+def send_until_blocked(sender: Client | Connection, limit: int) -> int:
+    """Send zeros until the other side takes no more, or ``limit`` bytes; how many were taken."""
+    piece, sent = bytes(64 * 1024), 0
+    sender.sock.setblocking(False)
+    # a pause of half a second means blocked; were it only slow, the rest would follow all the same
+    while sent < limit and select.select([], [sender.sock], [], 0.5)[1]:
+        sent += sender.sock.send(piece[: limit - sent])
+    sender.sock.settimeout(10)
+    return sent
+
+
+def test_slow_client_slows_upstream(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:
+    """While a client does not read, upstream is not read either; once it reads, everything comes."""
+    taken: list[int] = []
+    blocked = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
+        taken.append(send_until_blocked(connection, SIZE))
+        blocked.set()
+        for start in range(taken[0], SIZE, MIB):
+            connection.send(bytes(min(MIB, SIZE - start)))
+
+    bulk_upstream.script = script
+    before = bulk_gateway.memory()
+    with Client(bulk_gateway.address, keep=False, receive_buffer=65536) as client:
+        client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+        assert blocked.wait(30)
+        assert taken[0] < SIZE // 2, "upstream could send on although the client does not read"
+        assert bulk_gateway.memory() - before < GROWTH
+        client.read_head()
+        got = 0
+        while got < SIZE and (data := client.recv(MIB)):
+            got += len(data)
+    assert got == SIZE
+
+
+def test_slow_upstream_slows_client(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:
+    """While upstream does not read, the client is not read either; once it reads, everything arrives."""
+    go_on = threading.Event()
+    received = []
+
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        assert go_on.wait(30)
+        got = 0
+        while got < SIZE and (data := connection.recv(MIB)):
+            got += len(data)
+        received.append(got)
+        connection.send(OK)
+
+    bulk_upstream.script = script
+    before = bulk_gateway.memory()
+    with Client(bulk_gateway.address, keep=False) as client:
+        number = len(bulk_upstream.requests) + 1
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % SIZE)
+        bulk_upstream.wait_request(number)
+        taken = send_until_blocked(client, SIZE)
+        assert taken < SIZE // 2, "the client could send on although upstream does not read"
+        assert bulk_gateway.memory() - before < GROWTH
+        go_on.set()
+        for start in range(taken, SIZE, MIB):
+            client.send(bytes(min(MIB, SIZE - start)))
+        assert client.read_response().status == 200
+    assert received == [SIZE]
+
+
+@pytest.mark.parametrize("pooled", [False, True], ids=["new connection", "pooled connection"])
+def test_post_runs_once(gateway: Gateway, upstream: Upstream, pooled: bool) -> None:
+    """An upstream that runs a POST and then resets the connection has run it once."""
+    if pooled:
+        assert gateway.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
+    upstream.script = reply(RESET)
+    response = gateway.ask(b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\nbody")
+    assert response.status == 502
+    upstream.script = reply(OK)
+    assert gateway.ask(b"GET /after HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
+    runs = [each for each in upstream.requests if each.method == b"POST"]
+    assert len(runs) == 1
+    assert [each.connection for each in runs] == [0]

@@ -1,0 +1,218 @@
+"""TLS and unix sockets, on either side."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+from websockets.sync.client import connect
+from websockets.sync.server import ServerConnection, serve
+
+from tests.support.client import Client
+from tests.support.gateway import Gateway
+from tests.support.upstream import CLOSE, Connection, Upstream, perform, reply
+
+GET = b"GET /a%2Fb HTTP/1.1\r\nHost: example.test\r\n\r\n"
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def authority_file(authority: trustme.CA, tmp_path_factory: pytest.TempPathFactory) -> str:
+    path = tmp_path_factory.mktemp("ca") / "ca.pem"
+    authority.cert_pem.write_to_path(path)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def certificate(authority: trustme.CA) -> trustme.LeafCert:
+    return authority.issue_cert("localhost", "127.0.0.1")
+
+
+@pytest.fixture
+def names() -> list[str | None]:
+    """The server names (SNI) that upstream has been asked for."""
+    return []
+
+
+@pytest.fixture
+def upstream(certificate: trustme.LeafCert, names: list[str | None]) -> Iterator[Upstream]:
+    """An upstream with TLS, whose certificate is for localhost and 127.0.0.1."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    context.sni_callback = lambda _socket, name, _context: names.append(name)
+    with Upstream(context=context) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def sockets() -> Iterator[Callable[[str], str]]:
+    """Paths for unix sockets, short enough to be bound."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield lambda name: str(Path(folder, name))
+
+
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+def test_upstream_is_verified(upstream: Upstream, names: list[str | None], authority_file: str) -> None:
+    """An https upstream is asked for by its name, and trusted by the CA that the option names."""
+    url = f"https://localhost:{upstream.port}"
+    with Gateway(url, "--upstream-ca", authority_file) as gateway, gateway.connect() as client:
+        for _ in range(2):
+            assert client.ask(GET).body == b"ok"
+    assert [each.target for each in upstream.requests] == [b"/a%2Fb"] * 2
+    assert names == ["localhost"], "one connection, with the server's name in its handshake"
+
+
+def test_upstream_by_address(upstream: Upstream, names: list[str | None], authority_file: str) -> None:
+    """An https upstream may be named by its IP address, which its certificate has to name too."""
+    with Gateway(f"https://127.0.0.1:{upstream.port}", "--upstream-ca", authority_file) as gateway:
+        assert gateway.ask(GET).status == 200
+
+
+def test_untrusted_upstream(upstream: Upstream) -> None:
+    """Without its CA, an https upstream gets no request; the client gets 502, the log one line that says why."""
+    with Gateway(f"https://localhost:{upstream.port}") as gateway, gateway.connect() as client:
+        for _ in range(3):
+            response = client.ask(GET)
+            assert response.status == 502
+            assert b"localhost" not in response.body
+        gateway.wait_for_line("(?i)certificate")
+        lines = [line for line in gateway.lines if "certificate" in line.lower()]
+    assert len(lines) == 1, lines
+    assert upstream.requests == []
+
+
+def test_upstream_of_another_name(authority: trustme.CA, authority_file: str) -> None:
+    """A certificate for another name is not accepted, though its CA is."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("other.test").configure_cert(context)
+    with (
+        Upstream(context=context) as upstream,
+        Gateway(f"https://localhost:{upstream.port}", "--upstream-ca", authority_file) as gateway,
+    ):
+        assert gateway.ask(GET).status == 502
+        assert upstream.requests == []
+
+
+def reply_to_hello(connection: Connection) -> None:
+    connection.recv()
+    perform(connection, b"HTTP/1.1 400 Bad Request\r\n\r\n", CLOSE)
+
+
+def test_plain_upstream_behind_https(authority_file: str) -> None:
+    """An upstream that speaks no TLS where it should is 502."""
+    with Upstream(reply_to_hello) as upstream:
+        with Gateway(f"https://localhost:{upstream.port}", "--upstream-ca", authority_file) as gateway:
+            assert gateway.ask(GET).status == 502
+        assert upstream.requests == []
+
+
+@pytest.fixture
+def listener_options(certificate: trustme.LeafCert, tmp_path: Path) -> tuple[str, ...]:
+    chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
+    certificate.cert_chain_pems[0].write_to_path(chain)
+    certificate.private_key_pem.write_to_path(key)
+    return "--ssl-certfile", str(chain), "--ssl-keyfile", str(key)
+
+
+def test_tls_listener(authority: trustme.CA, listener_options: tuple[str, ...]) -> None:
+    """With a certificate the public listener speaks TLS, and upstream is told so."""
+    context = client_context(authority)
+    with Upstream() as upstream, Gateway(upstream.url, *listener_options) as gateway:
+        assert gateway.url.startswith("https://")
+        with Client(gateway.address, context=context) as client:
+            for body in (b"", b"x" * 1_000_000):
+                head = b"POST / HTTP/1.1\r\nHost: example.test\r\nContent-Length: %d\r\n\r\n" % len(body)
+                assert client.ask(head, body).body == b"ok"
+        assert [len(each.body) for each in upstream.requests] == [0, 1_000_000]
+        assert upstream.requests[0].all(b"x-forwarded-proto") == [b"https"]
+
+
+def test_tls_on_both_sides(
+    upstream: Upstream, authority: trustme.CA, authority_file: str, listener_options: tuple[str, ...]
+) -> None:
+    """A large answer passes from TLS to TLS whole."""
+    body = bytes(range(256)) * 8192
+    upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+    options = ("--upstream-ca", authority_file, *listener_options)
+    with (
+        Gateway(f"https://localhost:{upstream.port}", *options) as gateway,
+        Client(gateway.address, context=client_context(authority)) as client,
+    ):
+        assert client.ask(GET).body == body
+
+
+def test_tunnel_through_tls(
+    certificate: trustme.LeafCert, authority: trustme.CA, authority_file: str, listener_options: tuple[str, ...]
+) -> None:
+    """A WebSocket passes from TLS to TLS."""
+
+    def echo(connection: ServerConnection) -> None:
+        for message in connection:
+            connection.send(message)
+
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(context)
+    with contextlib.ExitStack() as stack:
+        server = stack.enter_context(serve(echo, "127.0.0.1", 0, ssl=context, max_size=None))
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        stack.callback(thread.join)
+        stack.callback(server.shutdown)
+        url = f"https://localhost:{server.socket.getsockname()[1]}"
+        gateway = stack.enter_context(Gateway(url, "--upstream-ca", authority_file, *listener_options))
+        secure = gateway.url.replace("https:", "wss:")
+        with connect(secure, ssl=client_context(authority), max_size=None, proxy=None) as client:
+            for message in ("hello", bytes(3_000_000)):
+                client.send(message)
+                assert client.recv() == message
+
+
+def test_unix_sockets_on_both_sides(sockets: Callable[[str], str]) -> None:
+    """Client and upstream may both be on unix sockets; there is no address then to tell upstream of."""
+    forged = b"GET / HTTP/1.1\r\nHost: example.test\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
+    with Upstream(uds=sockets("upstream")) as upstream:
+        with Gateway(upstream.url, listen=("--uds", sockets("gateway"))) as gateway:
+            assert gateway.url == f"unix:{sockets('gateway')}"
+            assert gateway.ask(GET).status == 200
+            assert gateway.ask(forged).status == 200
+        first, second = upstream.requests
+        assert (first.target, first.all(b"host")) == (b"/a%2Fb", [b"example.test"])
+        assert second.all(b"x-forwarded-for") == []
+        assert second.all(b"x-forwarded-proto") == [b"http"]
+    assert not Path(sockets("gateway")).exists(), "the socket is left behind"
+
+
+def test_trusted_unix_socket(sockets: Callable[[str], str]) -> None:
+    """With --trusted-proxies unix, what comes by the unix socket may tell where it came from."""
+    told = b"GET / HTTP/1.1\r\nHost: example.test\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\r\n"
+    listen = ("--uds", sockets("gateway"))
+    with Upstream() as upstream, Gateway(upstream.url, "--trusted-proxies", "unix", listen=listen) as gateway:
+        assert gateway.ask(told).status == 200
+        assert upstream.requests[0].all(b"x-forwarded-for") == [b"203.0.113.9"]
+        assert upstream.requests[0].all(b"x-forwarded-proto") == [b"https"]
+
+
+def test_stale_unix_socket(sockets: Callable[[str], str]) -> None:
+    """A socket that a killed gateway left behind is taken over."""
+    listen = ("--uds", sockets("gateway"))
+    with Upstream() as upstream:
+        with Gateway(upstream.url, listen=listen) as gateway:
+            gateway.kill()
+        assert Path(sockets("gateway")).exists()
+        with Gateway(upstream.url, listen=listen) as gateway:
+            assert gateway.ask(GET).status == 200

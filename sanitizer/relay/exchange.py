@@ -87,7 +87,8 @@ class Exchange:
 
     def start(self) -> None:
         """Take a connection, or wait for one, and send the head. Can call `on_error` before it returns."""
-        self.upstream.acquire(self)
+        if not self.done:
+            self.upstream.acquire(self)
 
     def send(self, data: bytes, last: bool = False, trailers: Fields | None = None) -> None:
         """Pass on content of the request; ``last`` ends it."""

@@ -10,12 +10,12 @@ from collections.abc import MutableMapping
 from typing import Any, Final
 from urllib.parse import quote
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer.errors import BadRequest, GatewayError, ResponseCut
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import check_fields, request_length
-from sanitizer.relay.headers import Fields, Forwarding, encode_head, read_fields
+from sanitizer.relay.headers import Fields, Forwarding, Peer, encode_head, read_fields
 from sanitizer.relay.upstream import Upstream
 
 _BUFFERED: Final = 64 * 1024
@@ -27,22 +27,33 @@ _CONTINUE_TIMEOUT: Final = 1.0
 class _Answer(Exchange):
     """An exchange whose response a coroutine takes piece by piece."""
 
-    __slots__ = ("_content", "_error", "_last", "_size", "continued", "unblocked", "waiter")
+    __slots__ = ("_content", "_continued", "_error", "_last", "_reader", "_size", "_writer")
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
-        self.waiter: asyncio.Future[None] | None = None
-        self.unblocked = asyncio.Event()
-        self.continued = asyncio.Event()  # upstream wants the content, or has answered without it
+        self._reader: asyncio.Future[None] | None = None  # who waits for the response
+        self._writer: asyncio.Future[None] | None = None  # who waits to send content
+        self._continued = False
         self._content: list[bytes] = []
         self._size = 0
         self._last = False
         self._error: GatewayError | None = None
 
+    async def wants_content(self) -> None:
+        """Wait until upstream asks for the content (100) or answers without it."""
+        while not self._continued and self.response is None and not self.done:
+            self._writer = self.upstream.loop.create_future()
+            await self._writer
+
+    async def unblocked(self) -> None:
+        """Wait until more content may be sent, or none is wanted any more."""
+        self._writer = self.upstream.loop.create_future()
+        await self._writer
+
     async def head(self) -> Response | None:
         """The response's head; None when the client has left. Raises `GatewayError`."""
         while self.response is None and not self.done:
-            await self._wait()
+            await self._more()
         if self.response is None and self._error is not None:
             raise self._error
         return self.response
@@ -50,7 +61,7 @@ class _Answer(Exchange):
     async def content(self) -> tuple[bytes, bool] | None:
         """Content that has come, and whether it is the last; None when the client has left. Raises `ResponseCut`."""
         while not self._content and not self.done:
-            await self._wait()
+            await self._more()
         if self._error is not None and not self._content:
             raise ResponseCut from self._error
         if self.done and not self._last and self._error is None:
@@ -63,23 +74,25 @@ class _Answer(Exchange):
 
     def cancel(self) -> None:
         super().cancel()
-        self._wake()
+        self._wake(self._reader)
+        self._wake(self._writer)
 
-    async def _wait(self) -> None:
-        self.waiter = self.upstream.loop.create_future()
-        await self.waiter
+    async def _more(self) -> None:
+        self._reader = self.upstream.loop.create_future()
+        await self._reader
 
-    def _wake(self) -> None:
-        if self.waiter is not None and not self.waiter.done():
-            self.waiter.set_result(None)
+    def _wake(self, waiting: asyncio.Future[None] | None) -> None:
+        if waiting is not None and not waiting.done():
+            waiting.set_result(None)
 
     def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
         if status == 100:
-            self.continued.set()
+            self._continued = True
+            self._wake(self._writer)
 
     def on_response(self, response: Response) -> None:
-        self.continued.set()
-        self._wake()
+        if not self.request_complete:
+            self._wake(self._writer)
 
     def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
         if data:
@@ -88,18 +101,17 @@ class _Answer(Exchange):
             if self._size > _BUFFERED and not last:
                 self.pause_reading()
         self._last = last
+        self._wake(self._reader)
         if last:
-            self.unblocked.set()
-        self._wake()
+            self._wake(self._writer)
 
     def on_error(self, error: GatewayError) -> None:
         self._error = error
-        self.continued.set()
-        self.unblocked.set()
-        self._wake()
+        self._wake(self._reader)
+        self._wake(self._writer)
 
     def on_unblocked(self) -> None:
-        self.unblocked.set()
+        self._wake(self._writer)
 
 
 class Relay:
@@ -124,9 +136,12 @@ class Relay:
             # what follows on this connection can't be trusted; HTTP/2 has no such field
             await send_error(send, error, close=scope["http_version"] in ("1.0", "1.1"))
             return
-        answer.start()
-        reader = self._upstream.loop.create_task(_read_client(answer, receive, _expects_continue(scope)))
+        expects_continue = _expects_continue(scope["headers"])
+        reader = self._upstream.loop.create_task(_read_client(answer, receive, expects_continue))
         try:
+            if not answer.request_complete and not expects_continue:
+                await asyncio.sleep(0)  # a head and the content that has come with it are to be one write
+            answer.start()
             await _respond(answer, send)
         except GatewayError as error:
             await send_error(send, error)
@@ -136,19 +151,22 @@ class Relay:
 
     def outbound_fields(self, scope: MutableMapping[str, Any]) -> Fields:
         """The field lines that a request of this scope is sent upstream with. Raises `LoopDetected`."""
+        return self._forwarding.request_fields(scope["headers"], self._peer(scope), scope["http_version"].encode())
+
+    def _peer(self, scope: MutableMapping[str, Any]) -> Peer:
         client = scope.get("client")
-        peer = self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
-        return self._forwarding.request_fields(scope["headers"], peer, scope["http_version"].encode())
+        return self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
 
     def _request(self, scope: Scope) -> _Answer:
         check_fields(scope["headers"])
-        section = read_fields(scope["headers"])
+        peer = self._peer(scope)
+        section = read_fields(scope["headers"], way=peer.trusted)
         version = scope["http_version"].encode()
         if scope["method"] == "CONNECT":
             raise BadRequest("CONNECT is for proxies")
         if section.hosts > 1 or (not section.hosts and version == b"1.1"):
             raise BadRequest("exactly one Host is needed")  # RFC 9112 section 3.2
-        fields = self.outbound_fields(scope)
+        fields = self._forwarding.onward(section, peer, version)
         # an ASGI server has taken any framing off already; under HTTP/2 there was none
         length = request_length(section, version if version == b"1.0" else b"1.1")
         if not isinstance(length, int):
@@ -180,8 +198,21 @@ async def send_error(send: Send, error: GatewayError, *, close: bool = False) ->
     await send({"type": "http.response.body", "body": content})
 
 
-def _expects_continue(scope: Scope) -> bool:
-    return any(name == b"expect" and value.lower() == b"100-continue" for name, value in scope["headers"])
+def _expects_continue(headers: Fields) -> bool:
+    for name, value in headers:
+        if name == b"expect":
+            return value.lower() == b"100-continue"
+    return False
+
+
+def _pass_on(answer: _Answer, message: Message) -> bool:
+    """Send upstream what the client has sent; False when it has left, which ends the exchange."""
+    if message["type"] == "http.disconnect":
+        answer.cancel()
+        return False
+    if not answer.request_complete:
+        answer.send(message.get("body", b""), last=not message.get("more_body", False))
+    return True
 
 
 async def _respond(answer: _Answer, send: Send) -> None:
@@ -207,16 +238,9 @@ async def _read_client(answer: _Answer, receive: Receive, expects_continue: bool
         # `receive` makes the server answer 100, which is upstream's to say
         try:
             async with asyncio.timeout(_CONTINUE_TIMEOUT):
-                await answer.continued.wait()
+                await answer.wants_content()
         except TimeoutError:
             pass
-    while True:
-        message = await receive()
-        if message["type"] == "http.disconnect":
-            answer.cancel()
-            return
-        if not answer.request_complete:
-            answer.send(message.get("body", b""), last=not message.get("more_body", False))
+    while _pass_on(answer, await receive()):
         while answer.blocked and not answer.request_complete:
-            answer.unblocked.clear()
-            await answer.unblocked.wait()
+            await answer.unblocked()

@@ -89,7 +89,15 @@ class Server(uvicorn.Server):
             task.cancel()
         await asyncio.sleep(0)
         await self.lifespan.shutdown()
-        logs.event(logging.INFO, "stopped")
+        counters, upstream = self.gateway.counters, self.gateway.upstream
+        logs.event(
+            logging.INFO,
+            "stopped",
+            relayed=counters.fast,
+            through_asgi=counters.cycles,
+            refused=counters.refused,
+            upstream_errors=upstream.errors or None,
+        )
 
     async def _wait(self, deadline: float, done: Any) -> None:
         loop = asyncio.get_running_loop()

@@ -68,6 +68,13 @@ class Server(uvicorn.Server):
             runner.run(self.serve(self._listening))
         return 0
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        parent = multiprocessing.parent_process()
+        if parent is not None:  # a worker must not outlive its parent, even one that was killed
+            loop = asyncio.get_running_loop()
+            loop.add_reader(parent.sentinel, lambda: (loop.remove_reader(parent.sentinel), self.handle_exit(0, None)))
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then abort what is left; see this module's docstring."""
         loop = asyncio.get_running_loop()
@@ -220,10 +227,10 @@ def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket) ->
     told = 0
     deadline = time.monotonic() + settings.shutdown_grace + 5
     while any(worker.exitcode is None for worker in workers) and time.monotonic() < deadline:
-        for sig in stop[told:]:
+        for number in stop[told:]:
             for worker in workers:
                 if worker.exitcode is None:
-                    os.kill(worker.pid, sig)
+                    os.kill(worker.pid, number)
         told = len(stop)
         multiprocessing.connection.wait([worker.sentinel for worker in workers if worker.exitcode is None], timeout=0.2)
     for worker in workers:

@@ -72,8 +72,11 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
         parent = multiprocessing.parent_process()
         if parent is not None:  # a worker must not outlive its parent, even one that was killed
-            loop = asyncio.get_running_loop()
-            loop.add_reader(parent.sentinel, lambda: (loop.remove_reader(parent.sentinel), self.handle_exit(0, None)))
+            asyncio.get_running_loop().add_reader(parent.sentinel, self._orphaned, parent.sentinel)
+
+    def _orphaned(self, sentinel: int) -> None:
+        asyncio.get_running_loop().remove_reader(sentinel)
+        self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Drain, then abort what is left; see this module's docstring."""

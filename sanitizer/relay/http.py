@@ -24,7 +24,7 @@ _CONTINUE_TIMEOUT: Final = 1.0
 """Seconds to wait for upstream's 100 (Continue) before the content is sent all the same (RFC 9110 section 10.1.1)."""
 
 
-class _Answer(Exchange):
+class Answer(Exchange):
     """An exchange whose response a coroutine takes piece by piece."""
 
     __slots__ = ("_content", "_continued", "_error", "_last", "_reader", "_size", "_writer")
@@ -157,7 +157,7 @@ class Relay:
         client = scope.get("client")
         return self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
 
-    def _request(self, scope: Scope) -> _Answer:
+    def _request(self, scope: Scope) -> Answer:
         check_fields(scope["headers"])
         peer = self._peer(scope)
         section = read_fields(scope["headers"], way=peer.trusted)
@@ -174,7 +174,7 @@ class Relay:
         if not section.hosts:
             fields.insert(0, (b"Host", self._upstream.address.authority.encode()))
         method = scope["method"].encode()
-        return _Answer(
+        return Answer(
             self._upstream, method, encode_head(method + b" " + request_target(scope) + b" HTTP/1.1", fields), length
         )
 
@@ -205,7 +205,7 @@ def _expects_continue(headers: Fields) -> bool:
     return False
 
 
-def _pass_on(answer: _Answer, message: Message) -> bool:
+def _pass_on(answer: Answer, message: Message) -> bool:
     """Send upstream what the client has sent; False when it has left, which ends the exchange."""
     if message["type"] == "http.disconnect":
         answer.cancel()
@@ -215,7 +215,7 @@ def _pass_on(answer: _Answer, message: Message) -> bool:
     return True
 
 
-async def _respond(answer: _Answer, send: Send) -> None:
+async def _respond(answer: Answer, send: Send) -> None:
     response = await answer.head()
     if response is None:
         return
@@ -232,7 +232,7 @@ async def _respond(answer: _Answer, send: Send) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
-async def _read_client(answer: _Answer, receive: Receive, expects_continue: bool) -> None:
+async def _read_client(answer: Answer, receive: Receive, expects_continue: bool) -> None:
     """Send the client's content upstream as it comes; end the exchange when the client leaves."""
     if expects_continue:
         # `receive` makes the server answer 100, which is upstream's to say

@@ -127,8 +127,7 @@ class Connection(asyncio.Protocol):
             exchange.on_tunnel_data(data)
             return
         self.answering = True
-        if exchange.response is None or self._fields:
-            self._head_bytes += len(data)
+        self._head_bytes += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade as switch:
@@ -151,8 +150,8 @@ class Connection(asyncio.Protocol):
         elif self._content or self._responded:
             self._responded = False
             exchange.on_content(self._take_content(), False, [])
-        elif exchange.response is None and self._head_bytes > _HEAD_LIMIT:
-            self._break(UpstreamBroken("upstream's response head is too large"))
+        elif self._head_bytes > _HEAD_LIMIT:
+            self._break(UpstreamBroken("upstream's response head, or its trailers, are too large"))
 
     def eof_received(self) -> bool:
         exchange = self.exchange
@@ -229,6 +228,7 @@ class Connection(asyncio.Protocol):
         exchange.respond(Response(status, self._reason, section.passed, length))
 
     def on_body(self, data: bytes) -> None:
+        self._head_bytes = 0  # trailers and chunk extensions are counted like heads
         if self._last:
             self._surplus = True
         else:

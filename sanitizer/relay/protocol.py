@@ -157,13 +157,12 @@ class RelayProtocol(asyncio.Protocol):
         if self.closing:
             return
         self._deadline = _NEVER
-        if self._receiving is None:
-            self._head_size += len(data)
+        self._head_size += len(data)
         self._feed(data)
-        if self._in_head and not self.closing:
+        if not self.closing:
             if self._head_size > HEAD_LIMIT:
                 self._refuse(HeadTooLarge())
-            else:
+            elif self._in_head:
                 self._expire_in(HEAD_TIMEOUT)
         # not before now, so that a head and the content that has come with it are one write
         if self._queue and not self._queue[0].started:
@@ -228,6 +227,7 @@ class RelayProtocol(asyncio.Protocol):
             self.pause(_PIPELINED)
 
     def on_body(self, data: bytes) -> None:
+        self._head_size = 0  # trailers and chunk extensions are counted like heads
         if self._receiving is not None:
             self._receiving.content(data)
 

@@ -1,6 +1,9 @@
 """How long a request's content is: what is plain is relayed, with framing written anew; what two parsers could read
 differently is refused before a byte of it reaches upstream."""
 
+import contextlib
+import functools
+
 from tests.conformance.table import (
     HOST,
     Arrives,
@@ -337,6 +340,41 @@ def intercepted_trailers(lab: Lab) -> None:
     received = lab.upstream.requests[0]
     assert received.body == b"body"
     assert b"evil" not in b"".join(value for _, value in received.fields)
+
+
+NOT_CONTENT = {
+    "trailers": (b"4\r\nbody\r\n0\r\n", b"X-Trailer: v\r\n" * 4096),
+    "a trailer": (b"4\r\nbody\r\n0\r\n", b"x" * 65536),
+    "a chunk extension": (b"4;a=", b"x" * 65536),
+}
+
+
+def _endless(lab: Lab, start: bytes, more: bytes) -> None:
+    with lab.connect() as client:
+        client.send(chunked(start))
+        lab.upstream.wait_request()
+        with contextlib.suppress(OSError):
+            client.send(*[more] * 16)
+        with contextlib.suppress(Cut):
+            assert client.read_response().status == 431
+    lab.upstream.wait_closed()
+    assert not lab.upstream.requests[0].complete
+
+
+def _trailers_read(lab: Lab) -> None:
+    trailers = NOT_CONTENT["trailers"][1] * 2
+    assert lab.ask(chunked(b"4\r\nbody\r\n0\r\n" + trailers + b"\r\n")).status == 200
+
+
+ROWS += (
+    Row(
+        f"{name} without end in a request: 431",
+        "nginx: large_client_header_buffers",
+        functools.partial(_endless, start=start, more=more),
+        Instead(Lost.HEAD_LIMIT, _trailers_read),
+    )
+    for name, (start, more) in NOT_CONTENT.items()
+)
 
 
 @scenario(ROWS, "a request after a refused one is never read", "Http11Probe: SMUG-CLTE-DESYNC")

@@ -1,5 +1,6 @@
 """What upstream answers: whole answers come through, faulty ones are 502, and what breaks off never looks whole."""
 
+import contextlib
 import threading
 
 from tests.conformance.table import (
@@ -20,7 +21,7 @@ from tests.conformance.table import (
     scenario,
 )
 from tests.support.upstream import CLOSE, OK, RESET, WAIT_CLOSED, Connection, Step, in_turn, reply
-from tests.support.wire import Response
+from tests.support.wire import Cut, Response
 
 HEAD = request(b"HEAD / HTTP/1.1", HOST)
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -470,6 +471,24 @@ def response_trailers(lab: Lab) -> None:
     names = _trailers(lab)
     assert b"x-sum" in names
     assert b"connection" not in names
+
+
+def _endless_answer_trailers(connection: Connection) -> None:
+    connection.read_request()
+    connection.send(CHUNKED + HELLO + b"0\r\n")
+    with contextlib.suppress(OSError):
+        for _ in range(256):
+            connection.send(b"X-Trailer: v\r\n" * 4096)
+        raise AssertionError("14 MiB of trailers were read")
+
+
+@scenario(ROWS, "trailers of an answer without end are not read", "Envoy: max_response_headers_kb")
+def endless_trailers(lab: Lab) -> None:
+    lab.upstream.script = _endless_answer_trailers
+    with lab.connect() as client:
+        client.send(get())
+        with contextlib.suppress(Cut):
+            assert not client.read_response().complete
 
 
 # streaming

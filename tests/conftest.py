@@ -1,4 +1,4 @@
-"""What all tests share: asynchronous ones (``pytest.mark.anyio``) run on uvloop, as the gateway does.
+"""What all tests share: asynchronous ones (``pytest.mark.anyio``) run on uvloop, as the gateway does; nothing is timed.
 
 In CI (the environment variable ``CI``) a skipped test is a failed one: there, everything that a test needs is at hand.
 """
@@ -7,7 +7,11 @@ import os
 from collections.abc import Generator
 from typing import Any
 
+import hypothesis
 import pytest
+
+hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(scope="session")

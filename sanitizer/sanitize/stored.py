@@ -99,7 +99,7 @@ class StoredKeys:
         self._outbound = outbound
         self._timeout = timeout
         transport = httpx.AsyncHTTPTransport(
-            verify=verify or ssl.create_default_context(), trust_env=False, limits=_LIMITS, uds=address.uds
+            verify=verify or ssl.create_default_context(), limits=_LIMITS, uds=address.uds
         )
         self._client = httpx.AsyncClient(
             transport=transport, trust_env=False, follow_redirects=False, timeout=timeout, cookies=_NoCookies()

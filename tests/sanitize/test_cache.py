@@ -29,6 +29,7 @@ class LiteLLM:
         self.routes: dict[str, Json] = {}
         self.lookups = 0
         self.status = 200
+        self.more: dict[str, Json] = {}
         self.before_answer: asyncio.Event | None = None
         self.asked = asyncio.Event()
         router.get(url__startswith="http://litellm.test/").mock(side_effect=self.info)
@@ -36,7 +37,7 @@ class LiteLLM:
     async def info(self, request: httpx.Request) -> httpx.Response:
         self.lookups += 1
         token = request.url.params["key"]
-        answer = {"key": token, "info": {"allowed_routes": self.routes.get(token, ["/a"])}}
+        answer = {"key": token, "info": {"allowed_routes": self.routes.get(token, ["/a"]), **self.more}}
         self.asked.set()
         if self.before_answer is not None:
             await self.before_answer.wait()
@@ -44,7 +45,7 @@ class LiteLLM:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = json.loads((await receive())["body"])
-        if "allowed_routes" in body:
+        if body.get("key") and "allowed_routes" in body:
             self.routes[token_of(body["key"])] = body["allowed_routes"]
         await send({"type": "http.response.start", "status": 200, "headers": []})
         await send({"type": "http.response.body"})
@@ -181,7 +182,14 @@ async def test_writers_empty(body: bytes, headers: Fields, litellm: LiteLLM, key
     assert litellm.lookups > before
 
 
-async def test_lookup_during_a_write(litellm: LiteLLM, keys: StoredKeys) -> None:
+@pytest.mark.parametrize(
+    ("body", "lookups"),
+    [
+        pytest.param(update(["/b"]), 3, id="a writer of this key"),
+        pytest.param(b'{"key":null,"allowed_routes":["/b"]}', 2, id="a writer of any key"),
+    ],
+)
+async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM, keys: StoredKeys) -> None:
     """What is read while a writer is under way is used once and not kept."""
     writing, finish = asyncio.Event(), asyncio.Event()
 
@@ -191,13 +199,14 @@ async def test_lookup_during_a_write(litellm: LiteLLM, keys: StoredKeys) -> None
         await litellm(scope, receive, send)
 
     app = Sanitized(litellm, keys)
-    writer = asyncio.create_task(send(Sanitized(slow, keys), update(["/b"]), BOB))
+    writer = asyncio.create_task(send(Sanitized(slow, keys), body, BOB))
     await writing.wait()
     for _ in range(2):
         assert await send(app, update(["/a"])) == b"dropped"
-    assert litellm.lookups == 3
+    assert litellm.lookups == lookups
     finish.set()
-    assert await writer == b"changed"
+    await writer
+    litellm.routes[token_of(KEY)] = ["/b"]
     assert await send(app, update(["/a"])) == b"changed"
 
 
@@ -215,8 +224,21 @@ async def test_write_during_a_lookup(litellm: LiteLLM, keys: StoredKeys) -> None
 
 async def test_failures_are_not_kept(litellm: LiteLLM, keys: StoredKeys) -> None:
     """Only a stored value is."""
+    scope = {"headers": ALICE}
     litellm.status = 503
-    assert await keys.get({"headers": ALICE}, KEY, "") == Unknown("lookup_503")
+    assert await keys.get(scope, KEY, "") == Unknown("lookup_503")
+    litellm.status = 200
+    litellm.more = {"status": "deleted"}
+    assert await keys.get(scope, KEY, "") == Unknown("key_deleted")
+    litellm.more = {}
+    assert await keys.get(scope, KEY, "") == Stored({"allowed_routes": ["/a"]})
+
+
+async def test_a_refused_lookup_empties(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """Someone else's lookup ends an entry even if it comes to nothing."""
+    await keys.get({"headers": ALICE}, KEY, "")
+    litellm.status = 403
+    assert await keys.get({"headers": BOB}, KEY, "") == Unknown("lookup_403")
     litellm.status = 200
     assert await keys.get({"headers": ALICE}, KEY, "") == Stored({"allowed_routes": ["/a"]})
 

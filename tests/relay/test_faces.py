@@ -1,0 +1,342 @@
+"""Which requests take the fast face, and which go through ASGI.
+
+The gateway counts both ways and says so when it stops. Which request of many went astray, the wire tells: ASGI
+servers lower-case field names, so a name that arrives in its case has been relayed below ASGI.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import ssl
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import trustme
+
+from tests.support.client import Client
+from tests.support.gateway import Gateway
+from tests.support.upstream import OK, Connection, Upstream, reply
+
+MIB = 1024 * 1024
+SIZE = 100 * MIB
+MARK = b"X-Which-FACE"
+"""A field of every request here."""
+
+SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
+EVENTS = b"".join(b"data: %d\n\n" % n for n in range(3)) + b"data: [DONE]\n\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+
+UPDATE = json.dumps({"key": "sk-face", "allowed_routes": ["llm_api_routes"], "models": []}).encode()
+CUT = json.dumps({"key": "sk-face", "models": []}).encode()
+INFO = json.dumps(
+    {
+        "key": hashlib.sha256(b"sk-face").hexdigest(),
+        "info": {"token": hashlib.sha256(b"sk-face").hexdigest(), "allowed_routes": ["llm_api_routes"]},
+    }
+).encode()
+
+
+def head(start: bytes, *fields: bytes) -> bytes:
+    return b"\r\n".join((start, b"Host: example.test", MARK + b": 1", *fields, b"", b""))
+
+
+@dataclass
+class Tally:
+    """What a gateway has been asked so far, by the way it should have taken."""
+
+    gateway: Gateway
+    relayed: int = 0
+    through_asgi: int = 0
+
+
+@contextlib.contextmanager
+def tallied(gateway: Gateway) -> Iterator[Tally]:
+    """``gateway``, stopped in the end; then its own count of requests has to be the tally's."""
+    with gateway:
+        tally = Tally(gateway)
+        yield tally
+        assert gateway.stop() == 0
+        stopped = gateway.records[-1]
+        counts = {name: stopped[name] for name in ("relayed", "through_asgi", "refused")}
+        assert counts == {"relayed": tally.relayed, "through_asgi": tally.through_asgi, "refused": 0}
+
+
+def below_asgi(upstream: Upstream) -> list[bool]:
+    """For each request that upstream has got, whether it was relayed below ASGI."""
+    return [MARK in request.names for request in upstream.requests]
+
+
+@pytest.fixture(scope="module")
+def running_upstream() -> Iterator[Upstream]:
+    with Upstream(keep=False) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def upstream(running_upstream: Upstream) -> Upstream:
+    running_upstream.restart()
+    return running_upstream
+
+
+@pytest.fixture(scope="module")
+def tally(running_upstream: Upstream) -> Iterator[Tally]:
+    """One gateway for all that needs no options of its own; its counts are judged after the last test."""
+    with tallied(Gateway(running_upstream.url, "--shutdown-grace", "2")) as tally:
+        yield tally
+
+
+@pytest.fixture
+def client(tally: Tally) -> Iterator[Client]:
+    with Client(tally.gateway.address, keep=False) as client:
+        yield client
+
+
+ORDINARY = [
+    pytest.param(head(b"GET / HTTP/1.1"), OK, b"ok", id="GET"),
+    pytest.param(head(b"HEAD / HTTP/1.1"), b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n", b"", id="HEAD"),
+    pytest.param(head(b"POST / HTTP/1.1", b"Content-Length: 5") + b"hello", OK, b"ok", id="POST with length"),
+    pytest.param(
+        head(b"POST / HTTP/1.1", b"Transfer-Encoding: chunked") + b"5\r\nhello\r\n0\r\n\r\n",
+        OK,
+        b"ok",
+        id="POST chunked",
+    ),
+    pytest.param(
+        head(b"POST /v1/chat/completions HTTP/1.1", b"Content-Length: 2") + b"{}",
+        SSE_HEAD + b"Transfer-Encoding: chunked\r\n\r\n%x\r\n%b\r\n0\r\n\r\n" % (len(EVENTS), EVENTS),
+        EVENTS,
+        id="SSE",
+    ),
+    pytest.param(head(b"GET / HTTP/1.0"), OK, b"ok", id="HTTP/1.0"),
+    pytest.param(head(b"GET / HTTP/1.0", b"Connection: keep-alive"), OK, b"ok", id="HTTP/1.0 with keep-alive"),
+    pytest.param(head(b"GET / HTTP/1.1", b"Connection: close"), OK, b"ok", id="Connection: close"),
+    pytest.param(head(b"OPTIONS * HTTP/1.1"), OK, b"ok", id="OPTIONS *"),
+    pytest.param(head(b"GET http://example.test/ HTTP/1.1"), OK, b"ok", id="absolute-form"),
+    pytest.param(head(b"GET /key/update HTTP/1.1"), OK, b"ok", id="GET /key/update"),
+    pytest.param(
+        head(b"POST /key/generate HTTP/1.1", b"Content-Length: 2") + b"{}", OK, b"ok", id="POST /key/generate"
+    ),
+    pytest.param(head(b"GET / HTTP/1.1", b"Connection: Upgrade", b"Upgrade: h2c"), OK, b"ok", id="upgrade ignored"),
+    pytest.param(
+        head(b"GET /ws HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket"),
+        b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno",
+        b"no",
+        id="upgrade refused",
+    ),
+]
+
+
+@pytest.mark.parametrize(("request_", "answer", "body"), ORDINARY)
+def test_ordinary_request(
+    tally: Tally, upstream: Upstream, client: Client, request_: bytes, answer: bytes, body: bytes
+) -> None:
+    """Whatever is not `POST /key/update` is relayed below ASGI."""
+    upstream.script = reply(answer)
+    tally.relayed += 1
+    assert client.ask(request_).body == body
+    assert below_asgi(upstream) == [True]
+
+
+def test_expect_continue(tally: Tally, upstream: Upstream, client: Client) -> None:
+    """A request with Expect: 100-continue is relayed below ASGI, and so is upstream's 100."""
+    tally.relayed += 1
+    client.send(head(b"POST / HTTP/1.1", b"Content-Length: 5", b"Expect: 100-continue"))
+    assert client.read_head().status == 100
+    client.send(b"hello")
+    assert client.read_response().body == b"ok"
+    assert below_asgi(upstream) == [True]
+    assert upstream.requests[0].body == b"hello"
+
+
+def test_download_of_100_mib(tally: Tally, upstream: Upstream, client: Client) -> None:
+    """100 MiB come down below ASGI."""
+    upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE, *[bytes(MIB)] * (SIZE // MIB))
+    tally.relayed += 1
+    client.send(head(b"GET / HTTP/1.1"))
+    assert client.read_head().status == 200
+    got = 0
+    while got < SIZE and (data := client.recv(MIB)):
+        got += len(data)
+    assert got == SIZE
+    assert below_asgi(upstream) == [True]
+
+
+@pytest.mark.parametrize("framing", [b"Content-Length: %d" % SIZE, b"Transfer-Encoding: chunked"])
+def test_upload_of_100_mib(tally: Tally, upstream: Upstream, client: Client, framing: bytes) -> None:
+    """100 MiB go up below ASGI, with their length known beforehand or not."""
+    received = []
+
+    def script(connection: Connection) -> None:
+        request = connection.read_head()
+        got = 0
+        if size := int(request.get(b"content-length") or 0):
+            while got < size and (data := connection.recv(MIB)):
+                got += len(data)
+        else:
+            while size := int(connection.read_until(b"\r\n"), 16):
+                got += len(connection.read_exactly(size))
+                connection.read_exactly(2)
+            connection.read_exactly(2)
+        received.append(got)
+        connection.send(OK)
+
+    upstream.script = script
+    tally.relayed += 1
+    piece = b"%x\r\n%b\r\n" % (MIB, bytes(MIB)) if framing.startswith(b"T") else bytes(MIB)
+    client.send(head(b"POST / HTTP/1.1", framing), *[piece] * (SIZE // MIB))
+    if framing.startswith(b"T"):
+        client.send(b"0\r\n\r\n")
+    assert client.read_response().body == b"ok"
+    assert received == [SIZE]
+    assert below_asgi(upstream) == [True]
+
+
+def test_tunnel(tally: Tally, upstream: Upstream, client: Client) -> None:
+    """An upgrade and the tunnel that it opens are relayed below ASGI."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(SWITCH)
+        while data := connection.recv():
+            connection.send(data.upper())
+
+    upstream.script = script
+    tally.relayed += 1
+    client.send(head(b"GET /v1/realtime HTTP/1.1", b"Connection: Upgrade", b"Upgrade: websocket"))
+    assert client.read_response().status == 101
+    client.send(b"hello")
+    assert client.read_exactly(5) == b"HELLO"
+    client.half_close()
+    assert client.read_to_end() == b""
+    assert below_asgi(upstream) == [True]
+
+
+def test_pipelined(tally: Tally, upstream: Upstream, client: Client) -> None:
+    """Requests sent before earlier ones are answered are relayed below ASGI."""
+    tally.relayed += 3
+    client.send(head(b"GET /1 HTTP/1.1") * 3)
+    assert [client.read_response().status for _ in range(3)] == [200] * 3
+    assert below_asgi(upstream) == [True] * 3
+
+
+LENGTH = b"Content-Length: %d" % len(UPDATE)
+INTERCEPTED = [
+    pytest.param(head(b"POST /key/update HTTP/1.1", LENGTH) + UPDATE, id="plain"),
+    pytest.param(head(b"POST /key/%75pdate HTTP/1.1", LENGTH) + UPDATE, id="percent-encoded"),
+    pytest.param(head(b"POST /%6B%65%79/update?x=1 HTTP/1.1", LENGTH) + UPDATE, id="percent-encoded, with a query"),
+    pytest.param(
+        head(b"POST /key/update HTTP/1.1", LENGTH, b"Connection: Upgrade", b"Upgrade: websocket") + UPDATE,
+        id="with Upgrade",
+    ),
+    pytest.param(
+        head(b"POST /key/update HTTP/1.1", LENGTH, b"Connection: Upgrade, HTTP2-Settings", b"Upgrade: h2c") + UPDATE,
+        id="with an upgrade to h2c",
+    ),
+    pytest.param(
+        head(b"POST /key/update HTTP/1.1", b"Transfer-Encoding: chunked")
+        + b"%x\r\n%b\r\n0\r\n\r\n" % (len(UPDATE), UPDATE),
+        id="chunked",
+    ),
+    pytest.param(head(b"POST http://example.test/key/update HTTP/1.1", LENGTH) + UPDATE, id="absolute-form"),
+    pytest.param(head(b"POST /key/update HTTP/1.0", LENGTH) + UPDATE, id="HTTP/1.0"),
+]
+
+
+def keys(connection: Connection) -> None:
+    """What LiteLLM would answer."""
+    request = connection.read_request()
+    if b"/key/info" in request.target:
+        close = b"Connection: close\r\n"  # an idle connection of httpx is not seen to end: `restart` would wait for it
+        connection.send(b"HTTP/1.1 200 OK\r\n%bContent-Length: %d\r\n\r\n%b" % (close, len(INFO), INFO))
+    else:
+        connection.send(OK)
+
+
+@pytest.mark.parametrize("request_", INTERCEPTED)
+def test_key_update(tally: Tally, upstream: Upstream, client: Client, request_: bytes) -> None:
+    """`POST /key/update` goes through ASGI however it is written, and its unchanged field is cut."""
+    upstream.script = keys
+    tally.through_asgi += 1
+    response = client.ask(request_)
+    assert response.all(b"x-litellm-sanitizer") == [b'dropped; fields="allowed_routes"']
+    lookup, update = upstream.requests
+    assert (lookup.method, update.method) == (b"GET", b"POST")
+    assert json.loads(update.body) == json.loads(CUT)
+    assert below_asgi(upstream) == [False, False]
+
+
+def test_key_update_between(tally: Tally, upstream: Upstream, client: Client) -> None:
+    """Pipelined between two others, `POST /key/update` alone goes through ASGI; the answers keep their order."""
+    upstream.script = keys
+    tally.relayed += 2
+    tally.through_asgi += 1
+    client.send(
+        head(b"GET /1 HTTP/1.1") + head(b"POST /key/update HTTP/1.1", LENGTH) + UPDATE + head(b"GET /2 HTTP/1.1")
+    )
+    answers = [client.read_response() for _ in range(3)]
+    assert [each.status for each in answers] == [200] * 3
+    assert [bool(each.all(b"x-litellm-sanitizer")) for each in answers] == [False, True, False]
+    assert below_asgi(upstream) == [True, False, False, True]
+
+
+def test_root_path() -> None:
+    """Under LiteLLM's path prefix, too, `POST /key/update` goes through ASGI, and nothing else does."""
+    with Upstream(keys) as upstream, tallied(Gateway(upstream.url, "--root-path", "/llm")) as tally:
+        for path in (b"/llm/key/update", b"/key/update", b"/llm/%6bey/update"):
+            tally.through_asgi += 1
+            response = tally.gateway.ask(head(b"POST %b HTTP/1.1" % path, LENGTH) + UPDATE)
+            assert response.all(b"x-litellm-sanitizer") == [b'dropped; fields="allowed_routes"'], path
+        for path in (b"/other/key/update", b"/llm/key/generate"):
+            tally.relayed += 1
+            assert tally.gateway.ask(head(b"POST %b HTTP/1.1" % path, LENGTH) + UPDATE).status == 200
+        assert below_asgi(upstream) == [False] * 6 + [True] * 2
+
+
+def test_tls_on_both_sides(tmp_path: Path) -> None:
+    """A TLS listener and an https upstream take nothing off the fast face."""
+    authority = trustme.CA()
+    certificate = authority.issue_cert("localhost")
+    chain, key, trusted = tmp_path / "chain.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
+    certificate.cert_chain_pems[0].write_to_path(chain)
+    certificate.private_key_pem.write_to_path(key)
+    authority.cert_pem.write_to_path(trusted)
+    inside = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    certificate.configure_cert(inside)
+    outside = ssl.create_default_context()
+    authority.configure_trust(outside)
+    options = ("--ssl-certfile", str(chain), "--ssl-keyfile", str(key), "--upstream-ca", str(trusted))
+    with (
+        Upstream(keys, context=inside) as upstream,
+        tallied(Gateway(f"https://localhost:{upstream.port}", *options)) as tally,
+        Client(tally.gateway.address, context=outside) as client,
+    ):
+        play_both(tally, upstream, client)
+
+
+def test_unix_sockets_on_both_sides() -> None:
+    """Unix sockets take nothing off the fast face."""
+    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are too long for a socket's name
+        listen = ("--uds", str(Path(folder, "gateway")))
+        with (
+            Upstream(keys, uds=str(Path(folder, "upstream"))) as upstream,
+            tallied(Gateway(upstream.url, listen=listen)) as tally,
+            Client(tally.gateway.address) as client,
+        ):
+            play_both(tally, upstream, client)
+
+
+def play_both(tally: Tally, upstream: Upstream, client: Client) -> None:
+    """A GET, an upload and a `POST /key/update` on one connection."""
+    tally.relayed += 2
+    assert client.ask(head(b"GET / HTTP/1.1")).status == 200
+    body = bytes(MIB)
+    assert client.ask(head(b"POST / HTTP/1.1", b"Content-Length: %d" % MIB), body).status == 200
+    tally.through_asgi += 1
+    assert client.ask(head(b"POST /key/update HTTP/1.1", LENGTH) + UPDATE).all(b"x-litellm-sanitizer")
+    assert below_asgi(upstream) == [True, True, False, False]
+    assert upstream.requests[1].body == body

@@ -212,12 +212,14 @@ def test_not_inspectable(body: bytes, reason: str) -> None:
 def test_deep(value: bytes) -> None:
     """How deep is too deep is the interpreter's decision; it is taken without harm."""
     body = b'{"a":%b}' % value
-    try:
-        found = members(body)
-    except NotInspectable as refused:
-        assert refused.reason == "too_deep"
-    else:
-        assert cut(body, found, {"a"}) == b"{}"
+
+    def left() -> str:
+        try:
+            return cut(body, members(body), {"a"}).decode()
+        except NotInspectable as refused:
+            return refused.reason
+
+    assert left() in ("{}", "too_deep")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,351 @@
+"""Differential fuzz: what upstream sends, mutated and in any pieces, as this gateway reads it and as h11 does.
+
+Both must agree on status, fields, content, and on whether the answer is whole. Where they may differ, and why:
+
+* Here is refused what h11 lets pass (`STRICTER` finds it in the octets): a bare CR or LF, a folded line, control
+  characters in values, white space before a colon, two Content-Lengths though equal, a length beside a coding, a length
+  or size beyond 18 digits, faulty chunk extensions, another version than 1.0 and 1.1.
+* Here is read what h11 refuses (`LAXER`): empty lines before the status line, and control characters in a reason
+  phrase, which pass as they came. No field or content can hide in either.
+
+An answer that ends in the middle is broken off for both.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import h11
+import pytest
+from hypothesis import HealthCheck, event, example, given, settings
+from hypothesis import strategies as st
+
+from sanitizer.errors import GatewayError
+from sanitizer.relay.connection import Connection
+from sanitizer.relay.exchange import Exchange, Response
+from sanitizer.relay.upstream import Upstream
+from sanitizer.settings import Address
+
+Fields = list[tuple[bytes, bytes]]
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1500"))
+HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
+
+STRICTER = re.compile(
+    rb"""
+      (?<!\r)\n | \r(?!\n)                                  # bare LF, bare CR
+    | HTTP/(?!1\.[01][ ])                                   # another version
+    | \r\n[ \t]                                             # folded line, or white space before a field or a size
+    | [\x00-\x08\x0b\x0c\x0e-\x1f\x7f]                      # control characters
+    | (?i:content-length:[^\r\n]*\r\n(?:[^\r\n]+\r\n)*content-length:)
+    | (?i:content-length:[^\r\n]*\r\n(?:[^\r\n]+\r\n)*transfer-encoding:)
+    | (?i:transfer-encoding:[^\r\n]*\r\n(?:[^\r\n]+\r\n)*content-length:)
+    | (?i:content-length:[^\r\n]*[0-9]{19,})
+    | (?i:content-length:[^\r\n]*,)                         # a list of equal lengths
+    | (?i:transfer-encoding:[^\r\n]*\r\n(?:[^\r\n]+\r\n)*transfer-encoding:)
+    | [0-9a-fA-F]{16,}(?:;[^\r\n]*)?\r\n                    # a chunk of more than 64 bits
+    | [0-9a-fA-F]+[ \t]*;[^\r\n]*\r\n | [0-9a-fA-F]+[ \t]+\r\n     # chunk extensions, white space after a size
+    """,
+    re.VERBOSE,
+)
+LAXER = re.compile(
+    rb"""
+      (?:\A|\r\n\r\n)[\r\n]+HTTP/                           # empty lines before a status line
+    | HTTP/[0-9.]+[ ][0-9]{3}[ ][^\r\n]*[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]   # control characters in a reason
+    """,
+    re.VERBOSE,
+)
+
+
+@dataclass
+class Reading:
+    """What a reader made of the octets; ``whole`` is false if they were refused or ended too early."""
+
+    interim: list[int] = field(default_factory=list)
+    status: int | None = None
+    fields: Fields = field(default_factory=list)
+    content: bytes = b""
+    whole: bool = False
+
+
+class Recorded(Exchange):
+    """An exchange that keeps what it is told."""
+
+    __slots__ = ("reading",)
+
+    def __init__(self, upstream: Upstream, method: bytes) -> None:
+        super().__init__(upstream, method, method + b" / HTTP/1.1\r\nHost: a\r\n\r\n")
+        self.reading = Reading()
+
+    def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
+        self.reading.interim.append(status)
+
+    def on_response(self, response: Response) -> None:
+        assert self.reading.status is None, "two final responses to one request"
+        self.reading.status, self.reading.fields = response.status, response.fields
+
+    def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
+        assert not self.reading.whole, "content after the end"
+        assert self.reading.status is not None, "content without a response"
+        self.reading.content += data
+        self.reading.whole = last
+
+    def on_error(self, error: GatewayError) -> None:
+        assert not self.reading.whole, "an error after the end"
+
+
+class Wire(asyncio.Transport):
+    """A transport that leads nowhere."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        super().__init__({"socket": sock})
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        assert not self.closed
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+    def abort(self) -> None:
+        self.closed = True
+
+    close = abort
+
+    def pause_reading(self) -> None: ...
+
+    def resume_reading(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def sock() -> Iterator[socket.socket]:
+    """A socket with nothing to read, for the transport to have one."""
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        yield ours
+
+
+@pytest.fixture(scope="module")
+def upstream() -> Iterator[Upstream]:
+    with asyncio.Runner() as runner:
+
+        async def make() -> Upstream:
+            return Upstream(Address("http", "127.0.0.1", 9))
+
+        upstream = runner.run(make())
+        yield upstream
+        upstream.close()
+
+
+def read(upstream: Upstream, sock: socket.socket, method: bytes, pieces: list[bytes]) -> Reading:
+    """What the gateway makes of an answer that comes in ``pieces`` and ends with the connection."""
+    exchange, connection, transport = Recorded(upstream, method), Connection(upstream), Wire(sock)
+    connection.connection_made(transport)
+    exchange.attach(connection)
+    for piece in pieces:
+        if transport.closed:
+            break
+        connection.data_received(piece)
+    if not transport.closed:
+        connection.eof_received()
+    connection.connection_lost(None)
+    assert exchange.done, "neither answered nor failed"
+    return exchange.reading
+
+
+def read_with_h11(method: bytes, pieces: list[bytes]) -> Reading:
+    connection, reading = h11.Connection(h11.CLIENT), Reading()
+    connection.send(h11.Request(method=method, target="/", headers=[("Host", "a")]))
+    connection.send(h11.EndOfMessage())
+    try:
+        for piece in [*pieces, b""]:
+            connection.receive_data(piece)
+            while (message := connection.next_event()) is not h11.NEED_DATA:
+                if isinstance(message, h11.InformationalResponse):
+                    reading.interim.append(message.status_code)
+                elif isinstance(message, h11.Response):
+                    reading.status = message.status_code
+                    reading.fields = list(message.headers.raw_items())
+                elif isinstance(message, h11.Data):
+                    reading.content += bytes(message.data)
+                elif isinstance(message, h11.EndOfMessage):
+                    reading.whole = True
+                if isinstance(message, h11.PAUSED | h11.ConnectionClosed | h11.EndOfMessage):
+                    return reading
+    except h11.RemoteProtocolError:
+        pass
+    return reading
+
+
+def end_to_end(fields: Fields) -> Fields:
+    """The field lines that pass; the few that Connection can name in these streams are hop-by-hop anyway."""
+    named = {
+        option.strip(b" \t").lower()
+        for name, value in fields
+        if name.lower() == b"connection"
+        for option in value.split(b",")
+    } - {b"content-length", b"host", b"via", b"date", b"set-cookie"}
+    return [(n.lower(), v.rstrip(b" \t")) for n, v in fields if n.lower() not in HOP_BY_HOP | named]
+
+
+def assert_agree(upstream: Upstream, sock: socket.socket, method: bytes, pieces: list[bytes]) -> None:
+    stream = b"".join(pieces)
+    ours, theirs = read(upstream, sock, method, pieces), read_with_h11(method, pieces)
+    if ours.whole and theirs.whole:
+        event("whole for both")
+        assert (ours.status, end_to_end(ours.fields)) == (theirs.status, end_to_end(theirs.fields))
+        assert ours.content == theirs.content
+        assert ours.interim == theirs.interim
+    elif theirs.whole:
+        event("refused here")
+        assert STRICTER.search(stream), f"refused here, whole for h11: {theirs}"
+        assert theirs.content.startswith(ours.content)
+    elif ours.whole:
+        event("refused by h11")
+        assert LAXER.search(stream), f"whole here, refused by h11: {ours}"
+    else:
+        event("whole for neither")
+        if ours.status is not None and theirs.status is not None:
+            assert ours.status == theirs.status
+            shorter, longer = sorted((ours.content, theirs.content), key=len)
+            assert longer.startswith(shorter)
+
+
+status_lines = st.sampled_from(
+    [
+        b"HTTP/1.1 200 OK",
+        b"HTTP/1.1 200 ",
+        b"HTTP/1.1 200",
+        b"HTTP/1.0 200 OK",
+        b"HTTP/1.1 204 No Content",
+        b"HTTP/1.1 304 Not Modified",
+        b"HTTP/1.1 404 Nicht gefunden \xe9",
+        b"HTTP/1.1 503 Service Unavailable",
+    ]
+)
+interim = st.sampled_from(
+    [
+        b"",
+        b"",
+        b"HTTP/1.1 100 Continue\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n",
+        b"HTTP/1.1 102 \r\n\r\n",
+    ]
+)
+lines = st.lists(
+    st.sampled_from(
+        [
+            b"Content-Type: text/event-stream",
+            b"Set-Cookie: a=1",
+            b"Set-Cookie: b=2; Path=/",
+            b"X-Empty:",
+            b"x-space: \t a b \t",
+            b"X-High: \xff\x80",
+            b"Connection: close",
+            b"Connection: keep-alive, X-Named",
+            b"X-Named: y",
+            b"Keep-Alive: timeout=5",
+        ]
+    ),
+    max_size=4,
+)
+
+
+@st.composite
+def answers(draw: st.DrawFn) -> bytes:
+    """A valid answer in one of the framings, with or without something after it."""
+    content = draw(st.binary(max_size=40))
+    framing = draw(st.sampled_from(["length", "chunked", "close"]))
+    head = [draw(status_lines), *draw(lines)]
+    if framing == "length":
+        head.insert(draw(st.integers(1, len(head))), b"Content-Length: %d" % len(content))
+        body = content
+    elif framing == "chunked":
+        head.insert(draw(st.integers(1, len(head))), b"Transfer-Encoding: chunked")
+        cut = draw(st.integers(0, len(content)))
+        parts = [part for part in (content[:cut], content[cut:]) if part]
+        body = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in parts)
+        body += draw(st.sampled_from([b"0\r\n\r\n", b"0\r\nX-Trailer: t\r\n\r\n", b"00\r\n\r\n"]))
+    else:
+        body = content
+    return draw(interim) + b"\r\n".join((*head, b"", b"")) + body
+
+
+TOKENS = [
+    b"\r\n",
+    b"\r",
+    b"\n",
+    b" ",
+    b"\t",
+    b"\0",
+    b":",
+    b";",
+    b",",
+    b"0",
+    b"1",
+    b"f",
+    b"-",
+    b"+",
+    b"x",
+    b"\x80",
+    b"\x0b",
+]
+TOKENS += [
+    b"Content-Length: 3\r\n",
+    b"Transfer-Encoding: chunked\r\n",
+    b"chunked",
+    b"HTTP/1.1 200 OK\r\n\r\n",
+    b"\r\n\r\n",
+]
+
+
+@st.composite
+def streams(draw: st.DrawFn) -> list[bytes]:
+    """An answer with up to three mutations, in pieces."""
+    stream = draw(answers())
+    for _ in range(draw(st.integers(0, 3))):
+        at = draw(st.integers(0, len(stream)))
+        token = draw(st.one_of(st.sampled_from(TOKENS), st.binary(min_size=1, max_size=3)))
+        kind = draw(st.sampled_from(["insert", "replace", "delete", "truncate", "repeat", "append"]))
+        until = at + draw(st.integers(1, 12))
+        if kind == "insert":
+            stream = stream[:at] + token + stream[at:]
+        elif kind == "replace":
+            stream = stream[:at] + token + stream[at + len(token) :]
+        elif kind == "delete":
+            stream = stream[:at] + stream[until:]
+        elif kind == "truncate":
+            stream = stream[:at]
+        elif kind == "repeat":
+            stream = stream[:at] + stream[at:until] * 2 + stream[until:]
+        else:
+            stream += token
+    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(stream) - 1)), max_size=5)))
+    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    return [piece for piece in pieces if piece]
+
+
+@settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
+@given(pieces=streams(), method=st.sampled_from([b"GET", b"GET", b"POST", b"HEAD"]))
+@example(pieces=[b"HTTP/1.1 099 Odd\r\n\r\n"], method=b"GET")
+@example(pieces=[b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"], method=b"GET")
+@example(pieces=[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n"], method=b"GET")
+@example(pieces=[b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"], method=b"GET")
+def test_agrees_with_h11(upstream: Upstream, sock: socket.socket, pieces: list[bytes], method: bytes) -> None:
+    """A stream is read as h11 reads it, or refused."""
+    assert_agree(upstream, sock, method, pieces)
+
+
+@settings(max_examples=EXAMPLES // 5, deadline=None, suppress_health_check=list(HealthCheck))
+@given(stream=streams().map(b"".join), method=st.sampled_from([b"GET", b"HEAD"]))
+def test_pieces_do_not_matter(upstream: Upstream, sock: socket.socket, stream: bytes, method: bytes) -> None:
+    """What a stream means does not depend on the pieces in which it comes, but for how much of a broken one is seen."""
+    whole = read(upstream, sock, method, [stream] if stream else [])
+    bytewise = read(upstream, sock, method, [stream[n : n + 1] for n in range(len(stream))])
+    assert whole.whole == bytewise.whole
+    if whole.whole:
+        assert whole == bytewise

@@ -1,0 +1,182 @@
+"""No secret in any log line, URL or error body: everything the process writes is searched for all that passed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+
+import pytest
+
+from tests.support.client import Client
+from tests.support.gateway import Face, Gateway
+from tests.support.upstream import CLOSE, OK, RESET, WAIT_CLOSED, Connection, Script, Upstream, refusing_port, reply
+from tests.support.wire import Cut
+
+SECRETS = {
+    # LiteLLM's keys can be told by their form
+    **{name: f"sk-{name}-0a1b2c3d4e5f6071" for name in ("path", "header", "update", "protocol")},
+    # tokens of other kinds cannot
+    **{name: f"eyJ{name}.0a1b2c3d" for name in ("query", "authorization", "cookie", "body", "userinfo", "answer")},
+}
+KEY = SECRETS["update"]
+HASH = hashlib.sha256(KEY.encode()).hexdigest()
+
+FIELDS = (
+    f"Host: user:{SECRETS['userinfo']}@example.test\r\n"
+    f"Authorization: Bearer {SECRETS['authorization']}\r\n"
+    f"x-litellm-api-key: {SECRETS['header']}\r\n"
+    f"Cookie: token={SECRETS['cookie']}\r\n"
+)
+TARGET = f"/key/{SECRETS['path']}/regenerate?api_key={SECRETS['query']}"
+
+
+def request(
+    method: str = "POST", target: str = TARGET, *, fields: str = "", body: str = SECRETS["body"], length: str = ""
+) -> bytes:
+    head = f"{method} {target} HTTP/1.1\r\n{FIELDS}{fields}Content-Length: {length or len(body.encode())}\r\n\r\n"
+    return (head + body).encode()
+
+
+def update(body: str, *, fields: str = "Content-Type: application/json\r\n") -> bytes:
+    return request(target=f"/key/update?debug={SECRETS['query']}", fields=fields, body=body)
+
+
+def info(value: object, status: str = "200 OK") -> Script:
+    """An upstream that answers the lookup so, and everything else with OK."""
+    content = json.dumps(value).encode()
+
+    def script(connection: Connection) -> None:
+        lookup = connection.read_request().method == b"GET"
+        connection.send(
+            b"HTTP/1.1 %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n%s"
+            % (status.encode(), len(content), content)
+            if lookup
+            else OK
+        )
+
+    return script
+
+
+STORED = info({"key": HASH, "info": {"allowed_routes": ["llm_api_routes"], "secret": SECRETS["answer"]}})
+RESEND = json.dumps({"key": KEY, "models": ["a"], "allowed_routes": ["llm_api_routes"]})
+CHANGE = json.dumps({"key": KEY, "allowed_routes": ["info_routes"]})
+UPGRADE = (
+    f"Connection: Upgrade\r\nUpgrade: websocket\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: eA==\r\n"
+    f"Sec-WebSocket-Protocol: realtime, openai-insecure-api-key.{SECRETS['protocol']}\r\n"
+)
+HANDSHAKE = f"GET /v1/realtime?key={SECRETS['query']} HTTP/1.1\r\n{FIELDS}{UPGRADE}\r\n".encode()
+
+CASES: dict[str, tuple[bytes, Script]] = {
+    "relayed": (request(), reply(OK)),
+    "upstream closes": (request(), reply(CLOSE)),
+    "upstream resets": (request("GET"), reply(RESET)),
+    "upstream answers with no HTTP": (request(), reply(SECRETS["answer"].encode() + b"\r\n\r\n", WAIT_CLOSED)),
+    "upstream answers with two lengths": (
+        request(),
+        reply(f"HTTP/1.1 200 OK\r\nX: {SECRETS['answer']}\r\nContent-Length: 1\r\nContent-Length: 2\r\n\r\n".encode()),
+    ),
+    "upstream breaks off": (
+        request(),
+        reply(b"HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n", SECRETS["answer"].encode(), CLOSE),
+    ),
+    "upstream does not answer": (request(), reply(WAIT_CLOSED)),
+    "two lengths": (request(fields="Content-Length: 1\r\n"), reply(OK)),
+    "a length that is a key": (request(length=SECRETS["body"]), reply(OK)),
+    "a faulty method": (SECRETS["body"].encode() + b" " + request(), reply(OK)),
+    "a faulty field": (request(fields=f"{SECRETS['header']}\r\n"), reply(OK)),
+    "a target of another scheme": (request(target=f"ftp://{SECRETS['userinfo']}@a/"), reply(OK)),
+    "a head too large": (request(fields=f"X: {SECRETS['header'] * 4000}\r\n"), reply(OK)),
+    "a loop": (request(fields="".join(f"Via: 1.1 litellm-sanitizer-{n}\r\n" for n in range(9))), reply(OK)),
+    "an upgrade": (
+        HANDSHAKE,
+        reply(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"),
+    ),
+    "an upgrade that is refused": (HANDSHAKE, reply(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")),
+    "an upgrade that upstream closes": (HANDSHAKE, reply(CLOSE)),
+    "an update, dropped": (update(RESEND), STORED),
+    "an update, changed": (update(CHANGE), STORED),
+    "an update, absent": (update(json.dumps({"key": KEY})), STORED),
+    "an update, unreadable": (update(RESEND[:-1]), STORED),
+    "an update of another type": (update(RESEND, fields=f"Content-Type: {SECRETS['header']}\r\n"), STORED),
+    "an update, its lookup refused": (update(RESEND), info({"error": KEY}, "403 Forbidden")),
+    "an update, its lookup not found": (update(RESEND), info({"detail": KEY}, "404 Not Found")),
+    "an update, its lookup of another shape": (update(RESEND), info([KEY])),
+    "an update, its lookup broken off": (update(RESEND), reply(RESET)),
+    "an update, its lookup unanswered": (update(RESEND), reply(WAIT_CLOSED)),
+}
+
+
+def play(gateway: Gateway, message: bytes) -> bytes:
+    """What the client is sent for ``message``."""
+    with Client(gateway.address) as client:
+        try:
+            client.send(message)
+            client.half_close()
+            client.read_to_end()
+        except (Cut, OSError):
+            pass
+        return bytes(client.received)
+
+
+def play_out(gateway: Gateway, message: bytes) -> bytes:
+    """As `play`, but waiting for the answer before leaving."""
+    with Client(gateway.address) as client:
+        try:
+            client.send(message)
+            client.read_response()
+        except (Cut, OSError):
+            pass
+        return bytes(client.received)
+
+
+def assert_no_secret(text: str, where: str) -> None:
+    for name, secret in SECRETS.items():
+        assert secret not in text, f"the {name} secret is in {where}"
+    assert HASH not in text, f"the key's whole hash is in {where}"
+
+
+@pytest.mark.parametrize("face", ["fast", "asgi"])
+@pytest.mark.parametrize("log_format", ["json", "text"])
+def test_no_secret_is_written(face: Face, log_format: str) -> None:
+    """Whatever happens to requests full of secrets, none of them is logged, or in an answer of the gateway's own."""
+    options = (
+        "--log-level",
+        "debug",
+        "--log-format",
+        log_format,
+        "--response-timeout",
+        "0.3",
+        "--lookup-timeout",
+        "0.3",
+    )
+    with Upstream() as upstream, Gateway(upstream.url, *options, face=face) as gateway:
+        for message, script in CASES.values():
+            upstream.script = script
+            for player in (play_out, play):
+                received = player(gateway, message)
+                if not received.startswith(b"HTTP/1.1 200"):  # an answer of upstream's is upstream's
+                    assert_no_secret(received.decode("latin-1"), "an answer")
+        upstream.settle()
+        upstream.errors.clear()
+        lookups = [each.target for each in upstream.requests if each.method == b"GET" and b"/key/info" in each.target]
+        assert lookups
+        assert KEY.encode() not in b"".join(lookups), "the key is in the URL of a lookup"
+        with pytest.raises(AssertionError):
+            assert_no_secret(upstream.received.decode("latin-1"), "what upstream received, as it should")
+        gateway.stop()
+        assert_no_secret("\n".join(gateway.lines), "the log")
+        assert any("502" in line or "broke" in line or "upstream" in line for line in gateway.lines), (
+            "nothing was logged"
+        )
+
+
+def test_no_secret_while_upstream_is_away() -> None:
+    """An upstream that cannot be reached is logged without anything of the requests that wanted it."""
+    with refusing_port() as port, Gateway(f"http://127.0.0.1:{port}", "--log-level", "debug") as gateway:
+        for message in (request(), update(RESEND), HANDSHAKE):
+            received = play_out(gateway, message)
+            assert received.startswith(b"HTTP/1.1 502")
+            assert str(port).encode() not in received, "an internal address is shown"
+            assert_no_secret(received.decode("latin-1"), "an answer")
+        gateway.stop()
+        assert_no_secret("\n".join(gateway.lines), "the log")

@@ -120,11 +120,13 @@ class RelayProtocol(asyncio.Protocol):
         self.transport = cast(Transport, transport)
         self.server_state.connections.add(cast(Any, self))
         sock = transport.get_extra_info("socket")
+        address = transport.get_extra_info("peername")
+        self.client = (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        address = transport.get_extra_info("peername")
-        self.client = (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
+            if self.client is None:  # reset before it was accepted: its request must not go on as from nowhere
+                self.abort()
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self.peer = self.front.forwarding.peer(self.client[0] if self.client else None, self.scheme)
         self._expire_in(self.front.keepalive_timeout)

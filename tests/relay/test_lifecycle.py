@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -165,6 +167,19 @@ def test_upstream_restarts_under_load(upstream: Upstream) -> None:
         assert [client.ask(GET).status for client in clients] == [200] * 4
         for client in clients:
             client.close()
+
+
+def test_client_without_an_address(upstream: Upstream) -> None:
+    """A client that has reset its connection before it is accepted has no address: its request goes nowhere."""
+    with Gateway(upstream.url, "--trusted-proxies", "unix") as gateway:
+        os.kill(gateway.pid, signal.SIGSTOP)
+        for _ in range(5):
+            with gateway.connect() as client:
+                client.send(GET.replace(b"\r\n\r\n", b"\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"))
+                client.reset()
+        os.kill(gateway.pid, signal.SIGCONT)
+        assert gateway.ask(GET.replace(b"GET", b"PUT")).status == 200
+        assert [(each.method, each.all(b"x-forwarded-for")) for each in upstream.requests] == [(b"PUT", [b"127.0.0.1"])]
 
 
 def test_nothing_is_left_behind(upstream: Upstream) -> None:

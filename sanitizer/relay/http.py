@@ -1,8 +1,8 @@
 """Relay: the ASGI face of the relay. Works under any ASGI server; streams both ways; buffers at most 64 KiB each way.
 
 What ASGI can't carry, and the fast face can: a target that ends in an empty query (``/a?``), reason phrases, the case
-of field names, trailers, interim responses (103), HTTP/1.0 clients (servers send them chunked), upgrades, and the
-Content-Length of a 304, which uvicorn refuses.
+of field names, trailers, interim responses (103), HTTP/1.0 clients (servers send them chunked), upgrades, the
+Content-Length of a 304, which uvicorn refuses, and status codes above 599.
 """
 
 import asyncio
@@ -216,8 +216,8 @@ async def _respond(answer: Answer, send: Send) -> None:
     response = await answer.head()
     if response is None:
         return
-    if response.status > 599:
-        raise UpstreamBroken("upstream answered with a status that ASGI servers can't pass on")
+    if response.status > 599:  # uvicorn has no status line for it, and would fail without an answer
+        raise UpstreamBroken("upstream's status is above 599")
     headers = [(name.lower(), value) for name, value in head_fields(response.head)]
     if response.status in (204, 304):
         headers = [line for line in headers if line[0] != b"content-length"]

@@ -553,6 +553,7 @@ class _Relayed(Exchange):
     def _end_of(self, transport: Transport) -> None:
         self._eofs += 1
         if self._eofs == 2 or not transport.can_write_eof():
+            self._finish()  # in good order: what closes now is no failure of upstream's
             transport.close()
             self.client.transport.close()
         else:

@@ -198,17 +198,10 @@ def idle_408(lab: Lab) -> None:
         assert client.ask(post(b"x")).body == b"own"
 
 
-@scenario(
-    ROWS,
-    "an answer before the body is done reaches the client, the upstream connection is not used again",
-    "RFC 9112 9.5",
-)
-def early_answer(lab: Lab) -> None:
-    too_large = answer(b"Connection: close", status=b"413 Content Too Large", body=b"too large")
-
+def _early_answer(lab: Lab, *lines: bytes) -> None:
     def refuse(connection: Connection) -> None:
         connection.read_head()
-        connection.send(too_large)
+        connection.send(answer(*lines, status=b"413 Content Too Large", body=b"too large"))
         connection.read_to_end()
 
     lab.upstream.script = in_turn(refuse, reply(OK))
@@ -216,8 +209,20 @@ def early_answer(lab: Lab) -> None:
         client.send(post(b"").replace(b"Length: 0", b"Length: 1000000"), b"x" * 1000)
         response = client.read_response()
         assert (response.status, response.body) == (413, b"too large")
-    assert lab.ask(get()).body == b"ok"
+        assert lab.ask(get()).body == b"ok"
     assert [each.connection for each in lab.upstream.requests] == [0, 1]
+
+
+scenario(
+    ROWS,
+    "an answer before the body is done reaches the client, upstream's connection is not used again",
+    "RFC 9112 9.5",
+)(_early_answer)
+scenario(
+    ROWS,
+    "an answer before the body is done, from an upstream that then closes, reaches the client",
+    "RFC 9112 9.6",
+)(lambda lab: _early_answer(lab, b"Connection: close"))
 
 
 @scenario(
@@ -497,9 +502,7 @@ def queue_left(lab: Lab) -> None:
         first.set()
         assert one.read_response().body == b"1"
         assert three.ask(get(target=b"/3")).status == 200
-    targets = [each.target for each in lab.upstream.requests]
-    assert targets[0] == b"/"
-    assert targets[-1] == b"/3"
+    assert b"/3" in [each.target for each in lab.upstream.requests]
 
 
 # upgrades

@@ -347,14 +347,17 @@ def http_10_keep_alive(lab: Lab) -> None:
 
 @scenario(ROWS, "after HEAD, 204 and 304 the connection is in step", "RFC 9112 6.3")
 def in_step(lab: Lab) -> None:
-    lab.upstream.script = in_turn(
-        reply(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"),
-        reply(b"HTTP/1.1 204 No Content\r\n\r\n"),
-        reply(b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n"),
-        reply(OK),
-    )
+    turns = [
+        (HEAD, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"),
+        (HEAD, CHUNKED),
+        (HEAD, b"HTTP/1.1 200 OK\r\nX: y\r\n\r\n"),
+        (get(), b"HTTP/1.1 204 No Content\r\n\r\n"),
+        (get(), b"HTTP/1.1 304 Not Modified\r\nETag: x\r\n\r\n"),
+        (get(), OK),
+    ]
+    lab.upstream.script = in_turn(*(reply(each) for _, each in turns))
     with lab.connect() as client:
-        assert [client.ask(each).status for each in (HEAD, get(), get(), get())] == [200, 204, 304, 200]
+        assert [client.ask(send).status for send, _ in turns] == [200, 200, 200, 204, 304, 200]
     assert {each.connection for each in lab.upstream.requests} == {0}
 
 

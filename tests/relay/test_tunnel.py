@@ -238,6 +238,34 @@ def test_upstream_vanishes(upstream: Upstream, url: str) -> None:
         assert client.close_code == CloseCode.ABNORMAL_CLOSURE
 
 
+def test_ends_are_no_errors(upstream: Upstream) -> None:
+    """A tunnel that ends in good order, whichever side is first, is neither counted nor logged as a failure."""
+    ended = threading.Event()
+
+    def handler(connection: ServerConnection) -> None:
+        with contextlib.suppress(ConnectionClosed):
+            if connection.recv() == "you first":
+                connection.recv()
+            connection.socket.shutdown(socket.SHUT_WR)
+            connection.recv()
+        ended.set()
+
+    upstream.handler = handler
+    with Gateway(upstream.url) as gateway:
+        url = gateway.url.replace("http:", "ws:")
+        for word in ("you first", "me first"):
+            ended.clear()
+            with session(url) as client:
+                client.send(word)
+                if word == "me first":
+                    with pytest.raises(ConnectionClosed):
+                        client.recv()
+            assert ended.wait(10)
+        assert gateway.stop() == 0
+    assert "upstream_errors" not in gateway.records[-1]
+    assert not any(record["level"] == "warning" for record in gateway.records)
+
+
 def test_slow_reader(upstream: Upstream, tunnelling: Gateway, url: str) -> None:
     """While the client does not read, the gateway does not pile up what upstream sends."""
     sent = threading.Event()

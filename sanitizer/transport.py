@@ -10,7 +10,7 @@ from typing import NoReturn
 import httpx
 
 from sanitizer.errors import GatewayError, PoolExhausted, ResponseCut, UpstreamTimeout
-from sanitizer.relay.headers import encode_head
+from sanitizer.relay.headers import encode_head, head_fields
 from sanitizer.relay.http import Answer
 from sanitizer.relay.upstream import Upstream
 
@@ -38,7 +38,7 @@ class UpstreamTransport(httpx.AsyncBaseTransport):
                 answer.cancel()
         if response is None:
             raise httpx.NetworkError("cancelled", request=request)
-        return httpx.Response(response.status, headers=response.fields, stream=_Content(answer, request))
+        return httpx.Response(response.status, headers=head_fields(response.head), stream=_Content(answer, request))
 
 
 class _Content(httpx.AsyncByteStream):

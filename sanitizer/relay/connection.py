@@ -1,10 +1,10 @@
-"""One HTTP/1.1 connection to upstream: parses what comes, for one exchange after another.
+"""One HTTP/1.1 connection to upstream: reads what comes, for one exchange after another.
 
-Cases, before the code that branches on them:
+httptools judges heads; where they end, and all content, is found here, octet by octet, by the length that the head
+declares. Cases, before the code that branches on them:
 
 * Bytes after the response's end, or on an idle connection: nobody asked for them; the connection is closed.
 * The connection ends where the content's end is not: an error, unless the content lasts until the connection closes.
-* HEAD: httptools can't know that no content follows; the parser is replaced afterwards.
 * 101: what follows the head is no HTTP any more; a tunnel if the exchange has asked for it, an error if not.
 """
 
@@ -15,16 +15,16 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import httptools
 
-from sanitizer.errors import GatewayError, UpstreamBroken
+from sanitizer.errors import UpstreamBroken
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import Framing, response_length
-from sanitizer.relay.headers import Fields, read_fields
+from sanitizer.relay.framing import ChunkedDecoder, Framing, Malformed, response_length
+from sanitizer.relay.headers import read_head
 
 if TYPE_CHECKING:
     from sanitizer.relay.upstream import Upstream
 
 _HEAD_LIMIT: Final = 256 * 1024
-"""Bytes of an upstream's response head, trailers likewise: beyond, it is broken."""
+"""Bytes of an upstream's response head: beyond, it is broken."""
 
 
 class Transport(Protocol):
@@ -42,21 +42,16 @@ class Transport(Protocol):
 
 
 class Connection(asyncio.Protocol):
-    """One connection to upstream: parses what comes, for one exchange after another."""
+    """One connection to upstream."""
 
     __slots__ = (
-        "_content",
-        "_fields",
-        "_head_bytes",
+        "_chunks",
+        "_head",
         "_keeps_alive",
-        "_last",
+        "_left",
         "_parser",
         "_poll",
         "_reading_paused",
-        "_reason",
-        "_responded",
-        "_stale_parser",
-        "_surplus",
         "answering",
         "exchange",
         "exchanges",
@@ -76,17 +71,12 @@ class Connection(asyncio.Protocol):
         self.write_paused = False
         self.tunnel = False
         self._poll = select.poll()
-        self._parser = httptools.HttpResponseParser(self)
-        self._stale_parser = False
         self._reading_paused = False
-        self._reason = b""
-        self._fields: Fields = []
-        self._head_bytes = 0
-        self._content: list[bytes] = []
-        self._last = False
+        self._parser: httptools.HttpResponseParser | None = None  # of the head being read
+        self._head = b""  # what has been read of it
+        self._left = 0  # octets of the content still to come
+        self._chunks: ChunkedDecoder | None = None
         self._keeps_alive = False
-        self._responded = False  # a response head was handed on during this read
-        self._surplus = False
 
     @property
     def fresh(self) -> bool:
@@ -127,31 +117,17 @@ class Connection(asyncio.Protocol):
             exchange.on_tunnel_data(data)
             return
         self.answering = True
-        self._head_bytes += len(data)
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as switch:
-            self._switch(exchange, data[switch.args[0] :])
-            return
-        except httptools.HttpParserCallbackError as error:
-            if isinstance(error.__context__, GatewayError):
-                self._break(error.__context__)
-                return
-            raise
-        except httptools.HttpParserError:
-            if not self._last:
-                self._break(UpstreamBroken("upstream's answer is not HTTP"))
-                return
-            self._surplus = True
-        if self.exchange is not exchange:  # cancelled by a hook
-            self._content = []
-        elif self._last:
-            self._end(exchange)
-        elif self._content or self._responded:
-            self._responded = False
-            exchange.on_content(self._take_content(), False, [])
-        elif self._head_bytes > _HEAD_LIMIT:
-            self._break(UpstreamBroken("upstream's response head, or its trailers, are too large"))
+            while exchange.response is None:
+                rest = self._read_head(exchange, data)
+                if rest is None or self.exchange is not exchange:
+                    return
+                data = rest
+            self._read_content(exchange, exchange.response, data)
+        except UpstreamBroken as error:
+            self.exchange = None
+            self.transport.abort()
+            exchange.lost(error)
 
     def eof_received(self) -> bool:
         exchange = self.exchange
@@ -162,13 +138,12 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self.exchange = self.exchange, None
-        del self._parser  # it holds this object's methods
         self.upstream.closed(self)
         if exchange is None or exchange.done:
             return
         response = exchange.response
         if exc is None and response is not None and response.length is Framing.UNTIL_CLOSE and not self.tunnel:
-            exchange.complete(self._take_content(), [])
+            exchange.complete(b"", b"")
         else:
             exchange.lost(UpstreamBroken())
 
@@ -180,102 +155,91 @@ class Connection(asyncio.Protocol):
         if self.exchange is not None:
             self.exchange.on_unblocked()
 
-    # httptools
+    # Reading
 
-    def on_message_begin(self) -> None:
-        if self._last:
-            self._surplus = True
-            return
-        self._fields = []
-        self._reason = b""
+    def _read_head(self, exchange: Exchange, data: bytes) -> bytes | None:
+        """Read a head; returns what follows it, None if that isn't for the exchange or the head is not complete."""
+        held, self._head = self._head, b""
+        octets = held + data if held else data
+        end = octets.find(b"\r\n\r\n", max(len(held) - 3, 0)) + 4
+        complete = end > 3
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(None)
+        try:
+            self._parser.feed_data(data[: end - len(held)] if complete else data)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError:
+            raise UpstreamBroken("upstream's answer is not HTTP") from None
+        if not complete:
+            if len(octets) > _HEAD_LIMIT:
+                raise UpstreamBroken("upstream's response head is too large")
+            self._head = octets
+            return None
+        self._parser = None
+        rest = octets[end:]
+        return self._responded(exchange, octets[:end] if rest else octets, rest)
 
-    def on_status(self, reason: bytes) -> None:
-        self._reason += reason
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        exchange = self.exchange
-        if exchange is None or self._last:
-            self._surplus = True
-            return
-        status = self._parser.get_status_code()
-        fields, self._fields = self._fields, []
+    def _responded(self, exchange: Exchange, octets: bytes, rest: bytes) -> bytes | None:
+        version = octets[:8]
+        if not version.startswith(b"HTTP/"):
+            raise UpstreamBroken("upstream's answer is not HTTP")
+        status = int(octets[9:12])
+        head = read_head(octets)
+        octets = head.octets if version == b"HTTP/1.1" else b"HTTP/1.1" + head.octets[8:]
         if status < 200:
             if status < 100:
                 raise UpstreamBroken("upstream's answer has no valid status")
             if status != 101:
-                exchange.on_interim(status, self._reason, read_fields(fields).passed)
-            elif exchange.upgrade:
-                upgrade = [line for line in fields if line[0].lower() == b"upgrade"]
-                passed = [*read_fields(fields).passed, (b"Connection", b"Upgrade"), *upgrade]
-                exchange.response = Response(status, self._reason, passed, 0)
-            else:
+                exchange.on_interim(octets)
+                return rest or None
+            if not exchange.upgrade or head.upgrade is None:
                 raise UpstreamBroken("upstream switched protocols unasked")
-            return
-        self._head_bytes = 0
-        section = read_fields(fields)
-        length = response_length(exchange.method, status, section)
-        if exchange.method == b"HEAD":
-            self._stale_parser = self._last = True
-            options = section.connection or []
-            version = self._parser.get_http_version()
-            self._keeps_alive = b"close" not in options and (version == "1.1" or b"keep-alive" in options)
+            octets = octets[:-2] + b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n"
+            self.tunnel = True
+            exchange.disarm()
+            exchange.response = Response(status, octets, 0)
+            exchange.on_tunnel(exchange.response, rest)
+            return None
+        length = response_length(exchange.method, status, head)
+        if length is Framing.CHUNKED:
+            self._chunks = ChunkedDecoder()
+        elif length is not Framing.UNTIL_CLOSE:
+            self._left = length
+        options = head.connection
+        self._keeps_alive = b"close" not in options and (version == b"HTTP/1.1" or b"keep-alive" in options)
+        exchange.respond(Response(status, octets, length))
+        return rest
+
+    def _read_content(self, exchange: Exchange, response: Response, data: bytes) -> None:
+        if self._chunks is not None:
+            try:
+                content, rest = self._chunks.feed(data)
+            except Malformed as error:
+                raise UpstreamBroken(f"upstream's answer: {error}") from None
+            if rest is None:
+                exchange.on_content(content, False, b"")
+            else:
+                trailers = self._chunks.trailers
+                self._chunks = None
+                self._end(exchange, content, trailers, surplus=bool(rest))
+        elif response.length is Framing.UNTIL_CLOSE:
+            exchange.on_content(data, False, b"")
+        elif len(data) < self._left:
+            self._left -= len(data)
+            exchange.on_content(data, False, b"")
         else:
-            self._keeps_alive = self._parser.should_keep_alive()
-        self._responded = True
-        exchange.respond(Response(status, self._reason, section.passed, length))
+            left, self._left = self._left, 0
+            self._end(exchange, data[:left], b"", surplus=len(data) > left)
 
-    def on_body(self, data: bytes) -> None:
-        self._head_bytes = 0  # trailers and chunk extensions are counted like heads
-        if self._last:
-            self._surplus = True
-        else:
-            self._content.append(data)
-
-    def on_message_complete(self) -> None:
-        if self.exchange is not None and self.exchange.response is not None and not self._last:
-            self._last = True
-
-    def _take_content(self) -> bytes:
-        content = self._content[0] if len(self._content) == 1 else b"".join(self._content)
-        self._content = []
-        return content
-
-    def _end(self, exchange: Exchange) -> None:
+    def _end(self, exchange: Exchange, content: bytes, trailers: bytes, *, surplus: bool) -> None:
         """The response is whole: give the connection back, or close it, then tell the face."""
-        content, trailers = self._take_content(), self._fields
-        reusable = (
-            exchange.request_complete and not self._surplus and self._keeps_alive and not self.transport.is_closing()
-        )
         self.exchange = None
-        self._last = self._responded = self.answering = False
-        self._fields = []
-        self._head_bytes = 0
-        self.resume_reading()
-        if not reusable:
+        self.answering = False
+        if surplus or not self._keeps_alive or not exchange.request_complete or self.transport.is_closing():
             self.transport.abort()
         else:
-            if self._stale_parser:
-                self._parser = httptools.HttpResponseParser(self)
-                self._stale_parser = False
+            self.resume_reading()
             exchange.connection = None
             self.upstream.release(self)  # first, so that the face's next request can take it
         exchange.complete(content, trailers)
-
-    def _switch(self, exchange: Exchange, data: bytes) -> None:
-        response = exchange.response
-        if response is None or response.status != 101:
-            self._break(UpstreamBroken("upstream switched protocols unasked"))
-            return
-        self.tunnel = True
-        exchange.disarm()
-        exchange.on_tunnel(response, data)
-
-    def _break(self, error: GatewayError) -> None:
-        exchange = self.exchange
-        self.transport.abort()
-        if exchange is not None:
-            self.exchange = None
-            exchange.lost(error)

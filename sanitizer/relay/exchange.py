@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Final
 
 from sanitizer.errors import GatewayError, ResponseTimeout, UpstreamBroken
 from sanitizer.relay.framing import Framing, Length
-from sanitizer.relay.headers import Fields
 
 if TYPE_CHECKING:
     from sanitizer.relay.connection import Connection
@@ -32,14 +31,13 @@ _HELD: Final = 64 * 1024
 
 
 class Response:
-    """A response head: ``status``, ``reason`` (bytes as sent), ``fields`` to pass on, ``length`` of its content."""
+    """A response: its ``status``, its ``head`` to pass on (octets), the ``length`` of its content."""
 
-    __slots__ = ("fields", "length", "reason", "status")
+    __slots__ = ("head", "length", "status")
 
-    def __init__(self, status: int, reason: bytes, fields: Fields, length: Length) -> None:
+    def __init__(self, status: int, head: bytes, length: Length) -> None:
         self.status = status
-        self.reason = reason
-        self.fields = fields
+        self.head = head
         self.length = length
 
 
@@ -90,14 +88,14 @@ class Exchange:
         if not self.done:
             self.upstream.acquire(self)
 
-    def send(self, data: bytes, last: bool = False, trailers: Fields | None = None) -> None:
-        """Pass on content of the request; ``last`` ends it."""
+    def send(self, data: bytes, last: bool = False, trailers: bytes = b"") -> None:
+        """Pass on content of the request; ``last`` ends it, with trailer lines."""
         if self.done or self._sent_last:
             return
         if self.chunked:
             framed = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if last:
-                framed += b"0\r\n" + b"".join(b"%b: %b\r\n" % line for line in trailers or ()) + b"\r\n"
+                framed += b"0\r\n" + trailers + b"\r\n"
         else:
             framed = data
             self._owed -= len(data)
@@ -114,7 +112,8 @@ class Exchange:
         else:
             if framed:
                 self.connection.transport.write(framed)
-            self._arm()
+            if self.upstream.response_timeout is not None:
+                self._arm()
 
     @property
     def blocked(self) -> bool:
@@ -150,7 +149,8 @@ class Exchange:
         connection.exchange = self
         connection.transport.write(b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0])
         self._unsent = []
-        self._arm()
+        if self.upstream.response_timeout is not None:
+            self._arm()
         if not self._sent_last and not connection.write_paused:
             self.on_unblocked()
 
@@ -160,7 +160,7 @@ class Exchange:
         self.response = response
         self.on_response(response)
 
-    def complete(self, content: bytes, trailers: Fields) -> None:
+    def complete(self, content: bytes, trailers: bytes) -> None:
         self._finish()
         self.on_content(content, True, trailers)
 
@@ -193,10 +193,9 @@ class Exchange:
 
     def _arm(self) -> None:
         # counts from the last byte sent: a long upload is not a slow answer
-        if self.upstream.response_timeout is not None and self.response is None:
+        if self.response is None and (timeout := self.upstream.response_timeout) is not None:
             self.disarm()
-            loop = self.upstream.loop
-            self.timer = loop.call_later(self.upstream.response_timeout, self.fail, ResponseTimeout())
+            self.timer = self.upstream.loop.call_later(timeout, self.fail, ResponseTimeout())
 
     def disarm(self) -> None:
         """Stop waiting for a connection or a response head."""
@@ -206,14 +205,14 @@ class Exchange:
 
     # What the face defines
 
-    def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
+    def on_interim(self, head: bytes) -> None:
         """A 1xx response other than 101 has come."""
 
     def on_response(self, response: Response) -> None:
         """The final response's head has come; `on_content` follows at once, if need be with nothing."""
         raise NotImplementedError
 
-    def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
         """Content of the response has come; with ``last`` the exchange is over."""
         raise NotImplementedError
 

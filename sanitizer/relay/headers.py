@@ -3,19 +3,22 @@
 Facts enforced here (RFC 9110):
 
 * 7.6.1: Connection, and every field that it names, belongs to one hop; so do Keep-Alive, Proxy-Connection, TE,
-  Transfer-Encoding and Upgrade, named or not. All other field lines pass with their order, duplicates and values.
+  Transfer-Encoding and Upgrade, named or not. All other field lines pass, octet by octet and in order.
 * 7.6.3: a gateway adds itself to Via on requests; seeing itself there, it is in a loop.
 * 7.8: Upgrade is for this hop; a relayed upgrade is asked for anew.
+* 6.5.1: a trailer must not frame, route or authenticate, for some servers merge trailers into the head's fields.
 
 A sender could name a field in Connection that the next hop must see whole (Host, the framing, where the request came
 from); `_KEPT` are never dropped on its word.
 
-Field lines are ``(name, value)`` pairs of bytes, names in any case. A head's lines are looked at once, by
-`read_fields`: what is done with a line depends on its name alone, and the few names that matter are kept in a table.
+A head is handled as the octets that came, from its start line to its empty line, once a parser has found nothing wrong
+with it: so every line ends with CRLF and holds no other CR or LF, and no line continues another. Only the few fields
+that matter are looked for; what is passed on is never taken apart and put together again.
 """
 
 import ipaddress
 import re
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -25,121 +28,131 @@ from sanitizer.settings import TrustedProxies
 
 Fields = list[tuple[bytes, bytes]]
 
-HOP_BY_HOP: Final = frozenset(
-    (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
-)
-_FORWARDED: Final = frozenset((b"forwarded", b"x-real-ip"))  # and every x-forwarded-*
-_KEPT: Final = frozenset((b"host", b"content-length", b"via", b"date", b"set-cookie", *_FORWARDED))
+_HOP_BY_HOP: Final = (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
+_WAY: Final = (b"forwarded", b"x-real-ip", b"x-forwarded-[^:]*")
+_KEPT: Final = frozenset((b"host", b"content-length", b"via", b"date", b"set-cookie", b"forwarded", b"x-real-ip"))
 _PSEUDONYM: Final = b"litellm-sanitizer-"
 _GATEWAYS_IN_LINE: Final = 8
-_CONNECTION: Final = b"connection"
-
-# what is done with a line; the first, and most frequent, is false
-_PASS, _DROP, _OPTIONS, _LENGTH, _CODING, _HOST, _VIA, _WAY = range(8)
 
 
-class _Actions(dict[bytes, int]):
-    """Field name, as spelled, to what is done with the line. Spellings are remembered, as far as there is room."""
-
-    def __missing__(self, name: bytes) -> int:
-        lower = name.lower()
-        if lower in _FORWARDED or lower.startswith(b"x-forwarded-"):
-            action = _WAY
-        else:
-            action = {
-                b"connection": _OPTIONS,
-                b"content-length": _LENGTH,
-                b"transfer-encoding": _CODING,
-                b"host": _HOST,
-                b"via": _VIA,
-            }.get(lower, _DROP if lower in HOP_BY_HOP else _PASS)
-        if len(self) < 1024 and len(name) <= 64:
-            self[name] = action
-        return action
+def _lines(names: Iterable[bytes]) -> re.Pattern[bytes]:
+    return re.compile(rb"\r\n(" + b"|".join(names) + rb"):[ \t]*([^\r]*)", re.IGNORECASE)
 
 
-_ACTIONS: Final = _Actions()
+_SPECIAL: Final = _lines((*_HOP_BY_HOP, *_WAY, b"content-length", b"host", b"via"))
+_DROPPED: Final = _lines(_HOP_BY_HOP)
+_DROPPED_WITH_WAY: Final = _lines((*_HOP_BY_HOP, *_WAY))
+_NOT_IN_TRAILERS: Final = re.compile(
+    rb"(?:"
+    + b"|".join((*_HOP_BY_HOP, *_WAY, rb"(?:content|proxy|if)-[^:]*", b"host", b"via", b"date", b"set-cookie"))
+    + rb"|authorization|cookie|expect|range|trailer):",
+    re.IGNORECASE,
+)
 
 
-class FieldSection:
-    """A head's field lines, read once.
+class Head:
+    """What a message's head says to an intermediary.
 
-    ``passed``: those that are end-to-end, in order, the ``way`` (where the request came from) left out or not;
-    ``connection``: the connection options; ``length``, ``coding``, ``host``: the values of Content-Length,
-    Transfer-Encoding and Host, None where there is none; ``hosts``: how many; ``faulty``: what is wrong with the
-    framing, empty for nothing; ``told``: the names of those that tell the way; ``via``: all values of Via.
+    ``octets``: the head without the lines that are not passed on; ``connection``: the connection options, lower case;
+    ``length``, ``coding``, ``host``, ``upgrade``: the values of Content-Length, Transfer-Encoding, Host and Upgrade,
+    None where there is none; ``hosts``: how many; ``faulty``: what is wrong with the framing, empty for nothing;
+    ``told``: names of the fields that tell where it came from, as far as they are passed on; ``via``: values of Via.
     """
 
-    __slots__ = ("coding", "connection", "faulty", "host", "hosts", "length", "passed", "told", "via")
+    __slots__ = ("coding", "connection", "faulty", "host", "hosts", "length", "octets", "told", "upgrade", "via")
 
-    passed: Fields
-    connection: list[bytes] | None
+    octets: bytes
+    connection: list[bytes]
     length: bytes | None
     coding: bytes | None
     host: bytes | None
     hosts: int
     faulty: str
     told: list[bytes]
+    upgrade: bytes | None
     via: list[bytes]
 
 
-def read_fields(fields: Fields, *, way: bool = True) -> FieldSection:
-    """Read a head's field lines; ``way``: pass those that tell where the request came from."""
-    section = FieldSection()
-    passed: Fields = []
-    section.passed = passed
-    section.connection = section.length = section.coding = section.host = None
-    section.hosts = 0
-    section.faulty = ""
-    section.told = told = []
-    section.via = []
-    actions = _ACTIONS
-    for line in fields:
-        action = actions[line[0]]
-        if not action:
-            passed.append(line)
-        elif action == _LENGTH:
-            if section.length is not None:
-                section.faulty = "more than one Content-Length"
-            section.length = line[1].strip(b" \t")  # httptools leaves the white space after a value
-            passed.append((line[0], section.length))
-        elif action == _OPTIONS:
-            options = [option for part in line[1].split(b",") if (option := part.strip(b" \t").lower())]
-            section.connection = options if section.connection is None else section.connection + options
-        elif action == _HOST:
-            section.host = line[1].strip(b" \t")
-            section.hosts += 1
-            passed.append(line)
-        elif action == _CODING:
-            if section.coding is not None:
-                section.faulty = "more than one Transfer-Encoding"
-            section.coding = line[1].strip(b" \t")
-        elif action == _WAY:
-            if way:
-                told.append(line[0].lower())
-                passed.append(line)
-        elif action == _VIA:
-            section.via.append(line[1])
-            passed.append(line)
-    if section.connection:
-        named = {name for name in section.connection if not _ACTIONS[name] and name not in _KEPT}
-        named -= _OPTIONS_ONLY
+def read_head(octets: bytes, *, way: bool = True) -> Head:
+    """Read a head; ``way``: pass on the fields that tell where the message came from."""
+    head = Head()
+    head.length = head.coding = head.host = head.upgrade = None
+    head.hosts = 0
+    head.faulty = ""
+    connection: list[bytes] = []
+    told: list[bytes] = []
+    via: list[bytes] = []
+    head.connection, head.told, head.via = connection, told, via
+    drop = False
+    for name, value in _SPECIAL.findall(octets):
+        name = name.lower()
+        if name == b"host":
+            head.host = value.rstrip(b" \t")
+            head.hosts += 1
+        elif name == b"content-length":
+            if head.length is not None:
+                head.faulty = "more than one Content-Length"
+            head.length = value.rstrip(b" \t")
+        elif name == b"via":
+            via.append(value)
+        elif name in _HOP_BY_HOP:
+            drop = True
+            if name == b"connection":
+                connection += [option for part in value.split(b",") if (option := part.strip(b" \t").lower())]
+            elif name == b"transfer-encoding":
+                if head.coding is not None:
+                    head.faulty = "more than one Transfer-Encoding"
+                head.coding = value.rstrip(b" \t")
+            elif name == b"upgrade":
+                value = value.rstrip(b" \t")
+                head.upgrade = value if head.upgrade is None else head.upgrade + b", " + value
+        elif way:
+            told.append(name)
+        else:
+            drop = True
+    if drop:
+        octets = (_DROPPED if way else _DROPPED_WITH_WAY).sub(b"", octets)
+        named = {name for name in connection if name not in _KEPT and not name.startswith(b"x-forwarded-")}
+        named.discard(b"close")
+        named.discard(b"keep-alive")
         if named:
-            section.passed = [line for line in passed if line[0].lower() not in named]
-    return section
+            octets = _without(octets, named)
+    head.octets = octets
+    return head
 
 
-# the connection options that are no field's name
-_OPTIONS_ONLY: Final = frozenset((b"close", b"keep-alive"))
+def _without(octets: bytes, names: Collection[bytes]) -> bytes:
+    start, *lines = octets.split(b"\r\n")
+    return b"\r\n".join([start, *(line for line in lines if line.partition(b":")[0].lower() not in names)])
+
+
+def head_fields(octets: bytes) -> Fields:
+    """The field lines of a head as pairs, without the white space around values."""
+    lines = octets[:-4].split(b"\r\n")[1:]
+    return [(name, value.strip(b" \t")) for name, _, value in (line.partition(b":") for line in lines)]
+
+
+def encode_head(start_line: bytes, fields: Fields) -> bytes:
+    """A message head in octets: start line, field lines, empty line (RFC 9112 section 2.1)."""
+    return start_line + b"\r\n" + b"".join([b": ".join(line) + b"\r\n" for line in fields]) + b"\r\n"
+
+
+def passed_trailers(lines: bytes) -> bytes:
+    """The trailers that are passed on, out of ``lines``, each with its CRLF."""
+    return b"".join([line for line in lines.splitlines(keepends=True) if not _NOT_IN_TRAILERS.match(line)])
 
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """Who sent a request: ``address`` is an IP address as text, None on a unix socket; ``scheme`` is the one used."""
+    """Who sent a request: ``address`` is an IP address as text, None on a unix socket; ``scheme`` is the one used.
+
+    ``way``: the field lines that say so.
+    """
 
     address: bytes | None
     trusted: bool
     scheme: bytes
+    way: bytes
 
 
 class Forwarding:
@@ -151,6 +164,7 @@ class Forwarding:
     def __init__(self, trusted_proxies: TrustedProxies, pseudonym: bytes) -> None:
         self._trusted_proxies = trusted_proxies
         self._pseudonym = pseudonym
+        self._via = b" " + pseudonym + b"\r\n"
         self.peer = lru_cache(1024)(self._peer)
 
     def _peer(self, host: str | None, scheme: str) -> Peer:
@@ -163,32 +177,28 @@ class Forwarding:
                 host = str(address)
             except ValueError:
                 pass
-        host = host or None
-        return Peer(host.encode() if host else None, self._trusted_proxies.trusts(host), scheme.encode())
+        told = host.encode() if host else None
+        way = (b"X-Forwarded-For: %b\r\n" % told if told else b"") + b"X-Forwarded-Proto: %b\r\n" % scheme.encode()
+        return Peer(told, self._trusted_proxies.trusts(host or None), scheme.encode(), way)
 
-    def request_fields(self, fields: Fields, peer: Peer, version: bytes = b"1.1") -> Fields:
-        """The field lines to send upstream for a request with these; as `onward`."""
-        return self.onward(read_fields(fields, way=peer.trusted), peer, version)
+    def onward(self, head: Head, peer: Peer, version: bytes = b"1.1") -> bytes:
+        """The head to send upstream, without its empty line: what is end-to-end, where it came from, and Via.
 
-    def onward(self, section: FieldSection, peer: Peer, version: bytes = b"1.1") -> Fields:
-        """The field lines to send upstream: what is end-to-end, where it came from, and Via.
-
-        ``section`` has been read with ``way=peer.trusted``: a trusted peer's X-Forwarded-*, Forwarded and X-Real-IP
-        pass as they are; X-Forwarded-For, -Proto and -Host are written where they are missing or the peer is not
-        trusted, for LiteLLM's own server believes them from 127.0.0.1. Framing is left to who sends the head:
-        Content-Length passes, Transfer-Encoding does not. Raises `LoopDetected`.
+        ``head`` has been read with ``way=peer.trusted``: a trusted peer's X-Forwarded-*, Forwarded and X-Real-IP pass
+        as they are; X-Forwarded-For, -Proto and -Host are written where they are missing or the peer is not trusted,
+        for LiteLLM's own server believes them from 127.0.0.1. Framing is left to who sends the head: Content-Length
+        passes, Transfer-Encoding does not. ``version``: of HTTP, as received. Raises `LoopDetected`.
         """
-        passed, told = section.passed, section.told
-        if section.via:
-            self._check_loop(section.via)
-        if peer.address is not None and b"x-forwarded-for" not in told:
-            passed.append((b"X-Forwarded-For", peer.address))
-        if b"x-forwarded-proto" not in told:
-            passed.append((b"X-Forwarded-Proto", peer.scheme))
-        if section.host and b"x-forwarded-host" not in told:
-            passed.append((b"X-Forwarded-Host", section.host))
-        passed.append((b"Via", version + b" " + self._pseudonym))
-        return passed
+        if head.via:
+            self._check_loop(head.via)
+        way = self._missing(head.told, peer) if head.told else peer.way
+        if head.host and b"x-forwarded-host" not in head.told:
+            way += b"X-Forwarded-Host: " + head.host + b"\r\n"
+        return head.octets[:-2] + way + b"Via: " + version + self._via
+
+    def _missing(self, told: list[bytes], peer: Peer) -> bytes:
+        lines = peer.way.splitlines(keepends=True)
+        return b"".join([line for line in lines if line.partition(b":")[0].lower() not in told])
 
     def _check_loop(self, via: list[bytes]) -> None:
         gateways = 0
@@ -198,24 +208,3 @@ class Forwarding:
             gateways += value.count(_PSEUDONYM)
         if gateways > _GATEWAYS_IN_LINE:
             raise LoopDetected("more than 8 gateways in line")
-
-
-def trailer_fields(fields: Fields) -> Fields:
-    """The trailers that are passed on: none that frames, routes or authenticates, or that this gateway vouches for.
-
-    RFC 9110 section 6.5.1 forbids those, and some servers merge trailers into the head's fields.
-    """
-    return [
-        (name, value)
-        for name, value in fields
-        if (lower := name.lower()) not in HOP_BY_HOP
-        and lower not in _KEPT
-        and not lower.startswith((b"content-", b"x-forwarded-", b"proxy-", b"if-"))
-        and lower not in (b"authorization", b"cookie", b"expect", b"range", b"trailer")
-        and not re.search(rb"[\x00-\x08\x0a-\x1f\x7f]", value)
-    ]
-
-
-def encode_head(start_line: bytes, fields: Fields) -> bytes:
-    """A message head in octets: start line, field lines, empty line (RFC 9112 section 2.1)."""
-    return start_line + b"\r\n" + b"".join([b": ".join(line) + b"\r\n" for line in fields]) + b"\r\n"

@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 from sanitizer.errors import BadRequest, GatewayError, ResponseCut, UpstreamBroken
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import check_fields, request_length
-from sanitizer.relay.headers import Fields, Forwarding, Peer, encode_head, read_fields
+from sanitizer.relay.headers import Fields, Forwarding, Head, encode_head, head_fields, read_head
 from sanitizer.relay.upstream import Upstream
 
 _BUFFERED: Final = 64 * 1024
@@ -85,8 +85,8 @@ class Answer(Exchange):
         if waiting is not None and not waiting.done():
             waiting.set_result(None)
 
-    def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
-        if status == 100:
+    def on_interim(self, head: bytes) -> None:
+        if head.startswith(b"HTTP/1.1 100"):
             self._continued = True
             self._wake(self._writer)
 
@@ -94,7 +94,7 @@ class Answer(Exchange):
         if not self.request_complete:
             self._wake(self._writer)
 
-    def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
         if data:
             self._content.append(data)
             self._size += len(data)
@@ -151,32 +151,29 @@ class Relay:
 
     def outbound_fields(self, scope: MutableMapping[str, Any]) -> Fields:
         """The field lines that a request of this scope is sent upstream with. Raises `LoopDetected`."""
-        return self._forwarding.request_fields(scope["headers"], self._peer(scope), scope["http_version"].encode())
+        return head_fields(self._onward(scope)[0] + b"\r\n")
 
-    def _peer(self, scope: MutableMapping[str, Any]) -> Peer:
+    def _onward(self, scope: MutableMapping[str, Any]) -> tuple[bytes, Head]:
         client = scope.get("client")
-        return self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
+        peer = self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
+        check_fields(scope["headers"])
+        start_line = scope["method"].encode() + b" " + request_target(scope) + b" HTTP/1.1"
+        head = read_head(encode_head(start_line, scope["headers"]), way=peer.trusted)
+        return self._forwarding.onward(head, peer, scope["http_version"].encode()), head
 
     def _request(self, scope: Scope) -> Answer:
-        check_fields(scope["headers"])
-        peer = self._peer(scope)
-        section = read_fields(scope["headers"], way=peer.trusted)
-        version = scope["http_version"].encode()
+        octets, head = self._onward(scope)
+        version = scope["http_version"]
         if scope["method"] == "CONNECT":
             raise BadRequest("CONNECT is for proxies")
-        if section.hosts > 1 or (not section.hosts and version == b"1.1"):
+        if head.hosts > 1 or (not head.hosts and version == "1.1"):
             raise BadRequest("exactly one Host is needed")  # RFC 9112 section 3.2
-        fields = self._forwarding.onward(section, peer, version)
-        # an ASGI server has taken any framing off already; under HTTP/2 there was none
-        length = request_length(section, version if version == b"1.0" else b"1.1")
+        length = request_length(head, version.encode())
+        if not head.hosts:
+            octets += b"Host: " + self._upstream.address.authority.encode() + b"\r\n"
         if not isinstance(length, int):
-            fields.append((b"Transfer-Encoding", b"chunked"))
-        if not section.hosts:
-            fields.insert(0, (b"Host", self._upstream.address.authority.encode()))
-        method = scope["method"].encode()
-        return Answer(
-            self._upstream, method, encode_head(method + b" " + request_target(scope) + b" HTTP/1.1", fields), length
-        )
+            octets += b"Transfer-Encoding: chunked\r\n"
+        return Answer(self._upstream, scope["method"].encode(), octets + b"\r\n", length)
 
 
 def request_target(scope: MutableMapping[str, Any]) -> bytes:
@@ -221,7 +218,7 @@ async def _respond(answer: Answer, send: Send) -> None:
         return
     if response.status > 599:  # uvicorn has no status line for it, and would fail without an answer
         raise UpstreamBroken("upstream's status is above 599")
-    headers = [(name.lower(), value) for name, value in response.fields]
+    headers = [(name.lower(), value) for name, value in head_fields(response.head)]
     if response.status in (204, 304):
         headers = [line for line in headers if line[0] != b"content-length"]
     await send({"type": "http.response.start", "status": response.status, "headers": headers})

@@ -1,26 +1,26 @@
 """The fast face of the relay: an HTTP protocol for uvicorn's server that relays socket to socket.
 
-An ordinary request becomes an `Exchange` and nothing more: no task, no ASGI scope, no future. Its head is parsed once
-and rewritten by `headers`; content passes as it is read. What the sanitizer intercepts becomes one of uvicorn's ASGI
+An ordinary request becomes an `Exchange` and nothing more: no task, no ASGI scope, no future. httptools judges its
+head, `headers` rewrites it, content passes as it is read. What the sanitizer intercepts becomes one of uvicorn's ASGI
 cycles. An upgrade becomes a tunnel: the handshake is relayed, then bytes both ways.
 
 Cases, before the code that branches on them:
 
-* Requests on one connection may come before earlier ones are answered (pipelining, RFC 9112 section 9.3.2). Each is an
-  item of a queue; only the first is at work, so answers keep their order, and reading pauses while others wait.
+* A request comes before the one before it is answered (pipelining, RFC 9112 section 9.3.2): its octets wait, unread,
+  and no more are taken from the socket. So answers keep their order.
 * The response is whole before the request is: it says ``Connection: close``, what still comes is read and dropped for a
   while, so that the client gets to read the response (RFC 9112 section 9.6).
-* A request that two parsers could read differently is refused, after the answers before it, and the connection closed.
+* A request that two parsers could read differently is refused, and the connection closed.
 * Upgrade with content, in HTTP/1.0, or to h2c (which could carry anything past the sanitizer): ignored, as a server may
-  (RFC 9110 section 7.8); httptools stops at it all the same, so a new parser reads on.
+  (RFC 9110 section 7.8).
 * The client leaves, by FIN too: upstream's connection is closed at once. Only in a tunnel one side may end first.
 * Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
 """
 
 import asyncio
 import logging
+import re
 import socket
-from collections import deque
 from collections.abc import Callable
 from http import HTTPStatus
 from typing import Any, Final, Protocol, cast
@@ -36,8 +36,8 @@ from uvicorn.server import ServerState
 from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge, ResponseCut
 from sanitizer.relay.connection import Transport
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import Framing, Length, request_length
-from sanitizer.relay.headers import Fields, Forwarding, Peer, encode_head, read_fields, trailer_fields
+from sanitizer.relay.framing import ChunkedDecoder, Framing, Length, Malformed, Oversized, request_length
+from sanitizer.relay.headers import Forwarding, Head, Peer, encode_head, head_fields, passed_trailers, read_head
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -46,12 +46,10 @@ HEAD_TIMEOUT: Final = 30.0
 """Seconds from a head's first byte to its last; then the connection is closed."""
 _LINGER: Final = 5.0
 """Seconds in which a client may read its response while what it still sends is dropped."""
-_EARLY_LIMIT: Final = 64 * 1024
-"""Bytes held that a client sends before it knows whether its upgrade was accepted."""
 _NEVER: Final = float("inf")
 
 # why reading from the client is paused
-_UPSTREAM_BLOCKED, _PIPELINED, _CYCLE_FULL, _EARLY_FULL = 1, 2, 4, 8
+_UPSTREAM_BLOCKED, _PIPELINED, _CYCLE_FULL = 1, 2, 4
 
 
 class Counters:
@@ -100,16 +98,13 @@ class RelayProtocol(asyncio.Protocol):
         self.flow: FlowControl | None = None  # made for the first cycle
         self.closing = False  # no further request is read
         self.tunnel: _Relayed | None = None
-        self._parser = httptools.HttpRequestParser(self)
-        self._in_head = False
-        self._head_size = 0
-        self._target = b""
-        self._fields: Fields = []
-        self._queue: deque[_Relayed | _Cycle | _Refusal] = deque()
-        self._receiving: _Relayed | _Cycle | _Refusal | None = None
-        self._early: bytearray | None = None  # since an upgrade was asked for
-        self._rest: Length | None = None  # content that follows an upgrade which is ignored
-        self._primed = False
+        self._parser: httptools.HttpRequestParser | None = None  # of the head being read
+        self._head = b""  # what has been read of it
+        self._request: _Relayed | _Cycle | None = None  # the one at work
+        self._receiving = False  # its content is still coming
+        self._left = 0  # octets of it, where their number is known
+        self._chunks: ChunkedDecoder | None = None  # where it is not
+        self._waiting = b""  # what has come behind it
         self._pauses = 0
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -137,9 +132,9 @@ class RelayProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        for item in self._queue:
-            item.cancel()
-        self._queue.clear()
+        if self._request is not None:
+            self._request.cancel()
+            self._request = None
         if self.tunnel is not None:
             self.tunnel.leave()
             self.tunnel = None
@@ -147,103 +142,43 @@ class RelayProtocol(asyncio.Protocol):
         if self.flow is not None:
             self.flow.resume_writing()
             self.flow = None
-        del self._parser  # it holds this object's methods
 
     def data_received(self, data: bytes) -> None:
         if self.tunnel is not None:
             self.tunnel.tunnel_send(data)
+        elif self.closing:
             return
-        if self._early is not None:
-            self._hold_early(data)
-            return
-        if self.closing:
-            return
-        self._deadline = _NEVER
-        self._head_size += len(data)
-        self._feed(data)
-        if not self.closing:
-            if self._head_size > HEAD_LIMIT:
-                self._refuse(HeadTooLarge())
-            elif self._in_head:
-                self._expire_in(HEAD_TIMEOUT)
-        # not before now, so that a head and the content that has come with it are one write
-        if self._queue and not self._queue[0].started:
-            self._queue[0].start()
+        elif self._request is not None and not self._receiving:
+            self._waiting += data
+            self.pause(_PIPELINED)
+        else:
+            self._read(data)
 
     def eof_received(self) -> bool:
-        if self.tunnel is not None:
-            return self.tunnel.tunnel_eof()
-        return False
+        return self.tunnel is not None and self.tunnel.tunnel_eof()
 
     def pause_writing(self) -> None:
         if self.tunnel is not None:
             self.tunnel.pause_reading()
-        elif self._queue:
-            self._queue[0].client_blocked()
+        elif self._request is not None:
+            self._request.client_blocked()
 
     def resume_writing(self) -> None:
         if self.tunnel is not None:
             self.tunnel.resume_reading()
-        elif self._queue:
-            self._queue[0].client_unblocked()
+        elif self._request is not None:
+            self._request.client_unblocked()
 
     # uvicorn
 
     def shutdown(self) -> None:
-        """Take no further request; close as soon as those at work are answered."""
-        if self.tunnel is not None:
-            return
-        if not self._queue and not self._in_head:
+        """Take no further request; close as soon as the one at work is answered."""
+        if self._request is not None:
+            self._request.last()
+        elif self.tunnel is None and not self._head:
             self.transport.close()
-        for item in self._queue:
-            item.last()
 
-    # httptools
-
-    def on_message_begin(self) -> None:
-        if self._primed:
-            return
-        self._in_head = True
-        self._target = b""
-        self._fields = []
-
-    def on_url(self, url: bytes) -> None:
-        self._target += url
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._fields.append((name, value))
-
-    def on_headers_complete(self) -> None:
-        if self._primed:
-            self._primed = False
-            self._fields = []
-            return
-        self._in_head = False
-        if self.closing:
-            return
-        size, self._head_size = self._head_size, 0
-        item = self._request(size)
-        self._receiving = item
-        self._queue.append(item)
-        if len(self._queue) > 1:
-            self.pause(_PIPELINED)
-
-    def on_body(self, data: bytes) -> None:
-        self._head_size = 0  # trailers and chunk extensions are counted like heads
-        if self._receiving is not None:
-            self._receiving.content(data)
-
-    def on_message_complete(self) -> None:
-        item = self._receiving
-        if item is None or self._rest is not None:
-            return
-        self._receiving = None
-        trailers, self._fields = self._fields, []
-        item.end(trailer_fields(trailers) if trailers else [])
-        if not item.keep_alive:
-            self.closing = True
-
-    # What the items of the queue call
+    # What a request calls
 
     def pause(self, reason: int) -> None:
         if not self._pauses and not self.transport.is_closing():
@@ -256,37 +191,26 @@ class RelayProtocol(asyncio.Protocol):
             if not self._pauses and not self.transport.is_closing():
                 self.transport.resume_reading()
 
-    def stays_open(self, item: "_Relayed | _Cycle | _Refusal") -> bool:
-        """Whether the connection can take another request after this one's response."""
-        return item.keep_alive and self._receiving is not item and not self.front.draining
+    def stays_open(self, keep_alive: bool) -> bool:
+        """Whether the connection can take another request after the response to the one at work."""
+        return keep_alive and not self._receiving and not self.front.draining
 
-    def answered(self, item: "_Relayed | _Cycle | _Refusal") -> None:
-        """The first item's response is whole and written."""
+    def answered(self, request: "_Relayed | _Cycle", keep_alive: bool) -> None:
+        """The response to the request at work is whole and written."""
         self.server_state.total_requests += 1
-        if not self._queue or self._queue[0] is not item:
+        if self._request is not request:
             return  # the client has left
-        self._queue.popleft()
-        if self._receiving is item:  # its content is still coming
-            self._receiving = None
+        self._request = None
+        if self._receiving:
             self._linger()
-        elif isinstance(item, _Refusal):
-            self._linger()
-        elif not item.keep_alive:
+        elif not keep_alive:
             self.closing = True
             self.transport.close()
-        elif self._queue:
-            if len(self._queue) == 1:
-                self.resume(_PIPELINED)
-            self._queue[0].start()
-        elif self._early is not None:  # an upgrade was refused
-            early, self._early = bytes(self._early), None
-            self.resume(_EARLY_FULL)
-            if early:
-                self.transport.close()
-            else:
-                self._parser = httptools.HttpRequestParser(self)
-                self._expire_in(self.front.keepalive_timeout)
-        elif not self._in_head:
+        elif self._waiting:
+            data, self._waiting = self._waiting, b""
+            self.resume(_PIPELINED)
+            self._read(data)
+        else:
             self._expire_in(self.front.keepalive_timeout)
 
     def abort(self) -> None:
@@ -295,92 +219,116 @@ class RelayProtocol(asyncio.Protocol):
         self.transport.abort()
 
     def enter_tunnel(self, exchange: "_Relayed") -> None:
-        """The first item has become a tunnel; what the client has sent early goes into it."""
-        self._queue.popleft()
+        """The request at work has become a tunnel; what the client has sent early goes into it."""
+        self._request = None
         self.tunnel = exchange
         self.front.counters.tunnels += 1
-        early, self._early = bytes(self._early or b""), None
-        self.resume(_EARLY_FULL)
+        early, self._waiting = self._waiting, b""
         if early:
             exchange.tunnel_send(early)
+        self.resume(_PIPELINED)
 
     # Reading
 
-    def _feed(self, data: bytes) -> None:
+    def _read(self, data: bytes) -> None:
+        """Read a request, or more of it, and let what follows wait for its answer."""
         try:
-            self._parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            self._stopped_at_upgrade(data[upgrade.args[0] :])
-        except httptools.HttpParserCallbackError as error:
-            if not isinstance(error.__context__, GatewayError):
-                raise
-            self._refuse(error.__context__)
-        except httptools.HttpParserError:
-            if not self.closing:  # else: data after the last request
-                self._refuse(BadRequest())
-
-    def _stopped_at_upgrade(self, data: bytes) -> None:
-        if self._early is not None:
-            self._hold_early(data)
+            rest: bytes | None = data
+            if self._request is None:
+                rest = self._read_head(data)
+            if rest is not None and self._receiving:
+                rest = self._read_content(rest)
+        except GatewayError as error:
+            self._refuse(error)
             return
-        length, self._rest = self._rest, None
-        self._parser = httptools.HttpRequestParser(self)
-        if length is not None:  # content follows that httptools has not seen
-            self._primed = True
-            framing = b"Transfer-Encoding: chunked" if isinstance(length, Framing) else b"Content-Length: %d" % length
-            self._parser.feed_data(b"POST / HTTP/1.1\r\n" + framing + b"\r\n\r\n")
-        if data and not self.closing:
-            self._feed(data)
+        request = self._request
+        # not before now, so that a head and the content that has come with it are one write
+        if request is not None and not request.started:
+            request.start()
+        if rest:
+            self._waiting = rest
+            self.pause(_PIPELINED)
 
-    def _hold_early(self, data: bytes) -> None:
-        if self._early is not None and data:
-            self._early += data
-            if len(self._early) > _EARLY_LIMIT:
-                self.pause(_EARLY_FULL)
-
-    def _request(self, size: int) -> "_Relayed | _Cycle":
-        """The request whose head has just been read, out of at most ``size`` bytes. Raises `GatewayError`."""
-        fields, target = self._fields, self._target
-        self._fields = []
-        if size > HEAD_LIMIT and _size(target, fields) > HEAD_LIMIT:
+    def _read_head(self, data: bytes) -> bytes | None:
+        """Read a head; returns what follows it, None if it is not complete. Raises `GatewayError`."""
+        held, self._head = self._head, b""
+        if not held:
+            data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
+            self._expire_in(HEAD_TIMEOUT if data else self.front.keepalive_timeout)
+            if not data:
+                return None
+        octets = held + data if held else data
+        end = octets.find(b"\r\n\r\n", max(len(held) - 3, 0)) + 4
+        complete = end > 3
+        if self._parser is None:
+            self._parser = httptools.HttpRequestParser(None)
+        try:
+            self._parser.feed_data(data[: end - len(held)] if complete else data)
+        except httptools.HttpParserUpgrade:
+            pass
+        except httptools.HttpParserError:
+            raise BadRequest from None
+        if (end if complete else len(octets)) > HEAD_LIMIT:
             raise HeadTooLarge
-        parser = self._parser
-        method: bytes = parser.get_method()
-        version = b"1.1" if (number := parser.get_http_version()) == "1.1" else number.encode()
-        if version not in (b"1.1", b"1.0"):
+        if not complete:
+            self._head = octets
+            return None
+        self._parser = None
+        self._deadline = _NEVER
+        rest = octets[end:]
+        self._request = self._make_request(octets[:end] if rest else octets)
+        if not self._receiving:
+            self._request.end(b"")
+        return rest
+
+    def _make_request(self, octets: bytes) -> "_Relayed | _Cycle":
+        start_line = octets[: octets.index(b"\r\n")]
+        parts = start_line.split(b" ")
+        if len(parts) != 3:
+            raise BadRequest("malformed request line")
+        method, target, version = parts
+        head = read_head(octets, way=self.peer.trusted)
+        if version == b"HTTP/1.1":
+            version = b"1.1"
+            keep_alive = b"close" not in head.connection
+        elif version == b"HTTP/1.0":
+            version = b"1.0"
+            keep_alive = False
+        else:
             raise BadRequest("HTTP version other than 1.1 and 1.0")
-        if target[:1] != b"/" or method == b"CONNECT":
-            target, fields = _origin_form(method, target, fields)
-        section = read_fields(fields, way=self.peer.trusted)
-        if section.hosts > 1 or (not section.hosts and version == b"1.1"):
+        if head.hosts > 1 or (not head.hosts and version == b"1.1"):
             raise BadRequest("exactly one Host is needed")  # RFC 9112 section 3.2
-        length = request_length(section, version)
-        keep_alive = version == b"1.1" and parser.should_keep_alive()
-        upgrade = b""
-        if parser.should_upgrade():
-            upgrade = _upgrade_wanted(fields) if version == b"1.1" and method == b"GET" and length == 0 else b""
-            if not upgrade and length != 0:
-                self._rest = length
-            keep_alive = version == b"1.1" and b"close" not in (section.connection or ())
+        if target[:1] != b"/" or method == b"CONNECT":
+            target = _origin_form(method, target, head)
+        length = request_length(head, version)
+        if length is Framing.CHUNKED:
+            self._chunks = ChunkedDecoder()
+            self._receiving = True
+        elif length:
+            self._left = cast(int, length)
+            self._receiving = True
         if method == b"POST":
-            path = target.partition(b"?")[0].partition(b"#")[0].decode("latin-1")
-            path = unquote(path) if "%" in path else path
+            path = _decoded_path(target)
             if self.front.intercepts("POST", path):
                 self.front.counters.cycles += 1
-                return _Cycle(self, self._scope(method, target, path, version, fields), keep_alive)
+                return _Cycle(self, self._scope(octets, method, target, path, version), keep_alive)
         self.front.counters.fast += 1
-        passed = self.front.forwarding.onward(section, self.peer, version)
-        if length is Framing.CHUNKED:
-            passed.append((b"Transfer-Encoding", b"chunked"))
-        if upgrade:
-            passed += ((b"Connection", b"Upgrade"), (b"Upgrade", upgrade))
-            self._early = bytearray()
-        elif not section.hosts:
-            passed.insert(0, (b"Host", self.front.upstream.address.authority.encode()))
-        head = encode_head(b"%b %b HTTP/1.1" % (method, target), passed)
-        return _Relayed(self, method, head, length, bool(upgrade), keep_alive, version)
+        if len(parts[1]) != len(target) or version != b"1.1":
+            head.octets = b"%b %b HTTP/1.1" % (method, target) + head.octets[len(start_line) :]
+        onward = self.front.forwarding.onward(head, self.peer, version)
+        upgrade = False
+        if self._chunks is not None:
+            onward += b"Transfer-Encoding: chunked\r\n"
+        elif head.upgrade and b"upgrade" in head.connection and method == b"GET" and not length and version == b"1.1":
+            protocols = _without_h2c(head.upgrade)
+            if protocols:
+                upgrade = True
+                onward += b"Connection: Upgrade\r\nUpgrade: " + protocols + b"\r\n"
+        if not head.hosts:
+            onward += b"Host: " + self.front.upstream.address.authority.encode() + b"\r\n"
+        return _Relayed(self, method, onward + b"\r\n", length, upgrade, keep_alive, version)
 
-    def _scope(self, method: bytes, target: bytes, path: str, version: bytes, fields: Fields) -> Scope:
+    def _scope(self, octets: bytes, method: bytes, target: bytes, path: str, version: bytes) -> Scope:
         raw_path, _, query = target.partition(b"#")[0].partition(b"?")
         return {
             "type": "http",
@@ -390,7 +338,7 @@ class RelayProtocol(asyncio.Protocol):
             "client": self.client,
             "scheme": self.scheme,
             "root_path": "",
-            "headers": [(name.lower(), value) for name, value in fields],
+            "headers": [(name.lower(), value) for name, value in head_fields(octets)],
             "state": self.app_state.copy(),
             "method": method.decode(),
             "path": path,
@@ -399,28 +347,55 @@ class RelayProtocol(asyncio.Protocol):
             "extensions": {"sanitizer.target": target},
         }
 
+    def _read_content(self, data: bytes) -> bytes | None:
+        """Read content of the request at work; returns what follows its end, None until then."""
+        request = self._request
+        assert request is not None  # noqa: S101 - for the type checker
+        if self._chunks is None:
+            if len(data) < self._left:
+                self._left -= len(data)
+                if data:
+                    request.content(data)
+                return None
+            content, rest = data[: self._left], data[self._left :]
+            trailers = b""
+        else:
+            try:
+                content, end = self._chunks.feed(data)
+            except Oversized as error:
+                raise HeadTooLarge(str(error)) from None
+            except Malformed as error:
+                raise BadRequest(str(error)) from None
+            if end is None:
+                if content:
+                    request.content(content)
+                return None
+            rest, trailers = end, self._chunks.trailers
+            self._chunks = None
+        if content:
+            request.content(content)
+        self._receiving = False
+        request.end(passed_trailers(trailers) if trailers else b"")
+        return rest
+
     def _refuse(self, error: GatewayError) -> None:
-        """Answer ``error`` after the answers before it, and read no further."""
-        self.closing = True
-        self._in_head = False
-        item, self._receiving = self._receiving, None
-        if item is not None and self._queue and self._queue[-1] is item:
+        """Answer a request that can't be read with ``error``, and read no further."""
+        request, self._request = self._request, None
+        if request is not None:
             # the head was good, the content is not: what upstream has got of it must not be taken for whole
-            self._queue.pop()
-            item.cancel()
-            if item.begun:
+            request.cancel()
+            if request.begun:
                 self.abort()
                 return
         self.front.counters.refused += 1
-        refusal = _Refusal(self, error)
-        self._queue.append(refusal)
+        self.transport.write(encode_error(error, False))
+        self._linger()
 
     # Closing
 
     def _linger(self) -> None:
         """Close, but let the client read its response first: what it still sends is dropped for a while."""
         self.closing = True
-        self._early = None
         if self.transport.is_closing():
             return
         if self.transport.can_write_eof():
@@ -440,9 +415,7 @@ class RelayProtocol(asyncio.Protocol):
         self._timer = None
         if self._deadline == _NEVER:
             return
-        if self._queue:  # a head is late, but answers before it are still on their way
-            self._expire_in(HEAD_TIMEOUT)
-        elif self.loop.time() < self._deadline:
+        if self.loop.time() < self._deadline:
             self._timer = self.loop.call_at(self._deadline, self._expire)
         else:
             self.transport.close()
@@ -488,7 +461,7 @@ class _Relayed(Exchange):
         if self.started and self.blocked:
             self.client.pause(_UPSTREAM_BLOCKED)
 
-    def end(self, trailers: Fields) -> None:
+    def end(self, trailers: bytes) -> None:
         if not self.request_complete:
             self.send(b"", True, trailers)
         self.client.resume(_UPSTREAM_BLOCKED)  # to see the client leave
@@ -508,54 +481,49 @@ class _Relayed(Exchange):
     def on_unblocked(self) -> None:
         self.client.resume(_UPSTREAM_BLOCKED)
 
-    def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
+    def on_interim(self, head: bytes) -> None:
         if self.version == b"1.1":
-            self.client.transport.write(encode_head(b"HTTP/1.1 %d %b" % (status, reason), fields))
+            self.client.transport.write(head)
 
     def on_response(self, response: Response) -> None:
-        client = self.client
-        fields = response.fields
-        self.keep_alive = client.stays_open(self)
+        self.keep_alive = self.client.stays_open(self.keep_alive)
+        head = response.head
         if isinstance(response.length, Framing):
             if self.version == b"1.1":
                 self._chunked_out = True
-                fields.append((b"Transfer-Encoding", b"chunked"))
+                head = head[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
             else:
                 self.keep_alive = False
-        if not self.keep_alive:
-            fields.append((b"Connection", b"close"))
-        self._head = encode_head(b"HTTP/1.1 %d %b" % (response.status, response.reason), fields)
+        self._head = head if self.keep_alive else head[:-2] + b"Connection: close\r\n\r\n"
 
-    def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
         if self._chunked_out:
             if data:
                 data = b"%x\r\n%b\r\n" % (len(data), data)
             if last:
-                data += encode_head(b"0", trailer_fields(trailers)) if trailers else b"0\r\n\r\n"
+                data += b"0\r\n" + passed_trailers(trailers) + b"\r\n" if trailers else b"0\r\n\r\n"
         if self._head:
             data, self._head = self._head + data, b""
         if data:
             self.client.transport.write(data)
         if last:
-            self.client.answered(self)
+            self.client.answered(self, self.keep_alive)
 
     def on_error(self, error: GatewayError) -> None:
         client = self.client
-        if self.client.tunnel is self:
+        if client.tunnel is self:
             client.transport.close()
         elif self.response is not None:
             client.abort()
         else:
-            self.keep_alive = client.stays_open(self)
+            self.keep_alive = client.stays_open(self.keep_alive)
             client.transport.write(encode_error(error, self.keep_alive, self.method))
-            client.answered(self)
+            client.answered(self, self.keep_alive)
 
     # Tunnel
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
-        self.client.transport.write(encode_head(b"HTTP/1.1 101 %b" % response.reason, response.fields))
-        if data:
-            self.client.transport.write(data)
+        self.client.transport.write(response.head + data)
         self.client.enter_tunnel(self)
 
     def on_tunnel_data(self, data: bytes) -> None:
@@ -631,10 +599,6 @@ class _Cycle:
         )
 
     @property
-    def keep_alive(self) -> bool:
-        return self._cycle.keep_alive
-
-    @property
     def begun(self) -> bool:
         return self._cycle.response_started
 
@@ -652,7 +616,7 @@ class _Cycle:
                 self._flow.pause_reading()
             cycle.message_event.set()
 
-    def end(self, trailers: Fields) -> None:
+    def end(self, trailers: bytes) -> None:
         self._cycle.more_body = False
         self._cycle.message_event.set()
 
@@ -677,42 +641,7 @@ class _Cycle:
             self._client.abort()
 
     def _answered(self) -> None:
-        self._client.answered(self)
-
-
-class _Refusal:
-    """A request that can't be read: answered with an error in its turn; the connection ends with it."""
-
-    keep_alive = False
-    begun = False
-
-    def __init__(self, client: RelayProtocol, error: GatewayError) -> None:
-        self._client = client
-        self._error = error
-        self.started = False
-
-    def start(self) -> None:
-        self.started = True
-        self._client.transport.write(encode_error(self._error, False))
-        self._client.answered(self)
-
-    def content(self, data: bytes) -> None:
-        """Nothing is read after it."""
-
-    def end(self, trailers: Fields) -> None:
-        """Nothing is read after it."""
-
-    def last(self) -> None:
-        """It is."""
-
-    def cancel(self) -> None:
-        """Nothing is under way."""
-
-    def client_blocked(self) -> None:
-        """It is written whole."""
-
-    def client_unblocked(self) -> None:
-        """It is written whole."""
+        self._client.answered(self, self._cycle.keep_alive)
 
 
 def encode_error(error: GatewayError, keep_alive: bool, method: bytes = b"GET") -> bytes:
@@ -725,31 +654,33 @@ def encode_error(error: GatewayError, keep_alive: bool, method: bytes = b"GET") 
     return encode_head(b"HTTP/1.1 %d %b" % (error.status, phrase), fields) + (content if method != b"HEAD" else b"")
 
 
-def _size(target: bytes, fields: Fields) -> int:
-    return len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
+def _decoded_path(target: bytes) -> str:
+    """The path of a target, percent-decoded: LiteLLM matches that."""
+    path = target.decode("latin-1")
+    if "?" in path or "#" in path:
+        path = path.partition("?")[0].partition("#")[0]
+    return unquote(path) if "%" in path else path
 
 
-def _upgrade_wanted(fields: Fields) -> bytes:
-    """The protocols that an upgrade is asked to, without h2c; empty: none that is relayed."""
-    return b", ".join(
-        protocol
-        for name, value in fields
-        if name.lower() == b"upgrade"
-        for part in value.split(b",")
-        if (protocol := part.strip()) and protocol.lower() != b"h2c"
-    )
+def _without_h2c(protocols: bytes) -> bytes:
+    """The protocols that an upgrade is asked to, less h2c, which could carry anything past the sanitizer."""
+    names = [name for part in protocols.split(b",") if (name := part.strip())]
+    return b", ".join(name for name in names if name.lower() != b"h2c")
 
 
-def _origin_form(method: bytes, target: bytes, fields: Fields) -> tuple[bytes, Fields]:
-    """Target and fields of a request whose target is not a path (RFC 9112 section 3.2)."""
+def _origin_form(method: bytes, target: bytes, head: Head) -> bytes:
+    """The target for upstream of a request whose target is not a path (RFC 9112 section 3.2).
+
+    An absolute target's authority counts, whatever Host says: it takes Host's place in ``head``.
+    """
     if target == b"*" and method == b"OPTIONS":
-        return target, fields
+        return target
     scheme, separator, rest = target.partition(b"://")
     if method == b"CONNECT" or not separator or scheme.lower() not in (b"http", b"https"):
         raise BadRequest("target is neither a path nor an http URL")
     authority, slash, path = rest.partition(b"/")
     if not authority or b"@" in authority or b"?" in authority or b"#" in authority:
         raise BadRequest("target has no plain authority")
-    # the target's authority counts, whatever Host says
-    others = [(name, value) for name, value in fields if name.lower() != b"host"]
-    return slash + path or b"/", [(b"Host", authority), *others]
+    head.octets = re.sub(rb"(?i)(\r\nhost:)[^\r]*", rb"\1 " + authority, head.octets)
+    head.host = authority
+    return slash + path or b"/"

@@ -93,11 +93,11 @@ ROWS: list[Row] = [
     refused("bytes before the request line", "h1spec: Invalid prefix of request", b"Extra line" + get()),
     refused("a space before the method", "RFC 9112 2.2", b" " + get()),
     relayed("empty lines before the request line are passed over", "RFC 9112 2.2", b"\r\n\r\n" + get()),
-    relayed(
-        "two spaces after the method become one",
+    refused(
+        "two spaces after the method",
         "Http11Probe: RFC9112-3-MULTI-SP",
         request(b"GET  / HTTP/1.1", HOST),
-        Arrives(line=b"GET / HTTP/1.1"),
+        asgi=(Lost.STRICTNESS, Arrives(line=b"GET / HTTP/1.1")),
     ),
     refused("a tab after the method", "Http11Probe: COMP-REQUEST-LINE-TAB", request(b"GET\t/ HTTP/1.1", HOST)),
     refused("a tab before the version", "http-desync-guardian: uri-specific", request(b"GET /\tHTTP/1.1", HOST)),
@@ -136,11 +136,11 @@ ROWS: list[Row] = [
         "a version with a leading zero", "Http11Probe: COMP-VERSION-LEADING-ZEROS", request(b"GET / HTTP/01.1", HOST)
     ),
     refused("a version without minor", "Http11Probe: COMP-VERSION-MISSING-MINOR", request(b"GET / HTTP/1", HOST)),
-    relayed(
-        "another protocol of the parser's is relayed as HTTP",
+    refused(
+        "another protocol that the parser knows",
         "llhttp: RTSP",
         request(b"GET / RTSP/1.0", HOST),
-        Arrives(line=b"GET / HTTP/1.1"),
+        asgi=(Lost.STRICTNESS, Arrives(line=b"GET / HTTP/1.1")),
     ),
     refused("the HTTP/2 preface", "Http11Probe: MAL-H2-PREFACE", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, 505),
     refused(

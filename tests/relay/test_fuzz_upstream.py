@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from sanitizer.errors import GatewayError
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.exchange import Exchange, Response
+from sanitizer.relay.headers import head_fields
 from sanitizer.relay.upstream import Upstream
 from sanitizer.settings import Address
 
@@ -81,14 +82,14 @@ class Recorded(Exchange):
         super().__init__(upstream, method, method + b" / HTTP/1.1\r\nHost: a\r\n\r\n")
         self.reading = Reading()
 
-    def on_interim(self, status: int, reason: bytes, fields: Fields) -> None:
-        self.reading.interim.append(status)
+    def on_interim(self, head: bytes) -> None:
+        self.reading.interim.append(int(head[9:12]))
 
     def on_response(self, response: Response) -> None:
         assert self.reading.status is None, "two final responses to one request"
-        self.reading.status, self.reading.fields = response.status, response.fields
+        self.reading.status, self.reading.fields = response.status, head_fields(response.head)
 
-    def on_content(self, data: bytes, last: bool, trailers: Fields) -> None:
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
         assert not self.reading.whole, "content after the end"
         assert self.reading.status is not None, "content without a response"
         self.reading.content += data

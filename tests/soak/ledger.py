@@ -1,0 +1,88 @@
+"""What became of every request of a soak, and whether what failed had to fail.
+
+A failure is accounted for in two cases only:
+
+* Upstream had begun the request (its journal says so) and was killed while the client waited for the answer.
+* Upstream never began it, and was away, or on its way out, at some time while the client waited.
+
+So whatever a restarted (not killed) upstream has begun has to be answered whole, and outside of restarts nothing fails.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+now = time.monotonic
+
+KILLED = "in flight on an upstream that was killed"
+AWAY = "not begun, upstream was away"
+
+Runs = dict[tuple[str, str], list[int]]
+"""Process ids of the upstreams that have begun a request, by its method and id."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A request without a whole answer, though its client stayed. ``outcome``: ``502`` or ``cut``; times as `now`."""
+
+    kind: str
+    method: str
+    id: str
+    outcome: str
+    begin: float
+    end: float
+
+
+@dataclass
+class Restart:
+    """Upstream process ``pid`` was told to end, or killed, at ``begin``; at ``end`` it was gone and another there."""
+
+    how: str
+    pid: int
+    begin: float
+    end: float = float("inf")
+
+    def overlaps(self, failure: Failure) -> bool:
+        return failure.begin <= self.end and self.begin <= failure.end
+
+
+@dataclass
+class Ledger:
+    """Counts by kind of request; ``wrong`` has a line for everything that should not be."""
+
+    sent: Counter[str] = field(default_factory=Counter)
+    finished: Counter[str] = field(default_factory=Counter)
+    left: Counter[tuple[str, str]] = field(default_factory=Counter)
+    failures: list[Failure] = field(default_factory=list)
+    restarts: list[Restart] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    octets: int = 0
+
+
+def read_journal(path: Path) -> Runs:
+    runs: Runs = defaultdict(list)
+    for line in path.read_text().splitlines():
+        method, request_id, pid = line.split(" ")
+        runs[method, request_id].append(int(pid))
+    return runs
+
+
+def account(failure: Failure, runs: Runs, restarts: Iterable[Restart]) -> str | None:
+    """Why ``failure`` had to be; None if nothing explains it."""
+    begun = runs.get((failure.method, failure.id), [])
+    for restart in restarts:
+        if restart.overlaps(failure):
+            if restart.how == "killed" and restart.pid in begun:
+                return KILLED
+            if not begun:
+                return AWAY
+    return None
+
+
+def repeated(runs: Runs) -> list[str]:
+    """The ids of POST requests that upstream has begun more than once: an LLM call would be paid twice."""
+    return [request_id for (method, request_id), pids in runs.items() if method == "POST" and len(pids) > 1]

@@ -116,6 +116,10 @@ class Connection(asyncio.Protocol):
         if self.tunnel:
             exchange.on_tunnel_data(data)
             return
+        if not exchange.transmitted:  # meant for nobody
+            self.close()
+            exchange.lost(UpstreamBroken())
+            return
         self.answering = True
         try:
             while exchange.response is None:

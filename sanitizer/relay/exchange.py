@@ -60,6 +60,7 @@ class Exchange:
         "response",
         "retried",
         "timer",
+        "transmitted",
         "upgrade",
         "upstream",
     )
@@ -75,6 +76,7 @@ class Exchange:
         self.response: Response | None = None
         self.done = False
         self.retried = False
+        self.transmitted = False  # bytes of it have been written
         self._owed = length if isinstance(length, int) else 0  # content still to come from the face
         self._sent_last = length == 0
         self._unsent: list[bytes] = [head]
@@ -107,7 +109,7 @@ class Exchange:
             self._held.append(framed)
             if sum(map(len, self._held)) > _HELD:
                 self._held = None
-        if self.connection is None:
+        if self.connection is None or not self.transmitted:
             self._unsent.append(framed)
         else:
             if framed:
@@ -147,6 +149,18 @@ class Exchange:
     def attach(self, connection: "Connection") -> None:
         self.connection = connection
         connection.exchange = self
+        self.upstream.outbox.add(self._transmit)
+
+    def _transmit(self) -> None:
+        """Send the head, and what has come of the content."""
+        connection = self.connection
+        if self.done or connection is None or self.transmitted:
+            return
+        if connection.exchanges > 1 and not connection.fresh:
+            connection.close()
+            self.lost(UpstreamBroken())
+            return
+        self.transmitted = True
         connection.transport.write(b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0])
         self._unsent = []
         if self.upstream.response_timeout is not None:
@@ -169,9 +183,13 @@ class Exchange:
         connection, self.connection = self.connection, None
         if self.done:
             return
+        if not self.transmitted:
+            self.upstream.acquire(self)
+            return
         untouched = connection is not None and connection.exchanges > 1 and not connection.answering
         if untouched and not self.retried and self._held is not None and self.response is None:
             self.retried = True
+            self.transmitted = False
             self._unsent = [b"".join(self._held)]
             self.disarm()
             self.upstream.connect(self)

@@ -46,6 +46,8 @@ HEAD_TIMEOUT: Final = 30.0
 """Seconds from a head's first byte to its last; then the connection is closed."""
 _LINGER: Final = 5.0
 """Seconds in which a client may read its response while what it still sends is dropped."""
+_BULK: Final = 16 * 1024
+"""Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEVER: Final = float("inf")
 
 # why reading from the client is paused
@@ -105,6 +107,7 @@ class RelayProtocol(asyncio.Protocol):
         self._left = 0  # octets of it, where their number is known
         self._chunks: ChunkedDecoder | None = None  # where it is not
         self._waiting = b""  # what has come behind it
+        self._out: list[bytes] = []  # to be written at the end of this turn
         self._pauses = 0
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -176,7 +179,7 @@ class RelayProtocol(asyncio.Protocol):
         if self._request is not None:
             self._request.last()
         elif self.tunnel is None and not self._head:
-            self.transport.close()
+            self.close()
 
     # What a request calls
 
@@ -204,14 +207,32 @@ class RelayProtocol(asyncio.Protocol):
         if self._receiving:
             self._linger()
         elif not keep_alive:
-            self.closing = True
-            self.transport.close()
+            self.close()
         elif self._waiting:
             data, self._waiting = self._waiting, b""
             self.resume(_PIPELINED)
             self._read(data)
         else:
             self._expire_in(self.front.keepalive_timeout)
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` at the end of this turn of the event loop."""
+        if not self._out:
+            self.front.upstream.outbox.add(self._write_out)
+        self._out.append(data)
+        if len(data) > _BULK:
+            self._write_out()
+
+    def _write_out(self) -> None:
+        out, self._out = self._out, []
+        if out:
+            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+
+    def close(self) -> None:
+        """Close when everything is written."""
+        self.closing = True
+        self.front.upstream.outbox.flush()
+        self.transport.close()
 
     def abort(self) -> None:
         """Reset the connection, so that the response can't be taken for whole."""
@@ -388,7 +409,7 @@ class RelayProtocol(asyncio.Protocol):
                 self.abort()
                 return
         self.front.counters.refused += 1
-        self.transport.write(encode_error(error, False))
+        self.write(encode_error(error, False))
         self._linger()
 
     # Closing
@@ -398,6 +419,7 @@ class RelayProtocol(asyncio.Protocol):
         self.closing = True
         if self.transport.is_closing():
             return
+        self.front.upstream.outbox.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self.resume(self._pauses)
@@ -418,7 +440,7 @@ class RelayProtocol(asyncio.Protocol):
         if self.loop.time() < self._deadline:
             self._timer = self.loop.call_at(self._deadline, self._expire)
         else:
-            self.transport.close()
+            self.close()
 
 
 class _Relayed(Exchange):
@@ -483,7 +505,7 @@ class _Relayed(Exchange):
 
     def on_interim(self, head: bytes) -> None:
         if self.version == b"1.1":
-            self.client.transport.write(head)
+            self.client.write(head)
 
     def on_response(self, response: Response) -> None:
         self.keep_alive = self.client.stays_open(self.keep_alive)
@@ -505,29 +527,29 @@ class _Relayed(Exchange):
         if self._head:
             data, self._head = self._head + data, b""
         if data:
-            self.client.transport.write(data)
+            self.client.write(data)
         if last:
             self.client.answered(self, self.keep_alive)
 
     def on_error(self, error: GatewayError) -> None:
         client = self.client
         if client.tunnel is self:
-            client.transport.close()
+            client.close()
         elif self.response is not None:
             client.abort()
         else:
             self.keep_alive = client.stays_open(self.keep_alive)
-            client.transport.write(encode_error(error, self.keep_alive, self.method))
+            client.write(encode_error(error, self.keep_alive, self.method))
             client.answered(self, self.keep_alive)
 
     # Tunnel
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
-        self.client.transport.write(response.head + data)
+        self.client.write(response.head + data)
         self.client.enter_tunnel(self)
 
     def on_tunnel_data(self, data: bytes) -> None:
-        self.client.transport.write(data)
+        self.client.write(data)
 
     def on_tunnel_eof(self) -> None:
         self._end_of(self.client.transport)
@@ -554,10 +576,11 @@ class _Relayed(Exchange):
 
     def _end_of(self, transport: Transport) -> None:
         self._eofs += 1
+        self.upstream.outbox.flush()
         if self._eofs == 2 or not transport.can_write_eof():
             self._finish()  # in good order: what closes now is no failure of upstream's
             transport.close()
-            self.client.transport.close()
+            self.client.close()
         else:
             transport.write_eof()
 

@@ -15,6 +15,7 @@ from collections.abc import Callable
 from sanitizer.errors import ConnectTimeout, GatewayError, PoolExhausted, UpstreamBroken, UpstreamUnreachable
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.outbox import Outbox
 from sanitizer.settings import Address
 
 
@@ -39,6 +40,7 @@ class Upstream:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.address = address
+        self.outbox = Outbox(self.loop)
         self.response_timeout = response_timeout
         self.errors: dict[str, int] = {}
         self._tls = tls
@@ -69,7 +71,7 @@ class Upstream:
         idle = self._idle
         while idle:
             connection = idle.pop()
-            if self.loop.time() - connection.idle_since < self._keepalive and connection.fresh:
+            if self.loop.time() - connection.idle_since < self._keepalive and not connection.transport.is_closing():
                 connection.exchanges += 1
                 exchange.attach(connection)
                 return

@@ -147,6 +147,7 @@ def read(upstream: Upstream, sock: socket.socket, method: bytes, pieces: list[by
     exchange, connection, transport = Recorded(upstream, method), Connection(upstream), Wire(sock)
     connection.connection_made(transport)
     exchange.attach(connection)
+    upstream.outbox.flush()
     for piece in pieces:
         if transport.closed:
             break

@@ -1,0 +1,30 @@
+"""Writes of one turn of the event loop, made together at its end.
+
+A write wakes who reads at the other end. Made one by one between other work, each wakes a process that has gone to
+sleep again, which can cost the writer more than the rest of a relayed request; made together, the first one does.
+"""
+
+from asyncio import AbstractEventLoop
+from collections.abc import Callable
+
+
+class Outbox:
+    """What is to be written when the current turn of ``loop`` is over, in order."""
+
+    __slots__ = ("_loop", "_writes")
+
+    def __init__(self, loop: AbstractEventLoop) -> None:
+        self._loop = loop
+        self._writes: list[Callable[[], None]] = []
+
+    def add(self, write: Callable[[], None]) -> None:
+        """Call ``write`` at the end of this turn."""
+        if not self._writes:
+            self._loop.call_soon(self.flush)
+        self._writes.append(write)
+
+    def flush(self) -> None:
+        """Write now, as before a transport is closed."""
+        writes, self._writes = self._writes, []
+        for write in writes:
+            write()

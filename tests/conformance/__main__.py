@@ -37,7 +37,7 @@ def failures(face: Face, rows: list[Row]) -> dict[str, str]:
 def main(arguments: list[str]) -> int:
     faces = [cast(Face, each) for each in arguments if each in get_args(Face)] or ["fast", "asgi", "httpx"]
     rows = all_rows()
-    wire.TIMEOUT = 2.0
+    wire.TIMEOUT = 2.0  # a row that fails by waiting should not take long
     failed = {face: failures(face, rows) for face in faces}
     totals = Counter(source(row) for row in rows)
     print(f"{'source':<28}{'rows':>6}" + "".join(f"{face:>8}" for face in faces))

@@ -139,6 +139,7 @@ class Upstream:
     ) -> None:
         self.script = script or reply(OK)
         self.keep = keep
+        self.patience = 2.0  # seconds in which a gateway should notice that an idle connection has ended
         self.requests: list[Request] = []
         self.connections: list[Connection] = []
         self.errors: list[BaseException] = []
@@ -206,7 +207,7 @@ class Upstream:
             if not connection.done.is_set():
                 with contextlib.suppress(OSError):
                     connection.half_close()
-        until = time.monotonic() + 2
+        until = time.monotonic() + self.patience
         for connection in self.connections:
             if not connection.done.wait(max(0, until - time.monotonic())):
                 with contextlib.suppress(OSError):

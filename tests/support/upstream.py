@@ -32,6 +32,11 @@ class Connection(Wire):
         self.upstream = upstream
         self.done = threading.Event()  # the connection is over, and everything it received is recorded
 
+    def _fill(self, size: int = 65536) -> bytes:
+        data = super()._fill(size)
+        self.upstream.changed()
+        return data
+
     def read_head(self) -> Request:
         """The next request's head, recorded as a request that is not complete yet.
 

@@ -15,6 +15,7 @@ from sanitizer.relay.upstream import Upstream
 from sanitizer.sanitize.middleware import Record, Sanitizer
 from sanitizer.sanitize.stored import StoredKeys
 from sanitizer.settings import Settings, load
+from sanitizer.transport import UpstreamTransport
 
 
 def make_pseudonym() -> bytes:
@@ -54,10 +55,9 @@ class Gateway:
             return
         self._started = True
         settings = self.settings
-        tls = settings.upstream_tls()
         self.upstream = Upstream(
             settings.upstream,
-            tls=tls,
+            tls=settings.upstream_tls(),
             connect_timeout=settings.connect_timeout,
             response_timeout=settings.response_timeout,
             keepalive=settings.upstream_keepalive,
@@ -67,10 +67,10 @@ class Gateway:
         relay = Relay(self.upstream, self.forwarding)
         self.stored = StoredKeys(
             settings.upstream,
+            transport=UpstreamTransport(self.upstream),
             outbound=relay.outbound_fields,
             timeout=settings.lookup_timeout,
             cache_ttl=settings.cache_ttl,
-            verify=tls,
         )
         self.sanitizer = Sanitizer(
             relay,
@@ -83,18 +83,17 @@ class Gateway:
         )
         self.intercepts = self.sanitizer.intercepts
 
-    async def close(self) -> None:
+    def close(self) -> None:
         """Drop all connections to upstream."""
         if self._started:
             self.upstream.close()
-            await self.stored.aclose()
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
         self.start()
         await send({"type": "lifespan.startup.complete"})
         await receive()
-        await self.close()
+        self.close()
         await send({"type": "lifespan.shutdown.complete"})
 
 

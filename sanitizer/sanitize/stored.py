@@ -2,15 +2,12 @@
 
 import asyncio
 import hashlib
-import logging
 import re
-import ssl
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from http.cookiejar import CookieJar
 from time import monotonic
-from typing import Any, cast
+from typing import cast
 from urllib.parse import quote
 
 import httpx
@@ -31,14 +28,7 @@ MAX_TOKEN = 512
 CACHE_SIZE = 4 * 1024 * 1024
 """Bytes of answers that the cache keeps."""
 
-_LIMITS = httpx.Limits(max_connections=20, max_keepalive_connections=10, keepalive_expiry=4)  # uvicorn's is 5 s
-# what becomes of a kept-alive connection that upstream closes at the moment it is used
-_STALE = (httpx.RemoteProtocolError, httpx.ReadError, httpx.WriteError)
 _OF_THE_REQUEST = frozenset((b"accept-encoding", b"expect", b"range", b"transfer-encoding"))
-
-# the one writes URLs at INFO, the other header fields at DEBUG: key hashes and credentials
-for _name in ("httpx", "httpcore"):
-    logging.getLogger(_name).setLevel(logging.WARNING)
 
 
 def token_of(key: str) -> str:
@@ -65,18 +55,11 @@ def lookup_fields(outbound: Fields) -> Fields:
     return [*kept, (b"accept-encoding", b"identity")]
 
 
-class _NoCookies(CookieJar):
-    """Keeps nothing: one client serves all callers, and a cookie set for one of them must not be sent for another."""
-
-    def extract_cookies(self, response: Any, request: Any) -> None:
-        pass
-
-
 class StoredKeys:
     """Looks keys up in LiteLLM at ``address``, with the header that ``outbound`` gives the relayed request.
 
-    ``timeout`` (seconds) is for a whole lookup. ``verify`` is the TLS context for an https address, by default the
-    system's. No redirects, no proxies or credentials from the environment, no cookies.
+    ``transport`` takes the lookups there. It is used bare: a client of httpx's would follow redirects, keep cookies and
+    read proxies and credentials from the environment. ``timeout`` (seconds) is for a whole lookup.
 
     ``cache_ttl`` (seconds; 0: off) lets an answer be reused for the same header, key and path prefix. An entry goes as
     soon as another caller's lookup for the key, or any request that may write the key, comes through this process; and
@@ -90,30 +73,21 @@ class StoredKeys:
         self,
         address: Address,
         *,
+        transport: httpx.AsyncBaseTransport,
         outbound: Callable[[Scope], Fields],
         timeout: float,
         cache_ttl: float = 0,
-        verify: ssl.SSLContext | None = None,
     ) -> None:
         self._origin = f"{address.scheme}://{address.authority}"
         self._outbound = outbound
         self._timeout = timeout
-        transport = httpx.AsyncHTTPTransport(
-            verify=verify or ssl.create_default_context(), limits=_LIMITS, uds=address.uds
-        )
-        self._client = httpx.AsyncClient(
-            transport=transport, trust_env=False, follow_redirects=False, timeout=timeout, cookies=_NoCookies()
-        )
+        self._transport = transport
         # token -> (who asked, where; the answer). One entry a key, as everyone else's would have to go anyway.
         self._cache: TTLCache[str, tuple[bytes, bytes]] | None = None
         if cache_ttl:
             self._cache = TTLCache(CACHE_SIZE, cache_ttl, timer=monotonic, getsizeof=lambda entry: len(entry[1]) + 256)
         self._writers: Counter[str | None] = Counter()
         self._written = 0
-
-    async def aclose(self) -> None:
-        """Close the pooled connections."""
-        await self._client.aclose()
 
     async def get(self, scope: Scope, key: str, prefix: str, *, fresh: bool = False) -> Stored | Unknown:
         """The state of ``key`` (not empty, encodable as UTF-8) as the caller of ``scope`` may see it.
@@ -170,18 +144,14 @@ class StoredKeys:
     async def _fetch(self, url: str, fields: Fields) -> bytes | Unknown:
         try:
             async with asyncio.timeout(self._timeout):
-                try:
-                    return await self._exchange(url, fields)
-                except _STALE:  # a GET may be sent again (RFC 9110 section 9.2.2)
-                    return await self._exchange(url, fields)
+                return await self._exchange(url, fields)
         except (TimeoutError, httpx.TimeoutException):
             return Unknown("lookup_timeout")
         except httpx.TransportError:
             return Unknown("lookup_failed")
 
     async def _exchange(self, url: str, fields: Fields) -> bytes | Unknown:
-        # built here and not by the client, which would add fields of its own
-        response = await self._client.send(httpx.Request("GET", url, headers=fields), stream=True)
+        response = await self._transport.handle_async_request(httpx.Request("GET", url, headers=fields))
         try:
             if response.status_code != 200:
                 return Unknown(f"lookup_{response.status_code}")

@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
 
 import httpx
 import pytest
@@ -58,15 +57,17 @@ def litellm(respx_mock: respx.MockRouter) -> LiteLLM:
 
 def stored_keys(ttl: float) -> StoredKeys:
     return StoredKeys(
-        Address("http", "litellm.test", 80), outbound=lambda scope: scope["headers"], timeout=10, cache_ttl=ttl
+        Address("http", "litellm.test", 80),
+        transport=httpx.AsyncHTTPTransport(),
+        outbound=lambda scope: scope["headers"],
+        timeout=10,
+        cache_ttl=ttl,
     )
 
 
 @pytest.fixture
-async def keys() -> AsyncIterator[StoredKeys]:
-    stored = stored_keys(10)
-    yield stored
-    await stored.aclose()
+async def keys() -> StoredKeys:
+    return stored_keys(10)
 
 
 async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str = "/key/update") -> bytes:
@@ -82,7 +83,6 @@ async def test_off_by_default(litellm: LiteLLM) -> None:
     for _ in range(3):
         assert await send(app, update()) == b"dropped"
     assert litellm.lookups == 3
-    await stored.aclose()
 
 
 async def test_reuse(litellm: LiteLLM, keys: StoredKeys) -> None:
@@ -105,7 +105,6 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
         await send(app, update())
         lookups.append(litellm.lookups)
     assert lookups == [1, 1, 1, 2, 2]
-    await stored.aclose()
 
 
 @pytest.mark.parametrize(
@@ -251,4 +250,3 @@ async def test_bounded(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> Non
         assert isinstance(await stored.get({"headers": ALICE}, key, ""), Stored)
     assert litellm.lookups == 4
     assert await stored.get({"headers": ALICE}, "sk-1", "") == Stored({"allowed_routes": ["/a"]}, cached=True)
-    await stored.aclose()

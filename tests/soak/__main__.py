@@ -20,6 +20,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of what the clients do [0]")
     given = parser.parse_args()
     options = Options(given.minutes * 60, given.connections, given.restart_every, seed=given.seed)
+    print(f"soaking for {options.seconds:.0f} s and some more ...", file=sys.stderr)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report = runner.run(soak(options))
     print(text(report))

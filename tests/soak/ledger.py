@@ -1,11 +1,13 @@
 """What became of every request of a soak, and whether what failed had to fail.
 
-A failure is accounted for in two cases only:
+A failure is accounted for in three cases only:
 
 * Upstream had begun the request (its journal says so) and was killed while the client waited for the answer.
+* Upstream dropped it: it closed the connection instead of answering, and said so in its journal.
 * Upstream never began it, and was away, or on its way out, at some time while the client waited.
 
-So whatever a restarted (not killed) upstream has begun has to be answered whole, and outside of restarts nothing fails.
+So whatever a restarted (not killed) upstream has begun has to be answered whole, and outside of restarts nothing fails
+that upstream has not dropped.
 """
 
 from __future__ import annotations
@@ -19,10 +21,11 @@ from pathlib import Path
 now = time.monotonic
 
 KILLED = "in flight on an upstream that was killed"
+DROPPED = "dropped by upstream"
 AWAY = "not begun, upstream was away"
 
-Runs = dict[tuple[str, str], list[int]]
-"""Process ids of the upstreams that have begun a request, by its method and id."""
+Runs = dict[tuple[str, str], list[tuple[int, str]]]
+"""By method and id of a request: the process ids of the upstreams that have begun it, and its fate there."""
 
 
 @dataclass(frozen=True)
@@ -66,17 +69,19 @@ class Ledger:
 def read_journal(path: Path) -> Runs:
     runs: Runs = defaultdict(list)
     for line in path.read_text().splitlines():
-        method, request_id, pid = line.split(" ")
-        runs[method, request_id].append(int(pid))
+        method, request_id, pid, fate = line.split(" ")
+        runs[method, request_id].append((int(pid), fate))
     return runs
 
 
 def account(failure: Failure, runs: Runs, restarts: Iterable[Restart]) -> str | None:
     """Why ``failure`` had to be; None if nothing explains it."""
     begun = runs.get((failure.method, failure.id), [])
+    if any(fate == "dropped" for _, fate in begun):
+        return DROPPED
     for restart in restarts:
         if restart.overlaps(failure):
-            if restart.how == "killed" and restart.pid in begun:
+            if restart.how == "killed" and any(pid == restart.pid for pid, _ in begun):
                 return KILLED
             if not begun:
                 return AWAY
@@ -85,4 +90,4 @@ def account(failure: Failure, runs: Runs, restarts: Iterable[Restart]) -> str | 
 
 def repeated(runs: Runs) -> list[str]:
     """The ids of POST requests that upstream has begun more than once: an LLM call would be paid twice."""
-    return [request_id for (method, request_id), pids in runs.items() if method == "POST" and len(pids) > 1]
+    return [request_id for (method, request_id), begun in runs.items() if method == "POST" and len(begun) > 1]

@@ -8,12 +8,19 @@ from pathlib import Path
 import pytest
 import uvloop
 
-from tests.soak.ledger import AWAY, KILLED, Failure, Restart, account, read_journal, repeated
+from tests.soak.ledger import AWAY, DROPPED, KILLED, Failure, Restart, account, read_journal, repeated
 from tests.soak.report import text
 from tests.soak.run import Options, soak
 
 RESTARTS = [Restart("killed", 10, 100.0, 101.0), Restart("restarted", 11, 200.0, 202.0)]
-JOURNAL = "POST first 10\nPOST second 11\nGET third 10\nGET third 11\nPOST fourth 10\nPOST fourth 11\n"
+JOURNAL = """\
+POST first 10 run
+POST second 11 run
+GET third 10 run
+GET third 11 run
+POST fourth 10 dropped
+POST fourth 11 run
+"""
 
 
 def test_soak() -> None:
@@ -39,6 +46,7 @@ def journal(tmp_path: Path) -> Path:
         pytest.param("POST", "first", 99.0, 100.5, KILLED, id="in flight when upstream was killed"),
         pytest.param("POST", "first", 90.0, 99.0, None, id="over before upstream was killed"),
         pytest.param("POST", "second", 199.0, 201.0, None, id="begun by one that ended in good order"),
+        pytest.param("POST", "fourth", 150.0, 151.0, DROPPED, id="dropped"),
         pytest.param("POST", "none", 100.5, 100.6, AWAY, id="while upstream was away"),
         pytest.param("POST", "none", 199.0, 201.0, AWAY, id="while upstream was on its way out"),
         pytest.param("POST", "none", 150.0, 151.0, None, id="while upstream was there"),
@@ -47,7 +55,7 @@ def journal(tmp_path: Path) -> Path:
     ],
 )
 def test_account(journal: Path, method: str, id_: str, begin: float, end: float, reason: str | None) -> None:
-    """A failure is explained by a kill that it was in the middle of, or by upstream's absence; by nothing else."""
+    """A failure is explained by a kill in its midst, by upstream's dropping it or being away, and by nothing else."""
     failure = Failure("JSON", method, id_, "502", begin, end)
     assert account(failure, read_journal(journal), RESTARTS) == reason
 

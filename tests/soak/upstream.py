@@ -1,7 +1,8 @@
 """What the gateway of a soak stands before: ``python -m tests.soak.upstream PORT JOURNAL``.
 
-It journals each request before it runs it, in a file that outlives it: ``<method> <request id> <pid>``. SIGTERM: it
-closes its listener and its idle connections, answers what it has begun with ``Connection: close``, and ends.
+It journals each request before it runs it, in a file that outlives it: ``<method> <request id> <pid> run``. One in a
+hundred it drops instead (``dropped`` in the journal): it closes the connection without a word. SIGTERM: it closes its
+listener and its idle connections, answers what it has begun with ``Connection: close``, and ends.
 
 ====================  =====================================================================================
 ``GET /json?size=``   JSON with ``size`` characters and their digest; ``POST``: a content's digest as well
@@ -34,6 +35,7 @@ from websockets.server import ServerProtocol
 KEEPALIVE = 5.0
 """Seconds after which an idle connection is closed: uvicorn's default, a second more than the gateway's own."""
 TEXT = "".join(random.Random(1).choices('abcdefghijklmnopqrstuvwxyz \N{EURO SIGN}"\\', k=1 << 20))
+DROPPED = 0.01
 ROUTES = ["llm_api_routes"]
 DRAINING = "draining"
 READY = "ready"
@@ -110,7 +112,10 @@ class Server:
                 if writer.is_closing():
                     break
                 request = Request(head, reader, writer)
-                os.write(self.journal, f"{request.method} {request.id} {os.getpid()}\n".encode())
+                fate = "dropped" if random.random() < DROPPED else "run"
+                os.write(self.journal, f"{request.method} {request.id} {os.getpid()} {fate}\n".encode())
+                if fate == "dropped":
+                    break
                 await self.answer(request)
                 if request.path == "/ws":
                     break

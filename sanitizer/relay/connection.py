@@ -167,22 +167,21 @@ class Connection(asyncio.Protocol):
         octets = held + data if held else data
         end = octets.find(b"\r\n\r\n", max(len(held) - 3, 0)) + 4
         complete = end > 3
-        if self._parser is None:
-            self._parser = httptools.HttpResponseParser(None)
+        head = octets[:end] if complete else octets
+        parser = self._parser or httptools.HttpResponseParser(None)
         try:
-            self._parser.feed_data(data[: end - len(held)] if complete else data)
+            parser.feed_data(head[len(held) :])
         except httptools.HttpParserUpgrade:
             pass
         except httptools.HttpParserError:
             raise UpstreamBroken("upstream's answer is not HTTP") from None
         if not complete:
-            if len(octets) > _HEAD_LIMIT:
+            if len(head) > _HEAD_LIMIT:
                 raise UpstreamBroken("upstream's response head is too large")
-            self._head = octets
+            self._parser, self._head = parser, head
             return None
         self._parser = None
-        rest = octets[end:]
-        return self._responded(exchange, octets[:end] if rest else octets, rest)
+        return self._responded(exchange, head, octets[end:])
 
     def _responded(self, exchange: Exchange, octets: bytes, rest: bytes) -> bytes | None:
         version = octets[:8]

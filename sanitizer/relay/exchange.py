@@ -149,7 +149,7 @@ class Exchange:
     def attach(self, connection: "Connection") -> None:
         self.connection = connection
         connection.exchange = self
-        self.upstream.outbox.add(self._transmit)
+        self.upstream.outbox.add(Exchange._transmit, self)
 
     def _transmit(self) -> None:
         """Send the head, and what has come of the content."""

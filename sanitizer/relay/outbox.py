@@ -6,25 +6,28 @@ sleep again, which can cost the writer more than the rest of a relayed request; 
 
 from asyncio import AbstractEventLoop
 from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
 
 
 class Outbox:
-    """What is to be written when the current turn of ``loop`` is over, in order."""
+    """What is to be written when the current turn of ``loop`` is over, in order: functions, with an argument each."""
 
     __slots__ = ("_loop", "_writes")
 
     def __init__(self, loop: AbstractEventLoop) -> None:
         self._loop = loop
-        self._writes: list[Callable[[], None]] = []
+        self._writes: list[tuple[Callable[[Any], None], Any]] = []
 
-    def add(self, write: Callable[[], None]) -> None:
-        """Call ``write`` at the end of this turn."""
+    def add(self, write: Callable[[T], None], argument: T) -> None:
+        """Call ``write(argument)`` at the end of this turn."""
         if not self._writes:
             self._loop.call_soon(self.flush)
-        self._writes.append(write)
+        self._writes.append((write, argument))
 
     def flush(self) -> None:
         """Write now, as before a transport is closed."""
         writes, self._writes = self._writes, []
-        for write in writes:
-            write()
+        for write, argument in writes:
+            write(argument)

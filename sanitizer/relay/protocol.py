@@ -107,7 +107,6 @@ class RelayProtocol(asyncio.Protocol):
         self._left = 0  # octets of it, where their number is known
         self._chunks: ChunkedDecoder | None = None  # where it is not
         self._waiting = b""  # what has come behind it
-        self._out: list[bytes] = []  # to be written at the end of this turn
         self._pauses = 0
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -217,16 +216,12 @@ class RelayProtocol(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send ``data`` at the end of this turn of the event loop."""
-        if not self._out:
-            self.front.upstream.outbox.add(self._write_out)
-        self._out.append(data)
+        outbox = self.front.upstream.outbox
         if len(data) > _BULK:
-            self._write_out()
-
-    def _write_out(self) -> None:
-        out, self._out = self._out, []
-        if out:
-            self.transport.write(out[0] if len(out) == 1 else b"".join(out))
+            outbox.flush()
+            self.transport.write(data)
+        else:
+            outbox.add(self.transport.write, data)
 
     def close(self) -> None:
         """Close when everything is written."""
@@ -275,32 +270,32 @@ class RelayProtocol(asyncio.Protocol):
         held, self._head = self._head, b""
         if not held:
             data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
-            self._expire_in(HEAD_TIMEOUT if data else self.front.keepalive_timeout)
             if not data:
                 return None
         octets = held + data if held else data
         end = octets.find(b"\r\n\r\n", max(len(held) - 3, 0)) + 4
         complete = end > 3
-        if self._parser is None:
-            self._parser = httptools.HttpRequestParser(None)
+        head = octets[:end] if complete else octets
+        parser = self._parser or httptools.HttpRequestParser(None)
         try:
-            self._parser.feed_data(data[: end - len(held)] if complete else data)
+            parser.feed_data(head[len(held) :])
         except httptools.HttpParserUpgrade:
             pass
         except httptools.HttpParserError:
             raise BadRequest from None
-        if (end if complete else len(octets)) > HEAD_LIMIT:
+        if len(head) > HEAD_LIMIT:
             raise HeadTooLarge
         if not complete:
-            self._head = octets
+            self._parser, self._head = parser, head
+            if not held:
+                self._expire_in(HEAD_TIMEOUT)
             return None
         self._parser = None
         self._deadline = _NEVER
-        rest = octets[end:]
-        self._request = self._make_request(octets[:end] if rest else octets)
+        self._request = self._make_request(head)
         if not self._receiving:
             self._request.end(b"")
-        return rest
+        return octets[end:]
 
     def _make_request(self, octets: bytes) -> "_Relayed | _Cycle":
         start_line = octets[: octets.index(b"\r\n")]

@@ -29,5 +29,12 @@ class Outbox:
     def flush(self) -> None:
         """Write now, as before a transport is closed."""
         writes, self._writes = self._writes, []
-        for write, argument in writes:
-            write(argument)
+        done = 0
+        try:
+            for write, argument in writes:
+                done += 1
+                write(argument)
+        finally:
+            if done < len(writes):  # one has failed, which must not keep the others from being made
+                self._writes[:0] = writes[done:]
+                self._loop.call_soon(self.flush)

@@ -219,9 +219,13 @@ class RelayProtocol(asyncio.Protocol):
         outbox = self.front.upstream.outbox
         if len(data) > _BULK:
             outbox.flush()
-            self.transport.write(data)
+            self._write_now(data)
         else:
-            outbox.add(self.transport.write, data)
+            outbox.add(self._write_now, data)
+
+    def _write_now(self, data: bytes) -> None:
+        if not self.transport.is_closing():  # else the client has left in this very turn, and uvloop would raise
+            self.transport.write(data)
 
     def close(self) -> None:
         """Close when everything is written."""

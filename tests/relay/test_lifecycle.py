@@ -182,6 +182,35 @@ def test_client_without_an_address(upstream: Upstream) -> None:
         assert [(each.method, each.all(b"x-forwarded-for")) for each in upstream.requests] == [(b"PUT", [b"127.0.0.1"])]
 
 
+def test_leaving_beside_others(upstream: Upstream) -> None:
+    """Clients that leave in the moment when their answers come don't cost others theirs."""
+    go, sent = threading.Event(), threading.Semaphore(0)
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        assert go.wait(10)
+        connection.send(OK)
+        sent.release()
+
+    upstream.script = script
+    with Gateway(upstream.url) as gateway:
+        leaving, staying = ([gateway.connect() for _ in range(3)] for _ in range(2))
+        for client in (*leaving, *staying):
+            client.send(GET)
+        upstream.wait_request(6)
+        os.kill(gateway.pid, signal.SIGSTOP)  # so that it finds all that follows at once
+        for client in leaving:
+            client.reset()
+        go.set()
+        assert all(sent.acquire(timeout=10) for _ in range(6))
+        os.kill(gateway.pid, signal.SIGCONT)
+        for client in staying:
+            assert client.read_response().body == b"ok"
+            client.close()
+        assert gateway.stop() == 0
+        assert not any("Traceback" in line for line in gateway.lines), gateway.lines
+
+
 def test_nothing_is_left_behind(upstream: Upstream) -> None:
     """After clients of all kinds have come and gone, no socket stays open but the listener's and the pool's."""
     with Gateway(upstream.url, "--upstream-keepalive", "0.2") as gateway:

@@ -150,12 +150,8 @@ async def census(gateway: Process) -> Counter[str]:
     return Counter(json.loads(line)["objects"])
 
 
-async def rest(gateway: Process, load: Load, most: int) -> int:
-    """Wait, but not for ever, until the idle gateway has no more than ``most`` descriptors open: how many it has then.
-
-    httpx sees that its idle connections have ended only when it is used again, hence the lookup.
-    """
-    await load.look_up()
+async def rest(gateway: Process, most: int) -> int:
+    """Wait, but not for ever, until the idle gateway has at most ``most`` descriptors open: how many it has then."""
     deadline = now() + REST
     while (count := gateway.descriptors) > most and now() < deadline:  # noqa: ASYNC110 - another process's
         await asyncio.sleep(0.1)
@@ -191,7 +187,7 @@ async def watch(options: Options, report: Report, upstream: Upstream, gateway: P
     most = gateway.descriptors
     # what is made at the first request of a kind, and kept, is no leak: it is there after a warm-up
     await load.run(options.clients, now() + WARM_UP)
-    await rest(gateway, load, most)
+    await rest(gateway, most)
     objects = await census(gateway)
 
     begin, cpu = now(), gateway.cpu
@@ -202,7 +198,7 @@ async def watch(options: Options, report: Report, upstream: Upstream, gateway: P
         sampling.cancel()
     report.cpu = gateway.cpu - cpu
 
-    left = await rest(gateway, load, most)
+    left = await rest(gateway, most)
     report.verdict("file descriptors as before", left <= most, f"{most} -> {left}")
     grown = await census(gateway) - objects - Counter(dict.fromkeys(objects, CACHED))
     figures = ", ".join(f"{name} +{count}" for name, count in grown.most_common(5)) or f"{sum(objects.values())}"

@@ -216,26 +216,30 @@ def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket) ->
         worker.start()
         return worker
 
-    signal.set_wakeup_fd(wake.fileno())
-    for sig in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(sig, lambda sig, _: stop.append(sig))
-    workers = [start() for _ in range(settings.workers)]
-    while not stop:
-        multiprocessing.connection.wait([woken, *(worker.sentinel for worker in workers)])
-        for index, worker in enumerate(workers):
-            if worker.exitcode is not None and not stop:
-                logs.event(logging.ERROR, "a worker has died, starting another", exit_status=worker.exitcode)
-                time.sleep(_WORKER_RESTART_PAUSE)  # one that dies at its start must not take the whole machine
-                workers[index] = start()
-    told = 0
-    deadline = time.monotonic() + settings.shutdown_grace + 5
-    while any(worker.exitcode is None for worker in workers) and time.monotonic() < deadline:
-        for number in stop[told:]:
-            for worker in workers:
-                if worker.exitcode is None:
-                    os.kill(worker.pid, number)
-        told = len(stop)
-        multiprocessing.connection.wait([worker.sentinel for worker in workers if worker.exitcode is None], timeout=0.2)
-    for worker in workers:
-        worker.kill()
-    return 0
+    with woken, wake:
+        signal.set_wakeup_fd(wake.fileno())
+        for sig in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(sig, lambda sig, _: stop.append(sig))
+        workers = [start() for _ in range(settings.workers)]
+        while not stop:
+            multiprocessing.connection.wait([woken, *(worker.sentinel for worker in workers)])
+            for index, worker in enumerate(workers):
+                if worker.exitcode is not None and not stop:
+                    logs.event(logging.ERROR, "a worker has died, starting another", exit_status=worker.exitcode)
+                    time.sleep(_WORKER_RESTART_PAUSE)  # one that dies at its start must not take the whole machine
+                    workers[index] = start()
+        told = 0
+        deadline = time.monotonic() + settings.shutdown_grace + 5
+        while any(worker.exitcode is None for worker in workers) and time.monotonic() < deadline:
+            for number in stop[told:]:
+                for worker in workers:
+                    if worker.exitcode is None:
+                        os.kill(worker.pid, number)
+            told = len(stop)
+            multiprocessing.connection.wait(
+                [worker.sentinel for worker in workers if worker.exitcode is None], timeout=0.2
+            )
+        for worker in workers:
+            worker.kill()
+        signal.set_wakeup_fd(-1)
+        return 0

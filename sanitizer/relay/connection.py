@@ -17,8 +17,9 @@ import httptools
 
 from sanitizer.errors import UpstreamBroken
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import ChunkedDecoder, Framing, Malformed, response_length
+from sanitizer.relay.framing import Framing, response_length
 from sanitizer.relay.headers import read_head
+from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed
 
 if TYPE_CHECKING:
     from sanitizer.relay.upstream import Upstream
@@ -46,10 +47,9 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_chunks",
-        "_head",
+        "_heads",
         "_keeps_alive",
         "_left",
-        "_parser",
         "_poll",
         "_reading_paused",
         "answering",
@@ -72,8 +72,7 @@ class Connection(asyncio.Protocol):
         self.tunnel = False
         self._poll = select.poll()
         self._reading_paused = False
-        self._parser: httptools.HttpResponseParser | None = None  # of the head being read
-        self._head = b""  # what has been read of it
+        self._heads = HeadReader(httptools.HttpResponseParser, _HEAD_LIMIT)
         self._left = 0  # octets of the content still to come
         self._chunks: ChunkedDecoder | None = None
         self._keeps_alive = False
@@ -128,10 +127,9 @@ class Connection(asyncio.Protocol):
                     return
                 data = rest
             self._read_content(exchange, exchange.response, data)
-        except UpstreamBroken as error:
-            self.exchange = None
-            self.transport.abort()
-            exchange.lost(error)
+        except (Malformed, UpstreamBroken) as error:
+            self.close()
+            exchange.lost(UpstreamBroken(f"upstream's answer is faulty: {error}"))
 
     def eof_received(self) -> bool:
         exchange = self.exchange
@@ -163,41 +161,24 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self, exchange: Exchange, data: bytes) -> bytes | None:
         """Read a head; returns what follows it, None if that isn't for the exchange or the head is not complete."""
-        held, self._head = self._head, b""
-        octets = held + data if held else data
-        end = octets.find(b"\r\n\r\n", max(len(held) - 3, 0)) + 4
-        complete = end > 3
-        head = octets[:end] if complete else octets
-        parser = self._parser or httptools.HttpResponseParser(None)
-        try:
-            parser.feed_data(head[len(held) :])
-        except httptools.HttpParserUpgrade:
-            pass
-        except httptools.HttpParserError:
-            raise UpstreamBroken("upstream's answer is not HTTP") from None
-        if not complete:
-            if len(head) > _HEAD_LIMIT:
-                raise UpstreamBroken("upstream's response head is too large")
-            self._parser, self._head = parser, head
+        found = self._heads.feed(data)
+        if found is None:
             return None
-        self._parser = None
-        return self._responded(exchange, head, octets[end:])
-
-    def _responded(self, exchange: Exchange, octets: bytes, rest: bytes) -> bytes | None:
+        octets, rest = found
         version = octets[:8]
         if not version.startswith(b"HTTP/"):
-            raise UpstreamBroken("upstream's answer is not HTTP")
+            raise UpstreamBroken("not HTTP")
         status = int(octets[9:12])
         head = read_head(octets)
         octets = head.octets if version == b"HTTP/1.1" else b"HTTP/1.1" + head.octets[8:]
         if status < 200:
             if status < 100:
-                raise UpstreamBroken("upstream's answer has no valid status")
+                raise UpstreamBroken("no valid status")
             if status != 101:
                 exchange.on_interim(octets)
                 return rest or None
             if not exchange.upgrade or head.upgrade is None:
-                raise UpstreamBroken("upstream switched protocols unasked")
+                raise UpstreamBroken("protocols switched unasked")
             octets = octets[:-2] + b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n"
             self.tunnel = True
             exchange.disarm()
@@ -216,10 +197,7 @@ class Connection(asyncio.Protocol):
 
     def _read_content(self, exchange: Exchange, response: Response, data: bytes) -> None:
         if self._chunks is not None:
-            try:
-                content, rest = self._chunks.feed(data)
-            except Malformed as error:
-                raise UpstreamBroken(f"upstream's answer: {error}") from None
+            content, rest = self._chunks.feed(data)
             if rest is None:
                 exchange.on_content(content, False, b"")
             else:

@@ -18,26 +18,25 @@ Cases, before the code that branches on them:
 """
 
 import asyncio
-import logging
 import re
 import socket
 from collections.abc import Callable
-from http import HTTPStatus
-from typing import Any, Final, Protocol, cast
+from typing import Any, Final, Literal, Protocol, cast
 from urllib.parse import unquote
 
 import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
-from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
+from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
 
-from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge, ResponseCut
+from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
 from sanitizer.relay.connection import Transport
-from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import ChunkedDecoder, Framing, Length, Malformed, Oversized, request_length
-from sanitizer.relay.headers import Forwarding, Head, Peer, encode_head, head_fields, passed_trailers, read_head
+from sanitizer.relay.cycle import Cycle
+from sanitizer.relay.framing import Framing, request_length
+from sanitizer.relay.headers import Forwarding, Head, Peer, head_fields, passed_trailers, read_head
+from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
+from sanitizer.relay.relayed import Relayed, encode_error
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -50,8 +49,8 @@ _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEVER: Final = float("inf")
 
-# why reading from the client is paused
-_UPSTREAM_BLOCKED, _PIPELINED, _CYCLE_FULL = 1, 2, 4
+Pause = Literal["upstream", "pipelined", "cycle"]
+"""Why nothing is read from a client: upstream is slower, a request has to wait for its turn, a cycle has enough."""
 
 
 class Counters:
@@ -99,15 +98,14 @@ class RelayProtocol(asyncio.Protocol):
         self.peer: Peer
         self.flow: FlowControl | None = None  # made for the first cycle
         self.closing = False  # no further request is read
-        self.tunnel: _Relayed | None = None
-        self._parser: httptools.HttpRequestParser | None = None  # of the head being read
-        self._head = b""  # what has been read of it
-        self._request: _Relayed | _Cycle | None = None  # the one at work
+        self.tunnel: Relayed | None = None
+        self._heads = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
+        self._request: Relayed | Cycle | None = None  # the one at work
         self._receiving = False  # its content is still coming
         self._left = 0  # octets of it, where their number is known
         self._chunks: ChunkedDecoder | None = None  # where it is not
         self._waiting = b""  # what has come behind it
-        self._pauses = 0
+        self._pauses: set[Pause] = set()
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
 
@@ -152,7 +150,7 @@ class RelayProtocol(asyncio.Protocol):
             return
         elif self._request is not None and not self._receiving:
             self._waiting += data
-            self.pause(_PIPELINED)
+            self.pause("pipelined")
         else:
             self._read(data)
 
@@ -177,19 +175,19 @@ class RelayProtocol(asyncio.Protocol):
         """Take no further request; close as soon as the one at work is answered."""
         if self._request is not None:
             self._request.last()
-        elif self.tunnel is None and not self._head:
+        elif self.tunnel is None and not self._heads.begun:
             self.close()
 
     # What a request calls
 
-    def pause(self, reason: int) -> None:
+    def pause(self, reason: Pause) -> None:
         if not self._pauses and not self.transport.is_closing():
             self.transport.pause_reading()
-        self._pauses |= reason
+        self._pauses.add(reason)
 
-    def resume(self, reason: int) -> None:
-        if self._pauses & reason:
-            self._pauses &= ~reason
+    def resume(self, reason: Pause) -> None:
+        if reason in self._pauses:
+            self._pauses.remove(reason)
             if not self._pauses and not self.transport.is_closing():
                 self.transport.resume_reading()
 
@@ -197,7 +195,7 @@ class RelayProtocol(asyncio.Protocol):
         """Whether the connection can take another request after the response to the one at work."""
         return keep_alive and not self._receiving and not self.front.draining
 
-    def answered(self, request: "_Relayed | _Cycle", keep_alive: bool) -> None:
+    def answered(self, request: "Relayed | Cycle", keep_alive: bool) -> None:
         """The response to the request at work is whole and written."""
         self.server_state.total_requests += 1
         if self._request is not request:
@@ -209,7 +207,7 @@ class RelayProtocol(asyncio.Protocol):
             self.close()
         elif self._waiting:
             data, self._waiting = self._waiting, b""
-            self.resume(_PIPELINED)
+            self.resume("pipelined")
             self._read(data)
         else:
             self._expire_in(self.front.keepalive_timeout)
@@ -238,7 +236,7 @@ class RelayProtocol(asyncio.Protocol):
         self.closing = True
         self.transport.abort()
 
-    def enter_tunnel(self, exchange: "_Relayed") -> None:
+    def enter_tunnel(self, exchange: "Relayed") -> None:
         """The request at work has become a tunnel; what the client has sent early goes into it."""
         self._request = None
         self.tunnel = exchange
@@ -246,7 +244,7 @@ class RelayProtocol(asyncio.Protocol):
         early, self._waiting = self._waiting, b""
         if early:
             exchange.tunnel_send(early)
-        self.resume(_PIPELINED)
+        self.resume("pipelined")
 
     # Reading
 
@@ -267,41 +265,33 @@ class RelayProtocol(asyncio.Protocol):
             request.start()
         if rest:
             self._waiting = rest
-            self.pause(_PIPELINED)
+            self.pause("pipelined")
 
     def _read_head(self, data: bytes) -> bytes | None:
         """Read a head; returns what follows it, None if it is not complete. Raises `GatewayError`."""
-        held, self._head = self._head, b""
-        if not held:
+        begun = self._heads.begun
+        if not begun:
             data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
             if not data:
                 return None
-        octets = held + data if held else data
-        end = octets.find(b"\r\n\r\n", max(len(held) - 3, 0)) + 4
-        complete = end > 3
-        head = octets[:end] if complete else octets
-        parser = self._parser or httptools.HttpRequestParser(None)
         try:
-            parser.feed_data(head[len(held) :])
-        except httptools.HttpParserUpgrade:
-            pass
-        except httptools.HttpParserError:
+            found = self._heads.feed(data)
+        except Oversized:
+            raise HeadTooLarge from None
+        except Malformed:
             raise BadRequest from None
-        if len(head) > HEAD_LIMIT:
-            raise HeadTooLarge
-        if not complete:
-            self._parser, self._head = parser, head
-            if not held:
+        if found is None:
+            if not begun:
                 self._expire_in(HEAD_TIMEOUT)
             return None
-        self._parser = None
+        head, rest = found
         self._deadline = _NEVER
         self._request = self._make_request(head)
         if not self._receiving:
             self._request.end(b"")
-        return octets[end:]
+        return rest
 
-    def _make_request(self, octets: bytes) -> "_Relayed | _Cycle":
+    def _make_request(self, octets: bytes) -> "Relayed | Cycle":
         start_line = octets[: octets.index(b"\r\n")]
         parts = start_line.split(b" ")
         if len(parts) != 3:
@@ -331,7 +321,7 @@ class RelayProtocol(asyncio.Protocol):
             path = _decoded_path(target)
             if self.front.intercepts("POST", path):
                 self.front.counters.cycles += 1
-                return _Cycle(self, self._scope(octets, method, target, path, version), keep_alive)
+                return Cycle(self, self._scope(octets, method, target, path, version), keep_alive)
         self.front.counters.fast += 1
         if len(parts[1]) != len(target) or version != b"1.1":
             head.octets = b"%b %b HTTP/1.1" % (method, target) + head.octets[len(start_line) :]
@@ -346,7 +336,7 @@ class RelayProtocol(asyncio.Protocol):
                 onward += b"Connection: Upgrade\r\nUpgrade: " + protocols + b"\r\n"
         if not head.hosts:
             onward += b"Host: " + self.front.upstream.address.authority.encode() + b"\r\n"
-        return _Relayed(self, method, onward + b"\r\n", length, upgrade, keep_alive, version)
+        return Relayed(self, method, onward + b"\r\n", length, upgrade, keep_alive, version)
 
     def _scope(self, octets: bytes, method: bytes, target: bytes, path: str, version: bytes) -> Scope:
         raw_path, _, query = target.partition(b"#")[0].partition(b"?")
@@ -421,7 +411,8 @@ class RelayProtocol(asyncio.Protocol):
         self.front.upstream.outbox.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self.resume(self._pauses)
+        for reason in tuple(self._pauses):
+            self.resume(reason)
         self._expire_in(_LINGER)
 
     def _expire_in(self, seconds: float) -> None:
@@ -440,240 +431,6 @@ class RelayProtocol(asyncio.Protocol):
             self._timer = self.loop.call_at(self._deadline, self._expire)
         else:
             self.close()
-
-
-class _Relayed(Exchange):
-    """A request that is relayed below ASGI."""
-
-    __slots__ = ("_chunked_out", "_eofs", "_head", "client", "keep_alive", "started", "version")
-
-    def __init__(
-        self,
-        client: RelayProtocol,
-        method: bytes,
-        head: bytes,
-        length: Length,
-        upgrade: bool,
-        keep_alive: bool,
-        version: bytes,
-    ) -> None:
-        super().__init__(client.front.upstream, method, head, length, upgrade=upgrade)
-        self.client = client
-        self.keep_alive = keep_alive
-        self.version = version
-        self.started = False
-        self._head = b""  # of the response, until its first content is there
-        self._chunked_out = False
-        self._eofs = 0
-
-    @property
-    def begun(self) -> bool:
-        """Whether some of the response has been written."""
-        return self.response is not None
-
-    def start(self) -> None:
-        self.started = True
-        super().start()
-        if self.blocked and not self.request_complete:
-            self.client.pause(_UPSTREAM_BLOCKED)
-
-    def content(self, data: bytes) -> None:
-        self.send(data)
-        if self.started and self.blocked:
-            self.client.pause(_UPSTREAM_BLOCKED)
-
-    def end(self, trailers: bytes) -> None:
-        if not self.request_complete:
-            self.send(b"", True, trailers)
-        self.client.resume(_UPSTREAM_BLOCKED)  # to see the client leave
-
-    def last(self) -> None:
-        """Let this be the connection's last request."""
-        self.keep_alive = False
-
-    def client_blocked(self) -> None:
-        self.pause_reading()
-
-    def client_unblocked(self) -> None:
-        self.resume_reading()
-
-    # Exchange
-
-    def on_unblocked(self) -> None:
-        self.client.resume(_UPSTREAM_BLOCKED)
-
-    def on_interim(self, head: bytes) -> None:
-        if self.version == b"1.1":
-            self.client.write(head)
-
-    def on_response(self, response: Response) -> None:
-        self.keep_alive = self.client.stays_open(self.keep_alive)
-        head = response.head
-        if isinstance(response.length, Framing):
-            if self.version == b"1.1":
-                self._chunked_out = True
-                head = head[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
-            else:
-                self.keep_alive = False
-        self._head = head if self.keep_alive else head[:-2] + b"Connection: close\r\n\r\n"
-
-    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
-        if self._chunked_out:
-            if data:
-                data = b"%x\r\n%b\r\n" % (len(data), data)
-            if last:
-                data += b"0\r\n" + passed_trailers(trailers) + b"\r\n" if trailers else b"0\r\n\r\n"
-        if self._head:
-            data, self._head = self._head + data, b""
-        if data:
-            self.client.write(data)
-        if last:
-            self.client.answered(self, self.keep_alive)
-
-    def on_error(self, error: GatewayError) -> None:
-        client = self.client
-        if client.tunnel is self:
-            client.close()
-        elif self.response is not None:
-            client.abort()
-        else:
-            self.keep_alive = client.stays_open(self.keep_alive)
-            client.write(encode_error(error, self.keep_alive, self.method))
-            client.answered(self, self.keep_alive)
-
-    # Tunnel
-
-    def on_tunnel(self, response: Response, data: bytes) -> None:
-        self.client.write(response.head + data)
-        self.client.enter_tunnel(self)
-
-    def on_tunnel_data(self, data: bytes) -> None:
-        self.client.write(data)
-
-    def on_tunnel_eof(self) -> None:
-        self._end_of(self.client.transport)
-
-    def tunnel_send(self, data: bytes) -> None:
-        """Bytes from the client inside the tunnel."""
-        if self.connection is not None:
-            self.connection.transport.write(data)
-            if self.connection.write_paused:
-                self.client.pause(_UPSTREAM_BLOCKED)
-
-    def tunnel_eof(self) -> bool:
-        """The client will send nothing more; returns whether it can still be written to."""
-        if self.connection is not None:
-            self._end_of(self.connection.transport)
-        return self.client.transport.can_write_eof()
-
-    def leave(self) -> None:
-        """The client's connection is gone; what it has sent still reaches upstream."""
-        self._finish()
-        if self.connection is not None:
-            self.connection.exchange = None
-            self.connection.transport.close()
-
-    def _end_of(self, transport: Transport) -> None:
-        self._eofs += 1
-        self.upstream.outbox.flush()
-        if self._eofs == 2 or not transport.can_write_eof():
-            self._finish()  # in good order: what closes now is no failure of upstream's
-            transport.close()
-            self.client.close()
-        else:
-            transport.write_eof()
-
-
-class _CycleFlow:
-    """What uvicorn's flow control pauses for an ASGI cycle: the client connection, for a reason of its own."""
-
-    def __init__(self, client: RelayProtocol) -> None:
-        self._client = client
-
-    def pause_reading(self) -> None:
-        self._client.pause(_CYCLE_FULL)
-
-    def resume_reading(self) -> None:
-        self._client.resume(_CYCLE_FULL)
-
-
-class _Cycle:
-    """A request that goes through ASGI: one of uvicorn's cycles."""
-
-    def __init__(self, client: RelayProtocol, scope: Scope, keep_alive: bool) -> None:
-        self._client = client
-        self.started = False
-        if client.flow is None:
-            client.flow = FlowControl(cast(Any, _CycleFlow(client)))
-        self._flow = client.flow
-        self._cycle = RequestResponseCycle(
-            scope=cast(Any, scope),
-            transport=cast(Any, client.transport),
-            flow=self._flow,
-            logger=logging.getLogger("uvicorn.error"),
-            access_logger=logging.getLogger("uvicorn.access"),
-            access_log=False,
-            default_headers=[],
-            message_event=asyncio.Event(),
-            expect_100_continue=any(n == b"expect" and v.lower() == b"100-continue" for n, v in scope["headers"]),
-            keep_alive=keep_alive and not client.front.draining,
-            on_response=self._answered,
-        )
-
-    @property
-    def begun(self) -> bool:
-        return self._cycle.response_started
-
-    def start(self) -> None:
-        self.started = True
-        task = self._client.loop.create_task(self._cycle.run_asgi(cast(Any, self._app)))
-        self._client.server_state.tasks.add(task)
-        task.add_done_callback(self._client.server_state.tasks.discard)
-
-    def content(self, data: bytes) -> None:
-        cycle = self._cycle
-        if not cycle.response_complete:
-            cycle.body += data
-            if len(cycle.body) > HIGH_WATER_LIMIT:
-                self._flow.pause_reading()
-            cycle.message_event.set()
-
-    def end(self, trailers: bytes) -> None:
-        self._cycle.more_body = False
-        self._cycle.message_event.set()
-
-    def last(self) -> None:
-        self._cycle.keep_alive = False
-
-    def cancel(self) -> None:
-        self._cycle.disconnected = True
-        self._cycle.message_event.set()
-
-    def client_blocked(self) -> None:
-        self._flow.pause_writing()
-
-    def client_unblocked(self) -> None:
-        self._flow.resume_writing()
-
-    async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            await self._client.app(scope, receive, send)
-        except ResponseCut:
-            self._cycle.disconnected = True
-            self._client.abort()
-
-    def _answered(self) -> None:
-        self._client.answered(self, self._cycle.keep_alive)
-
-
-def encode_error(error: GatewayError, keep_alive: bool, method: bytes = b"GET") -> bytes:
-    """A whole response for an error of the gateway's own."""
-    content = error.body()
-    fields = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
-    if not keep_alive:
-        fields.append((b"Connection", b"close"))
-    phrase = HTTPStatus(error.status).phrase.encode()
-    return encode_head(b"HTTP/1.1 %d %b" % (error.status, phrase), fields) + (content if method != b"HEAD" else b"")
 
 
 def _decoded_path(target: bytes) -> str:

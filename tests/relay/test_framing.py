@@ -3,16 +3,7 @@
 import pytest
 
 from sanitizer.errors import BadRequest, UpstreamBroken
-from sanitizer.relay.framing import (
-    ChunkedDecoder,
-    Framing,
-    Length,
-    Malformed,
-    Oversized,
-    check_fields,
-    request_length,
-    response_length,
-)
+from sanitizer.relay.framing import Framing, Length, check_fields, request_length, response_length
 from sanitizer.relay.headers import Fields, Head, encode_head, read_head
 
 
@@ -101,77 +92,3 @@ def test_control_characters(line: tuple[bytes, bytes]) -> None:
 def test_no_control_characters() -> None:
     """A tab and octets over 127 are none."""
     check_fields([(b"X", b"a\tb\xe9")])
-
-
-def feed_in_pieces(decoder: ChunkedDecoder, octets: bytes, step: int) -> None:
-    for at in range(0, len(octets), step):
-        decoder.feed(octets[at : at + step])
-
-
-CHUNKED = [
-    pytest.param(b"0\r\n\r\n", b"", b"", id="empty"),
-    pytest.param(b"3\r\nabc\r\n0\r\n\r\n", b"abc", b"", id="one"),
-    pytest.param(b"1\r\na\r\n00a\r\n0123456789\r\n0\r\n\r\n", b"a0123456789", b"", id="two"),
-    pytest.param(b'1;x="y" \r\na\r\n0 ;z\r\n\r\n', b"a", b"", id="extensions"),
-    pytest.param(b"2\r\n\r\n\r\n0\r\nA: b\r\nC:\r\n\r\n", b"\r\n", b"A: b\r\nC:\r\n", id="trailers"),
-]
-
-
-@pytest.mark.parametrize("step", [1, 2, 3, 100])
-@pytest.mark.parametrize(("octets", "content", "trailers"), CHUNKED)
-def test_chunked(octets: bytes, content: bytes, trailers: bytes, step: int) -> None:
-    """RFC 9112 section 7.1, in pieces of any size; what follows the end is given back."""
-    decoder = ChunkedDecoder()
-    octets += b"rest" if step == 100 else b""
-    found = b""
-    rest: bytes | None = None
-    for at in range(0, len(octets), step):
-        assert rest is None
-        piece, rest = decoder.feed(octets[at : at + step])
-        found += piece
-    assert (found, rest, decoder.trailers) == (content, b"rest" if step == 100 else b"", trailers)
-
-
-@pytest.mark.parametrize(
-    "octets",
-    [
-        pytest.param(octets, id=repr(octets))
-        for octets in (
-            b"\r\n",
-            b"g\r\n",
-            b"-1\r\n",
-            b"+1\r\n",
-            b"0x1\r\na\r\n",
-            b" 1\r\na\r\n",
-            b"1 \r\na\r\n",
-            b"1;\r\na\r\n",
-            b"1;a\x00\r\na\r\n",
-            b"1\na\r\n",
-            b"1\r\nab\r\n",
-            b"1\r\na\n",
-            b"1\r\na\r\r\n",
-            b"1" * 16 + b"\r\n",
-            b"0\r\n\n",
-            b"0\r\nno colon\r\n\r\n",
-            b"0\r\nA: b\n\r\n",
-            b"0\r\nA : b\r\n\r\n",
-            b"0\r\n A: b\r\n\r\n",
-            b"0\r\nContent-Length: 1\r\n\r\n",
-            b"0\r\ntransfer-encoding: chunked\r\n\r\n",
-        )
-    ],
-)
-@pytest.mark.parametrize("step", [1, 100])
-def test_not_chunked(octets: bytes, step: int) -> None:
-    """What another parser might read otherwise is refused, in pieces of any size."""
-    with pytest.raises(Malformed):
-        feed_in_pieces(ChunkedDecoder(), octets, step)
-
-
-@pytest.mark.parametrize("octets", [b"1;" + b"x" * 100, b"0\r\n" + b"A: " + b"x" * 100], ids=["extension", "trailers"])
-def test_chunked_without_end(octets: bytes) -> None:
-    """Extensions and trailers are bounded, as heads are."""
-    decoder = ChunkedDecoder()
-    decoder.feed(octets)
-    with pytest.raises(Oversized):
-        feed_in_pieces(decoder, b"x" * 70_000, 100)

@@ -1,0 +1,165 @@
+"""A request that is relayed below ASGI: what upstream answers goes out on the client's connection."""
+
+from http import HTTPStatus
+from typing import TYPE_CHECKING
+
+from sanitizer.errors import GatewayError
+from sanitizer.relay.connection import Transport
+from sanitizer.relay.exchange import Exchange, Response
+from sanitizer.relay.framing import Framing, Length
+from sanitizer.relay.headers import encode_head, passed_trailers
+
+if TYPE_CHECKING:
+    from sanitizer.relay.protocol import RelayProtocol
+
+
+class Relayed(Exchange):
+    """A request of ``client``'s, relayed; or, once upstream has switched protocols, a tunnel."""
+
+    __slots__ = ("_chunked_out", "_eofs", "_head", "client", "keep_alive", "started", "version")
+
+    def __init__(
+        self,
+        client: "RelayProtocol",
+        method: bytes,
+        head: bytes,
+        length: Length,
+        upgrade: bool,
+        keep_alive: bool,
+        version: bytes,
+    ) -> None:
+        super().__init__(client.front.upstream, method, head, length, upgrade=upgrade)
+        self.client = client
+        self.keep_alive = keep_alive
+        self.version = version
+        self.started = False
+        self._head = b""  # of the response, until its first content is there
+        self._chunked_out = False
+        self._eofs = 0
+
+    @property
+    def begun(self) -> bool:
+        """Whether some of the response has been written."""
+        return self.response is not None
+
+    def start(self) -> None:
+        self.started = True
+        super().start()
+        if self.blocked and not self.request_complete:
+            self.client.pause("upstream")
+
+    def content(self, data: bytes) -> None:
+        self.send(data)
+        if self.started and self.blocked:
+            self.client.pause("upstream")
+
+    def end(self, trailers: bytes) -> None:
+        if not self.request_complete:
+            self.send(b"", True, trailers)
+        self.client.resume("upstream")  # to see the client leave
+
+    def last(self) -> None:
+        """Let this be the connection's last request."""
+        self.keep_alive = False
+
+    def client_blocked(self) -> None:
+        self.pause_reading()
+
+    def client_unblocked(self) -> None:
+        self.resume_reading()
+
+    # Exchange
+
+    def on_unblocked(self) -> None:
+        self.client.resume("upstream")
+
+    def on_interim(self, head: bytes) -> None:
+        if self.version == b"1.1":
+            self.client.write(head)
+
+    def on_response(self, response: Response) -> None:
+        self.keep_alive = self.client.stays_open(self.keep_alive)
+        head = response.head
+        if isinstance(response.length, Framing):
+            if self.version == b"1.1":
+                self._chunked_out = True
+                head = head[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
+            else:
+                self.keep_alive = False
+        self._head = head if self.keep_alive else head[:-2] + b"Connection: close\r\n\r\n"
+
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
+        if self._chunked_out:
+            if data:
+                data = b"%x\r\n%b\r\n" % (len(data), data)
+            if last:
+                data += b"0\r\n" + passed_trailers(trailers) + b"\r\n" if trailers else b"0\r\n\r\n"
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            self.client.write(data)
+        if last:
+            self.client.answered(self, self.keep_alive)
+
+    def on_error(self, error: GatewayError) -> None:
+        client = self.client
+        if client.tunnel is self:
+            client.close()
+        elif self.response is not None:
+            client.abort()
+        else:
+            self.keep_alive = client.stays_open(self.keep_alive)
+            client.write(encode_error(error, self.keep_alive, self.method))
+            client.answered(self, self.keep_alive)
+
+    # Tunnel
+
+    def on_tunnel(self, response: Response, data: bytes) -> None:
+        self.client.write(response.head + data)
+        self.client.enter_tunnel(self)
+
+    def on_tunnel_data(self, data: bytes) -> None:
+        self.client.write(data)
+
+    def on_tunnel_eof(self) -> None:
+        self._end_of(self.client.transport)
+
+    def tunnel_send(self, data: bytes) -> None:
+        """Bytes from the client inside the tunnel."""
+        if self.connection is not None:
+            self.connection.transport.write(data)
+            if self.connection.write_paused:
+                self.client.pause("upstream")
+
+    def tunnel_eof(self) -> bool:
+        """The client will send nothing more; returns whether it can still be written to."""
+        if self.connection is not None:
+            self._end_of(self.connection.transport)
+        return self.client.transport.can_write_eof()
+
+    def leave(self) -> None:
+        """The client's connection is gone; what it has sent still reaches upstream."""
+        self._finish()
+        if self.connection is not None:
+            self.connection.exchange = None
+            self.connection.transport.close()
+
+    def _end_of(self, transport: Transport) -> None:
+        self._eofs += 1
+        self.upstream.outbox.flush()
+        if self._eofs == 2 or not transport.can_write_eof():
+            self._finish()  # in good order: what closes now is no failure of upstream's
+            transport.close()
+            self.client.close()
+        else:
+            transport.write_eof()
+
+
+def encode_error(error: GatewayError, keep_alive: bool, method: bytes = b"GET") -> bytes:
+    """A whole response for an error of the gateway's own."""
+    content = error.body()
+    fields = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
+    if not keep_alive:
+        fields.append((b"Connection", b"close"))
+    phrase = HTTPStatus(error.status).phrase.encode()
+    return encode_head(b"HTTP/1.1 %d %b" % (error.status, phrase), fields) + (content if method != b"HEAD" else b"")

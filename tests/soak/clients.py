@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import hashlib
 import itertools
 import json
 import random
-import socket
-import struct
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 from websockets.client import ClientProtocol
 from websockets.frames import Frame, Opcode
 from websockets.uri import parse_uri
 
+from tests.soak.connection import BadGateway, Connection, Cut, Wrong, expect
 from tests.soak.ledger import Failure, Ledger, now
 from tests.soak.upstream import ROUTES
 
@@ -34,89 +32,6 @@ UPDATED = {"key": "sk-soak", "key_alias": "soak", "models": []}
 
 class Left(Exception):
     """The client has left, as it was to."""
-
-
-class Cut(Exception):
-    """The connection ended before the answer was whole."""
-
-
-class BadGateway(Exception):
-    """The gateway has answered 502 in upstream's place."""
-
-
-class Wrong(Exception):
-    """An answer that it may never give."""
-
-
-def expect(condition: object, what: str) -> None:
-    if not condition:
-        raise Wrong(what)
-
-
-class Connection:
-    """One HTTP/1.1 connection to the gateway."""
-
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader = reader
-        self.writer = writer
-        self.last = False  # the answer was the connection's last
-        self.raw_head = b""
-        self._fields: dict[bytes, bytes] = {}
-
-    @classmethod
-    async def open(cls, port: int) -> Connection:
-        return cls(*await asyncio.open_connection("127.0.0.1", port, limit=1 << 18))
-
-    async def send(self, data: bytes) -> None:
-        self.writer.write(data)
-        await self.writer.drain()
-
-    async def head(self) -> int:
-        """The status of the next head; 502 raises `BadGateway`, if it has the shape of LiteLLM's errors."""
-        self.raw_head = await self.reader.readuntil(b"\r\n\r\n")
-        lines = self.raw_head[:-4].split(b"\r\n")
-        self._fields = {
-            n.strip().lower(): value.strip() for n, _, value in (line.partition(b":") for line in lines[1:])
-        }
-        status = int(lines[0].split(b" ")[1])
-        self.last = self._fields.get(b"connection") == b"close"
-        if status == 502:
-            error = json.loads(await self.content())["error"]
-            expect({"message", "type", "param", "code"} == error.keys() and error["code"] == "502", f"502 {error}")
-            raise BadGateway
-        expect(status in (100, 101, 200), f"status {status}")
-        return status
-
-    def field(self, name: bytes) -> bytes:
-        return self._fields.get(name, b"")
-
-    async def pieces(self) -> AsyncIterator[bytes]:
-        """The answer's content as it comes."""
-        if self.field(b"transfer-encoding"):
-            while size := int(await self.reader.readuntil(b"\r\n"), 16):
-                yield await self.reader.readexactly(size)
-                await self.reader.readexactly(2)
-            await self.reader.readexactly(2)
-        else:
-            left = int(self.field(b"content-length"))
-            while left:
-                data = await self.reader.read(min(left, 65536))
-                if not data:
-                    raise asyncio.IncompleteReadError(b"", left)
-                left -= len(data)
-                yield data
-
-    async def content(self) -> bytes:
-        return b"".join([data async for data in self.pieces()])
-
-    def close(self, *, reset: bool = False) -> None:
-        if reset:
-            sock = self.writer.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # it may be gone
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            self.writer.transport.abort()
-        else:
-            self.writer.close()
 
 
 class Visitor:
@@ -157,11 +72,12 @@ class Visitor:
         self.hang_up()
 
     async def look_up(self) -> None:
+        """One ``POST /key/update`` that needs a lookup, besides those that are counted out."""
         self.kind, self.id = "key/update", f"{next(self.numbers)}-look-up"
         await self.once(self.update)
         self.hang_up()
 
-    async def once(self, play: Any) -> bool:
+    async def once(self, play: Callable[[Connection], Awaitable[None]]) -> bool:
         """One request, whatever comes of it; false if it failed."""
         begin = now()
         outcome = ""

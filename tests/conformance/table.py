@@ -99,6 +99,7 @@ class Row:
         lab.upstream.settle()
         if lab.upstream.errors:
             raise lab.upstream.errors[0]
+        lab.gateway.assert_no_traceback()
 
 
 class Decorator(Protocol):

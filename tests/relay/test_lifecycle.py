@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -131,6 +132,18 @@ def test_second_signal(upstream: Upstream) -> None:
             assert gateway.wait() == 0
         finally:
             work.close()
+
+
+def test_worker_dies(upstream: Upstream) -> None:
+    """A worker that dies is replaced; the other goes on serving meanwhile."""
+    with Gateway(upstream.url, "--workers", "2") as gateway:
+        assert gateway.ask(GET).status == 200
+        children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+        workers = [int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        assert len(workers) == 2
+        os.kill(workers[0], signal.SIGKILL)
+        gateway.wait_for_line("a worker has died")
+        assert [gateway.ask(GET).status for _ in range(5)] == [200] * 5
 
 
 def test_upstream_restarts() -> None:

@@ -40,6 +40,7 @@ class Gateway:
         self.keepalive_timeout = settings.keepalive_timeout
         self.counters = Counters()
         self.draining = False
+        self.on_refused: Callable[[str, str], None] = logs.Repeats("request refused")
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -62,7 +63,7 @@ class Gateway:
             response_timeout=settings.response_timeout,
             keepalive=settings.upstream_keepalive,
             max_connections=settings.max_connections,
-            on_error=logs.Repeats(),
+            on_error=logs.Repeats("upstream failed"),
         )
         relay = Relay(self.upstream, self.forwarding)
         self.stored = StoredKeys(

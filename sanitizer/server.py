@@ -83,9 +83,10 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace
         self.gateway.draining = True
-        logs.event(logging.INFO, "stopping", grace_seconds=self._grace)
-        if not self._interrupted:
-            await self._wait(loop.time() + min(_ACCEPT_AT_MOST, self._grace / 6), lambda: False)
+        accepting = 0.0 if self._interrupted else min(_ACCEPT_AT_MOST, self._grace / 6)
+        worker = os.getpid() if multiprocessing.parent_process() else None
+        logs.event(logging.INFO, "stopping", accepting_seconds=accepting, grace_seconds=self._grace, worker=worker)
+        await self._wait(loop.time() + accepting, lambda: False)
         for server in self.servers:
             server.close()
         for connection in list(self.server_state.connections):
@@ -103,6 +104,7 @@ class Server(uvicorn.Server):
         logs.event(
             logging.INFO,
             "stopped",
+            worker=worker,
             relayed=counters.fast,
             through_asgi=counters.cycles,
             refused=counters.refused,
@@ -138,7 +140,8 @@ def serve(settings: Settings) -> int:
     try:
         listener = _listen(settings)
     except OSError as error:
-        print(f"litellm-sanitizer: can't listen on {_where(settings)}: {error.strerror or error}", file=sys.stderr)
+        reason = (error.strerror or str(error)).partition(" (while")[0]
+        print(f"litellm-sanitizer: can't listen on {_where(settings)}: {reason}", file=sys.stderr)
         return 1
     scheme = "https" if settings.ssl_certfile else "http"
     at = f"unix:{settings.uds}" if settings.uds else f"{scheme}://{_authority(listener)}"
@@ -146,6 +149,7 @@ def serve(settings: Settings) -> int:
         logging.INFO,
         f"listening on {at}",
         upstream=str(settings.upstream),
+        root_path=",".join(filter(None, settings.prefixes)) or None,
         mode=settings.mode,
         fields=",".join(sorted(settings.fields)),
         workers=settings.workers,

@@ -69,7 +69,10 @@ def _severity(level: str) -> int:
 class Repeats:
     """Sums up failures of one kind: the first is logged at once, then one line every ten seconds says how many more."""
 
-    def __init__(self, log: Callable[..., None] = event, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, message: str, log: Callable[..., None] = event, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._message = message
         self._log = log
         self._clock = clock
         self._kinds: dict[str, tuple[float, int]] = {}
@@ -82,4 +85,4 @@ class Repeats:
             self._kinds[kind] = since, more + 1
             return
         self._kinds[kind] = now, 0
-        self._log(logging.WARNING, "upstream failed", kind=kind, detail=detail, more=more or None)
+        self._log(logging.WARNING, self._message, kind=kind, detail=detail, more=more or None)

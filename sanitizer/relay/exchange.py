@@ -154,7 +154,7 @@ class Exchange:
     def _transmit(self) -> None:
         """Send the head, and what has come of the content."""
         connection = self.connection
-        if self.done or connection is None or self.transmitted:
+        if self.done or connection is None or self.transmitted or connection.transport.is_closing():
             return
         if connection.exchanges > 1 and not connection.fresh:
             connection.close()
@@ -183,14 +183,17 @@ class Exchange:
         connection, self.connection = self.connection, None
         if self.done:
             return
-        if not self.transmitted:
-            self.upstream.acquire(self)
+        if not self.transmitted and connection is not None and connection.exchanges > 1:
+            self.upstream.acquire(self)  # it had been closed while it was idle; nothing has been sent
             return
-        untouched = connection is not None and connection.exchanges > 1 and not connection.answering
-        if untouched and not self.retried and self._held is not None and self.response is None:
+        may_repeat = not self.transmitted or (
+            connection is not None and connection.exchanges > 1 and not connection.answering and self._held is not None
+        )
+        if may_repeat and not self.retried:
             self.retried = True
+            if self.transmitted and self._held is not None:
+                self._unsent = [b"".join(self._held)]
             self.transmitted = False
-            self._unsent = [b"".join(self._held)]
             self.disarm()
             self.upstream.connect(self)
         else:

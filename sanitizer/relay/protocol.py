@@ -69,6 +69,8 @@ class Front(Protocol):
     forwarding: Forwarding
     counters: Counters
     draining: bool
+    on_refused: Callable[[str, str], None]
+    """Told the kind and the detail when a request is answered by the gateway itself."""
     keepalive_timeout: float
 
     intercepts: Callable[[str, str], bool]
@@ -398,6 +400,7 @@ class RelayProtocol(asyncio.Protocol):
                 self.abort()
                 return
         self.front.counters.refused += 1
+        self.front.on_refused(error.kind, str(error))
         self.write(encode_error(error, False))
         self._linger()
 

@@ -30,7 +30,9 @@ def test_repeats() -> None:
     """The first failure of a kind is logged at once; those of the next ten seconds are one number in the next line."""
     lines: list[dict[str, Any]] = []
     times = iter((100.0, 101.0, 109.9, 110.0, 111.0, 111.0))
-    repeats = logs.Repeats(lambda level, message, **fields: lines.append(fields), lambda: next(times))
+    repeats = logs.Repeats(
+        "upstream failed", lambda level, message, **fields: lines.append(fields), lambda: next(times)
+    )
     for _ in range(5):
         repeats("broken", "reset")
     repeats("unreachable", "refused")

@@ -113,7 +113,7 @@ ROWS: list[Row] = [
     ),
     relayed(
         "X-Forwarded-For of a trusted proxy cannot be named away",
-        "CVE-2022-31813 (Apache: Connection drops X-Forwarded-*)",
+        "CVE-2022-31813: Apache, Connection drops X-Forwarded-*",
         get(b"Connection: X-Forwarded-For", b"X-Forwarded-For: 203.0.113.9"),
         Arrives(has=(b"X-Forwarded-For: 203.0.113.9",)),
         options=TRUSTED,

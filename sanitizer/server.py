@@ -66,7 +66,7 @@ class Server(uvicorn.Server):
         """Serve until a signal says stop; returns the exit status."""
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             runner.run(self.serve(self._listening))
-        return 0
+        return 0 if self.started else 1
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         await super().startup(sockets)

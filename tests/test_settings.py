@@ -121,7 +121,7 @@ def test_values() -> None:
         },
         {},
     )
-    assert (settings.max_body, settings.lookup_timeout, settings.fields) == (2048, 0.5, {"allowed_routes"})
+    assert (settings.max_body, settings.lookup_timeout, settings.fields) == (2048, 0.5, frozenset({"allowed_routes"}))
     assert settings.trusted_proxies.trusts("10.1.2.3")
     assert settings.trusted_proxies.trusts(None)
     assert not settings.trusted_proxies.trusts("11.1.2.3")

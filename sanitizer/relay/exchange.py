@@ -111,7 +111,7 @@ class Exchange:
                 self._held = None
         if self.connection is None or not self.transmitted:
             self._unsent.append(framed)
-        else:
+        elif not self.connection.transport.is_closing():  # else its end is about to be told
             if framed:
                 self.connection.transport.write(framed)
             if self.upstream.response_timeout is not None:

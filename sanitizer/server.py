@@ -83,7 +83,7 @@ class Server(uvicorn.Server):
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._grace
         self.gateway.draining = True
-        accepting = 0.0 if self._interrupted else min(_ACCEPT_AT_MOST, self._grace / 6)
+        accepting = _accepting_seconds(self._grace, self._interrupted)
         worker = os.getpid() if multiprocessing.parent_process() else None
         logs.event(logging.INFO, "stopping", accepting_seconds=accepting, grace_seconds=self._grace, worker=worker)
         await self._wait(loop.time() + accepting, lambda: False)
@@ -132,6 +132,11 @@ class Server(uvicorn.Server):
         self.force_exit = self.should_exit
         self._interrupted = sig == signal.SIGINT
         self.should_exit = True
+
+
+def _accepting_seconds(grace: float, interrupted: bool) -> float:
+    """How long new connections are accepted after a signal to stop; not at all after Ctrl-C."""
+    return 0.0 if interrupted else min(_ACCEPT_AT_MOST, grace / 6)
 
 
 def serve(settings: Settings) -> int:
@@ -233,6 +238,7 @@ def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket) ->
                     time.sleep(_WORKER_RESTART_PAUSE)  # one that dies at its start must not take the whole machine
                     workers[index] = start()
         told = 0
+        accept_until = time.monotonic() + _accepting_seconds(settings.shutdown_grace, stop[0] == signal.SIGINT)
         deadline = time.monotonic() + settings.shutdown_grace + 5
         while any(worker.exitcode is None for worker in workers) and time.monotonic() < deadline:
             for number in stop[told:]:
@@ -240,6 +246,8 @@ def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket) ->
                     if worker.exitcode is None:
                         os.kill(worker.pid, number)
             told = len(stop)
+            if time.monotonic() >= accept_until:  # as the workers do: else clients would wait in its backlog
+                listener.close()
             multiprocessing.connection.wait(
                 [worker.sentinel for worker in workers if worker.exitcode is None], timeout=0.2
             )

@@ -64,6 +64,14 @@ class TrustedProxies:
         return any(address in network for network in self.networks)
 
 
+def _encodable(host: str) -> bool:
+    """Whether a name can be looked up at all: no empty label, none of more than 63 characters."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
+
+
 def _address(text: str) -> Address:
     takes = "takes http://host[:port], https://host[:port] or unix:/path, without a path, query or user"
     if text.startswith("unix:"):
@@ -85,6 +93,7 @@ def _address(text: str) -> Address:
         or url.fragment
         or "@" in url.netloc
         or not text.isascii()
+        or not _encodable(url.hostname)
         or re.search(r"[\x00-\x20\x7f]", text)
     ):
         raise ValueError(takes)

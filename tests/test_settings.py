@@ -50,6 +50,8 @@ def test_authority() -> None:
                 "http://a:x",
                 "http://\u00e4",
                 "http://a b",
+                "http://a..b",
+                "http://" + "a" * 64,
                 "unix:a",
                 "",
             )

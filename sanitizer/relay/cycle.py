@@ -35,6 +35,8 @@ class Cycle:
         self.started = False
         if client.flow is None:
             client.flow = FlowControl(cast(Any, _CycleFlow(client)))
+            if client.write_blocked:
+                client.flow.pause_writing()
         self._flow = client.flow
         self._cycle = RequestResponseCycle(
             scope=cast(Any, scope),
@@ -79,11 +81,11 @@ class Cycle:
         self._cycle.disconnected = True
         self._cycle.message_event.set()
 
-    def client_blocked(self) -> None:
-        self._flow.pause_writing()
+    def pause_reading(self) -> None:
+        """The application waits by the flow control that it shares with the connection."""
 
-    def client_unblocked(self) -> None:
-        self._flow.resume_writing()
+    def resume_reading(self) -> None:
+        """Likewise."""
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -93,4 +95,5 @@ class Cycle:
             self._client.abort()
 
     def _answered(self) -> None:
+        self._flow.resume_reading()  # what has not been taken is of no more use
         self._client.answered(self, self._cycle.keep_alive)

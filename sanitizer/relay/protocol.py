@@ -20,6 +20,7 @@ Cases, before the code that branches on them:
 import asyncio
 import re
 import socket
+import struct
 from collections.abc import Callable
 from typing import Any, Final, Literal, Protocol, cast
 from urllib.parse import unquote
@@ -34,7 +35,7 @@ from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
 from sanitizer.relay.connection import Transport
 from sanitizer.relay.cycle import Cycle
 from sanitizer.relay.framing import Framing, request_length
-from sanitizer.relay.headers import Forwarding, Head, Peer, head_fields, passed_trailers, read_head
+from sanitizer.relay.headers import Forwarding, Peer, head_fields, passed_trailers, read_head
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
 from sanitizer.relay.relayed import Relayed, encode_error
 from sanitizer.relay.upstream import Upstream
@@ -47,6 +48,7 @@ _LINGER: Final = 5.0
 """Seconds in which a client may read its response while what it still sends is dropped."""
 _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
+_HOST: Final = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 _NEVER: Final = float("inf")
 
 Pause = Literal["upstream", "pipelined", "cycle"]
@@ -107,6 +109,7 @@ class RelayProtocol(asyncio.Protocol):
         self._left = 0  # octets of it, where their number is known
         self._chunks: ChunkedDecoder | None = None  # where it is not
         self._waiting = b""  # what has come behind it
+        self.write_blocked = False  # the client reads more slowly than is written to it
         self._pauses: set[Pause] = set()
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -150,7 +153,7 @@ class RelayProtocol(asyncio.Protocol):
             self.tunnel.tunnel_send(data)
         elif self.closing:
             return
-        elif self._request is not None and not self._receiving:
+        elif not self._receiving and (self._request is not None or self.write_blocked):
             self._waiting += data
             self.pause("pipelined")
         else:
@@ -160,16 +163,24 @@ class RelayProtocol(asyncio.Protocol):
         return self.tunnel is not None and self.tunnel.tunnel_eof()
 
     def pause_writing(self) -> None:
+        self.write_blocked = True
+        if self.flow is not None:
+            self.flow.pause_writing()
         if self.tunnel is not None:
             self.tunnel.pause_reading()
         elif self._request is not None:
-            self._request.client_blocked()
+            self._request.pause_reading()
 
     def resume_writing(self) -> None:
+        self.write_blocked = False
+        if self.flow is not None:
+            self.flow.resume_writing()
         if self.tunnel is not None:
             self.tunnel.resume_reading()
         elif self._request is not None:
-            self._request.client_unblocked()
+            self._request.resume_reading()
+        elif self._waiting and not self.closing:
+            self._read_waiting()
 
     # uvicorn
 
@@ -207,12 +218,15 @@ class RelayProtocol(asyncio.Protocol):
             self._linger()
         elif not keep_alive:
             self.close()
-        elif self._waiting:
-            data, self._waiting = self._waiting, b""
-            self.resume("pipelined")
-            self._read(data)
         else:
             self._expire_in(self.front.keepalive_timeout)
+            if self._waiting and not self.write_blocked:
+                self._read_waiting()
+
+    def _read_waiting(self) -> None:
+        data, self._waiting = self._waiting, b""
+        self.resume("pipelined")
+        self._read(data)
 
     def write(self, data: bytes) -> None:
         """Send ``data`` at the end of this turn of the event loop."""
@@ -232,10 +246,14 @@ class RelayProtocol(asyncio.Protocol):
         self.closing = True
         self.front.upstream.outbox.flush()
         self.transport.close()
+        self._expire_in(self.front.keepalive_timeout)  # what a client does not read must not keep the connection
 
     def abort(self) -> None:
         """Reset the connection, so that the response can't be taken for whole."""
         self.closing = True
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None:  # else the kernel sends FIN, which ends a response that lasts until the connection closes
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
     def enter_tunnel(self, exchange: "Relayed") -> None:
@@ -311,7 +329,8 @@ class RelayProtocol(asyncio.Protocol):
         if head.hosts > 1 or (not head.hosts and version == b"1.1"):
             raise BadRequest("exactly one Host is needed")  # RFC 9112 section 3.2
         if target[:1] != b"/" or method == b"CONNECT":
-            target = _origin_form(method, target, head)
+            target, octets = _origin_form(method, target, octets)
+            head = read_head(octets, way=self.peer.trusted)
         length = request_length(head, version)
         if length is Framing.CHUNKED:
             self._chunks = ChunkedDecoder()
@@ -325,9 +344,9 @@ class RelayProtocol(asyncio.Protocol):
                 self.front.counters.cycles += 1
                 return Cycle(self, self._scope(octets, method, target, path, version), keep_alive)
         self.front.counters.fast += 1
-        if len(parts[1]) != len(target) or version != b"1.1":
-            head.octets = b"%b %b HTTP/1.1" % (method, target) + head.octets[len(start_line) :]
         onward = self.front.forwarding.onward(head, self.peer, version)
+        if version != b"1.1":
+            onward = onward.replace(b" HTTP/1.0\r\n", b" HTTP/1.1\r\n", 1)
         upgrade = False
         if self._chunks is not None:
             onward += b"Transfer-Encoding: chunked\r\n"
@@ -432,6 +451,8 @@ class RelayProtocol(asyncio.Protocol):
             return
         if self.loop.time() < self._deadline:
             self._timer = self.loop.call_at(self._deadline, self._expire)
+        elif self.transport.is_closing():
+            self.transport.abort()
         else:
             self.close()
 
@@ -450,19 +471,20 @@ def _without_h2c(protocols: bytes) -> bytes:
     return b", ".join(name for name in names if name.lower() != b"h2c")
 
 
-def _origin_form(method: bytes, target: bytes, head: Head) -> bytes:
-    """The target for upstream of a request whose target is not a path (RFC 9112 section 3.2).
+def _origin_form(method: bytes, target: bytes, octets: bytes) -> tuple[bytes, bytes]:
+    """Target and head for upstream of a request whose target is not a path (RFC 9112 section 3.2).
 
-    An absolute target's authority counts, whatever Host says: it takes Host's place in ``head``.
+    An absolute target's authority counts, whatever Host says, and takes its place.
     """
     if target == b"*" and method == b"OPTIONS":
-        return target
+        return target, octets
     scheme, separator, rest = target.partition(b"://")
     if method == b"CONNECT" or not separator or scheme.lower() not in (b"http", b"https"):
         raise BadRequest("target is neither a path nor an http URL")
     authority, slash, path = rest.partition(b"/")
     if not authority or b"@" in authority or b"?" in authority or b"#" in authority:
         raise BadRequest("target has no plain authority")
-    head.octets = re.sub(rb"(?i)(\r\nhost:)[^\r]*", rb"\1 " + authority, head.octets)
-    head.host = authority
-    return slash + path or b"/"
+    target = slash + path or b"/"
+    start_line, lines = octets[: octets.index(b"\r\n")], octets[octets.index(b"\r\n") :]
+    version = start_line.rpartition(b" ")[2]
+    return target, b"%b %b %b\r\nHost: %b" % (method, target, version, authority) + _HOST.sub(b"", lines)

@@ -62,12 +62,6 @@ class Relayed(Exchange):
         """Let this be the connection's last request."""
         self.keep_alive = False
 
-    def client_blocked(self) -> None:
-        self.pause_reading()
-
-    def client_unblocked(self) -> None:
-        self.resume_reading()
-
     # Exchange
 
     def on_unblocked(self) -> None:
@@ -78,6 +72,8 @@ class Relayed(Exchange):
             self.client.write(head)
 
     def on_response(self, response: Response) -> None:
+        if self.client.write_blocked:  # by the response before
+            self.pause_reading()
         self.keep_alive = self.client.stays_open(self.keep_alive)
         head = response.head
         if isinstance(response.length, Framing):

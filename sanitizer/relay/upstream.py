@@ -81,6 +81,8 @@ class Upstream:
     def connect(self, exchange: Exchange) -> None:
         """Attach ``exchange`` to a new connection, or to the first that comes free while all are taken."""
         if self._max is not None and self.open >= self._max:
+            while self._waiting and self._waiting[0].done:
+                self._waiting.popleft()
             self._waiting.append(exchange)
             exchange.timer = self.loop.call_later(self._connect_timeout, exchange.fail, PoolExhausted())
             return
@@ -171,7 +173,7 @@ class Upstream:
                     )
         except TimeoutError:
             error = ConnectTimeout()
-        except OSError as cause:  # ssl.SSLError is one
+        except (OSError, ValueError) as cause:  # ssl.SSLError is one; the other: a name that IDNA can't encode
             error = UpstreamUnreachable()
             error.__cause__ = cause
         else:

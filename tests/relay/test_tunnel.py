@@ -51,12 +51,13 @@ class Upstream:
         return self.refuse
 
     def _handle(self, connection: ServerConnection) -> None:
+        outcome, done = self.outcome, self.done  # of the test that it is for, however late it ends
         try:
             self.handler(connection)
         except ConnectionClosed as closed:
-            self.outcome.append(closed)
+            outcome.append(closed)
         finally:
-            self.done.set()
+            done.set()
 
     def close(self) -> None:
         """Stop accepting; connections are the clients' to close."""
@@ -86,8 +87,8 @@ def tunnelling(server: Upstream) -> Iterator[Gateway]:
 def upstream(server: Upstream) -> Upstream:
     server.handler, server.refuse = echo, None
     server.requests.clear()
-    server.outcome.clear()
-    server.done.clear()
+    server.outcome = []
+    server.done = threading.Event()
     return server
 
 

@@ -220,7 +220,8 @@ class Connection(asyncio.Protocol):
         if surplus or not self._keeps_alive or not exchange.request_complete or self.transport.is_closing():
             self.transport.abort()
         else:
-            self.resume_reading()
+            if self._reading_paused:
+                self.resume_reading()
             exchange.connection = None
             self.upstream.release(self)  # first, so that the face's next request can take it
         exchange.complete(content, trailers)

@@ -169,7 +169,8 @@ class Exchange:
             self.on_unblocked()
 
     def respond(self, response: Response) -> None:
-        self.disarm()
+        if self.timer is not None:
+            self.disarm()
         self._held = None
         self.response = response
         self.on_response(response)
@@ -210,7 +211,8 @@ class Exchange:
         self.done = True
         self._held = None
         self._unsent = []
-        self.disarm()
+        if self.timer is not None:
+            self.disarm()
 
     def _arm(self) -> None:
         # counts from the last byte sent: a long upload is not a slow answer

@@ -28,7 +28,8 @@ class Framing(Enum):
 #: Length of a content in bytes, or how its end is found
 Length = int | Framing
 
-_DIGITS: Final = re.compile(rb"[0-9]{1,18}")
+_DIGITS: Final = 18
+"""Digits of the largest Content-Length; more than any content has, and less than any counter holds."""
 _CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
 
 
@@ -39,7 +40,7 @@ def _faulty(head: Head) -> str:
     if head.length is not None:
         if head.coding is not None:
             return "Content-Length beside Transfer-Encoding"
-        if not _DIGITS.fullmatch(head.length):
+        if not head.length.isdigit() or len(head.length) > _DIGITS:
             return "Content-Length is not a number"
     elif head.coding is not None and head.coding.lower() != b"chunked":
         return "Transfer-Encoding other than chunked"
@@ -48,12 +49,13 @@ def _faulty(head: Head) -> str:
 
 def request_length(head: Head, version: bytes = b"1.1") -> Length:
     """The length of a request's content; raises `BadRequest` where two parsers could disagree."""
+    if head.coding is None and not head.faulty:
+        if head.length is None:
+            return 0
+        if head.length.isdigit() and len(head.length) <= _DIGITS:
+            return int(head.length)
     if wrong := _faulty(head):
         raise BadRequest(wrong)
-    if head.length is not None:
-        return int(head.length)
-    if head.coding is None:
-        return 0
     if version == b"1.0":
         raise BadRequest("Transfer-Encoding in HTTP/1.0")
     return Framing.CHUNKED

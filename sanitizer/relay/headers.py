@@ -18,7 +18,7 @@ that matter are looked for; what is passed on is never taken apart and put toget
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -31,6 +31,7 @@ Fields = list[tuple[bytes, bytes]]
 _HOP_BY_HOP: Final = (b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade")
 _WAY: Final = (b"forwarded", b"x-real-ip", b"x-forwarded-[^:]*")
 _KEPT: Final = frozenset((b"host", b"content-length", b"via", b"date", b"set-cookie", b"forwarded", b"x-real-ip"))
+_NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name none worth looking for
 _PSEUDONYM: Final = b"litellm-sanitizer-"
 _GATEWAYS_IN_LINE: Final = 8
 
@@ -59,31 +60,26 @@ class Head:
     ``told``: names of the fields that tell where it came from, as far as they are passed on; ``via``: values of Via.
     """
 
-    __slots__ = ("coding", "connection", "faulty", "host", "hosts", "length", "octets", "told", "upgrade", "via")
-
     octets: bytes
-    connection: list[bytes]
-    length: bytes | None
-    coding: bytes | None
-    host: bytes | None
-    hosts: int
-    faulty: str
-    told: list[bytes]
-    upgrade: bytes | None
-    via: list[bytes]
+    connection: Sequence[bytes] = ()
+    length: bytes | None = None
+    coding: bytes | None = None
+    host: bytes | None = None
+    hosts: int = 0
+    faulty: str = ""
+    told: Sequence[bytes] = ()
+    upgrade: bytes | None = None
+    via: Sequence[bytes] = ()
 
 
 def read_head(octets: bytes, *, way: bool = True) -> Head:
     """Read a head; ``way``: pass on the fields that tell where the message came from."""
     head = Head()
-    head.length = head.coding = head.host = head.upgrade = None
-    head.hosts = 0
-    head.faulty = ""
-    connection: list[bytes] = []
-    told: list[bytes] = []
-    via: list[bytes] = []
-    head.connection, head.told, head.via = connection, told, via
     drop = False
+    # made when there is something to put in: most heads say none of it
+    connection: list[bytes] | None = None
+    told: list[bytes] | None = None
+    via: list[bytes] | None = None
     for name, value in _SPECIAL.findall(octets):
         name = name.lower()
         if name == b"host":
@@ -94,10 +90,14 @@ def read_head(octets: bytes, *, way: bool = True) -> Head:
                 head.faulty = "more than one Content-Length"
             head.length = value.rstrip(b" \t")
         elif name == b"via":
+            if via is None:
+                head.via = via = []
             via.append(value)
         elif name in _HOP_BY_HOP:
             drop = True
             if name == b"connection":
+                if connection is None:
+                    head.connection = connection = []
                 connection += [option for part in value.split(b",") if (option := part.strip(b" \t").lower())]
             elif name == b"transfer-encoding":
                 if head.coding is not None:
@@ -107,14 +107,15 @@ def read_head(octets: bytes, *, way: bool = True) -> Head:
                 value = value.rstrip(b" \t")
                 head.upgrade = value if head.upgrade is None else head.upgrade + b", " + value
         elif way:
+            if told is None:
+                head.told = told = []
             told.append(name)
         else:
             drop = True
     if drop:
         octets = (_DROPPED if way else _DROPPED_WITH_WAY).sub(b"", octets)
-        named = {name for name in connection if name not in _KEPT and not name.startswith(b"x-forwarded-")}
-        named.discard(b"close")
-        named.discard(b"keep-alive")
+        named = {name for name in head.connection if name not in _KEPT and not name.startswith(b"x-forwarded-")}
+        named -= _NO_FIELDS
         if named:
             octets = _without(octets, named)
     head.octets = octets
@@ -196,11 +197,11 @@ class Forwarding:
             way += b"X-Forwarded-Host: " + head.host + b"\r\n"
         return head.octets[:-2] + way + b"Via: " + version + self._via
 
-    def _missing(self, told: list[bytes], peer: Peer) -> bytes:
+    def _missing(self, told: Sequence[bytes], peer: Peer) -> bytes:
         lines = peer.way.splitlines(keepends=True)
         return b"".join([line for line in lines if line.partition(b":")[0].lower() not in told])
 
-    def _check_loop(self, via: list[bytes]) -> None:
+    def _check_loop(self, via: Sequence[bytes]) -> None:
         gateways = 0
         for value in via:
             if self._pseudonym in value:

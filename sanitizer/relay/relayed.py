@@ -44,9 +44,10 @@ class Relayed(Exchange):
 
     def start(self) -> None:
         self.started = True
-        super().start()
-        if self.blocked and not self.request_complete:
-            self.client.pause("upstream")
+        if not self.done:
+            self.upstream.acquire(self)
+            if not self._sent_last and self.blocked:
+                self.client.pause("upstream")
 
     def content(self, data: bytes) -> None:
         self.send(data)
@@ -54,7 +55,7 @@ class Relayed(Exchange):
             self.client.pause("upstream")
 
     def end(self, trailers: bytes) -> None:
-        if not self.request_complete:
+        if not self._sent_last:
             self.send(b"", True, trailers)
         self.client.resume("upstream")  # to see the client leave
 

@@ -99,7 +99,7 @@ class Upstream:
         if self._closing:
             connection.close()
             return
-        exchange = self._next_waiting()
+        exchange = self._next_waiting() if self._waiting else None
         if exchange is not None:
             connection.exchanges += 1
             exchange.attach(connection)

@@ -38,6 +38,7 @@ from sanitizer.relay.framing import Framing, request_length
 from sanitizer.relay.headers import Forwarding, Peer, head_fields, passed_trailers, read_head
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
 from sanitizer.relay.relayed import Relayed, encode_error
+from sanitizer.relay.repeat import Repeat
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -48,6 +49,8 @@ _LINGER: Final = 5.0
 """Seconds in which a client may read its response while what it still sends is dropped."""
 _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
+_NEW_HEADS: Final = 8
+"""Heads on one connection that are remembered; a client that never repeats one is not worth it."""
 _HOST: Final = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 _NEVER: Final = float("inf")
 
@@ -110,6 +113,8 @@ class RelayProtocol(asyncio.Protocol):
         self._chunks: ChunkedDecoder | None = None  # where it is not
         self._waiting = b""  # what has come behind it
         self.write_blocked = False  # the client reads more slowly than is written to it
+        self._repeat: Repeat | None = None  # the head before this one
+        self._new_heads = 0  # heads that were none
         self._pauses: set[Pause] = set()
         self._deadline = _NEVER
         self._timer: asyncio.TimerHandle | None = None
@@ -294,6 +299,12 @@ class RelayProtocol(asyncio.Protocol):
             data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
             if not data:
                 return None
+            if self._repeat is not None:
+                end = data.find(b"\r\n\r\n") + 4
+                again = self._repeat.match(data[:end])
+                if again is not None:
+                    self._request = self._relay_again(self._repeat, *again)
+                    return data[end:]
         try:
             found = self._heads.feed(data)
         except Oversized:
@@ -306,6 +317,7 @@ class RelayProtocol(asyncio.Protocol):
             return None
         head, rest = found
         self._deadline = _NEVER
+        self._repeat = None
         self._request = self._make_request(head)
         if not self._receiving:
             self._request.end(b"")
@@ -357,7 +369,22 @@ class RelayProtocol(asyncio.Protocol):
                 onward += b"Connection: Upgrade\r\nUpgrade: " + protocols + b"\r\n"
         if not head.hosts:
             onward += b"Host: " + self.front.upstream.address.authority.encode() + b"\r\n"
-        return Relayed(self, method, onward + b"\r\n", length, upgrade, keep_alive, version)
+        onward += b"\r\n"
+        if self._new_heads < _NEW_HEADS and parts[1] is target and version == b"1.1" and not (upgrade or self._chunks):
+            self._new_heads += 1
+            self._repeat = Repeat.of(octets, onward, method, keep_alive)
+        return Relayed(self, method, onward, length, upgrade, keep_alive, version)
+
+    def _relay_again(self, repeat: Repeat, onward: bytes, length: int) -> Relayed:
+        self._deadline = _NEVER
+        self.front.counters.fast += 1
+        request = Relayed(self, repeat.method, onward, length, False, repeat.keep_alive, b"1.1")
+        if length:
+            self._left = length
+            self._receiving = True
+        else:
+            request.end(b"")
+        return request
 
     def _scope(self, octets: bytes, method: bytes, target: bytes, path: str, version: bytes) -> Scope:
         raw_path, _, query = target.partition(b"#")[0].partition(b"?")

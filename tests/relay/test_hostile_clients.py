@@ -48,7 +48,7 @@ def test_an_empty_line_keeps_no_connection(upstream: Upstream) -> None:
 
 def test_many_requests_and_no_reader(upstream: Upstream) -> None:
     """A client that pipelines and does not read holds one answer or so in memory, not all of them."""
-    size = 256 * 1024
+    size = 50_000  # one write each
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
         assert client.ask(GET).status == 200
@@ -86,3 +86,6 @@ def test_nobody_waits_in_the_backlog_of_a_draining_supervisor(upstream: Upstream
                 break
         else:
             pytest.fail("still accepting")
+        client.sock.setblocking(False)
+        with pytest.raises(BlockingIOError):  # the drain goes on
+            read_to_the_end(client)

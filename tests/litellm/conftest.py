@@ -30,6 +30,19 @@ def before(litellm: LiteLLM, *options: str) -> Iterator[Gateway]:
     assert not [secret for secret in litellm.secrets if secret in written]
 
 
+def releases() -> dict[str, str]:
+    """Addresses of LiteLLMs by release, from ``LITELLM_RELEASES``: ``1.83.13=http://host:port 1.92.0=http://...``."""
+    return dict(part.split("=", 1) for part in os.environ.get("LITELLM_RELEASES", "").split())
+
+
+@pytest.fixture(scope="session", params=list(releases()) or [None])
+def release(request: pytest.FixtureRequest) -> LiteLLM:
+    """Each LiteLLM that ``LITELLM_RELEASES`` names, one after the other."""
+    if request.param is None:
+        pytest.skip("LITELLM_RELEASES names no LiteLLM (tests/litellm/rig/suite.sh starts some)")
+    return LiteLLM(releases()[request.param].rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
+
+
 @pytest.fixture(scope="session")
 def litellm() -> LiteLLM:
     return LiteLLM(address("LITELLM_URL"), os.environ["LITELLM_MASTER_KEY"])

@@ -50,6 +50,7 @@ class Exchange:
 
     __slots__ = (
         "_held",
+        "_held_size",
         "_owed",
         "_sent_last",
         "_unsent",
@@ -81,6 +82,7 @@ class Exchange:
         self._sent_last = length == 0
         self._unsent: list[bytes] = [head]
         self._held: list[bytes] | None = [head] if method in _IDEMPOTENT else None
+        self._held_size = len(head)  # counted along: a body may come byte by byte
         self.timer: asyncio.TimerHandle | None = None
 
     # What the face calls
@@ -107,7 +109,8 @@ class Exchange:
         self._sent_last = last or (not self.chunked and not self._owed)
         if self._held is not None:
             self._held.append(framed)
-            if sum(map(len, self._held)) > _HELD:
+            self._held_size += len(framed)
+            if self._held_size > _HELD:
                 self._held = None
         if self.connection is None or not self.transmitted:
             self._unsent.append(framed)

@@ -20,6 +20,7 @@ SECRETS = {
 }
 KEY = SECRETS["update"]
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
+PATH_HASH = hashlib.sha256(SECRETS["path"].encode()).hexdigest()
 
 FIELDS = (
     f"Host: user:{SECRETS['userinfo']}@example.test\r\n"
@@ -27,7 +28,7 @@ FIELDS = (
     f"x-litellm-api-key: {SECRETS['header']}\r\n"
     f"Cookie: token={SECRETS['cookie']}\r\n"
 )
-TARGET = f"/key/{SECRETS['path']}/regenerate?api_key={SECRETS['query']}"
+TARGET = f"/key/{SECRETS['path']}/reset_spend?api_key={SECRETS['query']}"
 
 
 def request(
@@ -39,6 +40,11 @@ def request(
 
 def update(body: str, *, fields: str = "Content-Type: application/json\r\n") -> bytes:
     return request(target=f"/key/update?debug={SECRETS['query']}", fields=fields, body=body)
+
+
+def regenerate(body: str, *, key: str = SECRETS["path"]) -> bytes:
+    target = f"/key/{key}/regenerate?debug={SECRETS['query']}"
+    return request(target=target, fields="Content-Type: application/json\r\n", body=body)
 
 
 def info(value: object, status: str = "200 OK") -> Script:
@@ -58,6 +64,8 @@ def info(value: object, status: str = "200 OK") -> Script:
 
 
 STORED = info({"key": HASH, "info": {"allowed_routes": ["llm_api_routes"], "secret": SECRETS["answer"]}})
+STORED_BY_PATH = info({"key": PATH_HASH, "info": {"permissions": {"secret": SECRETS["answer"]}}})
+PERMISSIONS = json.dumps({"permissions": {"secret": SECRETS["answer"]}, "new_key": KEY})
 RESEND = json.dumps({"key": KEY, "models": ["a"], "allowed_routes": ["llm_api_routes"]})
 CHANGE = json.dumps({"key": KEY, "allowed_routes": ["info_routes"]})
 UPGRADE = (
@@ -103,6 +111,13 @@ CASES: dict[str, tuple[bytes, Script]] = {
     "an update, its lookup of another shape": (update(RESEND), info([KEY])),
     "an update, its lookup broken off": (update(RESEND), reply(RESET)),
     "an update, its lookup unanswered": (update(RESEND), reply(WAIT_CLOSED)),
+    "a regeneration, dropped": (regenerate(PERMISSIONS), STORED_BY_PATH),
+    "a regeneration, dropped, its key hashed": (regenerate(PERMISSIONS, key=PATH_HASH), STORED_BY_PATH),
+    "a regeneration, changed": (regenerate(PERMISSIONS), info({"key": PATH_HASH, "info": {"permissions": {}}})),
+    "a regeneration, absent": (regenerate(""), STORED_BY_PATH),
+    "a regeneration, unreadable": (regenerate(SECRETS["body"]), STORED_BY_PATH),
+    "a regeneration, its lookup refused": (regenerate(PERMISSIONS), info({"error": KEY}, "403 Forbidden")),
+    "a regeneration, its lookup broken off": (regenerate(PERMISSIONS), reply(RESET)),
 }
 
 
@@ -133,6 +148,7 @@ def assert_no_secret(text: str, where: str) -> None:
     for name, secret in SECRETS.items():
         assert secret not in text, f"the {name} secret is in {where}"
     assert HASH not in text, f"the key's whole hash is in {where}"
+    assert PATH_HASH not in text, f"the whole hash of the path's key is in {where}"
 
 
 @pytest.mark.parametrize("face", ["fast", "asgi"])
@@ -160,11 +176,15 @@ def test_no_secret_is_written(face: Face, log_format: str) -> None:
         upstream.errors.clear()
         lookups = [each.target for each in upstream.requests if each.method == b"GET" and b"/key/info" in each.target]
         assert lookups
-        assert KEY.encode() not in b"".join(lookups), "the key is in the URL of a lookup"
+        for key in (KEY, SECRETS["path"]):
+            assert key.encode() not in b"".join(lookups), "the key is in the URL of a lookup"
         with pytest.raises(AssertionError):
             assert_no_secret(upstream.received.decode("latin-1"), "what upstream received, as it should")
         gateway.stop()
         assert_no_secret("\n".join(gateway.lines), "the log")
+        endpoints = {record["endpoint"] for record in gateway.records if "endpoint" in record}
+        if (face, log_format) == ("fast", "json"):
+            assert endpoints == {"/key/update", "/key/{key}/regenerate"}
         assert any("502" in line or "broke" in line or "upstream" in line for line in gateway.lines), (
             "nothing was logged"
         )

@@ -12,6 +12,7 @@ from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.http import Relay
 from sanitizer.relay.protocol import Counters
 from sanitizer.relay.upstream import Upstream
+from sanitizer.sanitize.lookup_key import KeyFile
 from sanitizer.sanitize.middleware import Record, Sanitizer
 from sanitizer.sanitize.stored import StoredKeys
 from sanitizer.settings import Settings, load
@@ -72,6 +73,7 @@ class Gateway:
             outbound=relay.outbound_fields,
             timeout=settings.lookup_timeout,
             cache_ttl=settings.cache_ttl,
+            lookup_key=_lookup_key(settings),
         )
         self.sanitizer = Sanitizer(
             relay,
@@ -103,6 +105,17 @@ def create_app(settings: Settings | None = None) -> Gateway:
     return Gateway(settings or load({}, os.environ))
 
 
+def _lookup_key(settings: Settings) -> Callable[[], str | None] | None:
+    if settings.lookup_key_file is not None:
+        path = settings.lookup_key_file
+
+        def failed(reason: str) -> None:
+            logs.event(logging.WARNING, "the lookup key file gives no key; the last one is kept", file=path, why=reason)
+
+        return KeyFile(path, failed)
+    return (lambda: settings.lookup_key) if settings.lookup_key is not None else None
+
+
 def _log_decision(record: Record) -> None:
     if record.outcome == "absent":
         return
@@ -115,4 +128,5 @@ def _log_decision(record: Record) -> None:
         key=record.key_hash,
         reason=record.reason,
         lookup_ms=None if record.lookup_seconds is None else round(record.lookup_seconds * 1000, 1),
+        lookup_key=record.lookup_key or None,
     )

@@ -14,6 +14,7 @@ from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from sanitizer.sanitize.gates import FIELDS
+from sanitizer.sanitize.lookup_key import checked_key, read_key
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -179,6 +180,16 @@ def _file(text: str) -> str:
         raise ValueError(f"takes a readable file ({error.strerror})") from None
 
 
+def _key_file(text: str) -> str:
+    try:
+        read_key(text)
+    except OSError as error:
+        raise ValueError(f"takes a readable file ({error.strerror})") from None
+    except ValueError as error:
+        raise ValueError(f"takes a file with {error}") from None
+    return text
+
+
 def _ca(text: str) -> str:
     _file(text)
     try:
@@ -235,6 +246,17 @@ class Settings:
     lookup_timeout: float = field(
         default=5.0, metadata=_option(_seconds(), "SECONDS", "for the whole lookup of a key's stored state")
     )
+    lookup_key_file: str | None = field(
+        default=None,
+        metadata=_option(
+            _key_file,
+            "FILE",
+            "LiteLLM key to look a key up with when the caller's own lookup is refused with 403; "
+            "SANITIZER_LOOKUP_KEY can hold the key itself",
+        ),
+    )
+    lookup_key: str | None = field(default=None, repr=False)
+    """The key itself, from the environment alone: command lines can be read by others. The file goes before it."""
     cache_ttl: float = field(
         default=0.0,
         metadata=_option(
@@ -327,6 +349,7 @@ OPTIONS: tuple[Option, ...] = tuple(
         f.metadata["parse"],
     )
     for f in fields(Settings)
+    if f.metadata
 )
 
 
@@ -343,6 +366,11 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
             except ValueError as error:
                 raise SettingError(source, text, str(error)) from None
             break
+    if key := environ.get("SANITIZER_LOOKUP_KEY"):
+        try:
+            values["lookup_key"] = checked_key(key)
+        except ValueError as error:
+            raise SettingError("SANITIZER_LOOKUP_KEY", "***", f"takes {error}") from None
     settings = Settings(**values)
     if settings.ssl_keyfile and not settings.ssl_certfile:
         raise SettingError("--ssl-keyfile", settings.ssl_keyfile, "needs --ssl-certfile as well")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 import pytest
 
@@ -16,7 +17,10 @@ SECRETS = {
     # LiteLLM's keys can be told by their form
     **{name: f"sk-{name}-0a1b2c3d4e5f6071" for name in ("path", "header", "update", "protocol")},
     # tokens of other kinds cannot
-    **{name: f"eyJ{name}.0a1b2c3d" for name in ("query", "authorization", "cookie", "body", "userinfo", "answer")},
+    **{
+        name: f"eyJ{name}.0a1b2c3d"
+        for name in ("query", "authorization", "cookie", "body", "userinfo", "answer", "own")
+    },
 }
 KEY = SECRETS["update"]
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
@@ -153,9 +157,13 @@ def assert_no_secret(text: str, where: str) -> None:
 
 @pytest.mark.parametrize("face", ["fast", "asgi"])
 @pytest.mark.parametrize("log_format", ["json", "text"])
-def test_no_secret_is_written(face: Face, log_format: str) -> None:
+def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> None:
     """Whatever happens to requests full of secrets, none of them is logged, or in an answer of the gateway's own."""
+    own = tmp_path / "key"
+    own.write_text(SECRETS["own"])
     options = (
+        "--lookup-key-file",
+        str(own),
         "--log-level",
         "debug",
         "--log-format",
@@ -180,8 +188,13 @@ def test_no_secret_is_written(face: Face, log_format: str) -> None:
             assert key.encode() not in b"".join(lookups), "the key is in the URL of a lookup"
         with pytest.raises(AssertionError):
             assert_no_secret(upstream.received.decode("latin-1"), "what upstream received, as it should")
+        assert SECRETS["own"].encode() in upstream.received
+        own.write_text(f"{SECRETS['own']} {SECRETS['own']}")  # no key
+        upstream.script = info({"error": KEY}, "403 Forbidden")
+        play_out(gateway, update(RESEND))
         gateway.stop()
         assert_no_secret("\n".join(gateway.lines), "the log")
+        assert any("lookup key file" in line for line in gateway.lines)
         endpoints = {record["endpoint"] for record in gateway.records if "endpoint" in record}
         if (face, log_format) == ("fast", "json"):
             assert endpoints == {"/key/update", "/key/{key}/regenerate"}

@@ -67,6 +67,7 @@ def test_authority() -> None:
         ("max_connections", "0"),
         *(("trusted_proxies", text) for text in ("10.0.0.1/8", "all", "10.0.0.0/33")),
         *((name, "/nonexistent") for name in ("upstream_ca", "ssl_certfile", "ssl_keyfile")),
+        *(("lookup_key_file", text) for text in ("/nonexistent", "/", "/dev/null", "")),
         ("log_level", "loud"),
         ("log_format", "xml"),
     ],
@@ -87,6 +88,24 @@ def test_not_a_certificate(tmp_path: Path) -> None:
             load({option: str(file)}, {})
     with pytest.raises(SettingError, match="--ssl-certfile as well"):
         load({"ssl_keyfile": str(file)}, {})
+
+
+def test_lookup_key(tmp_path: Path) -> None:
+    """The lookup credential is a file's or a variable's, never a flag's; what is said of it does not repeat it."""
+    file = tmp_path / "key"
+    file.write_text("sk-1\n")
+    settings = load({}, {"SANITIZER_LOOKUP_KEY_FILE": str(file), "SANITIZER_LOOKUP_KEY": " sk-2\n"})
+    assert (settings.lookup_key_file, settings.lookup_key) == (str(file), "sk-2")
+    assert "sk-" not in repr(settings)
+    assert "--lookup-key" not in {option.flag for option in OPTIONS}
+    assert load({}, {"SANITIZER_LOOKUP_KEY": ""}).lookup_key is None
+    with pytest.raises(SettingError, match=r"^SANITIZER_LOOKUP_KEY .*: takes one key") as refused:
+        load({}, {"SANITIZER_LOOKUP_KEY": "sk-1 sk-2"})
+    assert "sk-" not in str(refused.value)
+    file.write_text("sk-1 sk-2")
+    with pytest.raises(SettingError, match=r"^--lookup-key-file .*: takes a file with one key") as refused:
+        load({"lookup_key_file": str(file)}, {})
+    assert "sk-" not in str(refused.value)
 
 
 def test_flags_win() -> None:

@@ -36,12 +36,16 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``fields``: what was cut, or would have been. ``reason``: a stable token. ``body``: None leaves it as sent."""
+    """``fields``: what was cut, or would have been. ``reason``: a stable token. ``body``: None leaves it as sent.
+
+    ``lookup_key``: it rests on a lookup that the caller was refused and the gateway's own credential was used for.
+    """
 
     outcome: Outcome
     fields: tuple[str, ...] = ()
     reason: str | None = None
     body: bytes | None = None
+    lookup_key: bool = False
 
     def observed(self) -> "Decision":
         """The same in mode ``observe``, where nothing is cut."""
@@ -50,17 +54,22 @@ class Decision:
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The key as LiteLLM has it: ``info`` of ``GET /key/info``; ``cached``: read for an earlier request."""
+    """The key as LiteLLM has it: ``info`` of ``GET /key/info``; ``cached``: read for an earlier request.
+
+    ``lookup_key``: read with the gateway's own credential.
+    """
 
     info: dict[str, Json]
     cached: bool = False
+    lookup_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """There is no usable stored value; ``reason`` is a stable token."""
+    """There is no usable stored value; ``reason`` is a stable token. ``lookup_key`` as in `Stored`."""
 
     reason: str
+    lookup_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,8 +158,9 @@ def decide(submission: Submission, stored: Stored | Unknown) -> Decision:
             unchanged.append(gate.field)
     if unchanged:
         body = cut(submission.body, submission.members, unchanged)
-        return Decision(Outcome.DROPPED, tuple(unchanged), body=body)
-    return Decision(Outcome.CHANGED if reason is None else Outcome.UNKNOWN, reason=reason)
+        return Decision(Outcome.DROPPED, tuple(unchanged), None, body, stored.lookup_key)
+    outcome = Outcome.CHANGED if reason is None else Outcome.UNKNOWN
+    return Decision(outcome, reason=reason, lookup_key=stored.lookup_key)
 
 
 def _judge(gate: Gate, value: Json, stored: Stored) -> bool | None:

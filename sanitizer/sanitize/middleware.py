@@ -49,6 +49,8 @@ class Record:
     key_hash: str | None
     reason: str | None
     lookup_seconds: float | None
+    lookup_key: bool = False
+    """Whether the lookup credential was used."""
 
 
 class ClientLeft(Exception):
@@ -151,7 +153,17 @@ class Sanitizer:
         if self._on_decision is None:
             return
         hashed = key_hash(submission.key) if submission and submission.key else None
-        self._on_decision(Record(decision.outcome, target.endpoint, decision.fields, hashed, decision.reason, seconds))
+        self._on_decision(
+            Record(
+                decision.outcome,
+                target.endpoint,
+                decision.fields,
+                hashed,
+                decision.reason,
+                seconds,
+                lookup_key=decision.lookup_key,
+            )
+        )
 
 
 class _Upload:
@@ -236,7 +248,10 @@ def _with_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tu
 
 
 def _marked(send: Send, decision: Decision) -> Send:
-    """``send``, with the decision in the response's header; a field of that name from upstream is replaced."""
+    """``send``, with the decision in the response's header; a field of that name from upstream is replaced.
+
+    What the lookup credential has read is for those whom LiteLLM lets write it: others are not told the decision.
+    """
     value = decision.outcome.encode()
     if decision.fields:
         value += b'; fields="%b"' % ",".join(decision.fields).encode()
@@ -246,7 +261,9 @@ def _marked(send: Send, decision: Decision) -> Send:
     async def marked(message: Message) -> None:
         if message["type"] == "http.response.start":
             headers = [line for line in message.get("headers", ()) if line[0].lower() != HEADER]
-            message = {**message, "headers": [*headers, (HEADER, value)]}
+            if not decision.lookup_key or 200 <= message["status"] < 300:
+                headers.append((HEADER, value))
+            message = {**message, "headers": headers}
         await send(message)
 
     return marked

@@ -29,6 +29,7 @@ CACHE_SIZE = 4 * 1024 * 1024
 """Bytes of answers that the cache keeps."""
 
 _OF_THE_REQUEST = frozenset((b"accept-encoding", b"expect", b"range", b"transfer-encoding"))
+_OF_THE_WAY = frozenset((b"host", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
 
 
 def token_of(key: str) -> str:
@@ -55,11 +56,25 @@ def lookup_fields(outbound: Fields) -> Fields:
     return [*kept, (b"accept-encoding", b"identity")]
 
 
+def own_fields(outbound: Fields, key: str) -> Fields:
+    """The header of a lookup with the gateway's own credential, ``key``.
+
+    Any field of the caller's may authenticate, and some go before Authorization: none but those that say where the
+    request is going and has come from are taken along. (A LiteLLM up to 1.105.0, though not 1.109.1, that has a
+    ``litellm_key_header_name`` takes no key from Authorization: there, the credential is of no use.)
+    """
+    kept = [(name, value) for name, value in outbound if name.lower() in _OF_THE_WAY]
+    return [*kept, (b"authorization", b"Bearer " + key.encode()), (b"accept-encoding", b"identity")]
+
+
 class StoredKeys:
     """Looks keys up in LiteLLM at ``address``, with the header that ``outbound`` gives the relayed request.
 
     ``transport`` takes the lookups there. It is used bare: a client of httpx's would follow redirects, keep cookies and
     read proxies and credentials from the environment. ``timeout`` (seconds) is for a whole lookup.
+
+    ``lookup_key`` gives the gateway's own credential as it is now, or None; it is used if LiteLLM refuses the caller's
+    lookup with 403, for that lookup alone (`sanitizer.sanitize.lookup_key`).
 
     ``cache_ttl`` (seconds; 0: off) lets an answer be reused for the same header, key and path prefix. An entry goes as
     soon as another caller's lookup for the key, or any request that may write the key, comes through this process; and
@@ -77,13 +92,16 @@ class StoredKeys:
         outbound: Callable[[Scope], Fields],
         timeout: float,
         cache_ttl: float = 0,
+        lookup_key: Callable[[], str | None] | None = None,
     ) -> None:
         self._origin = f"{address.scheme}://{address.authority}"
         self._outbound = outbound
         self._timeout = timeout
         self._transport = transport
-        # token -> (who asked, where; the answer). One entry a key, as everyone else's would have to go anyway.
-        self._cache: TTLCache[str, tuple[bytes, bytes]] | None = None
+        self._lookup_key = lookup_key
+        # token -> (who asked, where; the answer; with the own credential or not). One entry a key, as everyone else's
+        # would have to go anyway.
+        self._cache: TTLCache[str, tuple[bytes, bytes, bool]] | None = None
         if cache_ttl:
             self._cache = TTLCache(CACHE_SIZE, cache_ttl, timer=monotonic, getsizeof=lambda entry: len(entry[1]) + 256)
         self._writers: Counter[str | None] = Counter()
@@ -94,29 +112,31 @@ class StoredKeys:
 
         ``prefix`` is the path prefix, ``""`` for none; ``fresh`` bypasses the cache. Cancelling closes the lookup.
         `Unknown` reasons: ``key_length``, ``lookup_<status>``, ``lookup_timeout``, ``lookup_failed``, ``lookup_size``,
-        ``lookup_shape``, ``lookup_loop``, ``key_deleted``.
+        ``lookup_shape``, ``lookup_loop``, ``key_deleted``; ``lookup_key_<status>`` if the own credential was refused.
         """
         token = token_of(key)
         if len(token) > MAX_TOKEN:
             return Unknown("key_length")
         try:
-            fields = lookup_fields(self._outbound(scope))
+            outbound = self._outbound(scope)
         except GatewayError:  # the relay will refuse this request
             return Unknown("lookup_loop")
+        fields = lookup_fields(outbound)
         caller = _digest(fields, prefix)
         if self._cache is not None and not fresh:
             entry = self._cache.get(token)
             if entry is not None and entry[0] == caller:
-                return _read(entry[1], token, cached=True)
+                return _read(entry[1], token, cached=True, lookup_key=entry[2])
         written = self._written
         self._forget(token)
-        answer = await self._fetch(f"{self._origin}{quote(prefix)}/key/info?key={quote(token, safe='')}", fields)
-        if isinstance(answer, Unknown):
-            return answer
-        stored = _read(answer, token)
+        url = f"{self._origin}{quote(prefix)}/key/info?key={quote(token, safe='')}"
+        answer, lookup_key = await self._fetch(url, fields, outbound)
+        if isinstance(answer, str):
+            return Unknown(answer, lookup_key)
+        stored = _read(answer, token, lookup_key=lookup_key)
         beside_a_write = self._written != written or self._writers[token] or self._writers[None]
         if self._cache is not None and isinstance(stored, Stored) and not beside_a_write:
-            self._cache[token] = (caller, answer)
+            self._cache[token] = (caller, answer, lookup_key)
         return stored
 
     @contextmanager
@@ -141,26 +161,32 @@ class StoredKeys:
         else:
             self._cache.pop(token, None)
 
-    async def _fetch(self, url: str, fields: Fields) -> bytes | Unknown:
+    async def _fetch(self, url: str, fields: Fields, outbound: Fields) -> tuple[bytes | str, bool]:
+        """The answer, or why there is none; and whether the own credential was used."""
+        lookup_key = False
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._exchange(url, fields)
+                answer = await self._exchange(url, fields)
+                if answer == "lookup_403" and self._lookup_key is not None and (key := self._lookup_key()):
+                    lookup_key = True
+                    answer = await self._exchange(url, own_fields(outbound, key), "lookup_key_")
+                return answer, lookup_key
         except (TimeoutError, httpx.TimeoutException):
-            return Unknown("lookup_timeout")
+            return "lookup_timeout", lookup_key
         except httpx.TransportError:
-            return Unknown("lookup_failed")
+            return "lookup_failed", lookup_key
 
-    async def _exchange(self, url: str, fields: Fields) -> bytes | Unknown:
+    async def _exchange(self, url: str, fields: Fields, refused: str = "lookup_") -> bytes | str:
         response = await self._transport.handle_async_request(httpx.Request("GET", url, headers=fields))
         try:
             if response.status_code != 200:
-                return Unknown(f"lookup_{response.status_code}")
+                return f"{refused}{response.status_code}"
             answer = bytearray()
             async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw(65536))) as chunks:
                 async for chunk in chunks:
                     answer += chunk
                     if len(answer) > MAX_ANSWER:
-                        return Unknown("lookup_size")
+                        return "lookup_size"
             return bytes(answer)
         finally:
             await response.aclose()
@@ -174,16 +200,16 @@ def _digest(fields: Fields, prefix: str) -> bytes:
     return digest.digest()
 
 
-def _read(answer: bytes, token: str, *, cached: bool = False) -> Stored | Unknown:
+def _read(answer: bytes, token: str, *, cached: bool = False, lookup_key: bool = False) -> Stored | Unknown:
     try:
         value = loads(answer)
     except NotInspectable:
-        return Unknown("lookup_shape")
+        return Unknown("lookup_shape", lookup_key)
     if not isinstance(value, dict) or value.get("key") != token:
-        return Unknown("lookup_shape")
+        return Unknown("lookup_shape", lookup_key)
     info = value.get("info")
     if not isinstance(info, dict):
-        return Unknown("lookup_shape")
+        return Unknown("lookup_shape", lookup_key)
     if "deleted" in (info.get("status"), value.get("status")):  # from 1.105 on, deleted keys are answered too
-        return Unknown("key_deleted")
-    return Stored(info, cached)
+        return Unknown("key_deleted", lookup_key)
+    return Stored(info, cached, lookup_key)

@@ -1,0 +1,77 @@
+"""The lookup credential: a LiteLLM key of the gateway's own, for callers who may update a key but not read it.
+
+A key limited to ``/key/update``, for one, is refused by ``GET /key/info``. With this credential the gateway reads for
+such callers, after their own lookup was refused with 403: LiteLLM knows them then, and only does not let them read.
+It is never used after a 401, nor for anything but a lookup; the update goes on as the caller, with their own fields.
+
+What that gives away. The caller is never shown what was read, and `Sanitizer` keeps its response field back unless
+LiteLLM answered with success, that is, unless the caller may write what they cannot read. But LiteLLM itself refuses a
+request with a guarded field in other words, or with another status, than one without. So a stranger who may call
+``/key/update`` and knows someone's key, or its hash, can send a guess and see from the refusal whether it was right;
+without the credential the refusal is the same for every guess. What keys hold in guarded fields is then open to
+guessing by whoever has a key to LiteLLM. Nothing else about them is, and nobody can write more than before.
+"""
+
+import os
+import re
+from collections.abc import Callable
+
+_KEY = re.compile(r"[\x21-\x7e]{1,512}")
+_MOST = 4096
+
+
+def read_key(path: str) -> str:
+    """The key in the file ``path``, less white space around it. Raises `OSError`, or `ValueError` if it is none."""
+    return _read(path)[0]
+
+
+def checked_key(text: str) -> str:
+    """``text``, less white space around it, if it can be sent as a key. Raises `ValueError`, which does not say it."""
+    key = text.strip()
+    if not _KEY.fullmatch(key):
+        raise ValueError("one key and nothing else: 1 to 512 visible ASCII characters")
+    return key
+
+
+class KeyFile:
+    """The key in a file that may be replaced or rewritten at any time, as Kubernetes does with a mounted secret.
+
+    It is read at once, and again whenever it is called and another file is there (device, inode, time, size; symbolic
+    links are followed). As long as it cannot be read, or holds no key, the last good one is kept, and ``on_error`` is
+    told why, once for each reason in a row.
+    """
+
+    def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
+        self._path = path
+        self._on_error = on_error
+        self._key: str | None = None
+        self._version: tuple[int, ...] | None = None
+        self._told: str | None = None
+        self()
+
+    def __call__(self) -> str | None:
+        """The key as it is now; None if there has been none yet."""
+        try:
+            if _version(os.stat(self._path)) != self._version:
+                self._key, self._version = _read(self._path)
+        except (OSError, ValueError) as error:
+            reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
+            if reason != self._told:
+                self._told = reason
+                self._on_error(reason)
+        else:
+            self._told = None
+        return self._key
+
+
+def _version(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_mtime_ns, status.st_size
+
+
+def _read(path: str) -> tuple[str, tuple[int, ...]]:
+    with open(path, "rb") as file:
+        version = _version(os.fstat(file.fileno()))  # of the very file that is read
+        content = file.read(_MOST + 1)
+    if len(content) > _MOST:
+        raise ValueError("too long for a key")
+    return checked_key(content.decode("latin-1")), version

@@ -1,5 +1,6 @@
 """Who calls, and what they may: LiteLLM's authentication and its checks on keys, roles and teams."""
 
+import re
 import secrets
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,8 @@ MODELS = {"mock-gpt": "hello", "mock-gpt-2": "hello again"}
 
 CHAT = "/v1/chat/completions"
 LLM_ROUTES = {"/v1/models", CHAT}
-KEY_ROUTES = {"/key/generate", "/key/update", "/key/info"}
+REGENERATE = "/key/{key}/regenerate"
+KEY_ROUTES = {"/key/generate", "/key/update", "/key/info", "/key/regenerate", REGENERATE}
 #: What a key's ``allowed_routes`` may name instead of a path.
 ROUTE_GROUPS = {
     "llm_api_routes": LLM_ROUTES,
@@ -59,7 +61,8 @@ class Caller:
 async def authenticate(request: Request, tables: Tables, master_key: str) -> Caller:
     """LiteLLM's ``user_api_key_auth``: judges the key, then the model, the user's role and the key's routes."""
     read_ahead = await bodies.read_ahead(request)
-    key, route = _key_sent(request), request.url.path
+    key = _key_sent(request)
+    route = re.sub(r"/key/.+/regenerate", REGENERATE, request.url.path)
     if secrets.compare_digest(key.encode(), master_key.encode()):
         return Caller(token_of(master_key), MASTER_USER, None)
     if not key.startswith("sk-"):

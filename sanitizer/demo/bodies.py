@@ -39,6 +39,7 @@ UPDATE_KEY = {
     "key": "string",
     "allowed_routes": "list?",
 }
+REGENERATE_KEY = {**UPDATE_KEY, "key": "string?", "new_key": "string?"}
 GENERATE_KEY = {
     "key_alias": "string?",
     "models": "list?",
@@ -122,7 +123,7 @@ def _member_problems(body: dict[str, Any], name: str, kind: str) -> Iterator[dic
     if name in body:
         if body[name] is not None or not kind.endswith("?"):
             yield from _problems(kind.removesuffix("?"), (name,), body[name])
-    elif name in _REQUIRED:
+    elif name in _REQUIRED and not kind.endswith("?"):
         yield problem("missing", (name,), "Field required", body)
 
 

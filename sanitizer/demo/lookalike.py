@@ -1,8 +1,11 @@
 """A LiteLLM look-alike in memory: enough of its proxy to show, and to test, what the gateway is for.
 
-It serves the endpoints that `ROUTES` lists and judges ``/key/update`` by the gate of one release (`releases`). Its
+It serves the endpoints that `ROUTES` lists and judges updates of keys by the gates of one release (`releases`). Its
 answers are those of a real LiteLLM, recorded and compared byte for byte by ``tests/demo``. What it leaves out: other
 endpoints, other members of a request (ignored), LiteLLM's own response headers, and what chat messages say.
+
+Regenerating a key is the exception. It takes an Enterprise licence, so that nothing could be recorded; what is here was
+read from LiteLLM's source. The order of its checks, gates first, is seen on a real one by ``tests/litellm``.
 
 ``python -m sanitizer.demo.lookalike --port 4000`` serves it by itself, with the master key ``sk-1234``.
 """
@@ -20,16 +23,15 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
 
-from sanitizer.demo import access, answers, bodies
+from sanitizer.demo import access, answers, bodies, releases
 from sanitizer.demo.refusals import Refusal, error, unstorable
-from sanitizer.demo.releases import GATES, Gate
 from sanitizer.demo.tables import Tables, Team, User, new_id, now
 
 
 class Lookalike:
     """The endpoints over one set of tables; whoever holds the master key is a proxy admin."""
 
-    def __init__(self, master_key: str, gates: tuple[Gate, ...]) -> None:
+    def __init__(self, master_key: str, gates: tuple[releases.Gate, ...]) -> None:
         self.master_key = master_key
         self.gates = gates
         self.tables = Tables()
@@ -45,17 +47,42 @@ class Lookalike:
         if row is None:
             raise error(404, "Key not found.", kind="not_found_error", param="key")
         if not caller.is_admin:
-            for gate in self.gates:
-                if gate.field in sent and gate.refuses(sent[gate.field], row[gate.field]):
-                    raise error(403, {"error": gate.message})
+            self._check_gates(releases.UPDATE, sent, row)
             access.check_ownership(caller, row, self.tables)
+        self._write(row, {name: value for name, value in sent.items() if name != "key"})
+        return JSONResponse({"key": sent["key"], **row})
+
+    async def regenerate_key(self, request: Request) -> Response:
+        body = await bodies.parse(request)
+        caller = await self.caller(request)
+        sent = {} if body in (bodies.NOTHING, None) else bodies.validate(body, bodies.REGENERATE_KEY)
+        if not caller.is_admin:
+            self._check_gates(releases.REGENERATE, sent, {})
+        key = sent.get("key") or request.path_params.get("key")
+        if not key:
+            raise error(400, {"error": "No key passed in."}, kind="internal_server_error")
+        row = self.tables.key(key)
+        if row is None:
+            raise error(404, {"error": f"Key {key} not found."}, kind="internal_server_error")
+        if not caller.is_admin and row["user_id"] != caller.user_id:
+            raise error(403, {"error": "You are not authorized to regenerate this key"}, kind="internal_server_error")
+        self._write(row, {name: value for name, value in sent.items() if name not in ("key", "new_key")})
+        secret = self.tables.rename_key(row, sent.get("new_key"))
+        return JSONResponse(answers.new_key(secret, row) | {"token": None})
+
+    def _check_gates(self, endpoint: str, sent: dict[str, Any], row: dict[str, Any]) -> None:
+        for gate in self.gates:
+            held = row.get(gate.field)
+            if gate.endpoint == endpoint and gate.field in sent and gate.refuses(sent[gate.field], held):
+                raise error(403, {"error": gate.message})
+
+    def _write(self, row: dict[str, Any], sent: dict[str, Any]) -> None:
         self._check_alias(sent.get("key_alias"), row["token"])
-        columns = {"metadata": row["metadata"] or {}} | {name: value for name, value in sent.items() if name != "key"}
+        columns = {"metadata": row["metadata"] or {}} | sent
         for column in ("models", "allowed_routes"):
             if column in columns and not _is_string_list(columns[column]):
                 raise unstorable(column, columns[column])
         row |= columns | {"updated_at": now()}
-        return JSONResponse({"key": sent["key"], **row})
 
     async def key_info(self, request: Request) -> Response:
         caller = await self.caller(request)
@@ -77,7 +104,7 @@ class Lookalike:
             if (
                 routes
             ):  # refused by the same rule in every release, and rightly: nothing is stored yet that could be resent
-                raise error(403, {"error": self.gates[0].message}, kind="internal_server_error")
+                raise error(403, {"error": releases.ROUTES}, kind="internal_server_error")
             sent.setdefault("user_id", caller.user_id)
             access.check_new_owner(caller, sent["user_id"], sent.get("team_id"), self.tables)
         self._check_alias(sent.get("key_alias"))
@@ -158,6 +185,8 @@ ROUTES: tuple[tuple[str, str, Callable[[Lookalike, Request], Awaitable[Response]
     ("POST", "/v1/chat/completions", Lookalike.chat),
     ("GET", "/key/info", Lookalike.key_info),
     ("POST", "/key/update", Lookalike.update_key),
+    ("POST", "/key/{key:path}/regenerate", Lookalike.regenerate_key),
+    ("POST", "/key/regenerate", Lookalike.regenerate_key),
     ("POST", "/key/generate", Lookalike.generate_key),
     ("POST", "/user/new", Lookalike.new_user),
     ("POST", "/team/new", Lookalike.new_team),
@@ -166,7 +195,7 @@ ROUTES: tuple[tuple[str, str, Callable[[Lookalike, Request], Awaitable[Response]
 
 def create_lookalike(master_key: str = "sk-1234", release: str = "1.83.13") -> Starlette:
     """A look-alike of that LiteLLM release, still without users and keys. Raises KeyError for an unknown release."""
-    lookalike = Lookalike(master_key, GATES[release])
+    lookalike = Lookalike(master_key, releases.GATES[release])
     routes = [Route(path, partial(endpoint, lookalike), methods=[method]) for method, path, endpoint in ROUTES]
     for route in routes:
         (route.methods or set()).discard("HEAD")  # which Starlette adds to GET, and FastAPI does not

@@ -45,15 +45,31 @@ class Tables:
 
     def add_key(self, *, creator: str | None, **columns: Any) -> tuple[str, Row]:
         """A new virtual key: its secret, shown this once, and its row."""
-        secret = "sk-" + secrets.token_urlsafe(16)
-        row = _key_row(token_of(secret), f"sk-...{secret[-4:]}", creator) | columns
+        secret = _new_secret()
+        row = _key_row(token_of(secret), _short(secret), creator) | columns
         self.keys[row["token"]] = row
         return secret, row
+
+    def rename_key(self, row: Row, secret: str | None = None) -> str:
+        """The key's new secret, by default a random one; the old one is no key any more."""
+        secret = secret or _new_secret()
+        del self.keys[row["token"]]
+        row |= {"token": token_of(secret), "key_name": _short(secret)}
+        self.keys[row["token"]] = row
+        return secret
 
 
 def token_of(key: str) -> str:
     """A key as it is stored: LiteLLM hashes what starts with ``sk-`` and takes anything else for a hash."""
     return hashlib.sha256(key.encode("utf-8", "surrogatepass")).hexdigest() if key.startswith("sk-") else key
+
+
+def _new_secret() -> str:
+    return "sk-" + secrets.token_urlsafe(16)
+
+
+def _short(secret: str) -> str:
+    return f"sk-...{secret[-4:]}"
 
 
 def new_id() -> str:

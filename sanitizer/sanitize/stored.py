@@ -1,25 +1,25 @@
-"""A key as LiteLLM has it now: ``GET /key/info``, asked as the caller. The only module that knows httpx."""
+"""A key as LiteLLM has it now: ``GET /key/info``, asked as the caller."""
 
 import asyncio
 import hashlib
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
-from typing import cast
 from urllib.parse import quote
 
-import httpx
 from cachetools import TTLCache
 from starlette.types import Scope
 
-from sanitizer.errors import GatewayError
+from sanitizer.errors import GatewayError, PoolExhausted, UpstreamTimeout
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.jsonedit import NotInspectable, loads
-from sanitizer.settings import Address
 
 Fields = list[tuple[bytes, bytes]]
+Ask = Callable[[bytes, Fields, int], Awaitable[tuple[int, bytes]]]
+"""GET a target with these fields: the status, and the content of a 200, of one that is over so many bytes not all but
+more than that. Raises `GatewayError`."""
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read; a key's row takes a few thousand."""
@@ -56,10 +56,9 @@ def lookup_fields(outbound: Fields) -> Fields:
 
 
 class StoredKeys:
-    """Looks keys up in LiteLLM at ``address``, with the header that ``outbound`` gives the relayed request.
+    """Looks keys up in LiteLLM, which ``ask`` asks, with the header that ``outbound`` gives the relayed request.
 
-    ``transport`` takes the lookups there. It is used bare: a client of httpx's would follow redirects, keep cookies and
-    read proxies and credentials from the environment. ``timeout`` (seconds) is for a whole lookup.
+    ``timeout`` (seconds) is for a whole lookup.
 
     ``cache_ttl`` (seconds; 0: off) lets an answer be reused for the same header, key and path prefix. An entry goes as
     soon as another caller's lookup for the key, or any request that may write the key, comes through this process; and
@@ -71,17 +70,15 @@ class StoredKeys:
 
     def __init__(
         self,
-        address: Address,
+        ask: Ask,
         *,
-        transport: httpx.AsyncBaseTransport,
         outbound: Callable[[Scope], Fields],
         timeout: float,
         cache_ttl: float = 0,
     ) -> None:
-        self._origin = f"{address.scheme}://{address.authority}"
         self._outbound = outbound
         self._timeout = timeout
-        self._transport = transport
+        self._ask = ask
         # token -> (who asked, where; the answer). One entry a key, as everyone else's would have to go anyway.
         self._cache: TTLCache[str, tuple[bytes, bytes]] | None = None
         if cache_ttl:
@@ -103,14 +100,14 @@ class StoredKeys:
             fields = lookup_fields(self._outbound(scope))
         except GatewayError:  # the relay will refuse this request
             return Unknown("lookup_loop")
-        caller = _digest(fields, prefix)
+        caller = _digest(fields, prefix) if self._cache is not None else b""
         if self._cache is not None and not fresh:
             entry = self._cache.get(token)
             if entry is not None and entry[0] == caller:
                 return _read(entry[1], token, cached=True)
         written = self._written
         self._forget(token)
-        answer = await self._fetch(f"{self._origin}{quote(prefix)}/key/info?key={quote(token, safe='')}", fields)
+        answer = await self._fetch(f"{quote(prefix)}/key/info?key={quote(token, safe='')}".encode(), fields)
         if isinstance(answer, Unknown):
             return answer
         stored = _read(answer, token)
@@ -141,29 +138,17 @@ class StoredKeys:
         else:
             self._cache.pop(token, None)
 
-    async def _fetch(self, url: str, fields: Fields) -> bytes | Unknown:
+    async def _fetch(self, target: bytes, fields: Fields) -> bytes | Unknown:
         try:
             async with asyncio.timeout(self._timeout):
-                return await self._exchange(url, fields)
-        except (TimeoutError, httpx.TimeoutException):
+                status, answer = await self._ask(target, fields, MAX_ANSWER)
+        except (TimeoutError, UpstreamTimeout, PoolExhausted):
             return Unknown("lookup_timeout")
-        except httpx.TransportError:
+        except GatewayError:
             return Unknown("lookup_failed")
-
-    async def _exchange(self, url: str, fields: Fields) -> bytes | Unknown:
-        response = await self._transport.handle_async_request(httpx.Request("GET", url, headers=fields))
-        try:
-            if response.status_code != 200:
-                return Unknown(f"lookup_{response.status_code}")
-            answer = bytearray()
-            async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw(65536))) as chunks:
-                async for chunk in chunks:
-                    answer += chunk
-                    if len(answer) > MAX_ANSWER:
-                        return Unknown("lookup_size")
-            return bytes(answer)
-        finally:
-            await response.aclose()
+        if status != 200:
+            return Unknown(f"lookup_{status}")
+        return answer if len(answer) <= MAX_ANSWER else Unknown("lookup_size")
 
 
 def _digest(fields: Fields, prefix: str) -> bytes:

@@ -4,10 +4,12 @@ import logging
 import os
 import secrets
 from collections.abc import Callable
+from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
 from sanitizer.operate import logs
+from sanitizer.relay.fetch import fetch
 from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.http import Relay
 from sanitizer.relay.protocol import Counters
@@ -16,7 +18,6 @@ from sanitizer.sanitize.lookup_key import KeyFile
 from sanitizer.sanitize.middleware import Record, Sanitizer
 from sanitizer.sanitize.stored import StoredKeys
 from sanitizer.settings import Settings, load
-from sanitizer.transport import UpstreamTransport
 
 
 def make_pseudonym() -> bytes:
@@ -68,8 +69,7 @@ class Gateway:
         )
         relay = Relay(self.upstream, self.forwarding)
         self.stored = StoredKeys(
-            settings.upstream,
-            transport=UpstreamTransport(self.upstream),
+            partial(fetch, self.upstream),
             outbound=relay.outbound_fields,
             timeout=settings.lookup_timeout,
             cache_ttl=settings.cache_ttl,

@@ -10,12 +10,11 @@ Facts enforced here (RFC 9112):
   field lasts until the connection closes.
 """
 
-import re
 from enum import Enum
 from typing import Final
 
 from sanitizer.errors import BadRequest, UpstreamBroken
-from sanitizer.relay.headers import Fields, Head
+from sanitizer.relay.headers import Fields, Head, encode_head
 
 
 class Framing(Enum):
@@ -30,7 +29,7 @@ Length = int | Framing
 
 _DIGITS: Final = 18
 """Digits of the largest Content-Length; more than any content has, and less than any counter holds."""
-_CONTROLS: Final = re.compile(rb"[\x00-\x08\x0a-\x1f\x7f]")
+_CONTROLS: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
 
 
 def _faulty(head: Head) -> str:
@@ -72,8 +71,16 @@ def response_length(method: bytes, status: int, head: Head) -> Length:
     return Framing.UNTIL_CLOSE if head.coding is None else Framing.CHUNKED
 
 
-def check_fields(fields: Fields) -> None:
-    """Raise `BadRequest` for a field line that a parser should not have let through: an ASGI server's, not ours."""
-    for name, value in fields:
-        if not name or b":" in name or _CONTROLS.search(name) or _CONTROLS.search(value):
-            raise BadRequest("control character in a field")
+def checked_head(start_line: bytes, fields: Fields) -> bytes:
+    """A request's head in octets, as `encode_head` makes it.
+
+    Raises `BadRequest` for what a parser should not have let through: an ASGI server's, not ours.
+    """
+    octets = encode_head(start_line, fields)
+    # each line has two control characters, its CRLF; the empty line has them too
+    if len(octets) - len(octets.translate(None, _CONTROLS)) != 2 * len(fields) + 4:
+        raise BadRequest("control character in a head")
+    for name, _ in fields:
+        if not name or b":" in name:
+            raise BadRequest("malformed field name")
+    return octets

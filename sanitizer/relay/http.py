@@ -14,8 +14,8 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer.errors import BadRequest, GatewayError, ResponseCut, UpstreamBroken
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import check_fields, request_length
-from sanitizer.relay.headers import Fields, Forwarding, Head, encode_head, head_fields, read_head
+from sanitizer.relay.framing import checked_head, request_length
+from sanitizer.relay.headers import Fields, Forwarding, Head, head_fields, read_head
 from sanitizer.relay.upstream import Upstream
 
 _BUFFERED: Final = 64 * 1024
@@ -139,9 +139,8 @@ class Relay:
         expects_continue = _expects_continue(scope["headers"])
         reader = self._upstream.loop.create_task(_read_client(answer, receive, expects_continue))
         try:
-            if not answer.request_complete and not expects_continue:
-                await asyncio.sleep(0)  # a head and the content that has come with it are to be one write
-            answer.start()
+            # after the reader's first turn: a head and the content that has come with it are to be one write
+            self._upstream.loop.call_soon(answer.start)
             await _respond(answer, send)
         except GatewayError as error:
             await send_error(send, error)
@@ -156,9 +155,8 @@ class Relay:
     def _onward(self, scope: MutableMapping[str, Any]) -> tuple[bytes, Head]:
         client = scope.get("client")
         peer = self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
-        check_fields(scope["headers"])
         start_line = scope["method"].encode() + b" " + request_target(scope) + b" HTTP/1.1"
-        head = read_head(encode_head(start_line, scope["headers"]), way=peer.trusted)
+        head = read_head(checked_head(start_line, scope["headers"]), way=peer.trusted)
         return self._forwarding.onward(head, peer, scope["http_version"].encode()), head
 
     def _request(self, scope: Scope) -> Answer:

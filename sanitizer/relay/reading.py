@@ -14,9 +14,8 @@ from typing import Final
 import httptools
 
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]+)?\r\n")
-_TRAILERS: Final = re.compile(rb"(?:[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n)*+")
+_TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n")
 _FRAMING: Final = re.compile(rb"(?:content-length|transfer-encoding):", re.IGNORECASE)
-_BARE_LF: Final = re.compile(rb"(?<!\r)\n")
 _OVERHEAD_LIMIT: Final = 64 * 1024
 
 
@@ -83,13 +82,14 @@ class ChunkedDecoder:
     ``trailers``: the trailer lines, each with its CRLF, once the content is complete.
     """
 
-    __slots__ = ("_held", "_in_trailers", "_left", "_overhead", "trailers")
+    __slots__ = ("_held", "_in_trailers", "_left", "_lines", "_overhead", "trailers")
 
     def __init__(self) -> None:
         self.trailers = b""
-        self._held = b""  # of a line that is not complete
+        self._held: list[bytes] = []  # of a line that is not complete
         self._left = 0  # octets of the current chunk still to come, its CRLF included
         self._in_trailers = False
+        self._lines: list[bytes] = []  # trailers so far
         self._overhead = 0  # octets read since the last content
 
     def feed(self, data: bytes) -> tuple[bytes, bytes | None]:
@@ -103,11 +103,9 @@ class ChunkedDecoder:
         return content, rest
 
     def _feed(self, data: bytes) -> tuple[bytes, bytes | None]:
-        if self._held:
-            data, self._held = self._held + data, b""
         pieces: list[bytes] = []
         at = 0
-        while not self._in_trailers:
+        while True:
             if self._left:
                 content = data[at : at + self._left - 2] if self._left > 2 else b""
                 if content:
@@ -122,27 +120,28 @@ class ChunkedDecoder:
                     self._left -= len(crlf)
                 if self._left:
                     return b"".join(pieces), None
-            match = _CHUNK_SIZE.match(data, at)
-            if match is None:
-                self._held = data[at:]
-                if b"\n" in self._held:
+            # a line is judged once, when it is whole: it may come octet by octet
+            end = data.find(b"\n", at) + 1
+            if not end:
+                if at < len(data):
+                    self._held.append(data[at:])
+                return b"".join(pieces), None
+            line = data[at:end]
+            if self._held:
+                line = b"".join([*self._held, line])
+                self._held.clear()
+            at = end
+            if not self._in_trailers:
+                match = _CHUNK_SIZE.fullmatch(line)
+                if match is None:
                     raise Malformed("a chunk has no size")
-                return b"".join(pieces), None
-            at = match.end()
-            size = int(match[1], 16)
-            self._left = size + 2 if size else 0
-            self._in_trailers = not size
-        close = at
-        if not data.startswith(b"\r\n", at):
-            found = data.find(b"\r\n\r\n", at)
-            if found < 0:
-                self._held = data[at:]
-                if _BARE_LF.search(self._held):
+                size = int(match[1], 16)
+                self._left = size + 2 if size else 0
+                self._in_trailers = not size
+            elif line != b"\r\n":
+                if not _TRAILER.fullmatch(line) or _FRAMING.match(line):
                     raise Malformed("the trailers are malformed")
-                return b"".join(pieces), None
-            close = found + 2
-        self.trailers = data[at:close]
-        lines = self.trailers.splitlines(keepends=True)
-        if not _TRAILERS.fullmatch(self.trailers) or any(map(_FRAMING.match, lines)):
-            raise Malformed("the trailers are malformed")
-        return b"".join(pieces), data[close + 2 :]
+                self._lines.append(line)
+            else:
+                self.trailers = b"".join(self._lines)
+                return b"".join(pieces), data[at:]

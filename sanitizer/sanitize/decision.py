@@ -136,7 +136,10 @@ def inspect(body: bytes, target: Target) -> Submission:
 
 def _names_a_key(key: str) -> bool:
     # LiteLLM's /key/info would take an empty key for the caller's own; a lone surrogate can be neither hashed nor sent
-    return bool(key) and not any("\ud800" <= character <= "\udfff" for character in key)
+    try:
+        return bool(key.encode())
+    except UnicodeEncodeError:
+        return False
 
 
 def decide(submission: Submission, stored: Stored | Unknown) -> Decision:

@@ -1,25 +1,25 @@
-"""A key as LiteLLM has it now: ``GET /key/info``, asked as the caller. The only module that knows httpx."""
+"""A key as LiteLLM has it now: ``GET /key/info``, asked as the caller."""
 
 import asyncio
 import hashlib
 import re
 from collections import Counter
-from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, contextmanager
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from time import monotonic
-from typing import cast
 from urllib.parse import quote
 
-import httpx
 from cachetools import TTLCache
 from starlette.types import Scope
 
-from sanitizer.errors import GatewayError
+from sanitizer.errors import GatewayError, PoolExhausted, UpstreamTimeout
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.jsonedit import NotInspectable, loads
-from sanitizer.settings import Address
 
 Fields = list[tuple[bytes, bytes]]
+Ask = Callable[[bytes, Fields, int], Awaitable[tuple[int, bytes]]]
+"""GET a target with these fields: the status, and the content of a 200, of one that is over so many bytes not all but
+more than that. Raises `GatewayError`."""
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read; a key's row takes a few thousand."""
@@ -68,10 +68,9 @@ def own_fields(outbound: Fields, key: str) -> Fields:
 
 
 class StoredKeys:
-    """Looks keys up in LiteLLM at ``address``, with the header that ``outbound`` gives the relayed request.
+    """Looks keys up in LiteLLM, which ``ask`` asks, with the header that ``outbound`` gives the relayed request.
 
-    ``transport`` takes the lookups there. It is used bare: a client of httpx's would follow redirects, keep cookies and
-    read proxies and credentials from the environment. ``timeout`` (seconds) is for a whole lookup.
+    ``timeout`` (seconds) is for a whole lookup.
 
     ``lookup_key`` gives the gateway's own credential as it is now, or None; it is used if LiteLLM refuses the caller's
     lookup with 403, for that lookup alone (`sanitizer.sanitize.lookup_key`).
@@ -86,18 +85,16 @@ class StoredKeys:
 
     def __init__(
         self,
-        address: Address,
+        ask: Ask,
         *,
-        transport: httpx.AsyncBaseTransport,
         outbound: Callable[[Scope], Fields],
         timeout: float,
         cache_ttl: float = 0,
         lookup_key: Callable[[], str | None] | None = None,
     ) -> None:
-        self._origin = f"{address.scheme}://{address.authority}"
         self._outbound = outbound
         self._timeout = timeout
-        self._transport = transport
+        self._ask = ask
         self._lookup_key = lookup_key
         # token -> (who asked, where; the answer; with the own credential or not). One entry a key, as everyone else's
         # would have to go anyway.
@@ -122,15 +119,15 @@ class StoredKeys:
         except GatewayError:  # the relay will refuse this request
             return Unknown("lookup_loop")
         fields = lookup_fields(outbound)
-        caller = _digest(fields, prefix)
+        caller = _digest(fields, prefix) if self._cache is not None else b""
         if self._cache is not None and not fresh:
             entry = self._cache.get(token)
             if entry is not None and entry[0] == caller:
                 return _read(entry[1], token, cached=True, lookup_key=entry[2])
         written = self._written
         self._forget(token)
-        url = f"{self._origin}{quote(prefix)}/key/info?key={quote(token, safe='')}"
-        answer, lookup_key = await self._fetch(url, fields, outbound)
+        target = f"{quote(prefix)}/key/info?key={quote(token, safe='')}".encode()
+        answer, lookup_key = await self._fetch(target, fields, outbound)
         if isinstance(answer, str):
             return Unknown(answer, lookup_key)
         stored = _read(answer, token, lookup_key=lookup_key)
@@ -161,35 +158,22 @@ class StoredKeys:
         else:
             self._cache.pop(token, None)
 
-    async def _fetch(self, url: str, fields: Fields, outbound: Fields) -> tuple[bytes | str, bool]:
+    async def _fetch(self, target: bytes, fields: Fields, outbound: Fields) -> tuple[bytes | str, bool]:
         """The answer, or why there is none; and whether the own credential was used."""
         lookup_key = False
         try:
             async with asyncio.timeout(self._timeout):
-                answer = await self._exchange(url, fields)
-                if answer == "lookup_403" and self._lookup_key is not None and (key := self._lookup_key()):
+                status, answer = await self._ask(target, fields, MAX_ANSWER)
+                if status == 403 and self._lookup_key is not None and (key := self._lookup_key()):
                     lookup_key = True
-                    answer = await self._exchange(url, own_fields(outbound, key), "lookup_key_")
-                return answer, lookup_key
-        except (TimeoutError, httpx.TimeoutException):
+                    status, answer = await self._ask(target, own_fields(outbound, key), MAX_ANSWER)
+        except (TimeoutError, UpstreamTimeout, PoolExhausted):
             return "lookup_timeout", lookup_key
-        except httpx.TransportError:
+        except GatewayError:
             return "lookup_failed", lookup_key
-
-    async def _exchange(self, url: str, fields: Fields, refused: str = "lookup_") -> bytes | str:
-        response = await self._transport.handle_async_request(httpx.Request("GET", url, headers=fields))
-        try:
-            if response.status_code != 200:
-                return f"{refused}{response.status_code}"
-            answer = bytearray()
-            async with aclosing(cast(AsyncGenerator[bytes, None], response.aiter_raw(65536))) as chunks:
-                async for chunk in chunks:
-                    answer += chunk
-                    if len(answer) > MAX_ANSWER:
-                        return "lookup_size"
-            return bytes(answer)
-        finally:
-            await response.aclose()
+        if status != 200:
+            return f"{'lookup_key' if lookup_key else 'lookup'}_{status}", lookup_key
+        return (answer if len(answer) <= MAX_ANSWER else "lookup_size"), lookup_key
 
 
 def _digest(fields: Fields, prefix: str) -> bytes:

@@ -29,7 +29,7 @@ def main() -> None:
     parser.add_argument("--peer", default="gateway", choices=[peer.slug for peer in PEERS])
     parser.add_argument("--cprofile", type=Path, metavar="FILE", help="run the (Python) peer under cProfile for 10 s")
     parser.add_argument("command", nargs="*", help="after --: the profiler, {pid} in it is the peer's; ends by itself")
-    options = parser.parse_args()
+    options = parser.parse_intermixed_args()  # the command may follow other options
     workload = next(workload for workload in WORKLOADS if workload.name == options.workload)
     peer = next(peer for peer in PEERS if peer.slug == options.peer)
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:

@@ -3,7 +3,7 @@
 import pytest
 
 from sanitizer.errors import BadRequest, UpstreamBroken
-from sanitizer.relay.framing import Framing, Length, check_fields, request_length, response_length
+from sanitizer.relay.framing import Framing, Length, checked_head, request_length, response_length
 from sanitizer.relay.headers import Fields, Head, encode_head, read_head
 
 
@@ -86,9 +86,17 @@ def test_response_length(method: bytes, status: int, fields: Fields, length: Len
 def test_control_characters(line: tuple[bytes, bytes]) -> None:
     """RFC 9110 section 5.5: nothing can end a line, whatever an ASGI server lets through."""
     with pytest.raises(BadRequest):
-        check_fields([line])
+        checked_head(b"GET / HTTP/1.1", [(b"Host", b"a"), line, (b"Accept", b"*/*")])
 
 
 def test_no_control_characters() -> None:
     """A tab and octets over 127 are none."""
-    check_fields([(b"X", b"a\tb\xe9")])
+    fields = [(b"X", b"a\tb\xe9"), (b"Y", b"")]
+    assert checked_head(b"GET / HTTP/1.1", fields) == b"GET / HTTP/1.1\r\nX: a\tb\xe9\r\nY: \r\n\r\n"
+
+
+@pytest.mark.parametrize("target", [b"/a\r\nX: y", b"/a\n", b"/\x00"])
+def test_control_characters_in_a_target(target: bytes) -> None:
+    """Nor can a target end the request line."""
+    with pytest.raises(BadRequest):
+        checked_head(b"GET %b HTTP/1.1" % target, [(b"Host", b"a")])

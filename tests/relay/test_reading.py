@@ -1,8 +1,13 @@
 """Taking heads and chunked content out of a stream of octets."""
 
+import re
+from collections.abc import Callable
+from typing import Any
+
 import httptools
 import pytest
 
+from sanitizer.relay import reading
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
 
 HEAD = b"GET / HTTP/1.1\r\nHost: a\r\nX:\r\n\r\n"
@@ -147,3 +152,35 @@ def test_chunked_without_end(octets: bytes) -> None:
     decoder.feed(octets)
     with pytest.raises(Oversized):
         feed_in_pieces(decoder, b"x" * 70_000, 100)
+
+
+class Scanned:
+    """A pattern that counts the octets that it is given to look at."""
+
+    def __init__(self, pattern: re.Pattern[bytes]) -> None:
+        self.pattern = pattern
+        self.octets = 0
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        def scan(octets: bytes, at: int = 0) -> Any:
+            self.octets += len(octets) - at
+            return getattr(self.pattern, name)(octets, at)
+
+        return scan
+
+
+@pytest.mark.parametrize(
+    ("octets", "most"),
+    [
+        pytest.param(b"3;" + b"x" * 60_000 + b"\r\nabc\r\n", 1, id="extension"),
+        pytest.param(b"0\r\nA: " + b"x" * 60_000 + b"\r\n\r\n", 2, id="a trailer"),
+        pytest.param(b"0\r\n" + b"A:\r\n" * 12_000 + b"\r\n", 2, id="trailers"),
+    ],
+)
+def test_work_is_linear(octets: bytes, most: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What drips in octet by octet is looked at a fixed number of times, not again with each octet."""
+    patterns = {name: Scanned(value) for name, value in vars(reading).items() if isinstance(value, re.Pattern)}
+    for name, pattern in patterns.items():
+        monkeypatch.setattr(reading, name, pattern)
+    feed_in_pieces(ChunkedDecoder(), octets, 1)
+    assert 0 < sum(pattern.octets for pattern in patterns.values()) <= most * len(octets)

@@ -2,17 +2,15 @@
 
 import asyncio
 import json
+from urllib.parse import parse_qs
 
-import httpx
 import pytest
-import respx
 from starlette.types import Receive, Scope, Send
 
 from sanitizer.sanitize import stored as module
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.stored import StoredKeys, token_of
-from sanitizer.settings import Address
 from tests.sanitize.harness import JSON, KEY, Client, Fields, Sanitized, update
 
 pytestmark = pytest.mark.anyio
@@ -24,23 +22,22 @@ BOB: Fields = [JSON, (b"authorization", b"Bearer bob")]
 class LiteLLM:
     """Keeps the routes of keys: an app that stores what it is sent, and the lookups that read it."""
 
-    def __init__(self, router: respx.MockRouter) -> None:
+    def __init__(self) -> None:
         self.routes: dict[str, Json] = {}
         self.lookups = 0
         self.status = 200
         self.more: dict[str, Json] = {}
         self.before_answer: asyncio.Event | None = None
         self.asked = asyncio.Event()
-        router.get(url__startswith="http://litellm.test/").mock(side_effect=self.info)
 
-    async def info(self, request: httpx.Request) -> httpx.Response:
+    async def info(self, target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
         self.lookups += 1
-        token = request.url.params["key"]
+        token = parse_qs(target.decode().partition("?")[2])["key"][0]
         answer = {"key": token, "info": {"allowed_routes": self.routes.get(token, ["/a"]), **self.more}}
         self.asked.set()
         if self.before_answer is not None:
             await self.before_answer.wait()
-        return httpx.Response(self.status, json=answer)
+        return self.status, json.dumps(answer).encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = json.loads((await receive())["body"])
@@ -51,23 +48,17 @@ class LiteLLM:
 
 
 @pytest.fixture
-def litellm(respx_mock: respx.MockRouter) -> LiteLLM:
-    return LiteLLM(respx_mock)
+def litellm() -> LiteLLM:
+    return LiteLLM()
 
 
-def stored_keys(ttl: float) -> StoredKeys:
-    return StoredKeys(
-        Address("http", "litellm.test", 80),
-        transport=httpx.AsyncHTTPTransport(),
-        outbound=lambda scope: scope["headers"],
-        timeout=10,
-        cache_ttl=ttl,
-    )
+def stored_keys(litellm: LiteLLM, ttl: float) -> StoredKeys:
+    return StoredKeys(litellm.info, outbound=lambda scope: scope["headers"], timeout=10, cache_ttl=ttl)
 
 
 @pytest.fixture
-async def keys() -> StoredKeys:
-    return stored_keys(10)
+def keys(litellm: LiteLLM) -> StoredKeys:
+    return stored_keys(litellm, 10)
 
 
 async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str = "/key/update") -> bytes:
@@ -78,7 +69,7 @@ async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str =
 
 async def test_off_by_default(litellm: LiteLLM) -> None:
     """Without a time to live, every request is looked up."""
-    stored = stored_keys(0)
+    stored = stored_keys(litellm, 0)
     app = Sanitized(litellm, stored)
     for _ in range(3):
         assert await send(app, update()) == b"dropped"
@@ -98,7 +89,7 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
     """An answer is reused for no longer than it was allowed to, however often it is used."""
     now = 100.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
-    stored = stored_keys(10)
+    stored = stored_keys(litellm, 10)
     app = Sanitized(litellm, stored)
     lookups = []
     for now in (100, 106, 109.9, 110.1, 120):  # noqa: B007 - the clock
@@ -245,7 +236,7 @@ async def test_a_refused_lookup_empties(litellm: LiteLLM, keys: StoredKeys) -> N
 async def test_bounded(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest entries make room."""
     monkeypatch.setattr(module, "CACHE_SIZE", 1000)
-    stored = stored_keys(10)
+    stored = stored_keys(litellm, 10)
     for key in ("sk-1", "sk-2", "sk-3", "sk-1"):
         assert isinstance(await stored.get({"headers": ALICE}, key, ""), Stored)
     assert litellm.lookups == 4

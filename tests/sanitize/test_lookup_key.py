@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,13 @@ import pytest
 import respx
 from starlette.types import Receive, Scope, Send
 
+from sanitizer.relay.fetch import fetch
 from sanitizer.relay.upstream import Upstream as GatewayUpstream
 from sanitizer.sanitize.decision import Outcome, Stored, Unknown
 from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.lookup_key import KeyFile, checked_key, read_key
 from sanitizer.sanitize.stored import Fields, StoredKeys, token_of
 from sanitizer.settings import Address
-from sanitizer.transport import UpstreamTransport
 from tests.sanitize.harness import JSON, KEY, Client, Lookups, Sanitized, Upstream, update
 from tests.support.upstream import Upstream as Server
 from tests.support.upstream import in_turn, reply
@@ -142,11 +143,16 @@ class TestKeyFile:
         assert (key(), len(told)) == (None, 1)
 
 
+async def ask(target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
+    async with httpx.AsyncClient(base_url="http://litellm.test") as client:
+        answer = await client.get(target.decode(), headers=fields)
+    return answer.status_code, answer.content
+
+
 def stored_keys(own: str | None, ttl: float = 0) -> StoredKeys:
     """StoredKeys whose lookups respx answers."""
     return StoredKeys(
-        Address("http", "litellm.test", 80),
-        transport=httpx.AsyncHTTPTransport(),
+        ask,
         outbound=lambda scope: scope["headers"],
         timeout=10,
         cache_ttl=ttl,
@@ -244,12 +250,10 @@ async def test_bytes_sent() -> None:
         (b"Via", b"1.1 litellm-sanitizer-0"),
     ]
     with Server(in_turn(reply(REFUSED), reply(answer()))) as server:
-        address = Address("http", "127.0.0.1", server.port)
-        upstream = GatewayUpstream(address)
+        upstream = GatewayUpstream(Address("http", "127.0.0.1", server.port))
         try:
             stored = StoredKeys(
-                address,
-                transport=UpstreamTransport(upstream),
+                partial(fetch, upstream),
                 outbound=lambda scope: fields,
                 timeout=10,
                 lookup_key=lambda: OWN,

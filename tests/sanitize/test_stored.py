@@ -8,21 +8,38 @@ import logging
 import ssl
 import threading
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
-import respx
 import trustme
 
-from sanitizer.errors import LoopDetected
+from sanitizer.errors import (
+    ConnectTimeout,
+    GatewayError,
+    LoopDetected,
+    PoolExhausted,
+    ResponseTimeout,
+    UpstreamBroken,
+    UpstreamUnreachable,
+)
+from sanitizer.relay.fetch import fetch
 from sanitizer.relay.upstream import Upstream as GatewayUpstream
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.stored import MAX_ANSWER, MAX_TOKEN, Fields, StoredKeys, key_hash, token_of
 from sanitizer.settings import Address
-from sanitizer.transport import UpstreamTransport
-from tests.support.upstream import CLOSE, WAIT_CLOSED, Connection, Script, Upstream, in_turn, refusing_port, reply
+from tests.support.upstream import (
+    CLOSE,
+    RESET,
+    WAIT_CLOSED,
+    Connection,
+    Script,
+    Upstream,
+    in_turn,
+    refusing_port,
+    reply,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -47,17 +64,9 @@ async def keys(
     """StoredKeys whose lookups carry the fields that the scope has, and go over the relay's connections."""
     upstream = GatewayUpstream(address, tls=verify)
     try:
-        yield StoredKeys(
-            address, transport=UpstreamTransport(upstream), outbound=lambda scope: scope["headers"], timeout=seconds
-        )
+        yield StoredKeys(partial(fetch, upstream), outbound=lambda scope: scope["headers"], timeout=seconds)
     finally:
         upstream.close()
-
-
-def mocked(address: Address) -> StoredKeys:
-    """StoredKeys whose lookups respx answers."""
-    transport = httpx.AsyncHTTPTransport()
-    return StoredKeys(address, transport=transport, outbound=lambda scope: scope["headers"], timeout=10)
 
 
 async def look_up(
@@ -68,7 +77,7 @@ async def look_up(
 
 
 async def test_bytes_sent() -> None:
-    """The caller's fields and nothing else: order, duplicates, case and values as they are, no field of httpx's own."""
+    """The caller's fields and nothing else: order, duplicates, case and values as they are."""
     fields: Fields = [
         (b"Host", b"proxy.example:8443"),
         (b"X-LiteLLM-API-Key", b"Bearer sk-1"),
@@ -174,29 +183,80 @@ async def test_too_long_for_a_url() -> None:
         pytest.param(500, b"{}", Unknown("lookup_500"), id="server error"),
     ],
 )
-async def test_answers(status: int, body: bytes, result: Stored | Unknown, respx_mock: respx.MockRouter) -> None:
+async def test_answers(status: int, body: bytes, result: Stored | Unknown) -> None:
     """Whatever is not a 200 about this very key is unknown."""
-    url = f"http://litellm.test:4000/key/info?key={TOKEN}"
-    respx_mock.get(url).respond(status, content=body, headers={"Location": "http://litellm.test:4000/elsewhere"})
-    stored = mocked(Address("http", "litellm.test", 4000))
-    assert await stored.get({"headers": [HOST]}, KEY, "") == result
+    head = b"HTTP/1.1 %d Odd\r\nLocation: /elsewhere\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+    with Upstream(reply(head + body), keep=False) as upstream:
+        assert await look_up(upstream) == result
+        assert [request.target for request in upstream.requests] == [f"/key/info?key={TOKEN}".encode()]
 
 
 @pytest.mark.parametrize(
     ("error", "reason"),
     [
-        pytest.param(httpx.ConnectError("refused"), "lookup_failed", id="no connection"),
-        pytest.param(httpx.ConnectTimeout("slow"), "lookup_timeout", id="no connection in time"),
-        pytest.param(httpx.PoolTimeout("busy"), "lookup_timeout", id="no free connection in time"),
-        pytest.param(httpx.ReadError("reset"), "lookup_failed", id="reset"),
-        pytest.param(httpx.RemoteProtocolError("nonsense"), "lookup_failed", id="not HTTP"),
+        pytest.param(UpstreamUnreachable(), "lookup_failed", id="no connection"),
+        pytest.param(ConnectTimeout(), "lookup_timeout", id="no connection in time"),
+        pytest.param(PoolExhausted(), "lookup_timeout", id="no free connection in time"),
+        pytest.param(ResponseTimeout(), "lookup_timeout", id="no answer in the relay's time"),
+        pytest.param(UpstreamBroken(), "lookup_failed", id="reset, or not HTTP"),
     ],
 )
-async def test_errors(error: httpx.TransportError, reason: str, respx_mock: respx.MockRouter) -> None:
+async def test_errors(error: GatewayError, reason: str) -> None:
     """A lookup that fails is unknown, never an error."""
-    respx_mock.get(url__startswith="http://litellm.test/key/info").mock(side_effect=error)
-    stored = mocked(Address("http", "litellm.test", 80))
+
+    async def fail(target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
+        raise error
+
+    stored = StoredKeys(fail, outbound=lambda scope: scope["headers"], timeout=10)
     assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown(reason)
+
+
+@pytest.mark.parametrize(
+    ("script", "reason"),
+    [
+        pytest.param(reply(CLOSE), "lookup_failed", id="no answer"),
+        pytest.param(reply(RESET), "lookup_failed", id="reset"),
+        pytest.param(reply(b"nonsense\r\n\r\n"), "lookup_failed", id="not HTTP"),
+        pytest.param(reply(ok(answer())[:-1], CLOSE), "lookup_failed", id="cut off"),
+        pytest.param(
+            reply(b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n{", CLOSE), "lookup_403", id="refused, cut off"
+        ),
+    ],
+)
+async def test_broken_off(script: Script, reason: str) -> None:
+    """Likewise on the wire; a status that will not do is enough."""
+    with Upstream(script) as upstream:
+        assert await look_up(upstream) == Unknown(reason)
+
+
+@pytest.mark.parametrize(
+    ("octets", "reason"),
+    [
+        pytest.param(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 9\r\n\r\n{", "lookup_403", id="refused"),
+        pytest.param(
+            b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n" + b" " * (MAX_ANSWER + 1),
+            "lookup_size",
+            id="over the limit",
+        ),
+    ],
+)
+async def test_not_read_to_the_end(octets: bytes, reason: str) -> None:
+    """What more of an answer cannot change is not waited for, and its connection closed."""
+    with Upstream(reply(octets, WAIT_CLOSED)) as upstream:
+        assert await look_up(upstream) == Unknown(reason)
+        await asyncio.to_thread(upstream.wait_closed)
+
+
+async def test_no_connection_comes_free() -> None:
+    """A lookup waits for one of the relay's connections no longer than a relayed request."""
+    with Upstream(reply(WAIT_CLOSED)) as upstream:
+        relay = GatewayUpstream(Address("http", "127.0.0.1", upstream.port), connect_timeout=0.1, max_connections=1)
+        stored = StoredKeys(partial(fetch, relay), outbound=lambda scope: scope["headers"], timeout=10)
+        first = asyncio.create_task(stored.get({"headers": [HOST]}, KEY, ""))
+        await asyncio.to_thread(upstream.wait_request)
+        assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown("lookup_timeout")
+        relay.close()
+        assert await first == Unknown("lookup_failed")
 
 
 async def test_refused() -> None:
@@ -212,9 +272,10 @@ async def test_loop() -> None:
     def refuse(scope: Any) -> Fields:
         raise LoopDetected
 
-    stored = StoredKeys(
-        Address("http", "127.0.0.1", 1), transport=httpx.AsyncHTTPTransport(), outbound=refuse, timeout=10
-    )
+    async def fail(target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
+        raise AssertionError
+
+    stored = StoredKeys(fail, outbound=refuse, timeout=10)
     assert await stored.get({}, KEY, "") == Unknown("lookup_loop")
 
 
@@ -348,7 +409,7 @@ async def test_tls(trusted: bool) -> None:
 
 
 async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """The libraries keep URLs and fields to themselves, whatever the log level."""
+    """Targets and fields appear in no log, whatever its level."""
     caplog.set_level(logging.DEBUG)
     with Upstream(reply(ok(answer()))) as upstream:
         await look_up(upstream, HOST, (b"Authorization", b"Bearer sk-other"))

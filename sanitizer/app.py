@@ -10,11 +10,15 @@ from starlette.types import Receive, Scope, Send
 
 from sanitizer.operate import logs
 from sanitizer.relay.fetch import fetch
+from sanitizer.operate.metrics import Decisions
+from sanitizer.relay.counters import CLIENT_LEFT, Counters
 from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.http import Relay
-from sanitizer.relay.protocol import Counters
+from sanitizer.relay.protocol import OnAnswered
 from sanitizer.relay.upstream import Upstream
 from sanitizer.sanitize.lookup_key import KeyFile
+from sanitizer.sanitize.decision import Outcome
+from sanitizer.sanitize.gates import FIELDS, GATES
 from sanitizer.sanitize.middleware import Record, Sanitizer
 from sanitizer.sanitize.stored import StoredKeys
 from sanitizer.settings import Settings, load
@@ -41,8 +45,12 @@ class Gateway:
         self.forwarding = Forwarding(settings.trusted_proxies, pseudonym or make_pseudonym())
         self.keepalive_timeout = settings.keepalive_timeout
         self.counters = Counters()
+        self.decisions = Decisions(dict.fromkeys(gate.endpoint for gate in GATES), tuple(Outcome), sorted(FIELDS))
         self.draining = False
-        self.on_refused: Callable[[str, str], None] = logs.Repeats("request refused")
+        self._on_refused = logs.Repeats("request refused")
+        self.on_refused: Callable[[str, str], None] = self._on_refused
+        self.on_answered: OnAnswered | None = _log_access if settings.access_log else None
+        self._on_upstream_error = logs.Repeats("upstream failed")
         self._started = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -65,7 +73,7 @@ class Gateway:
             response_timeout=settings.response_timeout,
             keepalive=settings.upstream_keepalive,
             max_connections=settings.max_connections,
-            on_error=logs.Repeats("upstream failed"),
+            on_error=self._on_upstream_error,
         )
         relay = Relay(self.upstream, self.forwarding)
         self.stored = StoredKeys(
@@ -82,14 +90,21 @@ class Gateway:
             fields=settings.fields,
             prefixes=settings.prefixes,
             max_body=settings.max_body,
-            on_decision=_log_decision,
+            on_decision=self._on_decision,
         )
         self.intercepts = self.sanitizer.intercepts
 
     def close(self) -> None:
-        """Drop all connections to upstream."""
+        """Drop all connections to upstream, and log what has not been yet."""
         if self._started:
             self.upstream.close()
+        self._on_upstream_error.close()
+        self._on_refused.close()
+
+    def _on_decision(self, record: Record) -> None:
+        dropped = record.fields if record.outcome is Outcome.DROPPED else ()
+        self.decisions.add(record.endpoint, record.outcome, dropped, record.reason, record.lookup_seconds)
+        _log_decision(record)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -129,4 +144,18 @@ def _log_decision(record: Record) -> None:
         reason=record.reason,
         lookup_ms=None if record.lookup_seconds is None else round(record.lookup_seconds * 1000, 1),
         lookup_key=record.lookup_key or None,
+        status=record.status,
+        call_id=record.call_id,
+        traceparent=record.traceparent,
+    )
+
+
+def _log_access(client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
+    logs.access(
+        "request",
+        method=method.decode("latin-1") or None,
+        path=logs.path_of(target) or None,
+        status=499 if status == CLIENT_LEFT else status,  # nginx's number for it, in the metrics too
+        ms=round(seconds * 1000, 1),
+        client=client,
     )

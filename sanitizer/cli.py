@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from sanitizer import __version__
 from sanitizer.settings import OPTIONS, Option, SettingError, load
@@ -19,6 +19,8 @@ def _default(option: Option) -> str:
         return "all"
     if option.name == "max_body":
         return "1MiB"
+    if option.default is False:
+        return "off"
     return str(option.default) if isinstance(option.default, str | int) or option.name == "upstream" else "none"
 
 
@@ -41,11 +43,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the gateway (the default)", allow_abbrev=False)
     for option in OPTIONS:
+        value: dict[str, Any] = (
+            {"metavar": option.takes} if option.takes else {"action": "store_const", "const": "true"}
+        )
         serve.add_argument(
-            option.flag,
-            dest=option.name,
-            metavar=option.takes,
-            help=f"{option.help} [{_default(option)}]".replace("%", "%%"),
+            option.flag, dest=option.name, help=f"{option.help} [{_default(option)}]".replace("%", "%%"), **value
         )
     demo = commands.add_parser("demo", help="play the bug report against an embedded LiteLLM look-alike")
     demo.add_argument("--serve", action="store_true", help="keep both up for curl")

@@ -3,6 +3,9 @@
 Switched off or replaced, and why: proxy headers (uvicorn would rewrite the client's address before it is judged),
 Server and Date fields (upstream's pass), its WebSockets (upgrades are tunnelled), its access log and signal handling.
 
+The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`: every process that
+serves tells it of itself twice a second, a worker through a pipe. Without the listener nobody is told anything.
+
 At SIGTERM a process still accepts for a sixth of ``shutdown_grace``, at most 5 s, so that a load balancer can notice;
 then listeners close, requests in flight finish, and what remains when the grace is over is aborted. Exit status 0.
 """
@@ -19,7 +22,8 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, Final
 
@@ -27,7 +31,10 @@ import uvicorn
 import uvloop
 
 from sanitizer.app import Gateway, make_pseudonym
-from sanitizer.operate import logs
+from sanitizer.operate import logs, snapshots
+from sanitizer.operate.admin import Admin
+from sanitizer.operate.metrics import gather
+from sanitizer.operate.snapshots import Snapshot
 from sanitizer.relay.protocol import RelayProtocol
 from sanitizer.settings import Settings
 
@@ -37,9 +44,18 @@ _WORKER_RESTART_PAUSE: Final = 1.0
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with a drain that goes on accepting for a while, and an exit status of 0 after it."""
+    """uvicorn's server with a drain that goes on accepting for a while, and an exit status of 0 after it.
 
-    def __init__(self, gateway: Gateway, sockets: list[socket.socket]) -> None:
+    ``tell``: who is told of this process, or the pipe that leads there; ``on_stop`` is called by the signal handler.
+    """
+
+    def __init__(
+        self,
+        gateway: Gateway,
+        sockets: list[socket.socket],
+        tell: Callable[[Snapshot], None] | Connection | None = None,
+        on_stop: Callable[[], None] = lambda: None,
+    ) -> None:
         settings = gateway.settings
         config = uvicorn.Config(
             gateway,
@@ -61,6 +77,8 @@ class Server(uvicorn.Server):
         self._listening = sockets
         self._grace = settings.shutdown_grace
         self._interrupted = False
+        self._tell = tell
+        self._on_stop = on_stop
 
     def run_until_stopped(self) -> int:
         """Serve until a signal says stop; returns the exit status."""
@@ -73,6 +91,18 @@ class Server(uvicorn.Server):
         parent = multiprocessing.parent_process()
         if parent is not None:  # a worker must not outlive its parent, even one that was killed
             asyncio.get_running_loop().add_reader(parent.sentinel, self._orphaned, parent.sentinel)
+        if isinstance(self._tell, Connection):
+            self._tell = await snapshots.writer(self._tell)
+        self._tell_on()
+
+    def _tell_on(self) -> None:
+        if self._tell is not None:
+            self._tell_now()
+            asyncio.get_running_loop().call_later(snapshots.INTERVAL, self._tell_on)
+
+    def _tell_now(self) -> None:
+        if callable(self._tell):
+            self._tell(gather(self.gateway.counters, self.gateway.upstream, self.gateway.decisions))
 
     def _orphaned(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
@@ -100,6 +130,7 @@ class Server(uvicorn.Server):
             task.cancel()
         await asyncio.sleep(0)
         await self.lifespan.shutdown()
+        self._tell_now()
         counters, upstream = self.gateway.counters, self.gateway.upstream
         logs.event(
             logging.INFO,
@@ -108,7 +139,7 @@ class Server(uvicorn.Server):
             relayed=counters.fast,
             through_asgi=counters.cycles,
             refused=counters.refused,
-            upstream_errors=upstream.errors or None,
+            upstream_errors={kind: count for kind, count in upstream.errors.items() if count} or None,
         )
 
     async def _wait(self, deadline: float, done: Any) -> None:
@@ -131,6 +162,7 @@ class Server(uvicorn.Server):
         """The first signal starts the drain (without the time to go on accepting, for SIGINT), the second ends it."""
         self.force_exit = self.should_exit
         self._interrupted = sig == signal.SIGINT
+        self._on_stop()
         self.should_exit = True
 
 
@@ -142,37 +174,44 @@ def _accepting_seconds(grace: float, interrupted: bool) -> float:
 def serve(settings: Settings) -> int:
     """Run the gateway until it is told to stop; returns the exit status: 0, or 1 when it can't start."""
     logs.configure(settings.log_level, settings.log_format)
+    where = settings.uds or f"{settings.host}:{settings.port}"
+    admin_listener = None
     try:
         listener = _listen(settings)
+        if settings.admin_port:
+            where = f"{settings.admin_host}:{settings.admin_port} (--admin-port)"
+            admin_listener = _listen_on(settings.admin_host, settings.admin_port)
     except OSError as error:
         reason = (error.strerror or str(error)).partition(" (while")[0]
-        print(f"litellm-sanitizer: can't listen on {_where(settings)}: {reason}", file=sys.stderr)
+        print(f"litellm-sanitizer: can't listen on {where}: {reason}", file=sys.stderr)
         return 1
     scheme = "https" if settings.ssl_certfile else "http"
     at = f"unix:{settings.uds}" if settings.uds else f"{scheme}://{_authority(listener)}"
     logs.event(
         logging.INFO,
         f"listening on {at}",
+        block=True,
         upstream=str(settings.upstream),
         root_path=",".join(filter(None, settings.prefixes)) or None,
         mode=settings.mode,
         fields=",".join(sorted(settings.fields)),
         workers=settings.workers,
+        admin=f"http://{_authority(admin_listener)}" if admin_listener else None,
     )
     pseudonym = make_pseudonym()
     try:
-        if settings.workers == 1:
-            return Server(Gateway(settings, pseudonym), [listener]).run_until_stopped()
-        return _supervise(settings, pseudonym, listener)
+        with contextlib.nullcontext() if admin_listener is None else Admin(settings, admin_listener) as admin:
+            if settings.workers > 1:
+                return _supervise(settings, pseudonym, listener, admin)
+            gateway = Gateway(settings, pseudonym)
+            if admin is None:
+                return Server(gateway, [listener]).run_until_stopped()
+            return Server(gateway, [listener], admin.serving_here(), admin.health.stop).run_until_stopped()
     finally:
         listener.close()
         if settings.uds:
             with contextlib.suppress(OSError):
                 os.unlink(settings.uds)
-
-
-def _where(settings: Settings) -> str:
-    return settings.uds or f"{settings.host}:{settings.port}"
 
 
 def _authority(listener: socket.socket) -> str:
@@ -189,12 +228,15 @@ def _listen(settings: Settings) -> socket.socket:
         listener.bind(settings.uds)
         os.chmod(settings.uds, 0o666)  # noqa: S103 - as uvicorn and nginx: who may connect is the folder's business
         listener.listen(_BACKLOG)
-    else:
-        family, _, _, _, address = socket.getaddrinfo(
-            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
-        dual = settings.host == "::" and socket.has_dualstack_ipv6()
-        listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
+        listener.setblocking(False)
+        return listener
+    return _listen_on(settings.host, settings.port)
+
+
+def _listen_on(host: str, port: int) -> socket.socket:
+    family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
+    dual = host == "::" and socket.has_dualstack_ipv6()
+    listener = socket.create_server(address[:2], family=family, backlog=_BACKLOG, dualstack_ipv6=dual)
     listener.setblocking(False)
     return listener
 
@@ -208,12 +250,12 @@ def _unlink_if_stale(path: str) -> None:
             os.unlink(path)
 
 
-def _work(settings: Settings, pseudonym: bytes, listener: socket.socket) -> None:
+def _work(settings: Settings, pseudonym: bytes, listener: socket.socket, pipe: Connection | None) -> None:
     logs.configure(settings.log_level, settings.log_format)
-    sys.exit(Server(Gateway(settings, pseudonym), [listener]).run_until_stopped())
+    sys.exit(Server(Gateway(settings, pseudonym), [listener], pipe).run_until_stopped())
 
 
-def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket) -> int:
+def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket, admin: Admin | None) -> int:
     """Run the workers; start one anew when it dies; pass SIGTERM and SIGINT on and wait for them to drain."""
     spawn = multiprocessing.get_context("spawn")
     stop: list[int] = []
@@ -221,14 +263,23 @@ def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket) ->
     wake.setblocking(False)
 
     def start() -> Any:
-        worker = spawn.Process(target=_work, args=(settings, pseudonym, listener))
+        ours, theirs = spawn.Pipe(duplex=False) if admin else (None, None)
+        worker = spawn.Process(target=_work, args=(settings, pseudonym, listener, theirs))
         worker.start()
+        if admin and ours and theirs:
+            theirs.close()  # so that the pipe ends with the worker
+            admin.serving_there(ours)
         return worker
+
+    def told_to_stop(number: int, _: FrameType | None) -> None:
+        stop.append(number)
+        if admin:
+            admin.health.stop()
 
     with woken, wake:
         signal.set_wakeup_fd(wake.fileno())
         for sig in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(sig, lambda sig, _: stop.append(sig))
+            signal.signal(sig, told_to_stop)
         workers = [start() for _ in range(settings.workers)]
         while not stop:
             multiprocessing.connection.wait([woken, *(worker.sentinel for worker in workers)])

@@ -140,6 +140,13 @@ def _choice(*choices: str) -> Callable[[str], str]:
     return parse
 
 
+def _switch(text: str) -> bool:
+    values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
+    if text.lower() not in values:
+        raise ValueError("takes true or false")
+    return values[text.lower()]
+
+
 def _names(text: str) -> list[str]:
     return [name for part in text.split(",") if (name := part.strip())]
 
@@ -217,12 +224,18 @@ class Settings:
         default=4001, metadata=_option(_integer(0, 65535, "a port"), "PORT", "port to listen on; 0 takes a free one")
     )
     uds: str | None = field(default=None, metadata=_option(str, "PATH", "listen on a unix socket instead"))
+    admin_host: str = field(
+        default="127.0.0.1", metadata=_option(str, "HOST", "address of the admin listener: /livez, /readyz, /metrics")
+    )
+    admin_port: int = field(
+        default=9464, metadata=_option(_integer(0, 65535, "a port"), "PORT", "its port; 0 turns it off")
+    )
     mode: Literal["enforce", "observe", "off"] = field(
         default="enforce",
         metadata=_option(
             _choice("enforce", "observe", "off"),
             "MODE",
-            "enforce; observe: decide and log, forward untouched; off: intercept nothing",
+            "enforce; observe: decide, count and log, forward untouched; off: intercept nothing",
         ),
     )
     fields: frozenset[str] = field(
@@ -308,6 +321,7 @@ class Settings:
         default="auto",
         metadata=_option(_choice("auto", "text", "json"), "FORMAT", "auto: text on a terminal, else JSON"),
     )
+    access_log: bool = field(default=False, metadata=_option(_switch, "", "one line a request, without its query"))
 
     @property
     def prefixes(self) -> tuple[str, ...]:
@@ -325,7 +339,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option as its user meets it."""
+    """One option as its user meets it. ``takes``: empty for a switch, whose flag has no value."""
 
     name: str
     default: Any

@@ -1,29 +1,49 @@
 """Logs on stderr: JSON, or text on a terminal. No secret gets through: what looks like a key is masked."""
 
+import asyncio
 import json
 import logging
 import re
 import sys
-import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
+from urllib.parse import unquote
 
 logger = logging.getLogger("sanitizer")
+_access_logger: Final = logging.getLogger("sanitizer.access")
 
-_KEY: Final = re.compile(r"\bsk-[\w\-]+")
+_KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-[^\s"'/?#&,;<>()\[\]{}\\]+""")
+_HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0-9A-Fa-f])")
+_ENCODED: Final = 3
+"""So many times a path is decoded in search of a key."""
 _REPEAT_SECONDS: Final = 10.0
 
 
 def mask(text: str) -> str:
-    """``text`` with everything that looks like a LiteLLM key masked."""
-    return _KEY.sub("sk-***", text)
+    """``text`` with everything masked that looks like a LiteLLM key, or, less its first 8 digits, like a key's hash."""
+    return _HASH.sub(r"\1***", _KEY.sub("sk-***", text))
 
 
-def event(level: int, message: str, **fields: Any) -> None:
-    """Log ``message`` with ``fields``; those that are None are left out."""
+def path_of(target: bytes) -> str:
+    """The path of a request target for a log: no query, and what looks like a key masked however it is encoded."""
+    path = plain = re.split("[?#]", target.decode("latin-1"), maxsplit=1)[0]
+    for _ in range(_ENCODED):
+        plain = unquote(plain)
+    return masked if (masked := mask(plain)) != plain else path
+
+
+def event(level: int, message: str, *, block: bool = False, **fields: Any) -> None:
+    """Log ``message`` with ``fields``; those that are None are left out. ``block``: as text, a line for each."""
     if logger.isEnabledFor(level):
-        logger.log(level, message, extra={"fields": {k: v for k, v in fields.items() if v is not None}})
+        present = {k: v for k, v in fields.items() if v is not None}
+        logger.log(level, message, extra={"fields": present, "block": block})
+
+
+def access(message: str, **fields: Any) -> None:
+    """Log a request, whatever the level: who asks for an access log wants all of it."""
+    present = {k: v for k, v in fields.items() if v is not None}
+    _access_logger.log(logging.INFO, message, extra={"fields": present})
 
 
 class _JSON(logging.Formatter):
@@ -36,17 +56,30 @@ class _JSON(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        return mask(json.dumps(line, default=str))
+        # each text before it is escaped, which would hide where a key begins
+        return json.dumps(
+            {name: mask(value) if isinstance(value, str) else value for name, value in line.items()}, default=str
+        )
 
 
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         clock = datetime.fromtimestamp(record.created).astimezone().strftime("%H:%M:%S")
-        fields = "".join(f"  {name}={value}" for name, value in getattr(record, "fields", {}).items())
-        line = f"{clock} {record.levelname.lower():7} {record.getMessage()}{fields}"
+        fields = getattr(record, "fields", {}).items()
+        line = f"{clock} {record.levelname.lower():7} {_printable(record.getMessage().strip())}"
+        if getattr(record, "block", False):
+            line += "".join(f"\n{'':17}{name:10} {_printable(str(value))}" for name, value in fields)
+        else:
+            line += "".join(f"  {name}={_printable(str(value))}" for name, value in fields)
         if record.exc_info:
-            line += "\n" + self.formatException(record.exc_info)
-        return mask(line)
+            line += "\n" + mask(self.formatException(record.exc_info))
+        return line
+
+
+def _printable(text: str) -> str:
+    """``text`` masked, and in one line whatever is in it."""
+    text = mask(text)
+    return text if text.isprintable() else ascii(text)[1:-1]
 
 
 def configure(level: str, style: str) -> None:
@@ -55,7 +88,8 @@ def configure(level: str, style: str) -> None:
         style = "text" if sys.stderr.isatty() else "json"
     handler = logging.StreamHandler()
     handler.setFormatter(_Text() if style == "text" else _JSON())
-    for name, minimum in (("sanitizer", level), ("uvicorn", max(level, "warning", key=_severity))):
+    levels = {"sanitizer": level, _access_logger.name: "info", "uvicorn": max(level, "warning", key=_severity)}
+    for name, minimum in levels.items():
         log = logging.getLogger(name)
         log.handlers = [handler]
         log.propagate = False
@@ -67,22 +101,51 @@ def _severity(level: str) -> int:
 
 
 class Repeats:
-    """Sums up failures of one kind: the first is logged at once, then one line every ten seconds says how many more."""
+    """Sums up failures of one kind: the first is logged at once, then every ten seconds how many more there were.
+
+    Has to be called where an event loop runs. ``log`` is `event`, ``later`` its loop's ``call_later``.
+    """
 
     def __init__(
-        self, message: str, log: Callable[..., None] = event, clock: Callable[[], float] = time.monotonic
+        self,
+        message: str,
+        log: Callable[..., None] = event,
+        later: Callable[[float, Callable[[], None]], Any] | None = None,
     ) -> None:
         self._message = message
         self._log = log
-        self._clock = clock
-        self._kinds: dict[str, tuple[float, int]] = {}
+        self._later = later
+        self._more: dict[str, int] = {}
+        self._detail: dict[str, str] = {}
 
     def __call__(self, kind: str, detail: str) -> None:
         """A failure of ``kind`` has happened; ``detail`` says more, for the operator."""
-        now = self._clock()
-        since, more = self._kinds.get(kind, (-_REPEAT_SECONDS, 0))
-        if now - since < _REPEAT_SECONDS:
-            self._kinds[kind] = since, more + 1
+        self._detail[kind] = detail
+        if kind in self._more:
+            self._more[kind] += 1
             return
-        self._kinds[kind] = now, 0
-        self._log(logging.WARNING, self._message, kind=kind, detail=detail, more=more or None)
+        self._log(logging.WARNING, self._message, kind=kind, detail=detail)
+        self._begin(kind)
+
+    def close(self) -> None:
+        """Say now what has not been said yet."""
+        for kind in tuple(self._more):
+            self._say(kind)
+        self._more.clear()
+
+    def _begin(self, kind: str) -> None:
+        self._more[kind] = 0
+        later = self._later or asyncio.get_running_loop().call_later
+        later(_REPEAT_SECONDS, lambda: self._end(kind))
+
+    def _end(self, kind: str) -> None:
+        if self._say(kind):
+            self._begin(kind)
+        else:
+            self._more.pop(kind, None)
+
+    def _say(self, kind: str) -> bool:
+        more = self._more.get(kind, 0)
+        if more:
+            self._log(logging.WARNING, self._message, kind=kind, detail=self._detail[kind], more=more)
+        return more > 0

@@ -11,6 +11,7 @@ declares. Cases, before the code that branches on them:
 import asyncio
 import select
 import socket
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, Protocol, cast
 
 import httptools
@@ -182,6 +183,7 @@ class Connection(asyncio.Protocol):
             octets = octets[:-2] + b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n"
             self.tunnel = True
             exchange.disarm()
+            self.upstream.seconds.observe(perf_counter() - exchange.since)
             exchange.response = Response(status, octets, 0)
             exchange.on_tunnel(exchange.response, rest)
             return None

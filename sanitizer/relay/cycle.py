@@ -4,11 +4,12 @@ import asyncio
 import logging
 from typing import TYPE_CHECKING, Any, cast
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT, FlowControl
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from sanitizer.errors import ResponseCut
+from sanitizer.relay.counters import CLIENT_LEFT
 
 if TYPE_CHECKING:
     from sanitizer.relay.protocol import RelayProtocol
@@ -33,6 +34,8 @@ class Cycle:
     def __init__(self, client: "RelayProtocol", scope: Scope, keep_alive: bool) -> None:
         self._client = client
         self.started = False
+        self.method: bytes = scope["method"].encode()
+        self.status = CLIENT_LEFT  # of the response, as soon as there is one
         if client.flow is None:
             client.flow = FlowControl(cast(Any, _CycleFlow(client)))
             if client.write_blocked:
@@ -88,12 +91,18 @@ class Cycle:
         """Likewise."""
 
     async def _app(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self.status = message["status"]
+            await send(message)
+
         try:
-            await self._client.app(scope, receive, send)
+            await self._client.app(scope, receive, noted)
         except ResponseCut:
             self._cycle.disconnected = True
             self._client.abort()
 
     def _answered(self) -> None:
+        self.status = self.status or 500  # an app that failed before it answered
         self._flow.resume_reading()  # what has not been taken is of no more use
         self._client.answered(self, self._cycle.keep_alive)

@@ -16,6 +16,7 @@ Cases, before the code that branches on them:
 """
 
 import asyncio
+from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
 from sanitizer.errors import GatewayError, ResponseTimeout, UpstreamBroken
@@ -60,6 +61,7 @@ class Exchange:
         "method",
         "response",
         "retried",
+        "since",
         "timer",
         "transmitted",
         "upgrade",
@@ -77,6 +79,7 @@ class Exchange:
         self.response: Response | None = None
         self.done = False
         self.retried = False
+        self.since = perf_counter()
         self.transmitted = False  # bytes of it have been written
         self._owed = length if isinstance(length, int) else 0  # content still to come from the face
         self._sent_last = length == 0
@@ -174,6 +177,7 @@ class Exchange:
     def respond(self, response: Response) -> None:
         if self.timer is not None:
             self.disarm()
+        self.upstream.seconds.observe(perf_counter() - self.since)
         self._held = None
         self.response = response
         self.on_response(response)

@@ -22,6 +22,7 @@ import re
 import socket
 import struct
 from collections.abc import Callable
+from time import perf_counter
 from typing import Any, Final, Literal, Protocol, cast
 from urllib.parse import unquote
 
@@ -33,6 +34,7 @@ from uvicorn.server import ServerState
 
 from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
 from sanitizer.relay.connection import Transport
+from sanitizer.relay.counters import Counters
 from sanitizer.relay.cycle import Cycle
 from sanitizer.relay.framing import Framing, request_length
 from sanitizer.relay.headers import Forwarding, Peer, head_fields, passed_trailers, read_head
@@ -58,13 +60,9 @@ Pause = Literal["upstream", "pipelined", "cycle"]
 """Why nothing is read from a client: upstream is slower, a request has to wait for its turn, a cycle has enough."""
 
 
-class Counters:
-    """How many requests took which face, and how many tunnels are open. Plain integers."""
-
-    __slots__ = ("cycles", "fast", "refused", "tunnels")
-
-    def __init__(self) -> None:
-        self.fast = self.cycles = self.refused = self.tunnels = 0
+OnAnswered = Callable[[str | None, bytes, bytes, int, float], None]
+"""Told of every request that has ended: client address, method, target, status or `CLIENT_LEFT`, seconds. Of one that
+could not be read: no method, no target."""
 
 
 class Front(Protocol):
@@ -76,6 +74,7 @@ class Front(Protocol):
     draining: bool
     on_refused: Callable[[str, str], None]
     """Told the kind and the detail when a request is answered by the gateway itself."""
+    on_answered: OnAnswered | None
     keepalive_timeout: float
 
     intercepts: Callable[[str, str], bool]
@@ -108,6 +107,9 @@ class RelayProtocol(asyncio.Protocol):
         self.tunnel: Relayed | None = None
         self._heads = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
         self._request: Relayed | Cycle | None = None  # the one at work
+        self._on_answered = front.on_answered
+        self._arrived = 0.0  # when its head was whole, and its target; kept for `on_answered` alone
+        self._target = b""
         self._receiving = False  # its content is still coming
         self._left = 0  # octets of it, where their number is known
         self._chunks: ChunkedDecoder | None = None  # where it is not
@@ -143,8 +145,9 @@ class RelayProtocol(asyncio.Protocol):
             self._timer.cancel()
             self._timer = None
         if self._request is not None:
-            self._request.cancel()
-            self._request = None
+            request, self._request = self._request, None
+            request.cancel()
+            self._ended(request)
         if self.tunnel is not None:
             self.tunnel.leave()
             self.tunnel = None
@@ -219,6 +222,7 @@ class RelayProtocol(asyncio.Protocol):
         if self._request is not request:
             return  # the client has left
         self._request = None
+        self._ended(request)
         if self._receiving:
             self._linger()
         elif not keep_alive:
@@ -227,6 +231,19 @@ class RelayProtocol(asyncio.Protocol):
             self._expire_in(self.front.keepalive_timeout)
             if self._waiting and not self.write_blocked:
                 self._read_waiting()
+
+    def _ended(self, request: "Relayed | Cycle") -> None:
+        """Count a request that is no longer at work: each comes here once."""
+        counters = self.front.counters
+        counters.in_flight -= 1
+        counters.answered(request.method, request.status)
+        if self._on_answered is not None:
+            self._tell(request.method, request.status)
+
+    def _tell(self, method: bytes, status: int) -> None:
+        if self._on_answered is not None:
+            client = self.client[0] if self.client else None
+            self._on_answered(client, method, self._target, status, perf_counter() - self._arrived)
 
     def _read_waiting(self) -> None:
         data, self._waiting = self._waiting, b""
@@ -264,6 +281,7 @@ class RelayProtocol(asyncio.Protocol):
     def enter_tunnel(self, exchange: "Relayed") -> None:
         """The request at work has become a tunnel; what the client has sent early goes into it."""
         self._request = None
+        self._ended(exchange)
         self.tunnel = exchange
         self.front.counters.tunnels += 1
         early, self._waiting = self._waiting, b""
@@ -303,6 +321,8 @@ class RelayProtocol(asyncio.Protocol):
                 end = data.find(b"\r\n\r\n") + 4
                 again = self._repeat.match(data[:end])
                 if again is not None:
+                    if self._on_answered is not None:
+                        self._note(data[:end])
                     self._request = self._relay_again(self._repeat, *again)
                     return data[end:]
         try:
@@ -318,10 +338,18 @@ class RelayProtocol(asyncio.Protocol):
         head, rest = found
         self._deadline = _NEVER
         self._repeat = None
+        if self._on_answered is not None:
+            self._note(head)
         self._request = self._make_request(head)
         if not self._receiving:
             self._request.end(b"")
         return rest
+
+    def _note(self, head: bytes) -> None:
+        """Keep what `on_answered` is to be told of the request with this head."""
+        self._arrived = perf_counter()
+        _, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+        self._target = rest.rpartition(b" ")[0]
 
     def _make_request(self, octets: bytes) -> "Relayed | Cycle":
         start_line = octets[: octets.index(b"\r\n")]
@@ -354,8 +382,8 @@ class RelayProtocol(asyncio.Protocol):
             path = _decoded_path(target)
             if self.front.intercepts("POST", path):
                 self.front.counters.cycles += 1
+                self.front.counters.in_flight += 1
                 return Cycle(self, self._scope(octets, method, target, path, version), keep_alive)
-        self.front.counters.fast += 1
         onward = self.front.forwarding.onward(head, self.peer, version)
         if version != b"1.1":
             onward = onward.replace(b" HTTP/1.0\r\n", b" HTTP/1.1\r\n", 1)
@@ -370,6 +398,8 @@ class RelayProtocol(asyncio.Protocol):
         if not head.hosts:
             onward += b"Host: " + self.front.upstream.address.authority.encode() + b"\r\n"
         onward += b"\r\n"
+        self.front.counters.fast += 1
+        self.front.counters.in_flight += 1
         if self._new_heads < _NEW_HEADS and parts[1] is target and version == b"1.1" and not (upgrade or self._chunks):
             self._new_heads += 1
             self._repeat = Repeat.of(octets, onward, method, keep_alive)
@@ -377,7 +407,9 @@ class RelayProtocol(asyncio.Protocol):
 
     def _relay_again(self, repeat: Repeat, onward: bytes, length: int) -> Relayed:
         self._deadline = _NEVER
-        self.front.counters.fast += 1
+        counters = self.front.counters
+        counters.fast += 1
+        counters.in_flight += 1
         request = Relayed(self, repeat.method, onward, length, False, repeat.keep_alive, b"1.1")
         if length:
             self._left = length
@@ -442,9 +474,17 @@ class RelayProtocol(asyncio.Protocol):
         if request is not None:
             # the head was good, the content is not: what upstream has got of it must not be taken for whole
             request.cancel()
+            if not request.begun:
+                request.status = error.status
+            self._ended(request)
             if request.begun:
                 self.abort()
                 return
+        else:
+            self.front.counters.answered(b"", error.status)
+            if self._on_answered is not None:
+                self._arrived, self._target = perf_counter(), b""
+                self._tell(b"", error.status)
         self.front.counters.refused += 1
         self.front.on_refused(error.kind, str(error))
         self.write(encode_error(error, False))

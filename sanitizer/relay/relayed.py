@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from sanitizer.errors import GatewayError
 from sanitizer.relay.connection import Transport
+from sanitizer.relay.counters import CLIENT_LEFT
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Framing, Length
 from sanitizer.relay.headers import encode_head, passed_trailers
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 class Relayed(Exchange):
     """A request of ``client``'s, relayed; or, once upstream has switched protocols, a tunnel."""
 
-    __slots__ = ("_chunked_out", "_eofs", "_head", "client", "keep_alive", "started", "version")
+    __slots__ = ("_chunked_out", "_eofs", "_head", "client", "keep_alive", "started", "status", "version")
 
     def __init__(
         self,
@@ -33,6 +34,7 @@ class Relayed(Exchange):
         self.keep_alive = keep_alive
         self.version = version
         self.started = False
+        self.status = CLIENT_LEFT  # of the response, as soon as there is one
         self._head = b""  # of the response, until its first content is there
         self._chunked_out = False
         self._eofs = 0
@@ -73,6 +75,7 @@ class Relayed(Exchange):
             self.client.write(head)
 
     def on_response(self, response: Response) -> None:
+        self.status = response.status
         if self.client.write_blocked:  # by the response before
             self.pause_reading()
         self.keep_alive = self.client.stays_open(self.keep_alive)
@@ -105,6 +108,7 @@ class Relayed(Exchange):
         elif self.response is not None:
             client.abort()
         else:
+            self.status = error.status
             self.keep_alive = client.stays_open(self.keep_alive)
             client.write(encode_error(error, self.keep_alive, self.method))
             client.answered(self, self.keep_alive)
@@ -112,6 +116,7 @@ class Relayed(Exchange):
     # Tunnel
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
+        self.status = response.status
         self.client.write(response.head + data)
         self.client.enter_tunnel(self)
 

@@ -12,11 +12,22 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 
-from sanitizer.errors import ConnectTimeout, GatewayError, PoolExhausted, UpstreamBroken, UpstreamUnreachable
+from sanitizer.errors import (
+    ConnectTimeout,
+    GatewayError,
+    PoolExhausted,
+    ResponseTimeout,
+    UpstreamBroken,
+    UpstreamUnreachable,
+)
 from sanitizer.relay.connection import Connection
+from sanitizer.relay.counters import Histogram
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.outbox import Outbox
 from sanitizer.settings import Address
+
+_ERRORS = (PoolExhausted, ConnectTimeout, ResponseTimeout, UpstreamUnreachable, UpstreamBroken)
+"""All that an exchange can fail with."""
 
 
 class Upstream:
@@ -42,7 +53,8 @@ class Upstream:
         self.address = address
         self.outbox = Outbox(self.loop)
         self.response_timeout = response_timeout
-        self.errors: dict[str, int] = {}
+        self.errors = dict.fromkeys((error.kind for error in _ERRORS), 0)
+        self.seconds = Histogram()  # from an exchange's making to its response's head
         self._tls = tls
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
@@ -60,6 +72,11 @@ class Upstream:
     def open(self) -> int:
         """How many connections there are: busy, idle, or being made."""
         return len(self._connections) + len(self._connecting)
+
+    @property
+    def connecting(self) -> int:
+        """How many connections are being made."""
+        return len(self._connecting)
 
     @property
     def idle(self) -> int:
@@ -118,7 +135,7 @@ class Upstream:
         self._slot_free()
 
     def count_error(self, error: GatewayError) -> None:
-        self.errors[error.kind] = self.errors.get(error.kind, 0) + 1
+        self.errors[error.kind] += 1
         if self._on_error is not None:
             self._on_error(error.kind, str(error.__cause__ or error))
 

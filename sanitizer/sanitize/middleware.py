@@ -14,6 +14,7 @@ end-to-end, and an origin may still refuse by it (RFC 9110 section 10.1.1). A se
 
 import asyncio
 import contextlib
+import re
 import time
 from collections.abc import Callable, Collection, Coroutine, Iterable
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ MAX_HELD = 64 * 1024 * 1024
 
 HEADER = b"x-litellm-sanitizer"
 
+_CALL_ID = re.compile(rb"[\x21-\x7e]{1,128}")
+_TRACEPARENT = re.compile(rb"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")  # W3C Trace Context section 3.2.2
+
 
 @dataclass(frozen=True, slots=True)
 class Record:
@@ -41,6 +45,8 @@ class Record:
 
     ``key_hash``: the first 8 hex digits of the key's SHA-256; ``lookup_seconds``: None if there was no lookup.
     ``reason`` is ``client_left`` when the request was not forwarded because nobody waited for it any more.
+    ``status``: of the response; None if none has begun. ``call_id``: LiteLLM's name for the request, from its
+    response; ``traceparent``: the client's (W3C Trace Context). Neither is reported if it is overlong or malformed.
     """
 
     outcome: Outcome
@@ -51,6 +57,9 @@ class Record:
     lookup_seconds: float | None
     lookup_key: bool = False
     """Whether the lookup credential was used."""
+    status: int | None = None
+    call_id: str | None = None
+    traceparent: str | None = None
 
 
 class ClientLeft(Exception):
@@ -62,7 +71,8 @@ class Sanitizer:
 
     ``mode``: ``enforce``; ``observe`` decides and reports but forwards as sent; ``off`` intercepts nothing.
     ``fields``: those that may be cut. ``prefixes``: the path prefixes LiteLLM answers under, ``""`` for none.
-    ``max_body``: bytes of the largest body inspected. ``on_decision`` is called once an intercepted request.
+    ``max_body``: bytes of the largest body inspected. ``on_decision`` is called once an intercepted request, when the
+    head of its response has come or it is over without one.
     """
 
     def __init__(
@@ -111,18 +121,28 @@ class Sanitizer:
             decision = Decision(Outcome.UNREADABLE, reason=finding.reason)
         except ClientLeft:
             outcome = Outcome.UNREADABLE if submission is None else Outcome.UNKNOWN
-            self._report(target, submission, Decision(outcome, reason="client_left"), None)
+            self._report(target, submission, Decision(outcome, reason="client_left"), None, scope, None)
             return
         if self._observe:
             decision = decision.observed()
-        self._report(target, submission, decision, seconds)
         if decision.body is not None:
             scope = {**scope, "headers": _with_length(scope["headers"], len(decision.body))}
             upload.replace(decision.body)
         writes = decision.body is None or submission is None or len(decision.fields) < len(submission.sent)
         key = submission.key if submission else None
-        with self._stored.writing(key) if writes else contextlib.nullcontext():
-            await self.app(scope, upload.receive, _marked(send, decision))
+        answered = False
+
+        def on_start(message: Message) -> None:
+            nonlocal answered
+            answered = True
+            self._report(target, submission, decision, seconds, scope, message)
+
+        try:
+            with self._stored.writing(key) if writes else contextlib.nullcontext():
+                await self.app(scope, upload.receive, _marked(send, decision, on_start))
+        finally:
+            if not answered:
+                self._report(target, submission, decision, seconds, scope, None)
 
     async def _body(self, upload: "_Upload", scope: Scope) -> bytes:
         if reason := obstacle(scope["headers"]):
@@ -149,7 +169,15 @@ class Sanitizer:
             decision = decide(submission, await upload.unless_client_leaves(get(fresh=True)))
         return decision, time.perf_counter() - started
 
-    def _report(self, target: Target, submission: Submission | None, decision: Decision, seconds: float | None) -> None:
+    def _report(
+        self,
+        target: Target,
+        submission: Submission | None,
+        decision: Decision,
+        seconds: float | None,
+        scope: Scope,
+        start: Message | None,
+    ) -> None:
         if self._on_decision is None:
             return
         hashed = key_hash(submission.key) if submission and submission.key else None
@@ -161,7 +189,10 @@ class Sanitizer:
                 hashed,
                 decision.reason,
                 seconds,
-                lookup_key=decision.lookup_key,
+                decision.lookup_key,
+                start["status"] if start else None,
+                _value(start.get("headers", ()), b"x-litellm-call-id", _CALL_ID) if start else None,
+                _value(scope["headers"], b"traceparent", _TRACEPARENT),
             )
         )
 
@@ -247,10 +278,19 @@ def _with_length(headers: Iterable[tuple[bytes, bytes]], length: int) -> list[tu
     return [(name, value if name.lower() == b"content-length" else old) for name, old in headers]
 
 
-def _marked(send: Send, decision: Decision) -> Send:
+def _value(headers: Iterable[tuple[bytes, bytes]], field: bytes, form: re.Pattern[bytes]) -> str | None:
+    """The first value of ``field``, if it has that form."""
+    for name, value in headers:
+        if name.lower() == field:
+            return value.decode("latin-1") if form.fullmatch(value) else None
+    return None
+
+
+def _marked(send: Send, decision: Decision, on_start: Callable[[Message], None]) -> Send:
     """``send``, with the decision in the response's header; a field of that name from upstream is replaced.
 
     What the lookup credential has read is for those whom LiteLLM lets write it: others are not told the decision.
+    ``on_start`` is told of the response's start before it is sent.
     """
     value = decision.outcome.encode()
     if decision.fields:
@@ -260,6 +300,7 @@ def _marked(send: Send, decision: Decision) -> Send:
 
     async def marked(message: Message) -> None:
         if message["type"] == "http.response.start":
+            on_start(message)
             headers = [line for line in message.get("headers", ()) if line[0].lower() != HEADER]
             if not decision.lookup_key or 200 <= message["status"] < 300:
                 headers.append((HEADER, value))

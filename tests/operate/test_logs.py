@@ -2,7 +2,7 @@
 
 import json
 import logging
-from typing import Any
+from collections.abc import Callable
 
 import pytest
 
@@ -27,13 +27,35 @@ def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_repeats() -> None:
-    """The first failure of a kind is logged at once; those of the next ten seconds are one number in the next line."""
-    lines: list[dict[str, Any]] = []
-    times = iter((100.0, 101.0, 109.9, 110.0, 111.0, 111.0))
+    """The first failure of a kind is logged at once, how many more there were every ten seconds, and none is lost."""
+    lines: list[tuple[str, str, int | None]] = []
+    timers: list[tuple[float, Callable[[], None]]] = []
     repeats = logs.Repeats(
-        "upstream failed", lambda level, message, **fields: lines.append(fields), lambda: next(times)
+        "upstream failed",
+        lambda level, message, *, kind, detail, more=None: lines.append((kind, detail, more)),
+        lambda seconds, call: timers.append((seconds, call)),
     )
-    for _ in range(5):
-        repeats("broken", "reset")
+
+    def pass_time() -> None:
+        seconds, call = timers.pop(0)
+        assert seconds == 10
+        call()
+
+    repeats("broken", "reset")
+    repeats("broken", "closed")
+    repeats("broken", "reset again")
     repeats("unreachable", "refused")
-    assert [(line["kind"], line["more"]) for line in lines] == [("broken", None), ("broken", 2), ("unreachable", None)]
+    assert lines == [("broken", "reset", None), ("unreachable", "refused", None)]
+    pass_time()
+    assert lines[2:] == [("broken", "reset again", 2)]
+    pass_time()
+    assert len(lines) == 3, "only one of that kind"
+    repeats("broken", "closed")
+    assert len(lines) == 3, "still within ten seconds of the line before"
+    repeats("unreachable", "refused")
+    assert lines[3:] == [("unreachable", "refused", None)], "ten seconds are over for this kind"
+    repeats.close()
+    assert lines[4:] == [("broken", "closed", 1)]
+    while timers:
+        pass_time()
+    assert len(lines) == 5

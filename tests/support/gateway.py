@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -25,22 +26,47 @@ MODULES: dict[Face, list[str]] = {
 }
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 30.0
+ADMIN_ATTEMPTS = 5
 STOP_TIMEOUT = 40.0
+
+
+def _free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 class Gateway:
     """A running gateway in front of ``upstream`` (a URL). ``lines`` is what it has written to stderr so far.
 
+    With ``admin`` it has an admin listener, at the address `admin`; else none.
+
     Environment variables of the test run that would set options are not passed on.
     """
 
     def __init__(
-        self, upstream: str, *options: str, face: Face = "fast", listen: tuple[str, ...] = ("--port", "0")
+        self,
+        upstream: str,
+        *options: str,
+        face: Face = "fast",
+        listen: tuple[str, ...] = ("--port", "0"),
+        admin: bool = False,
     ) -> None:
         self.face = face
         arguments = [*MODULES[face], "--upstream", upstream, *listen, *options]
         if face == "fast" and "--log-format" not in options:
             arguments += ["--log-format", "json"]
+        for attempt in range(ADMIN_ATTEMPTS):
+            self.admin = ("127.0.0.1", _free_port() if admin else 0)
+            try:
+                self._start([*arguments, "--admin-port", str(self.admin[1])] if face == "fast" else arguments)
+                return
+            except AssertionError:
+                # a port that was free a moment ago: somebody else was faster
+                if attempt == ADMIN_ATTEMPTS - 1 or not any("(--admin-port)" in line for line in self.lines):
+                    raise
+
+    def _start(self, arguments: list[str]) -> None:
         environment = {key: value for key, value in os.environ.items() if not key.startswith(("SANITIZER_", "SERVER_"))}
         environment["PYTHONPATH"] = str(ROOT)
         self.process = subprocess.Popen(
@@ -115,6 +141,11 @@ class Gateway:
         """One request on a connection of its own."""
         with self.connect() as client:
             return client.ask(*chunks)
+
+    def ask_admin(self, path: str) -> Response:
+        """One request to the admin listener."""
+        with Client(self.admin) as client:
+            return client.ask(f"GET {path} HTTP/1.1\r\nHost: admin.test\r\nConnection: close\r\n\r\n".encode())
 
     def memory(self) -> int:
         """Proportional set size of the process, bytes."""

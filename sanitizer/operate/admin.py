@@ -1,0 +1,156 @@
+"""The admin listener: ``/livez``, ``/readyz`` and ``/metrics``, on a port of its own so that none of LiteLLM's paths is
+shadowed.
+
+It has a thread and an event loop of its own, in the gateway's process, or the workers' parent: a public side with more
+than enough to do does not keep it from answering, and one whose event loop hangs is not alive, for its snapshots cease.
+
+* ``/livez``: 200 unless a process that serves has been silent for `SILENCE`.
+* ``/readyz``: 200, or 503 with the reason: stopping, nothing serves yet, upstream can't be reached.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from concurrent.futures import Future
+from multiprocessing.connection import Connection
+from types import TracebackType
+from typing import Final
+
+import uvicorn
+import uvloop
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sanitizer.operate import logs
+from sanitizer.operate.metrics import SnapshotCollector
+from sanitizer.operate.probe import Probe
+from sanitizer.operate.snapshots import Snapshot, Snapshots
+from sanitizer.settings import Settings
+
+SILENCE: Final = 5.0
+"""Seconds after which a process that tells nothing counts as hanging."""
+
+
+class Health:
+    """Whether the gateway is alive, and whether it is ready."""
+
+    def __init__(self, snapshots: Snapshots, probe: Probe) -> None:
+        self._snapshots = snapshots
+        self._probe = probe
+        self.stopping = False
+
+    def stop(self) -> None:
+        """From now on the gateway is not ready."""
+        self.stopping = True
+
+    def not_alive(self) -> str | None:
+        """Why the gateway should be restarted."""
+        return "a process that serves is silent" if self._snapshots.silence > SILENCE else None
+
+    def not_ready(self) -> str | None:
+        """Why the gateway should get no requests."""
+        if self.stopping:
+            return "stopping"
+        if not self._snapshots.serving:
+            return "nothing serves yet"
+        return self.not_alive() or self._probe.reason
+
+
+def create_admin_app(health: Health, snapshots: Snapshots) -> Starlette:
+    """The admin listener's ASGI app."""
+    registry = CollectorRegistry()
+    registry.register(SnapshotCollector(snapshots, lambda: health.not_ready() is None))
+
+    async def livez(_: Request) -> Response:
+        return _answer("live", health.not_alive())
+
+    async def readyz(_: Request) -> Response:
+        return _answer("ready", health.not_ready())
+
+    async def metrics(_: Request) -> Response:
+        return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
+
+    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+
+
+def _answer(what: str, reason: str | None) -> Response:
+    if reason is None:
+        return JSONResponse({what: True})
+    return JSONResponse({what: False, "reason": reason}, 503)
+
+
+class Admin:
+    """The admin listener while it runs: a context manager."""
+
+    def __init__(self, settings: Settings, listener: socket.socket) -> None:
+        self._listener = listener
+        self._snapshots = Snapshots()
+        self._probe = Probe(settings.upstream, settings.upstream_tls(), settings.connect_timeout, _log_probe)
+        self.health = Health(self._snapshots, self._probe)
+        self._numbers = itertools.count()
+        self._loop = uvloop.new_event_loop()
+        self._server = uvicorn.Server(
+            uvicorn.Config(
+                create_admin_app(self.health, self._snapshots),
+                http="httptools",
+                ws="none",
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=1,
+            )
+        )
+        self._thread = threading.Thread(target=self._run, name="admin", daemon=True)
+
+    def __enter__(self) -> "Admin":
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._server.should_exit = True
+        self._thread.join()
+
+    def serving_here(self) -> Callable[[Snapshot], None]:
+        """What this process tells of itself with, if it is the one that serves."""
+        number = next(self._numbers)
+        self._snapshots.add(number)
+        return lambda snapshot: self._snapshots.put(number, snapshot)
+
+    def serving_there(self, pipe: Connection) -> None:
+        """Hear what a worker says at the other end of ``pipe``."""
+        reading = asyncio.run_coroutine_threadsafe(self._snapshots.read(next(self._numbers), pipe), self._loop)
+        reading.add_done_callback(_log_failure)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        probing = asyncio.create_task(self._probe.run())
+        try:
+            await self._server.serve([self._listener])
+        finally:
+            probing.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await probing
+
+
+def _log_failure(reading: Future[None]) -> None:
+    if not reading.cancelled() and (error := reading.exception()) is not None:
+        logs.event(logging.ERROR, "a worker's numbers are lost", detail=repr(error))
+
+
+def _log_probe(reason: str | None) -> None:
+    if reason is None:
+        logs.event(logging.INFO, "upstream is reachable")
+    else:
+        logs.event(logging.WARNING, "not ready", reason=reason)

@@ -1,0 +1,181 @@
+"""The metrics: what they are called, how they are gathered in a process, how they are shown to Prometheus.
+
+No label takes a value that a client chooses: methods, statuses, endpoints, fields and kinds come from closed lists.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from typing import Final, NamedTuple
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from sanitizer import __version__
+from sanitizer.operate.snapshots import Snapshot, Snapshots
+from sanitizer.relay.counters import Counters, Histogram
+from sanitizer.relay.upstream import Upstream
+
+_LOOKUP_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_LOOKUP_OUTCOMES: Final = ("ok", "3xx", "4xx", "5xx", "timeout", "failed", "unusable")
+
+
+class Family(NamedTuple):
+    """One metric: ``kind`` is counter, gauge or histogram."""
+
+    name: str
+    kind: str
+    labels: tuple[str, ...]
+    help: str
+
+
+FAMILIES: Final = (
+    Family(
+        "sanitizer_decisions_total",
+        "counter",
+        ("endpoint", "outcome"),
+        "Intercepted requests by what was decided: dropped, changed, absent, unreadable, unknown, observed.",
+    ),
+    Family("sanitizer_dropped_fields_total", "counter", ("field",), "Fields cut out of requests."),
+    Family(
+        "sanitizer_lookup_seconds",
+        "histogram",
+        ("outcome",),
+        "Lookups of a key in LiteLLM by how they ended: ok, class of LiteLLM's status, timeout, failed (no answer), "
+        "unusable (an answer that says nothing of the key).",
+    ),
+    Family(
+        "sanitizer_requests_total",
+        "counter",
+        ("method", "status"),
+        "Requests that have ended, by class of status; 499: the client left before its answer began; 1xx: tunnels.",
+    ),
+    Family(
+        "sanitizer_upstream_seconds",
+        "histogram",
+        (),
+        "From a request's head, read, to the head of upstream's response; with the wait for a connection; lookups too.",
+    ),
+    Family(
+        "sanitizer_requests_in_flight", "gauge", (), "Requests that have not ended; tunnels are no longer among them."
+    ),
+    Family("sanitizer_upstream_connections", "gauge", ("state",), "Connections to upstream: connecting, busy, idle."),
+    Family("sanitizer_upstream_errors_total", "counter", ("kind",), "Requests and lookups that upstream failed."),
+    Family("sanitizer_tunnels_in_flight", "gauge", (), "Open tunnels, such as WebSockets."),
+    Family("sanitizer_ready", "gauge", (), "1 if /readyz says so, else 0."),
+    Family("sanitizer_build_info", "gauge", ("version",), "Always 1; the version is its label."),
+)
+
+
+class Decisions:
+    """What was decided about intercepted requests, and how long their lookups took."""
+
+    def __init__(self, endpoints: Iterable[str], outcomes: Collection[str], fields: Iterable[str]) -> None:
+        self.outcomes = {(endpoint, outcome): 0 for endpoint in endpoints for outcome in outcomes}
+        self.dropped = dict.fromkeys(fields, 0)
+        self.lookups = {outcome: Histogram(_LOOKUP_SECONDS) for outcome in _LOOKUP_OUTCOMES}
+
+    def add(
+        self, endpoint: str, outcome: str, dropped: Iterable[str], reason: str | None, lookup_seconds: float | None
+    ) -> None:
+        """Count one decision. ``dropped``: the fields that were cut; ``lookup_seconds``: None without a lookup."""
+        self.outcomes[endpoint, outcome] += 1
+        for field in dropped:
+            self.dropped[field] += 1
+        if lookup_seconds is not None:
+            self.lookups[_lookup_outcome(reason)].observe(lookup_seconds)
+
+
+def _lookup_outcome(reason: str | None) -> str:
+    """How a lookup ended, by the reason of the decision (`sanitizer.sanitize.stored.StoredKeys.get` lists them)."""
+    if reason is None or reason == "stored_shape":
+        return "ok"
+    ending = reason.removeprefix("lookup_")
+    if ending.isdigit():
+        outcome = f"{ending[0]}xx"
+        return outcome if outcome in _LOOKUP_OUTCOMES else "unusable"
+    return ending if ending in ("timeout", "failed") else "unusable"
+
+
+def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snapshot:
+    """The numbers of this process."""
+    totals: dict[tuple[str, ...], float] = {}
+    for (endpoint, outcome), count in decisions.outcomes.items():
+        totals["sanitizer_decisions_total", endpoint, outcome] = count
+    for field, count in decisions.dropped.items():
+        totals["sanitizer_dropped_fields_total", field] = count
+    for outcome, histogram in decisions.lookups.items():
+        totals.update(_buckets("sanitizer_lookup_seconds", histogram, outcome))
+    for method, answers in counters.answers.items():
+        for hundred, count in enumerate(answers):
+            if count or hundred < 6:
+                name = method.decode() or "other"
+                totals["sanitizer_requests_total", name, f"{hundred}xx" if hundred else "499"] = count
+    totals.update(_buckets("sanitizer_upstream_seconds", upstream.seconds))
+    for kind, count in upstream.errors.items():
+        totals["sanitizer_upstream_errors_total", kind] = count
+    busy = upstream.open - upstream.idle - upstream.connecting
+    gauges: dict[tuple[str, ...], float] = {
+        ("sanitizer_requests_in_flight",): counters.in_flight,
+        ("sanitizer_upstream_connections", "connecting"): upstream.connecting,
+        ("sanitizer_upstream_connections", "busy"): busy,
+        ("sanitizer_upstream_connections", "idle"): upstream.idle,
+        ("sanitizer_tunnels_in_flight",): counters.tunnels,
+    }
+    return Snapshot(totals, gauges)
+
+
+def _buckets(name: str, histogram: Histogram, *labels: str) -> Iterator[tuple[tuple[str, ...], float]]:
+    """A histogram as series: its name, its labels, and the bound; ``sum`` stands where the bound does."""
+    for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
+        yield (name, *labels, str(bound)), count
+    yield (name, *labels, "sum"), histogram.sum
+
+
+class SnapshotCollector(Collector):
+    """Shows Prometheus the sum of ``snapshots``, and whether the gateway is ready."""
+
+    def __init__(self, snapshots: Snapshots, ready: Callable[[], bool]) -> None:
+        self._snapshots = snapshots
+        self._ready = ready
+
+    def collect(self) -> Iterator[Metric]:
+        totals, gauges = self._snapshots.sum()
+        numbers: dict[tuple[str, ...], float] = {
+            **totals,
+            **gauges,
+            ("sanitizer_ready",): float(self._ready()),
+            ("sanitizer_build_info", __version__): 1,
+        }
+        by_name: dict[str, dict[tuple[str, ...], float]] = {family.name: {} for family in FAMILIES}
+        for (name, *values), number in numbers.items():
+            by_name[name][tuple(values)] = number
+        for family in FAMILIES:
+            yield _SHOWN[family.kind](family, by_name[family.name])
+
+
+def _counter(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
+    shown = CounterMetricFamily(family.name, family.help, labels=family.labels)
+    for values, number in series.items():
+        shown.add_metric(values, number)
+    return shown
+
+
+def _gauge(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
+    shown = GaugeMetricFamily(family.name, family.help, labels=family.labels)
+    for values, number in series.items():
+        shown.add_metric(values, number)
+    return shown
+
+
+def _histogram(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
+    shown = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+    buckets: dict[tuple[str, ...], list[tuple[str, float]]] = {}
+    for (*values, bound), number in series.items():
+        if bound != "sum":
+            below = buckets.setdefault(tuple(values), [])
+            below.append((bound, number + (below[-1][1] if below else 0)))  # Prometheus's buckets are cumulative
+    for values_, cumulative in buckets.items():
+        shown.add_metric(values_, cumulative, sum_value=series[*values_, "sum"])
+    return shown
+
+
+_SHOWN: Final = {"counter": _counter, "gauge": _gauge, "histogram": _histogram}

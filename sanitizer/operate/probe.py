@@ -1,0 +1,86 @@
+"""Whether upstream can be reached: asked in the background, so that `/readyz` answers at once."""
+
+import asyncio
+import contextlib
+import ssl
+from collections.abc import Callable
+from typing import Final
+
+from sanitizer.settings import Address
+
+INTERVAL: Final = 2.0
+"""Seconds from one connection to the next."""
+FAILURES: Final = 2
+"""So many in a row make upstream unreachable; one success makes it reachable again."""
+
+
+class Probe:
+    """Connects to upstream (TCP or a unix socket, with a TLS handshake where ``tls`` is) and leaves again.
+
+    ``timeout`` in seconds is for one connection. ``reason``: why upstream counts as unreachable; None if it does not.
+    ``on_change`` is called with it whenever it has changed from None or to None.
+    """
+
+    def __init__(
+        self, address: Address, tls: ssl.SSLContext | None, timeout: float, on_change: Callable[[str | None], None]
+    ) -> None:
+        self._address = address
+        self._tls = tls
+        self._timeout = timeout
+        self._on_change = on_change
+        self._failures = 0
+        self.reason: str | None = "upstream has not been reached yet"
+
+    async def run(self) -> None:
+        """Go on until cancelled."""
+        while True:
+            self.judge(await self._connect())
+            await asyncio.sleep(INTERVAL)
+
+    def judge(self, error: str | None) -> None:
+        """Take in how a connection went; ``error``: None if it was made."""
+        before = self.reason
+        if error is None:
+            self._failures = 0
+            self.reason = None
+            if before is not None:
+                self._on_change(None)
+            return
+        self._failures += 1
+        if self._failures >= FAILURES:
+            self.reason = f"upstream can't be reached: {error}"
+            if self._failures == FAILURES:
+                self._on_change(self.reason)
+
+    async def _connect(self) -> str | None:
+        address = self._address
+        try:
+            async with asyncio.timeout(self._timeout):
+                if address.uds is not None:
+                    _, writer = await asyncio.open_unix_connection(address.uds)
+                else:
+                    name = address.host if self._tls else None
+                    _, writer = await asyncio.open_connection(
+                        address.host, address.port, ssl=self._tls, server_hostname=name
+                    )
+        except TimeoutError:
+            return "timed out"
+        except (OSError, ValueError) as error:  # ssl.SSLError is one; the other: a name that IDNA can't encode
+            return _said(error)
+        writer.close()
+        with contextlib.suppress(OSError, TimeoutError):
+            async with asyncio.timeout(self._timeout):
+                await writer.wait_closed()
+        writer.transport.abort()
+        return None
+
+
+def _said(error: Exception) -> str:
+    """What is wrong, without the address."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"certificate not trusted ({error.verify_message})"
+    if isinstance(error, ssl.SSLError):
+        return "TLS handshake failed"
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused"
+    return type(error).__name__

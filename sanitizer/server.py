@@ -46,14 +46,14 @@ _WORKER_RESTART_PAUSE: Final = 1.0
 class Server(uvicorn.Server):
     """uvicorn's server with a drain that goes on accepting for a while, and an exit status of 0 after it.
 
-    ``tell``: who is told of this process, or the pipe that leads there; ``on_stop`` is called by the signal handler.
+    ``tell`` is told of this process, if anyone wants to know; ``on_stop`` is called by the signal handler.
     """
 
     def __init__(
         self,
         gateway: Gateway,
         sockets: list[socket.socket],
-        tell: Callable[[Snapshot], None] | Connection | None = None,
+        tell: Callable[[Snapshot], None] | None = None,
         on_stop: Callable[[], None] = lambda: None,
     ) -> None:
         settings = gateway.settings
@@ -91,8 +91,6 @@ class Server(uvicorn.Server):
         parent = multiprocessing.parent_process()
         if parent is not None:  # a worker must not outlive its parent, even one that was killed
             asyncio.get_running_loop().add_reader(parent.sentinel, self._orphaned, parent.sentinel)
-        if isinstance(self._tell, Connection):
-            self._tell = await snapshots.writer(self._tell)
         self._tell_on()
 
     def _tell_on(self) -> None:
@@ -101,7 +99,7 @@ class Server(uvicorn.Server):
             asyncio.get_running_loop().call_later(snapshots.INTERVAL, self._tell_on)
 
     def _tell_now(self) -> None:
-        if callable(self._tell):
+        if self._tell is not None:
             self._tell(gather(self.gateway.counters, self.gateway.upstream, self.gateway.decisions))
 
     def _orphaned(self, sentinel: int) -> None:
@@ -174,6 +172,7 @@ def _accepting_seconds(grace: float, interrupted: bool) -> float:
 def serve(settings: Settings) -> int:
     """Run the gateway until it is told to stop; returns the exit status: 0, or 1 when it can't start."""
     logs.configure(settings.log_level, settings.log_format)
+    _exit_when_told()
     where = settings.uds or f"{settings.host}:{settings.port}"
     admin_listener = None
     try:
@@ -250,9 +249,17 @@ def _unlink_if_stale(path: str) -> None:
             os.unlink(path)
 
 
+def _exit_when_told() -> None:
+    """Until there is something to drain, a signal to stop just ends the process, without a traceback."""
+    for sig in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(sig, lambda *_: sys.exit(0))
+
+
 def _work(settings: Settings, pseudonym: bytes, listener: socket.socket, pipe: Connection | None) -> None:
     logs.configure(settings.log_level, settings.log_format)
-    sys.exit(Server(Gateway(settings, pseudonym), [listener], pipe).run_until_stopped())
+    _exit_when_told()
+    tell = snapshots.PipeWriter(pipe) if pipe else None
+    sys.exit(Server(Gateway(settings, pseudonym), [listener], tell).run_until_stopped())
 
 
 def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket, admin: Admin | None) -> int:

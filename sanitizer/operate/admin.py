@@ -15,7 +15,6 @@ import logging
 import socket
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
 from multiprocessing.connection import Connection
 from types import TracebackType
 from typing import Final
@@ -95,6 +94,7 @@ class Admin:
         self._probe = Probe(settings.upstream, settings.upstream_tls(), settings.connect_timeout, _log_probe)
         self.health = Health(self._snapshots, self._probe)
         self._numbers = itertools.count()
+        self._reading: set[asyncio.Task[None]] = set()
         self._loop = uvloop.new_event_loop()
         self._server = uvicorn.Server(
             uvicorn.Config(
@@ -127,8 +127,17 @@ class Admin:
 
     def serving_there(self, pipe: Connection) -> None:
         """Hear what a worker says at the other end of ``pipe``."""
-        reading = asyncio.run_coroutine_threadsafe(self._snapshots.read(next(self._numbers), pipe), self._loop)
-        reading.add_done_callback(_log_failure)
+        self._loop.call_soon_threadsafe(self._read, pipe)
+
+    def _read(self, pipe: Connection) -> None:
+        reading = self._loop.create_task(self._snapshots.read(next(self._numbers), pipe))
+        self._reading.add(reading)  # a task that nobody holds is collected, however much it has to wait for
+        reading.add_done_callback(self._read_out)
+
+    def _read_out(self, reading: asyncio.Task[None]) -> None:
+        self._reading.discard(reading)
+        if not reading.cancelled() and (error := reading.exception()) is not None:
+            logs.event(logging.ERROR, "a worker's numbers are lost", detail=repr(error))
 
     def _run(self) -> None:
         with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
@@ -142,11 +151,6 @@ class Admin:
             probing.cancel()
             with contextlib.suppress(asyncio.CancelledError):
                 await probing
-
-
-def _log_failure(reading: Future[None]) -> None:
-    if not reading.cancelled() and (error := reading.exception()) is not None:
-        logs.event(logging.ERROR, "a worker's numbers are lost", detail=repr(error))
 
 
 def _log_probe(reason: str | None) -> None:

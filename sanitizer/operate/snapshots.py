@@ -7,6 +7,7 @@ full: nobody who does not read can hold up a worker. When the pipe ends, the wor
 
 import asyncio
 import json
+import os
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -97,12 +98,21 @@ class Snapshots:
             self.remove(number)
 
 
-async def writer(pipe: Connection) -> Callable[[Snapshot], None]:
-    """What a worker tells of itself with, through its end of ``pipe``."""
-    transport, _ = await asyncio.get_running_loop().connect_write_pipe(asyncio.Protocol, pipe)
+class PipeWriter:
+    """Tells the snapshots of a worker through its end of ``pipe``, and never waits for who reads at the other."""
 
-    def write(snapshot: Snapshot) -> None:
-        if not transport.is_closing() and not transport.get_write_buffer_size():
-            transport.write(snapshot.encode())
+    def __init__(self, pipe: Connection) -> None:
+        os.set_blocking(pipe.fileno(), False)
+        self._pipe = pipe
+        self._rest = b""  # of a line that did not fit
 
-    return write
+    def __call__(self, snapshot: Snapshot) -> None:
+        """Tell ``snapshot``, or, if the one before could not be told yet, go on with that."""
+        octets = self._rest or snapshot.encode()
+        try:
+            written = os.write(self._pipe.fileno(), octets)
+        except BlockingIOError:
+            written = 0
+        except BrokenPipeError:  # the parent is gone, and this process about to follow it
+            return
+        self._rest = octets[written:]

@@ -109,7 +109,45 @@ async def test_outcomes(
     assert upstream.scopes[0]["headers"] == [JSON, (b"content-length", b"%d" % len(upstream.body))]
     assert client.marks == [mark]
     assert client.sent[1]["body"] == b"done"
-    assert [dataclasses.replace(report, lookup_seconds=None) for report in app.records] == [reported]
+    assert [dataclasses.replace(report, lookup_seconds=None) for report in app.records] == [
+        dataclasses.replace(reported, status=200)
+    ]
+
+
+TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("asked", "answered", "call_id", "traceparent"),
+    [
+        pytest.param([], [], None, None, id="neither"),
+        pytest.param([], [(b"X-LiteLLM-Call-Id", b"6f7c-1")], "6f7c-1", None, id="LiteLLM's"),
+        pytest.param([(b"traceparent", TRACEPARENT)], [], None, TRACEPARENT.decode(), id="the client's"),
+        pytest.param([(b"x-litellm-call-id", b"1")], [], None, None, id="what a client calls itself"),
+        pytest.param([(b"traceparent", b"00-sk-1")], [], None, None, id="malformed"),
+        pytest.param([], [(b"x-litellm-call-id", b"1" * 129)], None, None, id="overlong"),
+        pytest.param([], [(b"x-litellm-call-id", b"a b")], None, None, id="two words"),
+    ],
+)
+async def test_which_request_it_was(
+    asked: Fields, answered: Fields, call_id: str | None, traceparent: str | None
+) -> None:
+    """A report names the request as LiteLLM and the client's tracing do, where they do so properly."""
+    app = Sanitized(Upstream(answered), Lookups(ROUTES))
+    await Client([update()], [JSON, *asked]).through(app)
+    assert [(each.call_id, each.traceparent, each.status) for each in app.records] == [(call_id, traceparent, 200)]
+
+
+async def test_no_response() -> None:
+    """An app that ends without a response is reported as well, once."""
+
+    async def fails(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError
+
+    app = Sanitized(fails, Lookups(ROUTES))
+    with pytest.raises(RuntimeError):
+        await Client([update()], [JSON]).through(app)
+    assert [(each.outcome, each.status) for each in app.records] == [(Outcome.DROPPED, None)]
 
 
 @pytest.mark.parametrize(

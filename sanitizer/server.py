@@ -41,6 +41,7 @@ from sanitizer.settings import Settings
 _BACKLOG: Final = 2048
 _ACCEPT_AT_MOST: Final = 5.0
 _WORKER_RESTART_PAUSE: Final = 1.0
+_STOPPING: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 class Server(uvicorn.Server):
@@ -149,7 +150,7 @@ class Server(uvicorn.Server):
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
         """As uvicorn's, without raising the signal again at the end: a drained gateway has not been killed."""
-        handlers = {sig: signal.signal(sig, self.handle_exit) for sig in (signal.SIGINT, signal.SIGTERM)}
+        handlers = {sig: signal.signal(sig, self.handle_exit) for sig in _STOPPING}
         try:
             yield
         finally:
@@ -251,8 +252,9 @@ def _unlink_if_stale(path: str) -> None:
 
 def _exit_when_told() -> None:
     """Until there is something to drain, a signal to stop just ends the process, without a traceback."""
-    for sig in (signal.SIGINT, signal.SIGTERM):
+    for sig in _STOPPING:
         signal.signal(sig, lambda *_: sys.exit(0))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
 
 
 def _work(settings: Settings, pseudonym: bytes, listener: socket.socket, pipe: Connection | None) -> None:
@@ -272,7 +274,9 @@ def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket, ad
     def start() -> Any:
         ours, theirs = spawn.Pipe(duplex=False) if admin else (None, None)
         worker = spawn.Process(target=_work, args=(settings, pseudonym, listener, theirs))
+        signal.pthread_sigmask(signal.SIG_BLOCK, _STOPPING)  # the worker's too, until it knows what to do with them
         worker.start()
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _STOPPING)
         if admin and ours and theirs:
             theirs.close()  # so that the pipe ends with the worker
             admin.serving_there(ours)
@@ -285,7 +289,7 @@ def _supervise(settings: Settings, pseudonym: bytes, listener: socket.socket, ad
 
     with woken, wake:
         signal.set_wakeup_fd(wake.fileno())
-        for sig in (signal.SIGINT, signal.SIGTERM):
+        for sig in _STOPPING:
             signal.signal(sig, told_to_stop)
         workers = [start() for _ in range(settings.workers)]
         while not stop:

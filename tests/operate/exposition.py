@@ -37,9 +37,9 @@ def families(gateway: Gateway) -> list[Metric]:
 
 
 def wait_for(gateway: Gateway, condition: Callable[[Numbers], bool]) -> Numbers:
-    """Scrape until ``condition`` holds: the workers tell of themselves twice a second."""
+    """Scrape until ``condition`` holds: who serves tells of itself twice a second, and before that of nothing."""
     until = time.monotonic() + WAIT
-    while not condition(numbers := Numbers.of(gateway)):
+    while not ((numbers := Numbers.of(gateway)) and "sanitizer_requests_in_flight" in numbers and condition(numbers)):
         assert time.monotonic() < until, numbers
         time.sleep(0.05)
     return numbers

@@ -106,8 +106,11 @@ def _json(content_type: str) -> bool:
 
 
 def inspect(body: bytes, target: Target) -> Submission:
-    """Find the guarded fields and the key. Raises `NotInspectable`, also for ``duplicate_member`` among those."""
-    found = members(body)
+    """Find the guarded fields and the key. Raises `NotInspectable`, also for ``duplicate_member`` among those.
+
+    No body has no members: a key is regenerated without one.
+    """
+    found = members(body) if body else []
     counts = Counter(member.name for member in found)
     gates = {gate.field: gate for gate in target.gates}
     if any(counts[name] > 1 for name in ("key", *gates)):

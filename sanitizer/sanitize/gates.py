@@ -1,16 +1,19 @@
 """The table: which field of which endpoint LiteLLM refuses on mere presence, and what "unchanged" means for it.
 
 One row a gate. A field belongs here only if leaving it out of the request is the same as sending its stored value: the
-columns of LiteLLM's key table are; what LiteLLM keeps in ``metadata`` is not, for a sent ``metadata`` replaces it.
+columns of LiteLLM's key table are; what LiteLLM keeps in ``metadata`` is not, for a sent ``metadata`` replaces it. Each
+of the rows below is such a column, which an update writes if the body has the member and leaves alone if not, whatever
+other members it has; so it was read in, and seen on, LiteLLM 1.83.13, 1.92.0, 1.100.0, 1.105.0 and 1.109.1.
 """
 
 import os
 import re
 from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
-from typing import TypeGuard
+from decimal import Decimal
+from typing import NamedTuple, TypeGuard
 
-from sanitizer.sanitize.jsonedit import Json
+from sanitizer.sanitize.jsonedit import Json, equal
 
 Judge = Callable[[Json, Json], bool | None]
 """Is the sent value (first) the stored one (second)? None: nothing LiteLLM would store, so nothing can be said."""
@@ -23,8 +26,61 @@ def same_strings(sent: Json, stored: Json) -> bool | None:
     return _strings(sent) and set(sent) == set(stored)
 
 
+def same_list(sent: Json, stored: Json) -> bool | None:
+    """Lists of strings, item by item: nobody is known to reorder them, and LiteLLM would store the new order."""
+    if not _strings(stored):
+        return None
+    return _strings(sent) and sent == stored
+
+
+def same_object(sent: Json, stored: Json) -> bool | None:
+    """JSON objects, by strict equality at every depth."""
+    return equal(sent, stored) if isinstance(stored, dict) else None
+
+
+def same_windows(sent: Json, stored: Json) -> bool | None:
+    """Budget windows, compared item by item on what a caller may set: ``budget_duration`` and ``max_budget``.
+
+    No windows are stored as null or ``[]``. ``reset_at`` is LiteLLM's: it stands in what is stored, and is not read in
+    what is sent, which may repeat it but not differ. The order counts: LiteLLM gives it no meaning, but would store it.
+    """
+    if stored is None:
+        stored = []
+    if not isinstance(stored, list) or not all(_window(item) for item in stored):
+        return None
+    return (
+        isinstance(sent, list)
+        and len(sent) == len(stored)
+        and all(_same_window(one, other) for one, other in zip(sent, stored, strict=True))
+    )
+
+
 def _strings(value: Json) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
+
+
+def _window(value: Json) -> TypeGuard[dict[str, Json]]:
+    return (
+        isinstance(value, dict)
+        and {"budget_duration", "max_budget"} <= value.keys() <= {"budget_duration", "max_budget", "reset_at"}
+        and isinstance(value["budget_duration"], str)
+        and isinstance(value["max_budget"], Decimal)
+    )
+
+
+def _same_window(sent: Json, stored: Json) -> bool:
+    if not _window(sent) or not _window(stored):
+        return False
+    return equal({"reset_at": stored.get("reset_at"), **sent}, {"reset_at": None, **stored})
+
+
+class Refused(NamedTuple):
+    """LiteLLM releases that refuse an unchanged value: from ``since`` on, those before ``before`` (None: to date)."""
+
+    since: str
+    before: str | None
+    value: str
+    """Which unchanged values it is about, and from whom."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +94,66 @@ class Gate:
     stored_at: tuple[str, ...]
     """Where the stored value lies in the ``info`` of ``GET /key/info``."""
     unchanged: Judge
+    error: str = ""
+    """From LiteLLM's refusal, which is a 403."""
+    refused: tuple[Refused, ...] = ()
+    """The evidence; releases up to 1.109.1 are known."""
 
+
+_ROUTES_ERROR = "Only proxy admins can set `allowed_routes` on a key."
+_PERMISSIONS_ERROR = "Only proxy admins can set `permissions`."
+_REGENERATE = ("/key/regenerate", "/key/{key}/regenerate")
+_NEVER_COMPARED = (Refused("1.92.0", None, "any value"),)
 
 GATES = (
-    # BerriAI/litellm#26555: refused from 1.83.7 to 1.108, a reordered list still in 1.109
-    Gate("/key/update", "allowed_routes", ("allowed_routes",), same_strings),
+    Gate(
+        "/key/update",  # BerriAI/litellm#26555, #27005, #33277; it came with BerriAI/litellm#25445
+        "allowed_routes",
+        ("allowed_routes",),
+        same_strings,
+        _ROUTES_ERROR,
+        (
+            Refused("1.83.7", "1.101.0", "the lists of key types LLM API and read-only"),
+            Refused("1.83.7", "1.109.0", "the list of key type management, and custom lists"),
+            Refused("1.83.7", None, "a custom list in another order"),
+            Refused("1.92.0", "1.101.0", "the empty list"),
+        ),
+    ),
+    # stored as {} unless set
+    Gate("/key/update", "permissions", ("permissions",), same_object, _PERMISSIONS_ERROR, _NEVER_COMPARED),
+    # The dashboard of 1.91.5 to 1.101.0 sends [] whenever a key is saved. Up to 1.105.0 at least, LiteLLM gives windows
+    # that are sent again a new ``reset_at``, which for periods bound to no calendar (``10d``) is later than before;
+    # 1.109.1 leaves it as it is, as the gateway does. 1.83.13 stores [] as [], later releases store null.
+    Gate(
+        "/key/update",
+        "budget_limits",
+        ("budget_limits",),
+        same_windows,
+        "can call /key/update (max_budget/spend)",
+        (
+            Refused("1.91.5", "1.109.0", "any value, the empty list too"),
+            Refused("1.109.0", None, "any value, unless general_settings.self_serve_budget_policy allows it"),
+        ),
+    ),
+    # the dashboard always sends it; an empty list is not refused
+    Gate(
+        "/key/update",
+        "access_group_ids",
+        ("access_group_ids",),
+        same_list,
+        "Team members cannot assign access groups",
+        (Refused("1.91.5", None, "a list that is not empty, from who is no admin of the key's team"),),
+    ),
+    # An Enterprise feature; it writes the key's other columns as an update does. LiteLLM takes a key with slashes from
+    # the path too: such a request is not intercepted.
+    *(
+        Gate(endpoint, "allowed_routes", ("allowed_routes",), same_strings, _ROUTES_ERROR, _NEVER_COMPARED)
+        for endpoint in _REGENERATE
+    ),
+    *(
+        Gate(endpoint, "permissions", ("permissions",), same_object, _PERMISSIONS_ERROR, _NEVER_COMPARED)
+        for endpoint in _REGENERATE
+    ),
 )
 
 FIELDS = frozenset(gate.field for gate in GATES)

@@ -1,5 +1,7 @@
 """Head, body and stored key in, a decision out."""
 
+from decimal import Decimal
+
 import pytest
 
 from sanitizer.sanitize import gates
@@ -78,14 +80,23 @@ def test_which_key(body: str, key: str | None) -> None:
     assert inspect(body.encode(), target()).key == key
 
 
-def test_key_in_the_path(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        pytest.param("/key/sk-path/regenerate", "", "sk-path", id="no body"),
+        pytest.param("/key/sk-path/regenerate", "{}", "sk-path", id="the path's"),
+        pytest.param("/key/sk-path/regenerate", '{"key":"sk-body"}', "sk-body", id="the body's beats the path's"),
+        pytest.param("/key/sk-path/regenerate", '{"key":null}', None, id="null"),
+        pytest.param("/key/sk-path/regenerate", '{"key":""}', None, id="empty"),
+        pytest.param("/key/\ud800/regenerate", "{}", None, id="a lone surrogate"),
+        pytest.param("/key/regenerate", "", None, id="no key at all"),
+        pytest.param("/key/regenerate", '{"key":"sk-body"}', "sk-body", id="the body's"),
+        pytest.param("/key/regenerate", '{"new_key":"sk-new","key_alias":"a"}', None, id="other members name none"),
+    ],
+)
+def test_which_key_to_regenerate(path: str, body: str, key: str | None) -> None:
     """Where the path names a key it counts, but a key in the body beats it, even one that names none."""
-    rows = (Gate("/key/{key}/regenerate", "permissions", ("permissions",), equal),)
-    monkeypatch.setattr(gates, "GATES", rows)
-    path = target("/key/sk-path/regenerate", frozenset(("permissions",)))
-    assert inspect(b"{}", path).key == "sk-path"
-    assert inspect(b'{"key":"sk-body"}', path).key == "sk-body"
-    assert inspect(b'{"key":null}', path).key is None
+    assert inspect(body.encode(), target(path)).key == key
 
 
 @pytest.mark.parametrize(
@@ -161,31 +172,47 @@ def test_decide(body: str, stored: Stored | Unknown, decision: Decision) -> None
     [
         pytest.param(
             '{"allowed_routes":["/a"],"permissions":{"x":1}}',
-            Stored({"allowed_routes": ["/a"], "meta": {"permissions": {"x": True}}}),
+            Stored({"allowed_routes": ["/a"], "permissions": {"x": True}}),
             Decision(Outcome.DROPPED, ("allowed_routes",), body=b'{"permissions":{"x":1}}'),
             id="one unchanged",
         ),
         pytest.param(
             '{"allowed_routes":["/a"],"permissions":{}}',
-            Stored({"allowed_routes": ["/a"], "meta": {"permissions": {}}}),
+            Stored({"allowed_routes": ["/a"], "permissions": {}}),
             Decision(Outcome.DROPPED, ("allowed_routes", "permissions"), body=b"{}"),
             id="both unchanged",
         ),
         pytest.param(
+            '{"budget_limits":[],"models":[],"access_group_ids":[],"permissions":null}',
+            Stored({"budget_limits": None, "access_group_ids": [], "permissions": {}}),
+            Decision(Outcome.DROPPED, ("budget_limits", "access_group_ids"), body=b'{"models":[],"permissions":null}'),
+            id="all but null",
+        ),
+        pytest.param(
             '{"allowed_routes":["/b"],"permissions":{}}',
-            Stored({"allowed_routes": ["/a"], "meta": []}),
+            Stored({"allowed_routes": ["/a"]}),
             Decision(Outcome.UNKNOWN, reason="stored_shape"),
             id="one changed, one unknown",
         ),
+        pytest.param(
+            '{"allowed_routes":["/a"],"budget_limits":[]}',
+            Stored({"allowed_routes": ["/a"]}),
+            Decision(Outcome.DROPPED, ("allowed_routes",), body=b'{"budget_limits":[]}'),
+            id="one unchanged, one that this release does not store",
+        ),
     ],
 )
-def test_several_gates(body: str, stored: Stored, decision: Decision, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Several guarded fields are judged one by one; the stored value may lie deeper."""
-    monkeypatch.setattr(
-        gates, "GATES", (*gates.GATES, Gate("/key/update", "permissions", ("meta", "permissions"), equal))
-    )
-    both = target(fields=frozenset(("allowed_routes", "permissions")))
-    assert decide(inspect(body.encode(), both), stored) == decision
+def test_several_gates(body: str, stored: Stored, decision: Decision) -> None:
+    """Several guarded fields are judged one by one."""
+    assert decide(inspect(body.encode(), target()), stored) == decision
+
+
+def test_stored_deeper(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The stored value may lie deeper; where there is no such way, nothing is known."""
+    monkeypatch.setattr(gates, "GATES", (Gate("/key/update", "x", ("meta", "x"), equal),))
+    submission = inspect(b'{"x":1}', target(fields=frozenset("x")))
+    assert decide(submission, Stored({"meta": {"x": Decimal(1)}})).outcome is Outcome.DROPPED
+    assert decide(submission, Stored({"meta": []})).reason == "stored_shape"
 
 
 def test_observed() -> None:

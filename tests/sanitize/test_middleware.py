@@ -79,8 +79,8 @@ def record(outcome: Outcome, *fields: str, key: bool = True, reason: str | None 
             b"",
             ROUTES,
             None,
-            b'unreadable; reason="not_json"',
-            record(Outcome.UNREADABLE, key=False, reason="not_json"),
+            b"absent",
+            record(Outcome.ABSENT, key=False),
             id="no body",
         ),
         pytest.param(

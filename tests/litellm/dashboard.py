@@ -1,0 +1,164 @@
+"""LiteLLM's own dashboard, as someone sees it who signs in with a browser.
+
+What is waited for is what is seen or answered, never time; the bound is generous, for slow machines. The pages are
+those of 1.83.13 to 1.109.1. Where they differ by release, `Dashboard` is the newest, `AntDashboard` what came before.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+from playwright.sync_api import (
+    Browser,
+    Error,
+    FloatRect,
+    Locator,
+    Page,
+    Request,
+    Response,
+    StorageState,
+    ViewportSize,
+    sync_playwright,
+)
+
+from tests.litellm.actors import LiteLLM, User
+from tests.support.gateway import ROOT
+
+TIMEOUT = 120.0  # seconds
+SIZE: ViewportSize = {"width": 960, "height": 600}
+SCREENSHOTS = ROOT / "artifacts" / "dashboard"
+
+
+def executable() -> str | None:
+    """An installed Chromium or Chrome. None of Playwright's own: those are in no package registry."""
+    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+    return next((path for name in names if (path := shutil.which(name))), None)
+
+
+@contextmanager
+def launched(path: str, hosts: set[str]) -> Iterator[Browser]:
+    """A headless browser that resolves no name and reaches no address but ``hosts``: the dashboard asks the world for
+    fonts, release notes and a survey."""
+    exclude = ", ".join(f"EXCLUDE {host}" for host in sorted(hosts))
+    arguments = [
+        "--disable-gpu",
+        "--disable-quic",
+        "--disable-sync",
+        "--no-proxy-server",
+        f"--host-resolver-rules=MAP * ~NOTFOUND, {exclude}",
+    ]
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=arguments, timeout=TIMEOUT * 1000)
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+class Dashboard:
+    """One visitor's dashboard at ``url``, with cookies and storage of their own."""
+
+    def __init__(self, page: Page, url: str, litellm: LiteLLM) -> None:
+        self.page = page
+        self.url = url
+        self.litellm = litellm
+        self.requests: list[Request] = []
+        self.errors: list[Error] = []
+        page.on("request", lambda request: self.requests.append(request))  # not the method: it takes attributes
+        page.on("pageerror", lambda error: self.errors.append(error))
+
+    def sign_in(self, user: User) -> None:
+        """Fill in the form of the login page."""
+        self.page.goto(f"{self.url}/ui/login")
+        self.page.get_by_placeholder("username").fill(user.email)
+        self.page.get_by_placeholder("password").fill(user.password)
+        with self.page.expect_response(lambda answer: urlsplit(answer.url).path == "/v2/login") as answer:
+            self.page.get_by_role("button", name="Login", exact=True).click()
+        assert answer.value.ok, answer.value.status
+
+    def edit_key(self, alias: str) -> None:
+        """Open the form that changes a key."""
+        # 1.109.1 begins at "Home", the others at the list of keys
+        self.page.get_by_role("complementary").get_by_role("link", name="Virtual Keys").click()
+        self.page.get_by_role("row").filter(has_text=alias).get_by_role("button").first.click()
+        self.page.get_by_role("tab", name="Settings").click()
+        self.page.get_by_role("button", name="Edit Settings").click()
+
+    def choose_model(self, name: str) -> None:
+        """One more of those that the form offers."""
+        self.page.get_by_role("combobox", name="Select models").click()
+        self.page.get_by_role("option", name=name, exact=True).click()
+        self.page.keyboard.press("Escape")
+
+    def save(self) -> Response:
+        """Press the button: the answer to `POST /key/update`."""
+        with self.page.expect_response(lambda answer: urlsplit(answer.url).path == "/key/update") as answer:
+            self.page.get_by_role("button", name="Save Changes").click()
+        return answer.value
+
+    @property
+    def notice(self) -> Locator:
+        """What the dashboard says in the corner for some seconds."""
+        return self.page.get_by_role("region", name="Notifications").get_by_role("listitem")
+
+    def remember_secrets(self) -> None:
+        """What the browser has been given and sends."""
+        for cookie in self.page.context.cookies():
+            self.litellm.new_secret(cookie["value"])
+        for request in self.requests:
+            if credential := request.headers.get("authorization"):
+                self.litellm.new_secret(credential.removeprefix("Bearer "))
+
+    def read_notice(self) -> str:
+        """Its words; with the mouse on it, it stays."""
+        self.notice.hover()
+        return self.notice.inner_text()
+
+    def show(self, text: str) -> None:
+        self.page.get_by_text(text, exact=True).filter(visible=True).first.scroll_into_view_if_needed()
+
+    def picture(self, name: str, *, crop: bool = True) -> None:
+        """What is seen, without the menu at the left unless all is asked for."""
+        left = 230 if crop else 0
+        clip: FloatRect = {"x": left, "y": 0, "width": SIZE["width"] - left, "height": SIZE["height"]}
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled", clip=clip)
+
+
+class AntDashboard(Dashboard):
+    """Built on Ant Design, whose fields are not named after their labels for those who ask by role."""
+
+    def choose_model(self, name: str) -> None:
+        item = self.page.locator(".ant-form-item").filter(has=self.page.get_by_text("Models", exact=True))
+        item.get_by_role("combobox").click()
+        self.page.locator(".ant-select-item-option").and_(self.page.get_by_title(name, exact=True)).click()
+        self.page.keyboard.press("Escape")
+
+    @property
+    def notice(self) -> Locator:
+        return self.page.locator(".ant-notification-notice")
+
+
+@contextmanager
+def visit(browser: Browser, litellm: LiteLLM, url: str, name: str) -> Iterator[Dashboard]:
+    """The dashboard at ``url``: ``litellm`` itself or a gateway before it. If the visit fails, a picture tells why."""
+    # 1.83.13 asks for an opinion, over the button that saves, unless the visitor has told it not to
+    storage: StorageState = {
+        "cookies": [],
+        "origins": [{"origin": url, "localStorage": [{"name": "disableShowPrompts", "value": "true"}]}],
+    }
+    context = browser.new_context(viewport=SIZE, locale="en-GB", timezone_id="UTC", storage_state=storage)
+    context.set_default_timeout(TIMEOUT * 1000)
+    try:
+        kind = AntDashboard if litellm.release < (1, 100, 0) else Dashboard
+        dashboard = kind(context.new_page(), url, litellm)
+        try:
+            yield dashboard
+        except BaseException:
+            dashboard.picture(f"{name}-failed", crop=False)
+            raise
+        dashboard.remember_secrets()
+    finally:
+        context.close()

@@ -1,0 +1,155 @@
+"""LiteLLM's own dashboard in a real browser: an internal user opens a key of theirs, adds a model and saves.
+
+It needs Debian's `chromium` or a Chrome. Pictures of what the user sees are left in artifacts/dashboard; README's pair:
+
+    .venv/bin/pytest tests/litellm/test_dashboard.py -k 'save and 1.83.13' &&
+        cp artifacts/dashboard/1.83.13-*.png tests/litellm/screenshots/
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+from playwright.sync_api import Browser
+
+from sanitizer.sanitize.gates import GATES
+from tests.litellm.actors import MODELS, OTHER_MODELS, LiteLLM, User
+from tests.litellm.conftest import before, releases
+from tests.litellm.dashboard import executable, launched, visit
+from tests.support.gateway import Gateway
+
+
+class Fact(NamedTuple):
+    """What one release's dashboard sends, and LiteLLM answers, when nothing but the models was touched."""
+
+    unchanged: set[str]
+    """Guarded fields that it sends nevertheless."""
+    error: str = ""
+    """For one of them; without it, LiteLLM does as it is told."""
+
+
+FACTS = {
+    "1.83.13": Fact({"allowed_routes", "access_group_ids"}, "Only proxy admins can set `allowed_routes` on a key."),
+    "1.92.0": Fact(
+        {"budget_limits", "access_group_ids"},  # both `[]`
+        "Only proxy admins, team admins, or org admins can call /key/update (max_budget/spend).",
+    ),
+    "1.100.0": Fact({"access_group_ids"}),
+    "1.105.0": Fact({"access_group_ids"}),
+    "1.109.1": Fact({"access_group_ids"}),
+}
+#: Asked for even if LITELLM_RELEASES names them not: they are skipped then, and in CI that is a failure.
+NEEDED = ("1.83.13", "1.92.0", "1.109.1")
+GUARDED = {gate.field for gate in GATES if gate.endpoint == "/key/update"}
+SUCCESS = "Key updated successfully"
+
+
+def version(litellm: LiteLLM) -> str:
+    return ".".join(map(str, litellm.release))
+
+
+@pytest.fixture(scope="module", params=[release for release in FACTS if release in NEEDED or release in releases()])
+def release(request: pytest.FixtureRequest) -> LiteLLM:
+    if request.param not in releases():
+        pytest.skip(f"LITELLM_RELEASES names no {request.param} (tests/litellm/rig/suite.sh starts some)")
+    return LiteLLM(releases()[request.param].rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
+
+
+@pytest.fixture(scope="module")
+def release_gateway(release: LiteLLM) -> Iterator[Gateway]:
+    with before(release) as running:
+        yield running
+
+
+# no longer than this module: while Playwright runs, its event loop counts as the running one, and no other may begin
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = executable()
+    if not path:
+        pytest.skip("no Chromium or Chrome: apt-get install chromium")
+    hosts = {urlsplit(url).hostname or "" for url in releases().values()}
+    with launched(path, hosts | {"127.0.0.1"}) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def user(release: LiteLLM) -> User:
+    """Someone who has chosen a password."""
+    user = release.new_user()
+    release.new_session(user)
+    return user
+
+
+@dataclass
+class Saved:
+    """What came of a user's pressing the button."""
+
+    sent: dict[str, object]
+    status: int
+    dropped: set[str]
+    """As the gateway says in its response header."""
+    notice: str
+    before: dict[str, Any]
+    after: dict[str, Any]
+
+
+def save(browser: Browser, litellm: LiteLLM, url: str, user: User, name: str) -> Saved:
+    """Sign in at ``url``, add a model to a key of type "LLM API", save; a picture called ``name`` shows the end."""
+    alias = f"{user.user_id}-{uuid.uuid4().hex[:4]}"
+    key = litellm.new_key(user, "llm_api", key_alias=alias)
+    before = litellm.stored(key)
+    with visit(browser, litellm, url, name) as dashboard:
+        dashboard.sign_in(user)
+        dashboard.edit_key(alias)
+        dashboard.choose_model(*OTHER_MODELS)
+        answer = dashboard.save()
+        notice = dashboard.read_notice()
+        dashboard.show(*OTHER_MODELS)
+        dashboard.picture(name)
+    said = re.fullmatch(r'dropped; fields="(.*)"', answer.headers.get("x-litellm-sanitizer", ""))
+    return Saved(
+        sent=json.loads(answer.request.post_data or ""),
+        status=answer.status,
+        dropped=set(said[1].split(",")) if said else set(),
+        notice=notice,
+        before=before,
+        after=litellm.stored(key),
+    )
+
+
+def test_direct(release: LiteLLM, browser: Browser, user: User) -> None:
+    """LiteLLM refuses for a field that the user has not touched, and says so; nothing is stored."""
+    fact = FACTS[version(release)]
+    saved = save(browser, release, release.url, user, f"{version(release)}-direct")
+    assert saved.sent["models"] == MODELS + OTHER_MODELS
+    assert saved.sent.keys() & GUARDED == fact.unchanged
+    if fact.error:
+        assert saved.status == 403
+        assert fact.error in saved.notice
+        assert saved.after == saved.before
+    else:
+        assert saved.status == 200
+        assert SUCCESS in saved.notice
+        assert saved.after["models"] == MODELS + OTHER_MODELS
+
+
+def test_through_the_gateway(release: LiteLLM, release_gateway: Gateway, browser: Browser, user: User) -> None:
+    """The same is done: the user reads so, the models are stored, and what was not touched is as it was."""
+    fact = FACTS[version(release)]
+    saved = save(browser, release, release_gateway.url, user, f"{version(release)}-gateway")
+    assert saved.sent["models"] == MODELS + OTHER_MODELS
+    assert saved.sent.keys() & GUARDED == fact.unchanged
+    assert saved.status == 200
+    assert saved.dropped == fact.unchanged
+    assert SUCCESS in saved.notice
+    assert saved.after["models"] == MODELS + OTHER_MODELS
+    for field in GUARDED:
+        assert saved.after[field] == saved.before[field], field

@@ -35,7 +35,7 @@ def releases() -> dict[str, str]:
     return dict(part.split("=", 1) for part in os.environ.get("LITELLM_RELEASES", "").split())
 
 
-@pytest.fixture(scope="session", params=list(releases()) or [None])
+@pytest.fixture(scope="session", params=list[str | None](releases()) or [None])
 def release(request: pytest.FixtureRequest) -> LiteLLM:
     """Each LiteLLM that ``LITELLM_RELEASES`` names, one after the other."""
     if request.param is None:

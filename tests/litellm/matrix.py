@@ -1,12 +1,12 @@
-"""Every gate, by every caller, in every case, on real LiteLLMs: the answers, what is stored, and the rule they must keep.
+"""Every gate, by every caller, in every case, on real LiteLLMs: the answers, what is stored, and the rule for both.
 
 The rule: what changes nothing and is refused direct succeeds through the gateway, unless LiteLLM refuses the caller for
 another reason; everything else has the status, the body and the stored key of a direct request without its unchanged
 members. A caller who may not read the key has LiteLLM's answer to the request as it is: the gateway cannot tell.
 
-A cell is three requests on one key, which the admin puts back into its state between them: the request direct, the same
-less its unchanged members direct, and the request through the gateway. Answers are compared byte for byte and stored
-keys column for column, but for `VOLATILE`. What is unchanged is said here, case by case, and never asked of the gateway.
+A cell is three requests on one key, which the admin puts back into its state after any that wrote: the request direct,
+the same less its unchanged members direct, and the request through the gateway. Answers are compared byte for byte and
+stored keys column for column, but for `VOLATILE`. What is unchanged is said here, and never asked of the gateway.
 
 ``python -m tests.litellm.matrix`` plays all of it on the LiteLLMs of ``LITELLM_RELEASES`` and prints it in Markdown;
 exit status 1 if a cell breaks the rule, 2 if no LiteLLM is named.
@@ -18,7 +18,7 @@ import os
 import re
 import sys
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
@@ -66,6 +66,10 @@ CHANGED: Columns = {
 }
 
 
+AS_READ = object()
+"""Stands for the value that ``GET /key/info`` shows."""
+
+
 @dataclass(frozen=True)
 class Case:
     """``sent`` to a key that holds ``held``; the members ``unchanged`` of it change nothing."""
@@ -102,14 +106,14 @@ def row(endpoint: str, name: str, *, reordered: Any, same: bool, held: Any = Non
         endpoint,
         (name,),
         (
-            Case("unchanged", {name: value}, (name,), columns),
+            Case("unchanged", {name: AS_READ}, (name,), columns),
             Case("reordered", {name: reordered}, (name,) if same else (), columns),
             Case("still empty", {name: empty}, (name,), BARE),
             Case("emptied", {name: empty}, held=columns),
             Case("null", {name: None}, held=columns),
             Case("changed", {name: CHANGED[name]}, held=columns),
             Case("absent", {}, held=columns),
-            Case("beside a change", {name: value, other: CHANGED[other]}, (name,), columns),
+            Case("beside a change", {name: AS_READ, other: CHANGED[other]}, (name,), columns),
         ),
         variant,
     )
@@ -310,49 +314,58 @@ def without_resets(stored: Columns) -> Columns:
 
 
 class Table:
-    """Plays cells on one LiteLLM, direct and through a gateway at ``gateway``, ``callers`` side by side."""
+    """Plays cells on ``litellm``, direct and through a gateway at ``gateway``, the callers side by side."""
 
-    def __init__(self, release: str, litellm: LiteLLM, gateway: str, callers: Iterable[Caller]) -> None:
-        self.release = release
+    def __init__(self, litellm: LiteLLM, gateway: str, callers: list[Caller]) -> None:
         self.litellm = litellm
-        self.callers = list(callers)
+        self.release = ".".join(map(str, litellm.release))
+        self.callers = callers
         self._gateway = client(gateway)
+        self._kept: dict[str, tuple[Columns, Columns]] = {}
 
-    def play(self, row: Row) -> list[Cell]:
-        """The row's cells, caller by caller."""
-        with ThreadPoolExecutor(len(self.callers)) as pool:
-            return [cell for cells in pool.map(partial(self._cells, row), self.callers) for cell in cells]
+    def play(self, row: Row, only: Collection[str] = CALLERS) -> list[Cell]:
+        """The row's cells, caller by caller: those of the callers ``only``."""
+        who = [caller for caller in self.callers if caller.name in only]
+        with ThreadPoolExecutor(len(who)) as pool:
+            return [cell for cells in pool.map(partial(self._cells, row), who) for cell in cells]
 
     def _cells(self, row: Row, caller: Caller) -> list[Cell]:
         return [self._cell(row, caller, case) for case in row.cases]
 
     def _cell(self, row: Row, caller: Caller, case: Case) -> Cell:
-        left = {name: value for name, value in case.sent.items() if name not in case.unchanged}
-        return Cell(
-            self.release,
-            row,
-            caller,
-            case,
-            self._request(self.litellm.http, row, caller, case.sent, case.held),
-            self._request(self.litellm.http, row, caller, left, case.held),
-            self._request(self._gateway, row, caller, case.sent, case.held),
-        )
+        request = partial(self._request, row, caller, case.held)
+        direct = request(self.litellm.http, case.sent)
+        without = direct
+        if case.unchanged:
+            left = {name: value for name, value in case.sent.items() if name not in case.unchanged}
+            without = request(self.litellm.http, left)
+        return Cell(self.release, row, caller, case, direct, without, request(self._gateway, case.sent))
 
-    def _request(self, http: httpx.Client, row: Row, caller: Caller, members: Columns, held: Columns) -> Result:
-        self.litellm.call("/key/update", {"key": caller.key, **held})
-        old = self._stored(caller)
-        body = {"models": OTHER_MODELS, **members}
+    def _request(self, row: Row, caller: Caller, held: Columns, http: httpx.Client, members: Columns) -> Result:
+        old = self._prepare(caller.key, held)
+        body = {name: old[name] if value is AS_READ else value for name, value in members.items()}
+        body["models"] = OTHER_MODELS
         if "{key}" not in row.endpoint:
             body["key"] = caller.key
         path = row.endpoint.replace("{key}", hashed(caller.key))
         answer = http.post(path, json=body, headers=bearer(caller.credential))
-        new = self._stored(caller)
+        new = self._stored(caller.key)
+        if new != old:
+            del self._kept[caller.key]
         content = _VOLATILE.sub(b"", answer.content)
         decision = answer.headers.get("x-litellm-sanitizer", "")
         return Result(answer.status_code, content, decision, new, tuple(differences(old, new)))
 
-    def _stored(self, caller: Caller) -> Columns:
-        return {name: value for name, value in self.litellm.stored(caller.key).items() if name not in VOLATILE}
+    def _prepare(self, key: str, held: Columns) -> Columns:
+        """The key as it is stored with ``held``, which the admin sees to unless nothing has been written since."""
+        kept = self._kept.get(key)
+        if kept is None or kept[0] is not held:
+            self.litellm.call("/key/update", {"key": key, **held})
+            kept = self._kept[key] = held, self._stored(key)
+        return kept[1]
+
+    def _stored(self, key: str) -> Columns:
+        return {name: value for name, value in self.litellm.stored(key).items() if name not in VOLATILE}
 
 
 # --- in Markdown
@@ -390,21 +403,23 @@ def show(cell: Cell) -> str:
     return ("✗ " if cell.broken() else "") + statuses + wrote
 
 
-LEGEND = f"""# What the gateway changes, cell by cell
+LEGEND = """# What the gateway changes, cell by cell
 
-By `python -m tests.litellm.matrix`, which says what the rule is. A cell shows the status that LiteLLM answers directly
-and, where it is not the same answer, the one through the gateway (→); then the columns that the request through the gateway
-wrote. **Bold**: refused direct, done through the gateway. Two refusals (403 → 403): of the field direct, then for another reason, as without the field.
-✗: breaks the rule. Every request also sends `models`; *beside a change* sends the field unchanged and another guarded one
-changed. Fields are unchanged as these are stored: {", ".join(f"`{name}`" for name in HELD if name != "models")}.
+By `python -m tests.litellm.matrix`, whose text says what the rule is. A cell shows the status that LiteLLM answers
+directly and, where the answer is another one, the one through the gateway (→); then the columns of the key that the
+request through the gateway wrote. **Bold**: refused direct, done through the gateway. 403 → 403: refused direct for the
+field, then for something else. ✗: breaks the rule.
+
+Every request also sends `models`; *unchanged* sends what `/key/info` shows, *beside a change* adds another guarded
+field that is changed. Regenerating ends with 500 for want of an Enterprise licence, unless the gate comes first.
 """
 
 
-def play(release: str, url: str) -> list[Cell]:
+def play(url: str) -> list[Cell]:
     """The whole matrix on one LiteLLM."""
     litellm = LiteLLM(url.rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
     with before(litellm) as gateway:
-        table = Table(release, litellm, gateway.url, callers(litellm))
+        table = Table(litellm, gateway.url, callers(litellm))
         return [cell for row in TABLE for cell in table.play(row)]
 
 
@@ -414,7 +429,7 @@ def main() -> int:
         print("LITELLM_RELEASES and LITELLM_MASTER_KEY name no LiteLLM", file=sys.stderr)
         return 2
     with ThreadPoolExecutor(len(named)) as pool:
-        cells = [cell for of_release in pool.map(play, named.keys(), named.values()) for cell in of_release]
+        cells = [cell for of_release in pool.map(play, named.values()) for cell in of_release]
     print(LEGEND + "\n".join(markdown(cells)))
     broken = sum(bool(cell.broken()) for cell in cells)
     print(f"{len(cells)} cells, {sum(cell.repaired for cell in cells)} repaired, {broken} break the rule.")

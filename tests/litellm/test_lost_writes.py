@@ -1,0 +1,200 @@
+"""A real write is never lost, however many gateways stand before one LiteLLM; with ``--cache-ttl`` one can be.
+
+Many write the same few values to one key at once, through several gateways, in whatever order it comes to. What each
+client saw makes a history of the column, with the times between which it must have happened:
+
+- an admin's update that was answered 200 wrote the value, whether the gateway forwarded it or found it stored already;
+- an owner's that was answered 200 was stored at some moment: LiteLLM lets nobody but an admin write another value;
+- `GET /key/info` at LiteLLM itself read it.
+
+`history` then looks for an order of all that which one register would have given. There is none if a 200 had no effect
+that a later reading should have seen, or if the value in the end is not one that could have been written last. Values
+come back again and again, as only an *old* value sent again can be taken for unchanged: with a value of its own for
+each write nothing could be lost. Two writers a key lose the most, for a third who writes the same hides it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import signal
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from sanitizer.demo.background import serving
+from sanitizer.demo.lookalike import create_lookalike
+from tests.litellm.actors import LiteLLM, User, bearer, client
+from tests.litellm.conftest import before
+from tests.litellm.history import Event, unexplained
+from tests.support.gateway import Gateway
+
+ROUTES = {"A": ["llm_api_routes"], "B": ["/key/info", "/models"]}
+CACHE = ("--cache-ttl", "10")
+
+
+@pytest.mark.parametrize(
+    ("initial", "story", "explained"),
+    [
+        pytest.param("A", [("r", "A", 0, 1)], True, id="read"),
+        pytest.param("A", [("r", "B", 0, 1)], False, id="read-what-nobody-wrote"),
+        pytest.param("A", [("w", "B", 0, 1), ("r", "B", 2, 3)], True, id="write-then-read"),
+        pytest.param("A", [("w", "B", 0, 1), ("r", "A", 2, 3)], False, id="write-lost"),
+        pytest.param("A", [("w", "B", 0, 3), ("r", "A", 1, 2), ("r", "B", 4, 5)], True, id="read-beside-the-write"),
+        pytest.param("A", [("w", "B", 0, 5), ("r", "B", 1, 2), ("r", "A", 3, 4)], False, id="there-and-gone"),
+        pytest.param("A", [("w", "B", 0, 3), ("w", "A", 1, 2), ("r", "A", 4, 5)], True, id="either-was-last"),
+        pytest.param("A", [("w", "B", 0, 3), ("w", "A", 1, 2), ("r", "B", 4, 5)], True, id="or-the-other"),
+        pytest.param("A", [("w", "B", 0, 1), ("w", "A", 2, 3), ("r", "B", 4, 5)], False, id="last-write-lost"),
+        pytest.param(
+            "A",
+            [("w", "B", 0, 9), ("w", "A", 0, 9), ("r", "B", 1, 2), ("r", "A", 3, 4), ("r", "B", 5, 6)],
+            False,
+            id="three-turns-of-two-writes",
+        ),
+    ],
+)
+def test_history(initial: str, story: list[tuple[str, str, float, float]], explained: bool) -> None:
+    events = [Event(kind == "w", value, begun, ended) for kind, value, begun, ended in story]
+    assert (unexplained(events, initial) is None) is explained
+
+
+class Column:
+    """A key's ``allowed_routes``, "A" or "B", and the history of it; written through ``gateways``."""
+
+    def __init__(self, litellm: LiteLLM, owner: User, gateways: list[str]) -> None:
+        self.litellm = litellm
+        self.owner = owner
+        self.key = litellm.new_key(owner, "llm_api")
+        self.gateways = [client(url) for url in gateways]
+        self.events: list[Event] = []
+        self.decisions: set[str] = set()
+
+    def write(self, gateway: int, value: str) -> None:
+        """An admin's update, which has to succeed."""
+        answer = self._update(gateway, self.litellm.master_key, value, wrote=True)
+        assert answer == 200
+
+    def resend(self, gateway: int, value: str) -> None:
+        """An owner's, which succeeds if the value is stored."""
+        assert self._update(gateway, self.owner.key, value, wrote=False) in (200, 403)
+
+    def _update(self, gateway: int, credential: str, value: str, *, wrote: bool) -> int:
+        body = {"key": self.key, "models": ["mock-gpt"], "allowed_routes": ROUTES[value]}
+        begun = time.monotonic()
+        answer = self.gateways[gateway].post("/key/update", json=body, headers=bearer(credential))
+        if answer.status_code == 200:
+            self.events.append(Event(wrote, value, begun, time.monotonic()))
+        self.decisions.add(answer.headers["x-litellm-sanitizer"].partition(";")[0])
+        return answer.status_code
+
+    def read(self) -> str:
+        begun = time.monotonic()
+        routes = self.litellm.stored(self.key)["allowed_routes"]
+        value = next(name for name, known in ROUTES.items() if known == routes)
+        self.events.append(Event(False, value, begun, time.monotonic()))
+        return value
+
+    def unexplained(self) -> Event | None:
+        self.read()
+        return unexplained(self.events, "A")
+
+
+def play(columns: list[Column], writers: int, turns: int, seed: int) -> None:
+    """As many ``writers`` to each column at once, each of them ``turns`` times an admin or the owner, drawn by seed."""
+
+    def write(job: tuple[Column, int]) -> None:
+        column, number = job
+        draw = random.Random(f"{seed}-{columns.index(column)}-{number}")
+        for _ in range(turns):
+            gateway = draw.randrange(len(column.gateways))
+            if draw.random() < 0.25:
+                column.resend(gateway, column.read())
+            else:
+                column.write(gateway, draw.choice("AB"))
+            if draw.random() < 0.5:
+                column.read()
+
+    jobs = [(column, number) for column in columns for number in range(writers)]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        list(pool.map(write, jobs))
+
+
+@contextmanager
+def gateways(litellm: LiteLLM, *options: str) -> Iterator[list[str]]:
+    """Three gateways, one of them with two workers: four processes."""
+    with (
+        before(litellm, *options) as one,
+        before(litellm, *options) as other,
+        before(litellm, *options, "--workers", "2") as two,
+    ):
+        wait_for_workers(two, 2)
+        yield [one.url, other.url, two.url]
+
+
+def wait_for_workers(gateway: Gateway, count: int) -> None:
+    """Until that many workers have set about stopping when they are told to (SIGTERM's handler is set)."""
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
+        caught = [re.search(r"SigCgt:\s*(\w+)", Path(f"/proc/{child}/status").read_text()) for child in children]
+        if sum(bool(int(mask[1], 16) >> (signal.SIGTERM - 1) & 1) for mask in caught if mask) == count:
+            return
+        time.sleep(0.05)
+    raise AssertionError("the workers have not come up")
+
+
+@pytest.fixture(scope="module")
+def lookalike() -> Iterator[LiteLLM]:
+    """LiteLLM's look-alike, which is ten times as fast."""
+    with serving(create_lookalike("sk-1234")) as url:
+        yield LiteLLM(url, "sk-1234")
+
+
+@pytest.mark.parametrize("writers", [2, 6])
+def test_on_the_lookalike(lookalike: LiteLLM, writers: int) -> None:
+    """Many writes, to four keys by two each and by six."""
+    owner = lookalike.new_user()
+    with gateways(lookalike) as urls:
+        columns = [Column(lookalike, owner, urls) for _ in range(4)]
+        play(columns, writers, 40, seed=writers)
+    for column in columns:
+        assert column.unexplained() is None
+        assert column.decisions == {"dropped", "changed"}
+
+
+def test_on_litellm(litellm: LiteLLM, owner: User) -> None:
+    with gateways(litellm) as urls:
+        columns = [Column(litellm, owner, urls) for _ in range(2)]
+        play(columns, 3, 25, seed=1)
+    for column in columns:
+        assert column.unexplained() is None
+        assert column.decisions == {"dropped", "changed"}
+
+
+def test_the_cache_loses_writes(lookalike: LiteLLM) -> None:
+    """The same as above with the cache on is found out; four keys out of seven, so twenty draws of four are plenty."""
+    owner = lookalike.new_user()
+
+    def lost(urls: list[str], seed: int) -> bool:
+        columns = [Column(lookalike, owner, urls) for _ in range(4)]
+        play(columns, 2, 40, seed)
+        return any(column.unexplained() for column in columns)
+
+    with gateways(lookalike, *CACHE) as urls:
+        assert any(lost(urls, seed) for seed in range(20))
+
+
+@pytest.mark.parametrize(("options", "lost"), [((), False), (CACHE, True)], ids=["off", "on"])
+def test_a_change_behind_the_cache(litellm: LiteLLM, owner: User, options: tuple[str, ...], lost: bool) -> None:
+    """What ``--cache-ttl`` costs, step by step: A is remembered here, B is written there, A is sent here again."""
+    with before(litellm, *options) as here, before(litellm, *options) as there:
+        column = Column(litellm, owner, [here.url, there.url])
+        column.write(0, "A")
+        column.write(1, "B")
+        column.write(0, "A")
+    assert column.read() == ("B" if lost else "A")
+    assert (column.unexplained() is not None) is lost

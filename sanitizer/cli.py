@@ -1,4 +1,4 @@
-"""The command ``litellm-sanitizer``: serve (the default) or demo."""
+"""The command ``litellm-sanitizer``: serve (the default), check or demo."""
 
 import argparse
 import os
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 from sanitizer import __version__
+from sanitizer.sanitize.lookup_key import checked_key, read_key
 from sanitizer.settings import OPTIONS, Option, SettingError, load
 
 
@@ -42,16 +43,43 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"litellm-sanitizer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser("serve", help="run the gateway (the default)", allow_abbrev=False)
+    check = commands.add_parser(
+        "check",
+        help="say whether the gateway can work with the LiteLLM that the options name, and which defects that has",
+        description="Sends LiteLLM some GET requests and changes nothing. Takes the options of `serve`, to check them. "
+        "Exit status: 0, 1 (a problem), 2 (bad usage).",
+        allow_abbrev=False,
+    )
+    check.add_argument(
+        "--key-file",
+        metavar="FILE",
+        help="file with a LiteLLM key to ask with, the master key or any other; or the key in SANITIZER_CHECK_KEY",
+    )
+    check.add_argument("--json", action="store_true", help="for machines")
     for option in OPTIONS:
         value: dict[str, Any] = (
             {"metavar": option.takes} if option.takes else {"action": "store_const", "const": "true"}
         )
-        serve.add_argument(
-            option.flag, dest=option.name, help=f"{option.help} [{_default(option)}]".replace("%", "%%"), **value
-        )
+        described = f"{option.help} [{_default(option)}]".replace("%", "%%")
+        for command in (serve, check):
+            command.add_argument(option.flag, dest=option.name, help=described, **value)
     demo = commands.add_parser("demo", help="play the bug report against an embedded LiteLLM look-alike")
     demo.add_argument("--serve", action="store_true", help="keep both up for curl")
     return parser
+
+
+def _check_key(path: str | None) -> str | None:
+    """The key to check with, from a file or the environment. Raises `SettingError`, which does not say it."""
+    source, shown = ("--key-file", path) if path is not None else ("SANITIZER_CHECK_KEY", "***")
+    try:
+        if path is not None:
+            return read_key(path)
+        key = os.environ.get("SANITIZER_CHECK_KEY")
+        return checked_key(key) if key else None
+    except OSError as error:
+        raise SettingError(source, shown, f"takes a readable file ({error.strerror})") from None
+    except ValueError as error:
+        raise SettingError(source, shown, f"takes {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -67,9 +95,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = {option.name: value for option in OPTIONS if (value := getattr(parsed, option.name)) is not None}
     try:
         settings = load(flags, os.environ)
+        key = _check_key(parsed.key_file) if parsed.command == "check" else None
     except SettingError as error:
         print(f"litellm-sanitizer: {error}", file=sys.stderr)
         return 2
+    if parsed.command == "check":
+        from sanitizer.operate.check import run as check
+
+        return check(settings, key, as_json=parsed.json)
     from sanitizer.server import serve
 
     return serve(settings)

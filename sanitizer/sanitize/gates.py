@@ -97,12 +97,14 @@ class Gate:
     error: str = ""
     """From LiteLLM's refusal, which is a 403."""
     refused: tuple[Refused, ...] = ()
-    """The evidence; releases up to 1.109.1 are known."""
+    """The evidence, from releases up to `NEWEST`."""
 
+
+NEWEST = "1.109.1"
+"""The newest LiteLLM that the table is made from."""
 
 _ROUTES_ERROR = "Only proxy admins can set `allowed_routes` on a key."
 _PERMISSIONS_ERROR = "Only proxy admins can set `permissions`."
-_REGENERATE = ("/key/regenerate", "/key/{key}/regenerate")
 _NEVER_COMPARED = (Refused("1.92.0", None, "any value"),)
 
 GATES = (
@@ -131,8 +133,11 @@ GATES = (
         same_windows,
         "can call /key/update (max_budget/spend)",
         (
-            Refused("1.91.5", "1.109.0", "any value, the empty list too"),
-            Refused("1.109.0", None, "any value, unless general_settings.self_serve_budget_policy allows it"),
+            Refused(
+                "1.91.5",
+                None,
+                "any value, the empty list too; since 1.109.0, general_settings.self_serve_budget_policy can allow it",
+            ),
         ),
     ),
     # the dashboard always sends it; an empty list is not refused
@@ -147,12 +152,12 @@ GATES = (
     # An Enterprise feature; it writes the key's other columns as an update does. LiteLLM takes a key with slashes from
     # the path too: such a request is not intercepted.
     *(
-        Gate(endpoint, "allowed_routes", ("allowed_routes",), same_strings, _ROUTES_ERROR, _NEVER_COMPARED)
-        for endpoint in _REGENERATE
-    ),
-    *(
-        Gate(endpoint, "permissions", ("permissions",), same_object, _PERMISSIONS_ERROR, _NEVER_COMPARED)
-        for endpoint in _REGENERATE
+        Gate(endpoint, field, (field,), unchanged, error, _NEVER_COMPARED)
+        for endpoint in ("/key/regenerate", "/key/{key}/regenerate")
+        for field, unchanged, error in (
+            ("allowed_routes", same_strings, _ROUTES_ERROR),
+            ("permissions", same_object, _PERMISSIONS_ERROR),
+        )
     ),
 )
 

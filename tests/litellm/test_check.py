@@ -1,0 +1,81 @@
+"""The check command against each LiteLLM."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sanitizer.cli import main
+from tests.litellm.actors import LiteLLM
+
+
+@pytest.fixture
+def checked(release: LiteLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
+    """The report of a check with a key, or without one."""
+
+    def check(key: str | None) -> dict[str, Any]:
+        options = ["--upstream", release.url, "--json"]
+        if key is not None:
+            (tmp_path / "key").write_text(key)
+            options += ["--key-file", str(tmp_path / "key")]
+        status = main(["check", *options])
+        out, err = capsys.readouterr()
+        assert key is None or key not in out
+        report: dict[str, Any] = json.loads(out)
+        assert (status, err) == (0 if report["ok"] else 1, "")
+        return report
+
+    return check
+
+
+def results(report: dict[str, Any]) -> dict[str, str]:
+    return {finding["check"]: finding["result"] for finding in report["findings"]}
+
+
+def test_admin(release: LiteLLM, checked: Any) -> None:
+    """The release, as an admin is told it, and what it refuses: as seen by the tests of the gates."""
+    report = checked(release.master_key)
+    assert results(report) == {"connection": "ok", "release": "ok", "dashboard": "ok", "key": "note"}
+    assert report["release"] == ".".join(map(str, release.release))
+    refused = {(each["endpoint"], each["field"]): each["refused"] for each in report["defects"]}
+    assert bool(refused["/key/update", "permissions"]) is (release.release >= (1, 92, 0))
+    words = " ".join(refused["/key/update", "allowed_routes"])
+    assert ("LLM API" in words) is release.refuses_unchanged("llm_api")
+    assert ("custom lists" in words) is release.refuses_unchanged("custom")
+    assert ("the empty list" in words) is release.refuses_unchanged("default")
+    assert "in another order" in words
+
+
+def test_user(release: LiteLLM, checked: Any) -> None:
+    """A user's key may look itself up, but is not told the release from 1.92.0 on."""
+    report = checked(release.new_user().key)
+    told = release.release < (1, 92, 0)
+    assert results(report) == {
+        "connection": "ok",
+        "release": "ok" if told else "note",
+        "dashboard": "ok",
+        "key": "ok",
+    }
+    assert (report["defects"] is not None) is told
+
+
+@pytest.mark.parametrize(
+    ("key_type", "result"),
+    [
+        pytest.param("llm_api", "note", id="LLM API"),
+        pytest.param("read_only", "ok", id="read-only"),
+        pytest.param("management", "ok", id="management"),
+    ],
+)
+def test_key_types(release: LiteLLM, checked: Any, key_type: str, result: str) -> None:
+    """A key of type "LLM API" may not call /key/info."""
+    assert results(checked(release.new_key(release.new_user(), key_type)))["key"] == result
+
+
+def test_nobody(checked: Any) -> None:
+    """A key that LiteLLM does not know is a problem; none at all is none."""
+    assert results(checked("sk-nobody"))["key"] == "problem"
+    assert results(checked(None))["key"] == "note"

@@ -1,0 +1,581 @@
+"""The check command: what it finds out about an upstream, and how it says so."""
+
+from __future__ import annotations
+
+import json
+import socket
+import ssl
+import tempfile
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trustme
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from sanitizer.cli import main
+from sanitizer.demo.background import serving
+from sanitizer.operate.check import MAX_ANSWER
+from sanitizer.sanitize.gates import NEWEST
+from sanitizer.sanitize.stored import token_of
+from tests.support.upstream import CLOSE, RESET, WAIT_CLOSED, Upstream, refusing_port, reply
+
+KEY = "sk-key-of-the-check"
+OWN = "sk-lookup-key-of-the-check"
+READY = {"status": "healthy", "db": "connected", "litellm_version": "1.83.13"}
+QUIET = {"status": "healthy", "db": "connected"}
+
+
+class LiteLLM:
+    """Answers what a check asks; ``asked`` is the paths, with their query and the key."""
+
+    def __init__(self, **answers: Any) -> None:
+        self.ready: Any = answers.get("ready", READY)
+        self.ready_status = answers.get("ready_status", 200)
+        self.details: Any = answers.get("details", (404, {"detail": "Not Found"}))
+        self.config: Any = answers.get("config", {"server_root_path": "", "proxy_base_url": None})
+        self.roots: list[str] = answers.get("roots", [])
+        self.info = answers.get("info", {})
+        self.asked: list[tuple[str, str | None]] = []
+        self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST"])])
+
+    async def _answer(self, request: Request) -> Response:
+        key = request.headers.get("authorization", "").removeprefix("Bearer ") or None
+        path = request.url.path
+        self.asked.append((path + ("?" + request.url.query if request.url.query else ""), key))
+        assert request.method == "GET"
+        status, value = {
+            "/health/readiness": (self.ready_status, self.ready),
+            "/health/readiness/details": self.details,
+            "/.well-known/litellm-ui-config": (200 if self.config is not None else 404, self.config),
+            **{f"{root}/health/liveliness": (200, "I'm alive!") for root in ["", *self.roots]},
+            "/key/info": (self.info.get(key, 401), {}),
+        }.get(path, (404, {"detail": "Not Found"}))
+        return value if isinstance(value, Response) else JSONResponse(value, status)
+
+
+@contextmanager
+def running(**answers: Any) -> Iterator[tuple[LiteLLM, str]]:
+    litellm = LiteLLM(**answers)
+    with serving(litellm.app) as url:
+        yield litellm, url
+
+
+@pytest.fixture
+def key_file(tmp_path: Path) -> str:
+    path = tmp_path / "key"
+    path.write_text(KEY + "\n")
+    return str(path)
+
+
+class Checked:
+    """One run of the command."""
+
+    def __init__(self, capsys: pytest.CaptureFixture[str], *arguments: str) -> None:
+        self.status = main(["check", *arguments])
+        self.out, self.err = capsys.readouterr()
+        assert KEY not in self.out + self.err
+        assert OWN not in self.out + self.err
+
+    @property
+    def words(self) -> str:
+        """The text, without its line breaks."""
+        return " ".join(self.out.split())
+
+    @property
+    def report(self) -> dict[str, Any]:
+        value: dict[str, Any] = json.loads(self.out)
+        return value
+
+    def findings(self) -> list[tuple[str, str]]:
+        return [(finding["check"], finding["result"]) for finding in self.report["findings"]]
+
+
+def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
+    """The whole page, where all is well."""
+    with running(info={KEY: 200}) as (_, url):
+        checked = Checked(capsys, "--upstream", url, "--key-file", key_file)
+    assert (checked.status, checked.err) == (0, "")
+    head, *lines = checked.out.splitlines()
+    assert head.endswith(f": check of {url}")
+    assert lines == [
+        "",
+        f"ok       connection  LiteLLM answers at {url}",
+        "ok       release     1.83.13",
+        "ok       dashboard   PROXY_BASE_URL is not set: the dashboard calls the address that it was loaded",
+        "                     from",
+        "ok       key         LiteLLM answers /key/info with this key about itself",
+        "",
+        "LiteLLM 1.83.13 refuses, sent unchanged by who is no proxy admin:",
+        "  /key/update             allowed_routes    the lists of key types LLM API and read-only; the list",
+        "                                            of key type management, and custom lists; a custom list",
+        "                                            in another order",
+        "The gateway repairs this.",
+        "",
+        "No problem.",
+    ]
+
+
+def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
+    """The same for machines."""
+    with running(info={KEY: 200}) as (litellm, url):
+        checked = Checked(capsys, "--upstream", url, "--key-file", key_file, "--json")
+    assert checked.status == 0
+    report = checked.report
+    assert (report["ok"], report["upstream"], report["release"]) == (True, url, "1.83.13")
+    assert checked.findings() == [("connection", "ok"), ("release", "ok"), ("dashboard", "ok"), ("key", "ok")]
+    assert [(each["endpoint"], each["field"]) for each in report["defects"] if each["refused"]] == [
+        ("/key/update", "allowed_routes")
+    ]
+    assert litellm.asked == [
+        ("/health/readiness", None),
+        ("/.well-known/litellm-ui-config", None),
+        (f"/key/info?key={token_of(KEY)}", KEY),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("release", "refused", "fixed"),
+    [
+        pytest.param("1.83.6", [], [], id="before it began"),
+        pytest.param("1.83.7", ["update.allowed_routes 3"], [], id="its first release"),
+        pytest.param("1.83.13.post1", ["update.allowed_routes 3"], [], id="more behind the number"),
+        pytest.param(
+            "1.91.5",
+            ["update.allowed_routes 3", "update.budget_limits 1", "update.access_group_ids 1"],
+            [],
+            id="budgets and access groups",
+        ),
+        pytest.param("1.92.0", ["update.allowed_routes 4", "*"], [], id="all"),
+        pytest.param("1.92.0.rc1", ["update.allowed_routes 4", "*"], [], id="a candidate"),
+        pytest.param("1.101.0", ["update.allowed_routes 2", "*"], ["update.allowed_routes 2"], id="half fixed"),
+        pytest.param("1.109.0", ["update.allowed_routes 1", "*"], ["update.allowed_routes 3"], id="but for the order"),
+        pytest.param(NEWEST, ["update.allowed_routes 1", "*"], ["update.allowed_routes 3"], id="the newest known"),
+        pytest.param("2.0.0", ["update.allowed_routes 1", "*"], ["update.allowed_routes 3"], id="a newer one"),
+    ],
+)
+def test_defects(release: str, refused: list[str], fixed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Which unchanged values a release refuses, and which no more: how many kinds, by endpoint and field."""
+    everywhere = [
+        "update.permissions 1",
+        "update.budget_limits 1",
+        "update.access_group_ids 1",
+        "regenerate.allowed_routes 1",
+        "regenerate.permissions 1",
+        "{key}.allowed_routes 1",
+        "{key}.permissions 1",
+    ]
+    if refused[-1:] == ["*"]:
+        refused = [*refused[:-1], *everywhere]
+    with running(ready={**READY, "litellm_version": release}) as (_, url):
+        checked = Checked(capsys, "--upstream", url, "--json")
+        text = Checked(capsys, "--upstream", url).words
+    found: dict[str, list[str]] = {"refused": [], "fixed": []}
+    for defect in checked.report["defects"]:
+        name = f"{defect['endpoint'].removeprefix('/key/').split('/')[0]}.{defect['field']}"
+        for list_, names in found.items():
+            if defect[list_]:
+                names.append(f"{name} {len(defect[list_])}")
+    assert found == {"refused": refused, "fixed": fixed}
+    assert checked.status == 0
+    assert ("Fixed in this release:" in text) is bool(fixed)
+    assert (f"LiteLLM {release} refuses nothing that is sent unchanged: it needs no gateway." in text) is (not refused)
+    assert (f"newer than the newest whose defects are known, {NEWEST}" in text) is (release == "2.0.0")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        pytest.param((), "The gateway repairs all of these.", id="all"),
+        pytest.param(("--fields", "permissions"), "another order; the empty list - NOT REPAIRED: not in", id="fields"),
+        pytest.param(("--mode", "observe"), "any value - NOT REPAIRED: --mode observe", id="observe"),
+        pytest.param(("--mode", "off"), "any value - NOT REPAIRED: --mode off", id="off"),
+    ],
+)
+def test_what_is_not_repaired(options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """The gateway's own options may leave a defect as it is: that is said, and no problem."""
+    with running(ready={**READY, "litellm_version": "1.92.0"}) as (_, url):
+        checked = Checked(capsys, "--upstream", url, *options)
+    assert checked.status == 0
+    assert said in checked.words
+    assert ("The gateway repairs" in checked.words) is (options == ())
+
+
+@pytest.mark.parametrize(
+    ("answers", "with_key", "release", "said"),
+    [
+        pytest.param({"ready": READY}, False, "1.83.13", "ok release 1.83.13", id="anyone is told"),
+        pytest.param({"ready": QUIET}, False, None, "LiteLLM did not say; from 1.92.0 on", id="without a key"),
+        pytest.param(
+            {"ready": QUIET, "details": (200, {**QUIET, "litellm_version": "1.92.0"})},
+            True,
+            "1.92.0",
+            "ok release 1.92.0",
+            id="an admin is told",
+        ),
+        pytest.param(
+            {"ready": QUIET, "details": (401, {})}, True, None, "and answered 401 to this one", id="others are not"
+        ),
+        pytest.param(
+            {"ready": {**QUIET, "litellm_version": "next"}}, False, "next", "next, which can't be compared", id="a word"
+        ),
+        pytest.param(
+            {"ready": {**QUIET, "litellm_version": "\x1b[2J"}}, False, "'\\x1b[2J'", "can't be compared", id="escapes"
+        ),
+        pytest.param({"ready": {**QUIET, "litellm_version": None}}, False, None, "did not say", id="null"),
+    ],
+)
+def test_release(
+    answers: dict[str, Any],
+    with_key: bool,
+    release: str | None,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    key_file: str,
+) -> None:
+    """The release, from whom LiteLLM tells it; not to know it is no problem."""
+    options = ("--key-file", key_file) if with_key else ()
+    with running(**answers, info={KEY: 200}) as (_, url):
+        text = Checked(capsys, "--upstream", url, *options)
+        checked = Checked(capsys, "--upstream", url, *options, "--json")
+    assert said in text.words
+    assert "\x1b" not in text.out
+    assert (text.status, checked.report["release"]) == (0, release)
+
+
+@pytest.mark.parametrize(
+    ("answers", "status", "result", "said"),
+    [
+        pytest.param({KEY: 200}, 0, "ok", "LiteLLM answers /key/info with this key", id="200"),
+        pytest.param({}, 1, "problem", "LiteLLM does not know this key (401)", id="401"),
+        pytest.param({KEY: 403}, 0, "note", "this key may not call /key/info (403)", id="403"),
+        pytest.param({KEY: 404}, 0, "note", "the master key, which needs no gateway", id="404"),
+        pytest.param({KEY: 500}, 1, "problem", "LiteLLM answers /key/info with 500", id="500"),
+        pytest.param({KEY: 307}, 1, "problem", "LiteLLM answers /key/info with 307", id="a redirect"),
+    ],
+)
+def test_key(
+    answers: dict[str, int],
+    status: int,
+    result: str,
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    key_file: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether LiteLLM answers for the given key, from a file or from the environment."""
+    with running(info=answers) as (_, url):
+        text = Checked(capsys, "--upstream", url, "--key-file", key_file)
+        monkeypatch.setenv("SANITIZER_CHECK_KEY", KEY)
+        checked = Checked(capsys, "--upstream", url, "--json")
+    assert said in text.words
+    assert (text.status, checked.status) == (status, status)
+    assert checked.findings()[-1] == ("key", result)
+
+
+@pytest.mark.parametrize(
+    ("answers", "result"),
+    [
+        pytest.param({OWN: 200}, "ok", id="it may read"),
+        pytest.param({OWN: 404}, "ok", id="it may read, the key is the master key"),
+        pytest.param({OWN: 403}, "problem", id="it may not"),
+        pytest.param({}, "problem", id="LiteLLM does not know it"),
+    ],
+)
+def test_lookup_key(
+    answers: dict[str, int], result: str, capsys: pytest.CaptureFixture[str], key_file: str, tmp_path: Path
+) -> None:
+    """The lookup credential is tried as well, on the given key."""
+    own = tmp_path / "own"
+    own.write_text(OWN)
+    options = ("--lookup-key-file", str(own), "--key-file", key_file, "--json")
+    with running(info={KEY: 200, **answers}) as (litellm, url):
+        checked = Checked(capsys, "--upstream", url, *options)
+    assert checked.findings()[-1] == ("lookup key", result)
+    assert checked.status == (1 if result == "problem" else 0)
+    assert litellm.asked[-1] == (f"/key/info?key={token_of(KEY)}", OWN)
+
+
+@pytest.mark.parametrize(
+    ("config", "roots", "options", "findings", "said"),
+    [
+        pytest.param(
+            {"server_root_path": "/p", "proxy_base_url": None},
+            ["/p"],
+            ("--root-path", "/p"),
+            [("root path", "ok"), ("dashboard", "ok")],
+            "LiteLLM answers under /p",
+            id="known",
+        ),
+        pytest.param(
+            {"server_root_path": "/p/", "proxy_base_url": None},
+            ["/p"],
+            (),
+            [("root path", "problem"), ("dashboard", "ok")],
+            "LiteLLM's SERVER_ROOT_PATH is /p, which the gateway does not know: --root-path /p",
+            id="not known",
+        ),
+        pytest.param(
+            {"server_root_path": "", "proxy_base_url": None},
+            [],
+            ("--root-path", "/q"),
+            [("root path", "problem"), ("dashboard", "ok")],
+            "LiteLLM does not answer under /q (404): --root-path is not its SERVER_ROOT_PATH",
+            id="not LiteLLM's",
+        ),
+        pytest.param(
+            {"server_root_path": "/", "proxy_base_url": ""}, [], (), [("dashboard", "ok")], "is not set", id="root"
+        ),
+        pytest.param(None, [], (), [("dashboard", "note")], "does not tell its PROXY_BASE_URL (404)", id="none"),
+        pytest.param([], [], (), [("dashboard", "note")], "does not tell its PROXY_BASE_URL (200)", id="a list"),
+        pytest.param({}, [], (), [("dashboard", "note")], "does not tell its PROXY_BASE_URL (200)", id="empty"),
+        pytest.param(
+            {"proxy_base_url": "https://u:secret@llm.example/x"},
+            [],
+            (),
+            [("dashboard", "note")],
+            "PROXY_BASE_URL is https://***@llm.example/x: the dashboard calls this address, so it has to lead to the",
+            id="elsewhere",
+        ),
+        pytest.param(
+            {"proxy_base_url": "http://[bad"},
+            [],
+            (),
+            [("dashboard", "note")],
+            "PROXY_BASE_URL is http://[bad",
+            id="bad",
+        ),
+        pytest.param(
+            {"proxy_base_url": 5}, [], (), [("dashboard", "note")], "PROXY_BASE_URL is 5", id="not even a string"
+        ),
+    ],
+)
+def test_addresses(
+    config: Any,
+    roots: list[str],
+    options: tuple[str, ...],
+    findings: list[tuple[str, str]],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Path prefixes, and where the dashboard will send its requests."""
+    with running(config=config, roots=roots) as (_, url):
+        text = Checked(capsys, "--upstream", url, *options)
+        checked = Checked(capsys, "--upstream", url, *options, "--json")
+    assert said in text.words
+    assert "secret" not in text.out
+    assert [finding for finding in checked.findings() if finding[0] in ("root path", "dashboard")] == findings
+    assert text.status == checked.status == any(result == "problem" for _, result in findings)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "127.0.0.2"])
+def test_past_the_gateway(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A PROXY_BASE_URL that is the upstream itself sends the dashboard past the gateway."""
+    with running() as (litellm, url):
+        litellm.config = {"proxy_base_url": f"http://{host}:{url.rpartition(':')[2]}/"}
+        checked = Checked(capsys, "--upstream", url)
+    assert checked.status == 1
+    assert "which is LiteLLM itself: the dashboard calls it past the gateway" in checked.words
+    assert "1 problem." in checked.words
+
+
+@pytest.mark.parametrize(
+    ("ready", "status", "said"),
+    [
+        pytest.param(
+            {"status": "unhealthy", "db": "disconnected"}, 503, "(503): status unhealthy, database dis", id="503"
+        ),
+        pytest.param(
+            {"status": "healthy", "db": "Not connected"}, 200, "(200): status healthy, database Not", id="no db"
+        ),
+    ],
+)
+def test_not_ready(ready: Any, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A LiteLLM without its database is one, but no use."""
+    with running(ready=ready, ready_status=status) as (_, url):
+        checked = Checked(capsys, "--upstream", url)
+    assert checked.status == 1
+    assert f"PROBLEM readiness LiteLLM is not ready {said}" in checked.words
+
+
+@pytest.mark.parametrize(
+    ("answer", "status"),
+    [
+        pytest.param({"detail": "Not Found"}, 404, id="404"),
+        pytest.param({"status": "ok"}, 200, id="another health"),
+        pytest.param(["status", "db"], 200, id="a list"),
+        pytest.param(Response("<html>", media_type="text/html"), 200, id="a page"),
+        pytest.param(Response(b"x" * (MAX_ANSWER * 2)), 200, id="a large page"),
+        pytest.param(Response(b"[" * 200_000), 200, id="deep"),
+        pytest.param(Response(b"no gzip", headers={"content-encoding": "gzip"}), 200, id="a broken coding"),
+        pytest.param(Response(status_code=302, headers={"location": "http://127.0.0.1:1/"}), 302, id="a redirect"),
+    ],
+)
+def test_not_litellm(answer: Any, status: int, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another server is told by its answer; no further question is put to it."""
+    with running(ready=answer, ready_status=status) as (litellm, url):
+        checked = Checked(capsys, "--upstream", url)
+    assert checked.status == 1
+    assert f"something answers, but not as LiteLLM does: {status} to GET /health/readiness" in checked.words
+    assert [path for path, _ in litellm.asked if path != "/health/readiness"] == []
+
+
+def test_dead_port(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing listens."""
+    with refusing_port() as port:
+        checked = Checked(capsys, "--upstream", f"http://127.0.0.1:{port}")
+    assert checked.status == 1
+    assert "PROBLEM connection no connection: Connection refused" in checked.words
+
+
+def test_no_such_host(capsys: pytest.CaptureFixture[str]) -> None:
+    """A name that is not resolved."""
+    checked = Checked(capsys, "--upstream", "http://name.invalid:4000")
+    assert (checked.status, "PROBLEM connection no connection: " in checked.words) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("steps", "said"),
+    [
+        pytest.param([CLOSE], "does not speak HTTP, or closes the connection", id="closes"),
+        pytest.param([RESET], "does not speak HTTP, or closes the connection", id="resets"),
+        pytest.param([b"SSH-2.0-OpenSSH_9.2\r\n", CLOSE], "does not speak HTTP", id="speaks something else"),
+        pytest.param([WAIT_CLOSED], "connected, but no answer within 0.3 s (--lookup-timeout)", id="says nothing"),
+    ],
+)
+def test_no_http(steps: list[Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """Something listens that is no web server."""
+
+    with Upstream(reply(*steps, early=True)) as upstream:
+        checked = Checked(capsys, "--upstream", upstream.url, "--lookup-timeout", "0.3")
+        upstream.errors.clear()  # a TLS handshake was tried too, which is no request
+    assert (checked.status, said in checked.words) == (1, True), checked.out
+
+
+class Nginx:
+    """Answers whatever is not a TLS handshake with a 400, as nginx does, while the block runs."""
+
+    def __init__(self, listener: socket.socket, context: ssl.SSLContext) -> None:
+        self._listener = listener
+        self._context = context
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+
+    def __enter__(self) -> None:
+        self._thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        answer = b"HTTP/1.1 400 Bad Request\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError:
+                return
+            sock.settimeout(10)
+            with sock:
+                if sock.recv(1, socket.MSG_PEEK) == b"\x16":
+                    with self._context.wrap_socket(sock, server_side=True) as secure:
+                        secure.recv(65536)
+                        secure.sendall(answer)
+                else:
+                    sock.recv(65536)
+                    sock.sendall(answer)
+
+
+class TestTLS:
+    """https where http is meant, and the other way round; and whom to trust."""
+
+    @pytest.fixture
+    def authority(self) -> trustme.CA:
+        return trustme.CA()
+
+    @pytest.fixture
+    def secure(self, authority: trustme.CA) -> Iterator[str]:
+        """The port of a LiteLLM that speaks https, by a certificate for localhost alone."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        content = json.dumps(READY).encode()
+        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content)
+        with Upstream(reply(answer), context=context) as upstream:
+            yield str(upstream.port)
+            upstream.errors.clear()
+
+    def test_http_to_https(self, secure: str, capsys: pytest.CaptureFixture[str]) -> None:
+        checked = Checked(capsys, "--upstream", f"http://127.0.0.1:{secure}")
+        assert (checked.status, "this port speaks https: --upstream https://" in checked.words) == (1, True)
+
+    def test_https_to_http(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with running() as (_, url):
+            checked = Checked(capsys, "--upstream", url.replace("http:", "https:"))
+        assert (checked.status, "this port speaks plain http: --upstream http://" in checked.words) == (1, True)
+
+    def test_unknown_authority(self, secure: str, capsys: pytest.CaptureFixture[str]) -> None:
+        checked = Checked(capsys, "--upstream", f"https://localhost:{secure}")
+        assert checked.status == 1
+        assert "its certificate is not trusted (unable to get local issuer certificate)" in checked.words
+        assert "--upstream-ca" in checked.words
+
+    def test_another_name(
+        self, secure: str, authority: trustme.CA, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        authority.cert_pem.write_to_path(str(tmp_path / "ca"))
+        checked = Checked(capsys, "--upstream", f"https://127.0.0.1:{secure}", "--upstream-ca", str(tmp_path / "ca"))
+        assert (checked.status, "IP address mismatch" in checked.words) == (1, True)
+
+    def test_trusted(
+        self, secure: str, authority: trustme.CA, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        authority.cert_pem.write_to_path(str(tmp_path / "ca"))
+        checked = Checked(capsys, "--upstream", f"https://localhost:{secure}", "--upstream-ca", str(tmp_path / "ca"))
+        assert f"ok connection LiteLLM answers at https://localhost:{secure}" in checked.words
+
+    def test_nginx_says_it(self, authority: trustme.CA, capsys: pytest.CaptureFixture[str]) -> None:
+        """A server that answers plain http on its https port with a 400."""
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        authority.issue_cert("localhost").configure_cert(context)
+        with socket.create_server(("127.0.0.1", 0)) as listener, Nginx(listener, context):
+            checked = Checked(capsys, "--upstream", f"http://127.0.0.1:{listener.getsockname()[1]}")
+        assert (checked.status, "this port speaks https: --upstream https://" in checked.words) == (1, True)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpcore leaves its socket open
+def test_unix_socket(capsys: pytest.CaptureFixture[str]) -> None:
+    """A unix socket that is not there."""
+    with tempfile.TemporaryDirectory() as folder:
+        checked = Checked(capsys, "--upstream", f"unix:{folder}/a")
+    assert (checked.status, "no connection: No such file or directory" in checked.words) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "named"),
+    [
+        pytest.param(["--upstream", "x"], {}, "--upstream 'x': takes http", id="an option of serve"),
+        pytest.param(
+            ["--key-file", "/nonexistent"], {}, "--key-file '/nonexistent': takes a readable file", id="no file"
+        ),
+        pytest.param(["--key-file", "/dev/null"], {}, "--key-file '/dev/null': takes one key", id="no key in it"),
+        pytest.param([], {"SANITIZER_CHECK_KEY": f"{KEY} {KEY}"}, "SANITIZER_CHECK_KEY '***': takes one key", id="two"),
+    ],
+)
+def test_bad_usage(
+    arguments: list[str],
+    environment: dict[str, str],
+    named: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Exit status 2 and one line that says what is wrong, without the key."""
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    checked = Checked(capsys, *arguments)
+    assert (checked.status, checked.out, len(checked.err.splitlines())) == (2, "", 1)
+    assert named in checked.err

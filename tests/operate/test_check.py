@@ -352,6 +352,14 @@ def test_lookup_key(
             id="bad",
         ),
         pytest.param(
+            {"proxy_base_url": "http://127.0.0.1:1"},
+            [],
+            (),
+            [("dashboard", "note")],
+            "PROXY_BASE_URL is http://127.0.0.1:1: the dashboard calls",
+            id="another port",
+        ),
+        pytest.param(
             {"proxy_base_url": 5}, [], (), [("dashboard", "note")], "PROXY_BASE_URL is 5", id="not even a string"
         ),
     ],
@@ -424,6 +432,15 @@ def test_not_litellm(answer: Any, status: int, capsys: pytest.CaptureFixture[str
     assert checked.status == 1
     assert f"something answers, but not as LiteLLM does: {status} to GET /health/readiness" in checked.words
     assert [path for path, _ in litellm.asked if path != "/health/readiness"] == []
+
+
+def test_endless(capsys: pytest.CaptureFixture[str]) -> None:
+    """An answer without an end is read only so far."""
+    endless = reply(b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (MAX_ANSWER + 1), WAIT_CLOSED, early=True)
+    with Upstream(endless) as upstream:
+        checked = Checked(capsys, "--upstream", upstream.url, "--connect-timeout", "0.3")
+        upstream.errors.clear()  # a TLS handshake was tried too, which is no request
+    assert (checked.status, "something answers, but not as LiteLLM does: 200" in checked.words) == (1, True)
 
 
 def test_dead_port(capsys: pytest.CaptureFixture[str]) -> None:

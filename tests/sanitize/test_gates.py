@@ -131,6 +131,10 @@ NO_DATE = '[{"budget_duration":"1d","max_budget":5.0}]'
         pytest.param("[]", '"[]"', None, id="a string stored"),
         pytest.param("[]", "{}", None, id="an object stored"),
         pytest.param(
+            f"[{DAY}]".replace("5", '"5"'), f"[{DAY}]".replace("5", '"5"'), None, id="a budget stored as a string"
+        ),
+        pytest.param(f"[{DAY}]".replace("5", "true"), f"[{DAY}]".replace("5", "true"), None, id="a boolean stored"),
+        pytest.param(
             NO_DATE.replace("}", ',"x":1}'), NO_DATE.replace("}", ',"x":1}'), None, id="stored in a form to come"
         ),
         pytest.param(f"[{DAY}]".replace("5", "NaN"), f"[{DAY}]".replace("5", "NaN"), False, id="NaN"),

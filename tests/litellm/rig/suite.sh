@@ -5,17 +5,20 @@ set -euo pipefail
 V=${1:-1.83.13} PORT=${2:-4180} MORE=("${@:3}") HERE=$(cd "$(dirname "$0")" && pwd)
 export LITELLM_MASTER_KEY=${LITELLM_MASTER_KEY:-sk-1234}
 unset LITELLM_CONFIG SERVER_ROOT_PATH
-"$HERE/up.sh" "$V" "$PORT" "$V" >&2
+JOBS=()
+up() { "$HERE/up.sh" "$@" >&2 & JOBS+=($!); }
+up "$V" "$PORT" "$V"
 # these two learn `allowed_ips` from the tests, hence proxies of their own
-SERVER_ROOT_PATH=/litellm "$HERE/up.sh" "$V" $((PORT + 1)) "$V-root-path" >&2 &
-LITELLM_CONFIG=$HERE/config-forwarded.yaml "$HERE/up.sh" "$V" $((PORT + 2)) "$V-forwarded" >&2 &
-wait -n
-wait -n
+SERVER_ROOT_PATH=/litellm up "$V" $((PORT + 1)) "$V-root-path"
+LITELLM_CONFIG=$HERE/config-forwarded.yaml up "$V" $((PORT + 2)) "$V-forwarded"
 RELEASES="$V=http://127.0.0.1:$PORT" NEXT=$((PORT + 3))
 for release in ${MORE[@]+"${MORE[@]}"}; do
-  "$HERE/up.sh" "$release" "$NEXT" "$release" >&2
+  up "$release" "$NEXT" "$release"
   RELEASES+=" $release=http://127.0.0.1:$NEXT" NEXT=$((NEXT + 1))
 done
+FAILED=0
+for job in "${JOBS[@]}"; do wait "$job" || FAILED=1; done # all of them: what is left running would be in nobody's hands
+[ "$FAILED" = 0 ] || exit 1
 cat <<VARIABLES
 export LITELLM_URL=http://127.0.0.1:$PORT
 export LITELLM_RELEASES="$RELEASES"

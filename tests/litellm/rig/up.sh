@@ -12,7 +12,8 @@ mkdir -p "$RUN"
 say() { echo "rig $NAME: $* (${SECONDS} s)" >&2; }
 running() { [ -f "$RUN/pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$RUN/pid")/cmdline" | grep -qF "$VENV/bin/litellm"; }
 
-exec 9>"$RIG/lock"; flock 9 # one at a time installs and migrates
+# one at a time installs what all share; a release has a lock of its own, for releases may as well install side by side
+exec 9>"$RIG/lock"; flock 9
 
 # 0. What the machine may lack
 need=()
@@ -23,6 +24,8 @@ if [ ${#need[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   { apt-get update -q && apt-get install -y -q --no-install-recommends "${need[@]}"; } >"$RIG/apt.log" 2>&1 </dev/null || { tail -20 "$RIG/apt.log" >&2; exit 1; }
 fi
+# uv brings certificates of its own, and so trusts no authority of the machine's, as pip and npm may be told to
+[ ! -e /etc/ssl/certs/ca-certificates.crt ] || export UV_SYSTEM_CERTS=true
 [ -x "$TOOLS/bin/uv" ] || { python3 -m venv "$TOOLS" && "$TOOLS/bin/pip" install -q --disable-pip-version-check uv; }
 NPM=npm
 if ! command -v npm >/dev/null || ! node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 18 || (a == 18 && b >= 19) ? 0 : 1)'; then
@@ -41,7 +44,10 @@ if ! cmp -s "$HERE/engine/package-lock.json" "$ENGINE/installed"; then
   $NPM --prefix "$ENGINE" ci --ignore-scripts --no-audit --no-fund --silent </dev/null >&2
   cp "$HERE/engine/package-lock.json" "$ENGINE/installed"
 fi
-cp "$HERE"/engine/{query-engine,schema-sql.mjs} "$ENGINE/"
+for f in query-engine schema-sql.mjs; do # only if need be: another proxy may be about to run it
+  cmp -s "$HERE/engine/$f" "$ENGINE/$f" || cp "$HERE/engine/$f" "$ENGINE/"
+done
+exec 9>"$RIG/lock-$V"; flock 9
 
 # 2. LiteLLM (uv for --override: 1.109.x pins releases that PyPI may not offer yet)
 if [ ! -f "$VENV/generated" ]; then
@@ -74,6 +80,7 @@ if [ ! -f "$VENV/generated" ]; then
 fi
 
 # 4. PostgreSQL (refuses to run as root) and the tables
+exec 9>"$RIG/lock"; flock 9
 as_pg() { if [ "$(id -u)" = 0 ]; then su postgres -s /bin/bash -c "cd / && $*"; else bash -c "$*"; fi; }
 if [ ! -f "$RIG/pg/data/PG_VERSION" ]; then
   say "initdb"

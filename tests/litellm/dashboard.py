@@ -7,13 +7,13 @@ those of 1.83.13 to 1.109.1. Where they differ by release, `Dashboard` is the ne
 from __future__ import annotations
 
 import shutil
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 from playwright.sync_api import (
     Browser,
-    Error,
     FloatRect,
     Locator,
     Page,
@@ -66,9 +66,17 @@ class Dashboard:
         self.url = url
         self.litellm = litellm
         self.requests: list[Request] = []
-        self.errors: list[Error] = []
-        page.on("request", lambda request: self.requests.append(request))  # not the method: it takes attributes
-        page.on("pageerror", lambda error: self.errors.append(error))
+        self.answers: defaultdict[str, set[int]] = defaultdict(set)
+        """Statuses of what was asked for below ``url``, by method, path and the names of the query's parameters."""
+        # not the methods themselves: Playwright leaves attributes on what it is given
+        page.on("request", lambda request: self.requests.append(request))
+        page.on("response", lambda answer: self.record(answer))
+
+    def record(self, answer: Response) -> None:
+        if answer.url.startswith(self.url):
+            address = urlsplit(answer.url)
+            names = ",".join(sorted({name for name, _ in parse_qsl(address.query, keep_blank_values=True)}))
+            self.answers[f"{answer.request.method} {address.path} {names}"].add(answer.status)
 
     def sign_in(self, user: User) -> None:
         """Fill in the form of the login page."""
@@ -79,10 +87,18 @@ class Dashboard:
             self.page.get_by_role("button", name="Login", exact=True).click()
         assert answer.value.ok, answer.value.status
 
+    def open_page(self, name: str) -> None:
+        """By the menu at the left."""
+        self.page.get_by_role("complementary").get_by_role("link", name=name, exact=True).click()
+
+    def wait_for_answer(self, *paths: str) -> None:
+        """Until LiteLLM has answered, since this visit began, for one of ``paths``."""
+        while not any(asked.split()[1] in paths for asked in self.answers):
+            self.page.wait_for_event("response")
+
     def edit_key(self, alias: str) -> None:
         """Open the form that changes a key."""
-        # 1.109.1 begins at "Home", the others at the list of keys
-        self.page.get_by_role("complementary").get_by_role("link", name="Virtual Keys").click()
+        self.open_page("Virtual Keys")  # where all but the newest begin
         self.page.get_by_role("row").filter(has_text=alias).get_by_role("button").first.click()
         self.page.get_by_role("tab", name="Settings").click()
         self.page.get_by_role("button", name="Edit Settings").click()

@@ -48,6 +48,17 @@ FACTS = {
 }
 #: Asked for even if LITELLM_RELEASES names them not: they are skipped then, and in CI that is a failure.
 NEEDED = ("1.83.13", "1.92.0", "1.109.1")
+#: What each page of the menu shows; where there are two, by release.
+PAGES = {
+    "Virtual Keys": ["/key/list"],
+    "Playground": ["/vector_store/list"],
+    "Models + Endpoints": ["/public/litellm_model_cost_map"],
+    "MCP Servers": ["/v1/mcp/server/health"],
+    "Guardrails": ["/guardrails/submissions"],
+    "Usage": ["/user/daily/activity/aggregated"],
+    "Logs": ["/spend/logs/ui"],
+    "Teams": ["/v1/mcp/access_groups", "/team/metadata_schema"],
+}
 GUARDED = {gate.field for gate in GATES if gate.endpoint == "/key/update"}
 SUCCESS = "Key updated successfully"
 
@@ -153,3 +164,19 @@ def test_through_the_gateway(release: LiteLLM, release_gateway: Gateway, browser
     assert saved.after["models"] == MODELS + OTHER_MODELS
     for field in GUARDED:
         assert saved.after[field] == saved.before[field], field
+
+
+def test_pages(release: LiteLLM, release_gateway: Gateway, browser: Browser, user: User) -> None:
+    """Whatever the pages of the menu ask for is asked of the gateway, and has the status that it has without it."""
+    visits = []
+    for way, url in (("direct", release.url), ("gateway", release_gateway.url)):
+        with visit(browser, release, url, f"{version(release)}-pages-{way}") as dashboard:
+            dashboard.sign_in(user)
+            for page, asked in PAGES.items():
+                dashboard.open_page(page)
+                dashboard.wait_for_answer(*asked)
+        visits.append(dashboard)
+    direct, through = visits
+    both = direct.answers.keys() & through.answers.keys()  # what comes late may not have come when a visit ended
+    assert {asked: through.answers[asked] for asked in both} == {asked: direct.answers[asked] for asked in both}
+    assert not [request.url for request in through.requests if request.url.startswith(release.url)]

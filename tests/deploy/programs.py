@@ -1,4 +1,4 @@
-"""Other people's programs that these tests run: where they are, or a skip that says what installs them (CI has them all)."""
+"""Other programs that these tests run: where they are, or a skip that says what installs them (CI has them all)."""
 
 import importlib.util
 import shutil

@@ -1,5 +1,6 @@
-"""Each configuration in deploy/proxies, under the program it is for, before two upstreams: only what can need repair goes to
-the gateway, and all else passes LiteLLM's way as a proxy before LiteLLM must pass it.
+"""Each configuration in deploy/proxies, under the program it is for, before two upstreams.
+
+Only what can need repair goes to the gateway; all else reaches LiteLLM as a proxy before LiteLLM must let it.
 
 What is substituted: the three addresses, and what lets it run without root and leave nothing behind.
 """
@@ -138,11 +139,11 @@ def test_only_what_can_need_repair_goes_to_the_gateway(proxy: Proxy, method: byt
     assert (200, way) == (answer.status, answer.body)
     request = upstream.wait_request(before + 1)
     assert (target, b"{}") == (request.target, request.body)
-    assert [b"h.example:1"] == request.all(b"host")
+    assert request.all(b"host") == [b"h.example:1"]
 
 
 def test_an_encoded_spelling_goes_where_the_file_says(proxy: Proxy) -> None:
-    """nginx compares decoded paths, as LiteLLM does; the others send an encoded spelling past the gateway, and say so."""
+    """nginx compares decoded paths, as LiteLLM does; the others send an encoded spelling past the gateway."""
     answer = ask(proxy.address, b"POST /key/%75pdate HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
     assert answer.body == (GATEWAY if proxy.name == "nginx" else LITELLM)
     upstream = proxy.gateway if proxy.name == "nginx" else proxy.litellm
@@ -218,5 +219,5 @@ def test_an_upload_of_any_size_passes(proxy: Proxy) -> None:
     answer = ask(
         proxy.address, b"POST /key/update HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size
     )
-    assert (200, GATEWAY) == (answer.status, answer.body)
+    assert (answer.status, answer.body) == (200, GATEWAY)
     assert len(proxy.gateway.requests[-1].body) == size

@@ -89,7 +89,7 @@ def strict(schema: Any) -> Any:
     if not isinstance(schema, dict):
         return schema
     closed = {key: strict(value) for key, value in schema.items()}
-    if isinstance(schema.get("properties"), dict) and schema.get("type") == "object":
+    if schema.get("properties") and schema.get("type") == "object":
         closed["additionalProperties"] = False
     return closed
 

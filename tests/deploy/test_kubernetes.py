@@ -140,6 +140,14 @@ def test_a_slip_in_a_custom_resource_would_be_seen(
         jsonschema.Draft7Validator(crds[kind]).validate(slip)
 
 
+def test_the_readme_applies_each() -> None:
+    """The lines of its `Apply` section."""
+    applied = re.findall(
+        r"^kubectl apply -k deploy/kubernetes/(\S+)$", (DEPLOY / "README.md").read_text(), re.MULTILINE
+    )
+    assert sorted(applied) == sorted(OVERLAYS)
+
+
 def pods(overlay: str) -> Iterator[Object]:
     for each in objects(overlay):
         if each["kind"] in ("Deployment", "StatefulSet", "DaemonSet", "Job"):

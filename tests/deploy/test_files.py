@@ -106,7 +106,7 @@ def test_what_is_named_exists(path: Path) -> None:
     text = path.read_text()
     assert set(re.findall(r"\bSANITIZER_[A-Z_]+\b", text)) <= VARIABLES
     parse = {variable: option.parse for option in OPTIONS for variable in option.variables}
-    for name, value in re.findall(r"(SANITIZER_[A-Z_]+)(?:=|: |\n\s+value: )\"?([^\s\"$#]+)", text):
+    for name, value in re.findall(r"(SANITIZER_[A-Z_]+)(?:=|: |\n\s+value: )\"?([^\s\"`$#]+)", text):
         parse[name](value)
     for line in re.findall(r"litellm-sanitizer (?:serve |check )?(--.*)", text):
         assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= FLAGS | {"--key-file", "--json"}, line

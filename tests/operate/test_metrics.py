@@ -17,6 +17,7 @@ from sanitizer import __version__
 from sanitizer.errors import GatewayError
 from sanitizer.operate import metrics
 from sanitizer.relay import upstream as upstream_module
+from sanitizer.sanitize.decision import Outcome
 from tests.operate.exposition import Numbers, families, wait_for, wait_until_ready
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Script, Upstream, refusing_port, reply
@@ -428,3 +429,12 @@ def wait_for_workers(gateway: Gateway, without: list[int]) -> None:
     for _ in range(len(without)):
         gateway.wait_for_line("a worker has died")
     wait_for(gateway, lambda _: len(set(children(gateway)) - set(without)) == len(without))
+
+
+def test_lookup_with_the_lookup_credential() -> None:
+    """It ends as any other does: by the class of LiteLLM's status."""
+    decisions = metrics.Decisions(["/key/update"], list(Outcome), [])
+    decisions.add("/key/update", Outcome.UNKNOWN, (), "lookup_key_401", 0.1)
+    assert {outcome: sum(histogram.counts) for outcome, histogram in decisions.lookups.items() if histogram.sum} == {
+        "4xx": 1
+    }

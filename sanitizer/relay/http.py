@@ -16,6 +16,7 @@ from sanitizer.errors import BadRequest, GatewayError, ResponseCut, UpstreamBrok
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import checked_head, request_length
 from sanitizer.relay.headers import Fields, Forwarding, Head, head_fields, read_head
+from sanitizer.relay.request import check_host
 from sanitizer.relay.upstream import Upstream
 
 _BUFFERED: Final = 64 * 1024
@@ -161,12 +162,11 @@ class Relay:
 
     def _request(self, scope: Scope) -> Answer:
         octets, head = self._onward(scope)
-        version = scope["http_version"]
+        version = scope["http_version"].encode()
         if scope["method"] == "CONNECT":
             raise BadRequest("CONNECT is for proxies")
-        if head.hosts > 1 or (not head.hosts and version == "1.1"):
-            raise BadRequest("exactly one Host is needed")  # RFC 9112 section 3.2
-        length = request_length(head, version.encode())
+        check_host(head, version)
+        length = request_length(head, version)
         if not head.hosts:
             octets += b"Host: " + self._upstream.address.authority.encode() + b"\r\n"
         if not isinstance(length, int):

@@ -11,20 +11,16 @@ Cases, before the code that branches on them:
 * The response is whole before the request is: it says ``Connection: close``, what still comes is read and dropped for a
   while, so that the client gets to read the response (RFC 9112 section 9.6).
 * A request that two parsers could read differently is refused, and the connection closed.
-* Upgrade with content, in HTTP/1.0, or to h2c (which could carry anything past the sanitizer): ignored, as a server may
-  (RFC 9110 section 7.8).
 * The client leaves, by FIN too: upstream's connection is closed at once. Only in a tunnel one side may end first.
 * Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
 """
 
 import asyncio
-import re
 import socket
 import struct
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, Literal, Protocol, cast
-from urllib.parse import unquote
 
 import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -36,11 +32,12 @@ from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
 from sanitizer.relay.connection import Transport
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.cycle import Cycle
-from sanitizer.relay.framing import Framing, request_length
-from sanitizer.relay.headers import Forwarding, Peer, head_fields, passed_trailers, read_head
+from sanitizer.relay.framing import Framing
+from sanitizer.relay.headers import Forwarding, Peer, head_fields, passed_trailers
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
 from sanitizer.relay.relayed import Relayed, encode_error
 from sanitizer.relay.repeat import Repeat
+from sanitizer.relay.request import Request, decoded_path, read_request
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -53,7 +50,6 @@ _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEW_HEADS: Final = 8
 """Heads on one connection that are remembered; a client that never repeats one is not worth it."""
-_HOST: Final = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 _NEVER: Final = float("inf")
 
 Pause = Literal["upstream", "pipelined", "cycle"]
@@ -352,58 +348,29 @@ class RelayProtocol(asyncio.Protocol):
         self._target = rest.rpartition(b" ")[0]
 
     def _make_request(self, octets: bytes) -> "Relayed | Cycle":
-        start_line = octets[: octets.index(b"\r\n")]
-        parts = start_line.split(b" ")
-        if len(parts) != 3:
-            raise BadRequest("malformed request line")
-        method, target, version = parts
-        head = read_head(octets, way=self.peer.trusted)
-        if version == b"HTTP/1.1":
-            version = b"1.1"
-            keep_alive = b"close" not in head.connection
-        elif version == b"HTTP/1.0":
-            version = b"1.0"
-            keep_alive = False
-        else:
-            raise BadRequest("HTTP version other than 1.1 and 1.0")
-        if head.hosts > 1 or (not head.hosts and version == b"1.1"):
-            raise BadRequest("exactly one Host is needed")  # RFC 9112 section 3.2
-        if target[:1] != b"/" or method == b"CONNECT":
-            target, octets = _origin_form(method, target, octets)
-            head = read_head(octets, way=self.peer.trusted)
-        length = request_length(head, version)
+        request = read_request(octets, way=self.peer.trusted)
+        length = request.length
         if length is Framing.CHUNKED:
             self._chunks = ChunkedDecoder()
             self._receiving = True
         elif length:
             self._left = cast(int, length)
             self._receiving = True
-        if method == b"POST":
-            path = _decoded_path(target)
+        counters = self.front.counters
+        if request.method == b"POST":
+            path = decoded_path(request.target)
             if self.front.intercepts("POST", path):
-                self.front.counters.cycles += 1
-                self.front.counters.in_flight += 1
-                return Cycle(self, self._scope(octets, method, target, path, version), keep_alive)
-        onward = self.front.forwarding.onward(head, self.peer, version)
-        if version != b"1.1":
-            onward = onward.replace(b" HTTP/1.0\r\n", b" HTTP/1.1\r\n", 1)
-        upgrade = False
-        if self._chunks is not None:
-            onward += b"Transfer-Encoding: chunked\r\n"
-        elif head.upgrade and b"upgrade" in head.connection and method == b"GET" and not length and version == b"1.1":
-            protocols = _without_h2c(head.upgrade)
-            if protocols:
-                upgrade = True
-                onward += b"Connection: Upgrade\r\nUpgrade: " + protocols + b"\r\n"
-        if not head.hosts:
-            onward += b"Host: " + self.front.upstream.address.authority.encode() + b"\r\n"
-        onward += b"\r\n"
-        self.front.counters.fast += 1
-        self.front.counters.in_flight += 1
-        if self._new_heads < _NEW_HEADS and parts[1] is target and version == b"1.1" and not (upgrade or self._chunks):
+                counters.cycles += 1
+                counters.in_flight += 1
+                return Cycle(self, self._scope(request, path), request.keep_alive)
+        onward = request.onward(self.front.forwarding, self.peer, self.front.upstream.address.authority)
+        counters.fast += 1
+        counters.in_flight += 1
+        if self._new_heads < _NEW_HEADS and request.repeatable and request.octets is octets:
             self._new_heads += 1
-            self._repeat = Repeat.of(octets, onward, method, keep_alive)
-        return Relayed(self, method, onward, length, upgrade, keep_alive, version)
+            self._repeat = Repeat.of(octets, onward, request.method, request.keep_alive)
+        upgrade = bool(request.upgrade)
+        return Relayed(self, request.method, onward, length, upgrade, request.keep_alive, request.version)
 
     def _relay_again(self, repeat: Repeat, onward: bytes, length: int) -> Relayed:
         self._deadline = _NEVER
@@ -418,23 +385,23 @@ class RelayProtocol(asyncio.Protocol):
             request.end(b"")
         return request
 
-    def _scope(self, octets: bytes, method: bytes, target: bytes, path: str, version: bytes) -> Scope:
-        raw_path, _, query = target.partition(b"#")[0].partition(b"?")
+    def _scope(self, request: Request, path: str) -> Scope:
+        raw_path, _, query = request.target.partition(b"#")[0].partition(b"?")
         return {
             "type": "http",
             "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": version.decode(),
+            "http_version": request.version.decode(),
             "server": None,
             "client": self.client,
             "scheme": self.scheme,
             "root_path": "",
-            "headers": [(name.lower(), value) for name, value in head_fields(octets)],
+            "headers": [(name.lower(), value) for name, value in head_fields(request.octets)],
             "state": self.app_state.copy(),
-            "method": method.decode(),
+            "method": request.method.decode(),
             "path": path,
             "raw_path": raw_path,
             "query_string": query,
-            "extensions": {"sanitizer.target": target},
+            "extensions": {"sanitizer.target": request.target},
         }
 
     def _read_content(self, data: bytes) -> bytes | None:
@@ -522,36 +489,3 @@ class RelayProtocol(asyncio.Protocol):
             self.transport.abort()
         else:
             self.close()
-
-
-def _decoded_path(target: bytes) -> str:
-    """The path of a target, percent-decoded: LiteLLM matches that."""
-    path = target.decode("latin-1")
-    if "?" in path or "#" in path:
-        path = path.partition("?")[0].partition("#")[0]
-    return unquote(path) if "%" in path else path
-
-
-def _without_h2c(protocols: bytes) -> bytes:
-    """The protocols that an upgrade is asked to, less h2c, which could carry anything past the sanitizer."""
-    names = [name for part in protocols.split(b",") if (name := part.strip())]
-    return b", ".join(name for name in names if name.lower() != b"h2c")
-
-
-def _origin_form(method: bytes, target: bytes, octets: bytes) -> tuple[bytes, bytes]:
-    """Target and head for upstream of a request whose target is not a path (RFC 9112 section 3.2).
-
-    An absolute target's authority counts, whatever Host says, and takes its place.
-    """
-    if target == b"*" and method == b"OPTIONS":
-        return target, octets
-    scheme, separator, rest = target.partition(b"://")
-    if method == b"CONNECT" or not separator or scheme.lower() not in (b"http", b"https"):
-        raise BadRequest("target is neither a path nor an http URL")
-    authority, slash, path = rest.partition(b"/")
-    if not authority or b"@" in authority or b"?" in authority or b"#" in authority:
-        raise BadRequest("target has no plain authority")
-    target = slash + path or b"/"
-    start_line, lines = octets[: octets.index(b"\r\n")], octets[octets.index(b"\r\n") :]
-    version = start_line.rpartition(b" ")[2]
-    return target, b"%b %b %b\r\nHost: %b" % (method, target, version, authority) + _HOST.sub(b"", lines)

@@ -1,0 +1,114 @@
+"""A request's head as an intermediary understands it. Pure.
+
+Facts enforced here:
+
+* RFC 9112 section 3: a request line is method, target and version, with one space between them.
+* RFC 9112 section 3.2: in HTTP/1.1 there is exactly one Host. A target is a path, an http URL (whose authority counts,
+  whatever Host says) or, for OPTIONS, ``*``; CONNECT is for proxies.
+* RFC 9112 section 9.3: a connection persists unless Connection says close. HTTP/1.0's keep-alive is not offered.
+* RFC 9110 section 7.8: a server may ignore Upgrade. So it is with content, in HTTP/1.0, with another method than GET,
+  and for h2c, which could carry anything past the sanitizer.
+"""
+
+import re
+from typing import Final, NamedTuple
+from urllib.parse import unquote
+
+from sanitizer.errors import BadRequest
+from sanitizer.relay.framing import Framing, Length, request_length
+from sanitizer.relay.headers import Forwarding, Head, Peer, read_head
+
+_HOST: Final = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
+_VERSIONS: Final = {b"HTTP/1.1": b"1.1", b"HTTP/1.0": b"1.0"}
+
+
+class Request(NamedTuple):
+    """A request that one face relays: its head in ``octets`` with the target in origin form, and what that says.
+
+    ``version`` is 1.1 or 1.0; ``length`` that of the content; ``upgrade`` the protocols that are asked for, empty if
+    the connection can't be upgraded.
+    """
+
+    octets: bytes
+    method: bytes
+    target: bytes
+    version: bytes
+    keep_alive: bool
+    head: Head
+    length: Length
+    upgrade: bytes
+
+    @property
+    def repeatable(self) -> bool:
+        """Whether all that may vary when the head comes again is the value of Content-Length."""
+        return self.version == b"1.1" and not self.upgrade and self.length is not Framing.CHUNKED
+
+    def onward(self, forwarding: Forwarding, peer: Peer, authority: str) -> bytes:
+        """The head for upstream, whose ``authority`` stands for a Host that is missing. Raises `LoopDetected`."""
+        onward = forwarding.onward(self.head, peer, self.version)
+        if self.version != b"1.1":
+            onward = onward.replace(b" HTTP/1.0\r\n", b" HTTP/1.1\r\n", 1)
+        if self.length is Framing.CHUNKED:
+            onward += b"Transfer-Encoding: chunked\r\n"
+        elif self.upgrade:
+            onward += b"Connection: Upgrade\r\nUpgrade: " + self.upgrade + b"\r\n"
+        if not self.head.hosts:
+            onward += b"Host: " + authority.encode() + b"\r\n"
+        return onward + b"\r\n"
+
+
+def read_request(octets: bytes, *, way: bool) -> Request:
+    """Read a head that a parser has let through; ``way`` as for `read_head`. Raises `BadRequest`."""
+    parts = octets[: octets.index(b"\r\n")].split(b" ")
+    if len(parts) != 3:
+        raise BadRequest("malformed request line")
+    method, target, protocol = parts
+    version = _VERSIONS.get(protocol)
+    if version is None:
+        raise BadRequest("HTTP version other than 1.1 and 1.0")
+    head = read_head(octets, way=way)
+    check_host(head, version)
+    if target[:1] != b"/" or method == b"CONNECT":
+        target, octets = _origin_form(method, target, octets)
+        head = read_head(octets, way=way)
+    length = request_length(head, version)
+    keep_alive = version == b"1.1" and b"close" not in head.connection
+    upgrade = b""
+    if head.upgrade and b"upgrade" in head.connection and method == b"GET" and length == 0 and version == b"1.1":
+        upgrade = _without_h2c(head.upgrade)
+    return Request(octets, method, target, version, keep_alive, head, length, upgrade)
+
+
+def check_host(head: Head, version: bytes) -> None:
+    """Raise `BadRequest` where there is more than one Host, or none in HTTP/1.1 (RFC 9112 section 3.2)."""
+    if head.hosts > 1 or (not head.hosts and version == b"1.1"):
+        raise BadRequest("exactly one Host is needed")
+
+
+def decoded_path(target: bytes) -> str:
+    """The path of a target, percent-decoded: LiteLLM matches that."""
+    path = target.decode("latin-1")
+    if "?" in path or "#" in path:
+        path = path.partition("?")[0].partition("#")[0]
+    return unquote(path) if "%" in path else path
+
+
+def _without_h2c(protocols: bytes) -> bytes:
+    names = [name for part in protocols.split(b",") if (name := part.strip())]
+    return b", ".join(name for name in names if name.lower() != b"h2c")
+
+
+def _origin_form(method: bytes, target: bytes, octets: bytes) -> tuple[bytes, bytes]:
+    """Target and head of a request whose target is not a path: an absolute target's authority takes Host's place."""
+    if target == b"*" and method == b"OPTIONS":
+        return target, octets
+    scheme, separator, rest = target.partition(b"://")
+    if method == b"CONNECT" or not separator or scheme.lower() not in (b"http", b"https"):
+        raise BadRequest("target is neither a path nor an http URL")
+    authority, slash, path = rest.partition(b"/")
+    if not authority or b"@" in authority or b"?" in authority or b"#" in authority:
+        raise BadRequest("target has no plain authority")
+    target = slash + path or b"/"
+    start_line, lines = octets[: octets.index(b"\r\n")], octets[octets.index(b"\r\n") :]
+    version = start_line.rpartition(b" ")[2]
+    return target, b"%b %b %b\r\nHost: %b" % (method, target, version, authority) + _HOST.sub(b"", lines)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import shutil
 from collections import defaultdict
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from urllib.parse import parse_qsl, urlsplit
 
 from playwright.sync_api import (
     Browser,
+    Error,
     FloatRect,
     Locator,
     Page,
@@ -40,8 +41,7 @@ def executable() -> str | None:
 
 @contextmanager
 def launched(path: str, hosts: set[str]) -> Iterator[Browser]:
-    """A headless browser that resolves no name and reaches no address but ``hosts``: the dashboard asks the world for
-    fonts, release notes and a survey."""
+    """A headless browser that reaches ``hosts`` alone, on any port: the dashboard asks the world for fonts and more."""
     exclude = ", ".join(f"EXCLUDE {host}" for host in sorted(hosts))
     arguments = [
         "--disable-gpu",
@@ -120,14 +120,6 @@ class Dashboard:
         """What the dashboard says in the corner for some seconds."""
         return self.page.get_by_role("region", name="Notifications").get_by_role("listitem")
 
-    def remember_secrets(self) -> None:
-        """What the browser has been given and sends."""
-        for cookie in self.page.context.cookies():
-            self.litellm.new_secret(cookie["value"])
-        for request in self.requests:
-            if credential := request.headers.get("authorization"):
-                self.litellm.new_secret(credential.removeprefix("Bearer "))
-
     def read_notice(self) -> str:
         """Its words; with the mouse on it, it stays."""
         self.notice.hover()
@@ -140,7 +132,16 @@ class Dashboard:
         """What is seen, without the menu at the left unless all is asked for."""
         left = 230 if crop else 0
         clip: FloatRect = {"x": left, "y": 0, "width": SIZE["width"] - left, "height": SIZE["height"]}
-        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled", clip=clip)
+        self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled", clip=clip, timeout=30_000)
+
+    def remember_secrets(self) -> None:
+        """What the browser was given and has sent."""
+        for cookie in self.page.context.cookies():
+            if cookie["name"] == "token":
+                self.litellm.new_secret(cookie["value"])
+        for request in self.requests:
+            if credential := request.headers.get("authorization"):
+                self.litellm.new_secret(credential.removeprefix("Bearer "))
 
 
 class AntDashboard(Dashboard):
@@ -172,8 +173,9 @@ def visit(browser: Browser, litellm: LiteLLM, url: str, name: str) -> Iterator[D
         dashboard = kind(context.new_page(), url, litellm)
         try:
             yield dashboard
-        except BaseException:
-            dashboard.picture(f"{name}-failed", crop=False)
+        except Exception:
+            with suppress(Error):  # a page that does not even let itself be drawn is not the news
+                dashboard.picture(f"{name}-failed", crop=False)
             raise
         dashboard.remember_secrets()
     finally:

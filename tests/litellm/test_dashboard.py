@@ -1,9 +1,10 @@
 """LiteLLM's own dashboard in a real browser: an internal user opens a key of theirs, adds a model and saves.
 
-It needs Debian's `chromium` or a Chrome. Pictures of what the user sees are left in artifacts/dashboard; README's pair:
+It needs Debian's `chromium` or a Chrome. Pictures of what the user sees at the end are left in artifacts/dashboard.
+README shows one pair, made anew by
 
-    .venv/bin/pytest tests/litellm/test_dashboard.py -k 'save and 1.83.13' &&
-        cp artifacts/dashboard/1.83.13-*.png tests/litellm/screenshots/
+    .venv/bin/pytest tests/litellm/test_dashboard.py -k 1.83.13 &&
+        cp artifacts/dashboard/1.83.13-{direct,gateway}.png tests/litellm/screenshots/
 """
 
 from __future__ import annotations

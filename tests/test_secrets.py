@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.operate.exposition import wait_until_ready
 from tests.support.client import Client
 from tests.support.gateway import Face, Gateway
 from tests.support.upstream import CLOSE, OK, RESET, WAIT_CLOSED, Connection, Script, Upstream, refusing_port, reply
@@ -93,6 +94,9 @@ CASES: dict[str, tuple[bytes, Script]] = {
     ),
     "upstream does not answer": (request(), reply(WAIT_CLOSED)),
     "two lengths": (request(fields="Content-Length: 1\r\n"), reply(OK)),
+    "a path with an encoded key": (request(target=TARGET.replace("sk-", "%73k%2D")), reply(OK)),
+    "a path with a key encoded twice": (request(target=TARGET.replace("sk-", "%2573k-")), reply(OK)),
+    "a path with a hash": (request("GET", target=f"/key/{PATH_HASH}/info"), reply(OK)),
     "a length that is a key": (request(length=SECRETS["body"]), reply(OK)),
     "a faulty method": (SECRETS["body"].encode() + b" " + request(), reply(OK)),
     "a faulty field": (request(fields=f"{SECRETS['header']}\r\n"), reply(OK)),
@@ -150,9 +154,16 @@ def play_out(gateway: Gateway, message: bytes) -> bytes:
 
 def assert_no_secret(text: str, where: str) -> None:
     for name, secret in SECRETS.items():
-        assert secret not in text, f"the {name} secret is in {where}"
+        assert secret.removeprefix("sk-") not in text, f"the {name} secret is in {where}"
     assert HASH not in text, f"the key's whole hash is in {where}"
     assert PATH_HASH not in text, f"the whole hash of the path's key is in {where}"
+
+
+def assert_no_secret_in_admin(gateway: Gateway) -> None:
+    for path in ("/metrics", "/readyz", "/livez", TARGET):
+        answer = gateway.ask_admin(path)
+        assert answer.body
+        assert_no_secret(answer.raw_head.decode("latin-1") + answer.body.decode(), f"the admin listener's {path}")
 
 
 @pytest.mark.parametrize("face", ["fast", "asgi"])
@@ -172,8 +183,9 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
         "0.3",
         "--lookup-timeout",
         "0.3",
+        *(["--access-log"] if face == "fast" else []),
     )
-    with Upstream() as upstream, Gateway(upstream.url, *options, face=face) as gateway:
+    with Upstream() as upstream, Gateway(upstream.url, *options, face=face, admin=True) as gateway:
         for message, script in CASES.values():
             upstream.script = script
             for player in (play_out, play):
@@ -192,12 +204,17 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
         own.write_text(f"{SECRETS['own']} {SECRETS['own']}")  # no key
         upstream.script = info({"error": KEY}, "403 Forbidden")
         play_out(gateway, update(RESEND))
+        if face == "fast":
+            assert_no_secret_in_admin(gateway)
         gateway.stop()
         assert_no_secret("\n".join(gateway.lines), "the log")
         assert any("lookup key file" in line for line in gateway.lines)
         endpoints = {record["endpoint"] for record in gateway.records if "endpoint" in record}
         if (face, log_format) == ("fast", "json"):
             assert endpoints == {"/key/update", "/key/{key}/regenerate"}
+            accesses = [record for record in gateway.records if record["message"] == "request"]
+            assert len(accesses) >= 2 * len(CASES)
+            assert any("sk-***" in record.get("path", "") for record in accesses)
         assert any("502" in line or "broke" in line or "upstream" in line for line in gateway.lines), (
             "nothing was logged"
         )
@@ -205,11 +222,14 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
 
 def test_no_secret_while_upstream_is_away() -> None:
     """An upstream that cannot be reached is logged without anything of the requests that wanted it."""
-    with refusing_port() as port, Gateway(f"http://127.0.0.1:{port}", "--log-level", "debug") as gateway:
+    options = ("--log-level", "debug", "--access-log")
+    with refusing_port() as port, Gateway(f"http://127.0.0.1:{port}", *options, admin=True) as gateway:
         for message in (request(), update(RESEND), HANDSHAKE):
             received = play_out(gateway, message)
             assert received.startswith(b"HTTP/1.1 502")
             assert str(port).encode() not in received, "an internal address is shown"
             assert_no_secret(received.decode("latin-1"), "an answer")
+        assert_no_secret_in_admin(gateway)
+        assert str(port).encode() not in wait_until_ready(gateway, False, because="can't be reached")
         gateway.stop()
         assert_no_secret("\n".join(gateway.lines), "the log")

@@ -1,5 +1,6 @@
 """Every option: its flag, its variable, and what it refuses."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,8 @@ def test_authority() -> None:
         *(("lookup_key_file", text) for text in ("/nonexistent", "/", "/dev/null", "")),
         ("log_level", "loud"),
         ("log_format", "xml"),
+        *(("admin_port", text) for text in ("65536", "x")),
+        *(("access_log", text) for text in ("2", "maybe", "")),
     ],
 )
 def test_refused(option: str, text: str) -> None:
@@ -154,3 +157,41 @@ def test_defaults() -> None:
     assert load({}, {}) == Settings()
     assert Settings().fields == FIELDS
     assert len({option.flag for option in OPTIONS}) == len(OPTIONS)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"), [("1", True), ("true", True), ("on", True), ("0", False), ("False", False), ("", False)]
+)
+def test_switch(text: str, value: bool) -> None:
+    """A switch is a flag without a value; its variable takes several words for yes and no, and empty is not set."""
+    assert load({}, {"SANITIZER_ACCESS_LOG": text}).access_log is value
+    assert load({"access_log": "true"}, {"SANITIZER_ACCESS_LOG": text}).access_log is True
+
+
+def test_readme() -> None:
+    """The README's table has every option, in no other words than its flag, and the defaults that the code has."""
+    readme = (Path(__file__).parents[1] / "README.md").read_text()
+    table = re.search(r"\| flag \| default \| meaning \|\n(.*?)\n\n", readme, re.DOTALL)
+    assert table
+    shown: dict[str, str] = {}
+    for row in table[1].splitlines()[1:]:
+        flags, defaults, _ = (cell.strip() for cell in row.strip("|").split("|", 2))
+        names = re.findall(r"`(--[a-z-]+)`", flags)
+        values = defaults.split(", ") if defaults else [""] * len(names)
+        shown.update(zip(names, values, strict=True))
+    assert set(shown) == {option.flag for option in OPTIONS}
+    for option in OPTIONS:
+        told = shown[option.flag].strip("`").partition(" (")[0]
+        if isinstance(option.default, bool):
+            assert told == ("on" if option.default else "off")
+        elif isinstance(option.default, int | float):
+            assert _size_or_number(told) == option.default, option.flag
+        elif isinstance(option.default, str):
+            assert told == option.default, option.flag
+        elif option.flag not in ("--upstream", "--fields", "--root-path", "--upstream-ca"):  # told in words
+            assert told in ("", "none"), option.flag
+    assert shown["--upstream"] == f"`{Settings().upstream}`"
+
+
+def _size_or_number(text: str) -> float:
+    return int(text.removesuffix("MiB")) * 1024**2 if text.endswith("MiB") else float(text)

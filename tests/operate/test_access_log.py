@@ -1,0 +1,198 @@
+"""The log as the gateway writes it over real sockets: requests on request, decisions, failures, the start."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from sanitizer.operate import logs
+from tests.operate.test_metrics import CUT, HANDSHAKE, KEY, SWITCH, lookup, request, stored, update
+from tests.support.gateway import Gateway
+from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Upstream, reply
+from tests.support.wire import Cut
+
+TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
+
+
+@pytest.mark.parametrize(
+    ("target", "path"),
+    [
+        pytest.param("/v1/models", "/v1/models", id="plain"),
+        pytest.param("/v1/models?api_key=secret", "/v1/models", id="query"),
+        pytest.param("/a?", "/a", id="empty query"),
+        pytest.param("/a#b?c", "/a", id="fragment"),
+        pytest.param("/a%20b", "/a%20b", id="encoded, as it came"),
+        pytest.param("/key/sk-0123456789/regenerate", "/key/sk-***/regenerate", id="key"),
+        pytest.param("/key/sk-a.b~c%2Fd/x", "/key/sk-***/d/x", id="key with odd characters"),
+        pytest.param("/key/%73k-0123456789/x", "/key/sk-***/x", id="encoded s"),
+        pytest.param("/key/sk%2d0123456789/x", "/key/sk-***/x", id="encoded hyphen"),
+        pytest.param("/key/%73%6B%2D0123456789", "/key/sk-***", id="all encoded"),
+        pytest.param("/key/%2573k-0123456789", "/key/sk-***", id="encoded twice"),
+        pytest.param("/key/%0Ask-0123456789", "/key/\nsk-***", id="after a line feed"),
+        pytest.param("/key/" + "ab" * 32, "/key/abababab***", id="hash"),
+        pytest.param("/v1/risk-free/task-1", "/v1/risk-free/task-1", id="no key"),
+    ],
+)
+def test_path(target: str, path: str) -> None:
+    """The path of a request without its query; what looks like a key is masked, however it is encoded."""
+    assert logs.path_of(target.encode()) == path
+
+
+def accesses(gateway: Gateway) -> list[dict[str, Any]]:
+    return [record for record in gateway.records if record["message"] == "request"]
+
+
+def test_access_log(upstream: Upstream) -> None:
+    """One line a request, whatever became of it, on both faces."""
+    options = ("--access-log", "--response-timeout", "2")
+    expected: list[tuple[str | None, str | None, int]] = []
+    with Gateway(upstream.url, *options) as gateway:
+        with gateway.connect() as client:
+            for _ in range(2):  # the second head is known again
+                assert client.ask(request(target=f"/key/{KEY}/x?token=secret")).status == 200
+                expected.append(("GET", "/key/sk-***/x", 200))
+            assert client.ask(update(b"{")).status == 200
+            expected.append(("POST", "/key/update", 200))
+            upstream.script = reply(CLOSE)
+            assert client.ask(request("POST", "/closes")).status == 502
+            expected.append(("POST", "/closes", 502))
+        assert gateway.ask(b"GET / HTTP/1.1\r\n\r\n").status == 400
+        expected.append((None, None, 400))
+        upstream.script = reply(CUT, CLOSE)
+        with gateway.connect() as client:
+            client.send(request(target="/cut"))
+            with pytest.raises(Cut):
+                client.read_until(b"the rest")
+        expected.append(("GET", "/cut", 200))
+        upstream.script = reply(WAIT_CLOSED)
+        number = len(upstream.requests)
+        with gateway.connect() as client:
+            client.send(request(target="/leaves"))
+            upstream.wait_request(number + 1)
+        gateway.wait_for_line("/leaves")
+        expected.append(("GET", "/leaves", 499))
+        upstream.script = reply(SWITCH, CLOSE)
+        assert gateway.ask(HANDSHAKE).status == 101
+        expected.append(("GET", "/ws", 101))
+        upstream.script = reply(OK)
+        assert gateway.ask(request("OPTIONS", "*")).status == 200
+        expected.append(("OPTIONS", "*", 200))
+        gateway.stop()
+        lines = accesses(gateway)
+        assert [(line.get("method"), line.get("path"), line["status"]) for line in lines] == expected
+        assert {line["client"] for line in lines} == {"127.0.0.1"}
+        assert all(0 <= line["ms"] < 60_000 for line in lines)
+        assert "secret" not in "\n".join(gateway.lines)
+
+
+def test_no_access_log(upstream: Upstream) -> None:
+    """Unless it is asked for, no line is written for a request that is relayed."""
+    with Gateway(upstream.url) as gateway:
+        assert gateway.ask(request(target="/nothing")).status == 200
+        gateway.stop()
+        assert not accesses(gateway)
+        assert not any("/nothing" in line for line in gateway.lines)
+
+
+def test_decision(upstream: Upstream) -> None:
+    """A decision is one line, with the response's status and both names of the request; `absent` is none."""
+    answer = OK.replace(b"\r\nContent", b"\r\nx-litellm-call-id: 6f7c-1\r\nContent")
+    upstream.script = lookup(stored(["/a"]), then=answer)
+    with Gateway(upstream.url) as gateway:
+        assert gateway.ask(update().replace(b"Host", f"traceparent: {TRACEPARENT}\r\nHost".encode())).status == 200
+        assert gateway.ask(update(b'{"key":"sk-1"}')).status == 200
+        gateway.stop()
+        (line,) = [record for record in gateway.records if record["message"].startswith("/key/update")]
+        assert 0 <= line.pop("lookup_ms") < 60_000
+        assert set(line.pop("key")) <= set("0123456789abcdef")
+        del line["time"]
+        assert line == {
+            "level": "info",
+            "message": "/key/update dropped",
+            "outcome": "dropped",
+            "endpoint": "/key/update",
+            "fields": "allowed_routes",
+            "status": 200,
+            "call_id": "6f7c-1",
+            "traceparent": TRACEPARENT,
+        }
+
+
+def test_decision_without_an_answer(upstream: Upstream) -> None:
+    """If the client leaves before the answer, the decision is logged all the same, without a status."""
+    upstream.script = reply(WAIT_CLOSED)
+    with Gateway(upstream.url) as gateway, gateway.connect() as client:
+        client.send(update(b"{"))
+        upstream.wait_request()
+        client.close()
+        gateway.wait_for_line("/key/update unreadable")
+        gateway.stop()
+        (line,) = [record for record in gateway.records if record["message"] == "/key/update unreadable"]
+        assert "status" not in line
+
+
+@pytest.mark.parametrize("message", [request(), update(b"{")], ids=["fast", "through ASGI"])
+def test_aborted_stream(upstream: Upstream, message: bytes) -> None:
+    """Streams that upstream breaks off are one line, with the first of them, and one that sums up; no traceback."""
+    upstream.script = reply(CUT, CLOSE)
+    with Gateway(upstream.url) as gateway:
+        for _ in range(3):
+            with gateway.connect() as client:
+                client.send(message)
+                with pytest.raises(Cut):
+                    client.read_until(b"the rest")
+        gateway.stop()
+        lines = [record for record in gateway.records if record["level"] != "info"]
+        assert [(line["message"], line["kind"], line.get("more")) for line in lines] == [
+            ("upstream failed", "broken", None),
+            ("upstream failed", "broken", 2),
+        ]
+
+
+def test_start(upstream: Upstream) -> None:
+    """As text, the start is a few lines: where it listens, what it fronts, mode, fields, admin listener."""
+    options = ("--log-format", "text", "--mode", "observe", "--fields", "allowed_routes")
+    with Gateway(upstream.url, *options, admin=True) as gateway:
+        gateway.stop()
+        start = gateway.lines.index(next(line for line in gateway.lines if "listening on" in line))
+        assert re.fullmatch(r"\d\d:\d\d:\d\d info    listening on http://127\.0\.0\.1:\d+", gateway.lines[start])
+        assert [line.split() for line in gateway.lines[start + 1 : start + 6]] == [
+            ["upstream", upstream.url],
+            ["mode", "observe"],
+            ["fields", "allowed_routes"],
+            ["workers", "1"],
+            ["admin", f"http://127.0.0.1:{gateway.admin[1]}"],
+        ]
+
+
+def test_text_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing that a client has sent can begin a line of its own."""
+    logs.configure("info", "text")
+    logs.access("request", path="/a\nb\x1b[31m\u2028c")
+    assert capsys.readouterr().err.endswith(" request  path=/a\\nb\\x1b[31m\\u2028c\n")
+
+
+def test_level(capsys: pytest.CaptureFixture[str]) -> None:
+    """Who asks for an access log gets it, also where nothing else is to be logged."""
+    logs.configure("error", "json")
+    logs.access("request", path="/a", method=None)
+    line = json.loads(capsys.readouterr().err)
+    assert (line["message"], line["path"]) == ("request", "/a")
+    assert "method" not in line
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+@pytest.mark.parametrize("before", ["", " ", "\n", "\u00e4", "\\", '"', "_", "/", "=", "Bearer "])
+def test_key_is_masked(capsys: pytest.CaptureFixture[str], style: str, before: str) -> None:
+    """A key is masked whatever stands before it, and however that is escaped."""
+    logs.configure("info", style)
+    logs.access(f"{before}sk-0123", detail=f"{before}sk-0123.4567")
+    written = capsys.readouterr().err
+    assert "0123" not in written
+    assert "4567" not in written
+    assert written.count("sk-***") == 2
+    if style == "json":
+        assert json.loads(written)["message"] == f"{before}sk-***"

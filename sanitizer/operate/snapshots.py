@@ -48,8 +48,7 @@ class Snapshots:
         self._heard: dict[int, float] = {}
 
     def add(self, number: int) -> None:
-        """A process has been started."""
-        self._heard[number] = self._clock()
+        """A process has been started; until it tells of itself for the first time, it is starting, not silent."""
         self._last[number] = None
 
     def put(self, number: int, snapshot: Snapshot) -> None:
@@ -59,7 +58,7 @@ class Snapshots:
 
     def remove(self, number: int) -> None:
         """A process is gone."""
-        del self._heard[number]
+        self._heard.pop(number, None)
         last = self._last.pop(number)
         if last is not None:
             self._gone.update(cast(Any, last.totals))

@@ -205,7 +205,7 @@ def test_two_in_a_row() -> None:
 
 
 def test_silence() -> None:
-    """Who serves and tells nothing for too long is not alive, from its start on."""
+    """Who has begun to tell of itself and then tells nothing for too long is not alive; who starts, is starting."""
     now = 100.0
     snapshots = Snapshots(lambda: now)
     probe = Probe(Address("http", "a", 80), None, 1, lambda _: None)
@@ -215,6 +215,9 @@ def test_silence() -> None:
     snapshots.add(1)
     snapshots.add(2)
     assert (health.not_alive(), health.not_ready()) == (None, "nothing serves yet")
+    now += 10 * SILENCE
+    assert (health.not_alive(), health.not_ready()) == (None, "nothing serves yet")
+    snapshots.put(2, Snapshot({}, {}))
     now += SILENCE
     snapshots.put(1, Snapshot({}, {}))
     assert (health.not_alive(), health.not_ready()) == (None, None)

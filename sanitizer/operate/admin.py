@@ -90,15 +90,15 @@ class Admin:
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._listener = listener
-        self._snapshots = Snapshots()
+        self.snapshots = Snapshots()
         self._probe = Probe(settings.upstream, settings.upstream_tls(), settings.connect_timeout, _log_probe)
-        self.health = Health(self._snapshots, self._probe)
+        self.health = Health(self.snapshots, self._probe)
         self._numbers = itertools.count()
         self._reading: set[asyncio.Task[None]] = set()
         self._loop = uvloop.new_event_loop()
         self._server = uvicorn.Server(
             uvicorn.Config(
-                create_admin_app(self.health, self._snapshots),
+                create_admin_app(self.health, self.snapshots),
                 http="httptools",
                 ws="none",
                 lifespan="off",
@@ -122,15 +122,15 @@ class Admin:
     def serving_here(self) -> Callable[[Snapshot], None]:
         """What this process tells of itself with, if it is the one that serves."""
         number = next(self._numbers)
-        self._snapshots.add(number)
-        return lambda snapshot: self._snapshots.put(number, snapshot)
+        self.snapshots.add(number)
+        return lambda snapshot: self.snapshots.put(number, snapshot)
 
     def serving_there(self, pipe: Connection) -> None:
         """Hear what a worker says at the other end of ``pipe``."""
         self._loop.call_soon_threadsafe(self._read, pipe)
 
     def _read(self, pipe: Connection) -> None:
-        reading = self._loop.create_task(self._snapshots.read(next(self._numbers), pipe))
+        reading = self._loop.create_task(self.snapshots.read(next(self._numbers), pipe))
         self._reading.add(reading)  # a task that nobody holds is collected, however much it has to wait for
         reading.add_done_callback(self._read_out)
 

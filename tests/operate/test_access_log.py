@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 from typing import Any
 
 import pytest
@@ -86,6 +87,20 @@ def test_access_log(upstream: Upstream) -> None:
         assert {line["client"] for line in lines} == {"127.0.0.1"}
         assert all(0 <= line["ms"] < 60_000 for line in lines)
         assert "secret" not in "\n".join(gateway.lines)
+
+
+def test_time_of_a_repeated_head(upstream: Upstream) -> None:
+    """The time of a request counts from its own head, also where that is known again: it is less than its client's."""
+    with Gateway(upstream.url, "--access-log") as gateway, gateway.connect() as client:
+        waited = []
+        for _ in range(3):
+            start = time.perf_counter()
+            assert client.ask(request()).status == 200
+            waited.append((time.perf_counter() - start) * 1000)
+            gateway.wait_for_line(r'"request"')
+        gateway.stop()
+        for line, most in zip(accesses(gateway), waited, strict=True):
+            assert line["ms"] <= most + 0.1  # it is rounded
 
 
 def test_no_access_log(upstream: Upstream) -> None:

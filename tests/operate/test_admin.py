@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import json
+import multiprocessing
 import os
 import signal
 import socket
@@ -11,15 +13,16 @@ import ssl
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
 import trustme
 
-from sanitizer.operate.admin import SILENCE, Health
+from sanitizer.operate.admin import SILENCE, Admin, Health
 from sanitizer.operate.probe import Probe
-from sanitizer.operate.snapshots import Snapshot, Snapshots
-from sanitizer.settings import Address
+from sanitizer.operate.snapshots import PipeWriter, Snapshot, Snapshots
+from sanitizer.settings import Address, Settings
 from tests.operate.exposition import wait_until_ready
 from tests.operate.test_metrics import children, request
 from tests.support.client import Client
@@ -227,3 +230,21 @@ def test_silence() -> None:
     assert (health.not_alive(), health.not_ready()) == (None, None)
     health.stop()
     assert (health.not_alive(), health.not_ready()) == (None, "stopping")
+
+
+def test_reading_goes_on() -> None:
+    """A worker is heard for as long as it tells, whatever is collected as garbage meanwhile."""
+    ours, theirs = multiprocessing.Pipe(duplex=False)
+    listener = socket.create_server(("127.0.0.1", 0))
+    listener.setblocking(False)
+    with Admin(Settings(), listener) as admin, theirs:
+        admin.serving_there(ours)
+        tell = PipeWriter(theirs)
+        for number in range(1, 6):
+            gc.collect()  # the reader waits, and nothing but the admin listener holds it
+            tell(Snapshot({("count",): number}, {}))
+            until = time.monotonic() + 30
+            while admin.snapshots.sum().totals != {("count",): number}:
+                assert time.monotonic() < until, "the worker is not heard any more"
+                time.sleep(0.01)
+        assert admin.snapshots.serving

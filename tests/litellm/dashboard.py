@@ -98,7 +98,9 @@ class Dashboard:
 
     def edit_key(self, alias: str) -> None:
         """Open the form that changes a key."""
-        self.open_page("Virtual Keys")  # where all but the newest begin
+        if self.litellm.release > (1, 105, 0):
+            self.open_page("Virtual Keys")
+        # else it is where one begins; that link would replace, at a time of its own, what the next step opens
         self.page.get_by_role("row").filter(has_text=alias).get_by_role("button").first.click()
         self.page.get_by_role("tab", name="Settings").click()
         self.page.get_by_role("button", name="Edit Settings").click()

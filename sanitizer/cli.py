@@ -3,15 +3,18 @@
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
 from sanitizer import __version__
+from sanitizer.operate.logs import mask
 from sanitizer.sanitize.lookup_key import checked_key, read_key
-from sanitizer.settings import OPTIONS, Option, SettingError, load
+from sanitizer.settings import OPTIONS, Option, SettingError, load, unknown_variables
 
 
 def _default(option: Option) -> str:
+    if option.name == "root_path":
+        return "$SERVER_ROOT_PATH"
     if option.default is None:
         return "none"
     if isinstance(option.default, float):
@@ -29,10 +32,20 @@ class _Parser(argparse.ArgumentParser):
     """An argument parser whose complaint is one line."""
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"litellm-sanitizer: {message}; see {self.prog} --help\n")
+        # a key may have been given where none is taken
+        self.exit(2, mask(f"litellm-sanitizer: {message}; see {self.prog} --help\n"))
 
 
-def _parser() -> argparse.ArgumentParser:
+def _parse(arguments: Sequence[str]) -> argparse.Namespace:
+    """The arguments, parsed. A command's own parser complains of what it does not know: its help says what it does."""
+    parser, commands = _parser()
+    parsed, unknown = parser.parse_known_args(arguments)
+    if unknown:
+        commands[parsed.command].error(f"unrecognized arguments: {' '.join(unknown)}")
+    return parsed
+
+
+def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     parser = _Parser(
         prog="litellm-sanitizer",
         description="A gateway in front of LiteLLM that drops key fields resent unchanged from POST /key/update.",
@@ -42,7 +55,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"litellm-sanitizer {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    serve = commands.add_parser("serve", help="run the gateway (the default)", allow_abbrev=False)
+    serve = commands.add_parser(
+        "serve",
+        help="run the gateway (the default)",
+        description="Serves until SIGTERM or SIGINT. Exit status: 0, 1 (can't start), 2 (bad usage).",
+        allow_abbrev=False,
+    )
     check = commands.add_parser(
         "check",
         help="say whether the gateway can work with the LiteLLM that the options name, and which defects that has",
@@ -65,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
             command.add_argument(option.flag, dest=option.name, help=described, **value)
     demo = commands.add_parser("demo", help="play the bug report against an embedded LiteLLM look-alike")
     demo.add_argument("--serve", action="store_true", help="keep both up for curl")
-    return parser
+    return parser, {"serve": serve, "check": check, "demo": demo}
 
 
 def _check_key(path: str | None) -> str | None:
@@ -83,11 +101,11 @@ def _check_key(path: str | None) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 (failed) or 2 (bad usage)."""
+    """Run the command; returns its exit status: 0, 1 (failed), 2 (bad usage) or 130 (a check interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "serve")
-    parsed = _parser().parse_args(arguments)
+    parsed = _parse(arguments)
     if parsed.command == "demo":
         from sanitizer.demo.walkthrough import run
 
@@ -97,15 +115,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         settings = load(flags, os.environ)
         key = _check_key(parsed.key_file) if parsed.command == "check" else None
     except SettingError as error:
-        print(f"litellm-sanitizer: {error}", file=sys.stderr)
+        print(mask(f"litellm-sanitizer: {error}"), file=sys.stderr)
         return 2
     if parsed.command == "check":
         from sanitizer.operate.check import run as check
 
-        return check(settings, key, as_json=parsed.json)
+        try:
+            status = check(settings, key, as_json=parsed.json)
+            sys.stdout.flush()
+        except KeyboardInterrupt:
+            return 130
+        except BrokenPipeError:  # who read it has seen enough; Python would try once more at its exit
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 1
+        return status
     from sanitizer.server import serve
 
-    return serve(settings)
+    return serve(settings, unknown_variables(os.environ))
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ import socket
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection
 from types import FrameType
 from typing import Any, Final
@@ -114,7 +114,9 @@ class Server(uvicorn.Server):
         self.gateway.draining = True
         accepting = _accepting_seconds(self._grace, self._interrupted)
         worker = os.getpid() if multiprocessing.parent_process() else None
-        logs.event(logging.INFO, "stopping", accepting_seconds=accepting, grace_seconds=self._grace, worker=worker)
+        logs.event(
+            logging.INFO, "stopping", accepting_seconds=round(accepting, 3), grace_seconds=self._grace, worker=worker
+        )
         await self._wait(loop.time() + accepting, lambda: False)
         for server in self.servers:
             server.close()
@@ -170,8 +172,11 @@ def _accepting_seconds(grace: float, interrupted: bool) -> float:
     return 0.0 if interrupted else min(_ACCEPT_AT_MOST, grace / 6)
 
 
-def serve(settings: Settings) -> int:
-    """Run the gateway until it is told to stop; returns the exit status: 0, or 1 when it can't start."""
+def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
+    """Run the gateway until it is told to stop; returns the exit status: 0, or 1 when it can't start.
+
+    ``unknown``: variables that look like options of ours and are none, to warn of.
+    """
     logs.configure(settings.log_level, settings.log_format)
     _exit_when_told()
     where = settings.uds or f"{settings.host}:{settings.port}"
@@ -198,6 +203,8 @@ def serve(settings: Settings) -> int:
         workers=settings.workers,
         admin=f"http://{_authority(admin_listener)}" if admin_listener else None,
     )
+    for name in unknown:
+        logs.event(logging.WARNING, "no such option, ignored", variable=name)
     pseudonym = make_pseudonym()
     try:
         with contextlib.nullcontext() if admin_listener is None else Admin(settings, admin_listener) as admin:

@@ -8,7 +8,7 @@ import ipaddress
 import math
 import re
 import ssl
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 from urllib.parse import urlsplit
@@ -172,10 +172,16 @@ def _prefixes(text: str) -> tuple[str, ...]:
 def _trusted(text: str) -> TrustedProxies:
     networks: list[Network] = []
     names = _names(text)
-    try:
-        networks.extend(ipaddress.ip_network(name) for name in names if name != "unix")
-    except ValueError:
-        raise ValueError("takes a comma list of CIDRs such as 10.0.0.0/8, or `unix`") from None
+    for name in names:
+        if name == "unix":
+            continue
+        try:
+            network = ipaddress.ip_network(name, strict=False)
+        except ValueError:
+            raise ValueError("takes a comma list of CIDRs such as 10.0.0.0/8, or `unix`") from None
+        if "/" in name and network.network_address != ipaddress.ip_address(name.partition("/")[0]):
+            raise ValueError(f"takes networks; that of {name} is {network}")
+        networks.append(network)
     return TrustedProxies(tuple(networks), "unix" in names)
 
 
@@ -273,7 +279,9 @@ class Settings:
     cache_ttl: float = field(
         default=0.0,
         metadata=_option(
-            _seconds(0, 10), "SECONDS", "how long a lookup may be reused; a change made meanwhile can be missed"
+            _seconds(0, 10),
+            "SECONDS",
+            "how long a lookup may be reused, at most 10; a change made meanwhile can be missed",
         ),
     )
     connect_timeout: float = field(default=5.0, metadata=_option(_seconds(), "SECONDS", "upstream connect"))
@@ -292,7 +300,7 @@ class Settings:
         metadata=_option(
             _integer(1, 1_000_000, "a number of connections"),
             "N",
-            "upstream connections a worker; further requests wait up to the connect timeout",
+            "upstream connections a worker; further requests wait up to the connect timeout, then 503",
         ),
     )
     trusted_proxies: TrustedProxies = field(
@@ -315,11 +323,16 @@ class Settings:
         metadata=_option(_seconds(0), "SECONDS", "from SIGTERM until requests still in flight are aborted"),
     )
     log_level: Literal["debug", "info", "warning", "error"] = field(
-        default="info", metadata=_option(_choice("debug", "info", "warning", "error"), "LEVEL", "what is logged")
+        default="info",
+        metadata=_option(
+            _choice("debug", "info", "warning", "error"), "LEVEL", "what is logged: debug, info, warning or error"
+        ),
     )
     log_format: Literal["auto", "text", "json"] = field(
         default="auto",
-        metadata=_option(_choice("auto", "text", "json"), "FORMAT", "auto: text on a terminal, else JSON"),
+        metadata=_option(
+            _choice("auto", "text", "json"), "FORMAT", "text, json, or auto: text on a terminal, else JSON"
+        ),
     )
     access_log: bool = field(default=False, metadata=_option(_switch, "", "one line a request, without its query"))
 
@@ -365,6 +378,12 @@ OPTIONS: tuple[Option, ...] = tuple(
     for f in fields(Settings)
     if f.metadata
 )
+
+
+def unknown_variables(environ: Iterable[str]) -> list[str]:
+    """Variables that look like options and are none: spelled wrongly, perhaps."""
+    known = {"SANITIZER_LOOKUP_KEY", "SANITIZER_CHECK_KEY", *(name for option in OPTIONS for name in option.variables)}
+    return sorted(name for name in environ if name.startswith("SANITIZER_") and name not in known)
 
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.support.upstream import refusing_port
+
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sanitizer", *arguments]
@@ -30,6 +32,40 @@ def test_bad_usage(arguments: list[str], named: str) -> None:
     assert result.stdout == ""
     assert len(result.stderr.splitlines()) == 1
     assert named in result.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        pytest.param(["--lookup-key-file", "sk-secret"], id="for a file"),
+        pytest.param(["check", "--key-file", "sk-secret"], id="for a file to check with"),
+        pytest.param(["--lookup-key", "sk-secret"], id="for an option that is none"),
+        pytest.param(["--upstream", "http://sk-secret@host"], id="in a URL"),
+        pytest.param(["--upstream", "http://user:secret@host"], id="a password"),
+    ],
+)
+def test_secret_in_bad_usage(arguments: list[str]) -> None:
+    """What looks like a secret is not repeated, although it is what is wrong."""
+    result = run(*arguments)
+    assert result.returncode == 2
+    assert "secret" not in result.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "check", "demo"])
+def test_unknown_option(command: str) -> None:
+    """The help that is pointed to is the one that lists the command's options."""
+    assert f"see litellm-sanitizer {command} --help" in run(command, "--no-such-option").stderr
+
+
+def test_reader_of_a_check_leaves() -> None:
+    """``check | head`` ends without a traceback."""
+    with refusing_port() as port:
+        command = [sys.executable, "-m", "sanitizer", "check", "--upstream", f"http://127.0.0.1:{port}"]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as check:
+            assert check.stdout is not None
+            assert check.stderr is not None
+            check.stdout.close()
+            assert (check.stderr.read(), check.wait(30)) == ("", 1)
 
 
 def test_port_in_use() -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from sanitizer.sanitize.gates import FIELDS
-from sanitizer.settings import OPTIONS, Address, SettingError, Settings, load
+from sanitizer.settings import OPTIONS, Address, SettingError, Settings, load, unknown_variables
 
 
 @pytest.mark.parametrize(
@@ -195,3 +195,16 @@ def test_readme() -> None:
 
 def _size_or_number(text: str) -> float:
     return int(text.removesuffix("MiB")) * 1024**2 if text.endswith("MiB") else float(text)
+
+
+def test_unknown_variables() -> None:
+    """What is spelled wrongly is told; who means to observe should not enforce."""
+    names = [
+        "PATH",
+        "SANITIZER_MOED",
+        "SANITIZER_MODE",
+        "SANITIZER_LOOKUP_KEY",
+        "SANITIZER_CHECK_KEY",
+        "SERVER_ROOT_PATH",
+    ]
+    assert unknown_variables(names) == ["SANITIZER_MOED"]

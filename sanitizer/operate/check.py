@@ -173,6 +173,9 @@ def _connection(report: Report, settings: Settings, ask: Asking) -> bool:
         answer = ask("/health/readiness")
     except httpx.TransportError as error:
         raise Unreachable(_why(error, settings)) from None
+    if answer.status == 508:
+        report.add("connection", Result.PROBLEM, "this is a litellm-sanitizer whose --upstream leads back to itself")
+        return False
     if not isinstance(answer.member("status"), str) or not isinstance(answer.member("db"), str):
         if settings.upstream.scheme == "http" and _speaks_tls(settings):  # many servers answer plain http with a 400
             raise Unreachable(_HTTPS)
@@ -322,7 +325,7 @@ def _root_paths(report: Report, settings: Settings, ask: Asking) -> None:
 
 
 def _dashboard(report: Report, settings: Settings, base: object) -> None:
-    shown = re.sub(r"//[^/]*@", "//***@", _shown(base))
+    shown = _shown(base)
     if not base:
         detail = "PROXY_BASE_URL is not set: the dashboard calls the address that it was loaded from"
         report.add("dashboard", Result.OK, detail)
@@ -416,6 +419,10 @@ def _text(report: Report, settings: Settings) -> str:
         lines += ["", *_defect_lines(report.defects, report.release or "", settings)]
     problems = report.problems
     lines += ["", "No problem." if not problems else "1 problem." if problems == 1 else f"{problems} problems."]
+    if report.defects is None and not problems:
+        lines += textwrap.wrap(
+            "What this release refuses is not known: ask once more with the key of an admin (--key-file).", WIDTH
+        )
     return "\n".join(lines)
 
 
@@ -423,7 +430,7 @@ def _defect_lines(defects: list[Defect], release: str, settings: Settings) -> li
     present = [defect for defect in defects if defect.refused]
     if not present:
         return [f"LiteLLM {release} refuses nothing that is sent unchanged: it needs no gateway."]
-    lines = [f"LiteLLM {release} refuses, sent unchanged by who is no proxy admin:"]
+    lines = [f"LiteLLM {release} refuses these fields, though unchanged, from anyone but a proxy admin:"]
     for defect in present:
         missing = "" if defect.repaired else " - NOT REPAIRED: " + _not_repaired(settings)
         lines += _item(f"  {defect.endpoint:24}{defect.field:18}", "; ".join(defect.refused) + missing)

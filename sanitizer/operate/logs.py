@@ -15,14 +15,15 @@ _access_logger: Final = logging.getLogger("sanitizer.access")
 
 _KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-[^\s"'/?#&,;<>()\[\]{}\\]+""")
 _HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0-9A-Fa-f])")
+_USER: Final = re.compile(r"(?<=//)[^/?#@\s]+@")
 _ENCODED: Final = 3
 """So many times a path is decoded in search of a key."""
 _REPEAT_SECONDS: Final = 10.0
 
 
 def mask(text: str) -> str:
-    """``text`` with everything masked that looks like a LiteLLM key, or, less its first 8 digits, like a key's hash."""
-    return _HASH.sub(r"\1***", _KEY.sub("sk-***", text))
+    """``text`` with all masked that looks like a LiteLLM key, a key's hash less its first 8 digits, a user in a URL."""
+    return _USER.sub("***@", _HASH.sub(r"\1***", _KEY.sub("sk-***", text)))
 
 
 def path_of(target: bytes) -> str:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import ssl
 from collections.abc import Callable
 from typing import Final
@@ -81,6 +82,6 @@ def _said(error: Exception) -> str:
         return f"certificate not trusted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):
         return "TLS handshake failed"
-    if isinstance(error, ConnectionRefusedError):
-        return "connection refused"
+    if isinstance(error, OSError) and error.errno is not None:
+        return os.strerror(error.errno).lower()
     return type(error).__name__

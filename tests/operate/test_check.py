@@ -112,7 +112,7 @@ def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
         "                     from",
         "ok       key         LiteLLM answers /key/info with this key about itself",
         "",
-        "LiteLLM 1.83.13 refuses, sent unchanged by who is no proxy admin:",
+        "LiteLLM 1.83.13 refuses these fields, though unchanged, from anyone but a proxy admin:",
         "  /key/update             allowed_routes    the lists of key types LLM API and read-only; the list",
         "                                            of key type management, and custom lists; a custom list",
         "                                            in another order",

@@ -1,7 +1,9 @@
 """The rule of `matrix`, cell by cell, on every release at hand; and that a gateway which breaks it is found out.
 
-Bounded where LiteLLM leaves nothing to see: it asks for its Enterprise licence, which these lack, before it asks who
-may regenerate a key, so here only an owner and an admin do. ``python -m tests.litellm.matrix`` has all of them do it.
+Bounded, so that it is soon over: one who reads the key, one who may not, and an admin play every case of every field,
+for the gateway tells callers apart by their lookup alone. The others play the cases of all fields together. To
+regenerate, where LiteLLM asks for its Enterprise licence before it asks who calls, is the owner's. ``python -m
+tests.litellm.matrix`` has all of them do it all.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ REPAIRED: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
         "still empty": ((1, 91, 5), (2,)),
     },
 }
+FEW = ("owner", "admin", "update-only key")
 LICENCE = b"Regenerating Virtual Keys is an Enterprise feature"
 
 
@@ -64,7 +67,7 @@ def test_every_gate_has_its_rows() -> None:
 @pytest.mark.parametrize("row", [row for row in TABLE if row.endpoint == UPDATE], ids=str)
 def test_update(table: Table, row: Row) -> None:
     """The rule holds in every cell; an owner succeeds where they are known to be refused direct, and nowhere else."""
-    cells = table.play(row)
+    cells = table.play(row, only=CALLERS if len(row.fields) > 1 else FEW)
     assert not broken(cells), broken(cells)
     owners = [cell for cell in cells if cell.caller.name == "owner"]
     repaired = {cell.case.name for cell in owners if cell.repaired}
@@ -78,10 +81,10 @@ def test_update(table: Table, row: Row) -> None:
 @pytest.mark.parametrize("row", [row for row in TABLE if row.endpoint in REGENERATE], ids=str)
 def test_regenerate(table: Table, row: Row) -> None:
     """The gate's refusal gives way to the next one, which is for want of a licence."""
-    cells = table.play(row, only=("owner", "admin"))
+    cells = table.play(row, only=("owner",))
     assert not broken(cells), broken(cells)
     for cell in cells:
-        if cell.caller.name == "owner" and cell.case.changes_nothing:
+        if cell.case.changes_nothing:
             assert cell.direct.status == (403 if table.litellm.release >= (1, 92, 0) else 500)
             assert (cell.through.status, LICENCE in cell.through.body) == (500, True)
 

@@ -83,8 +83,8 @@ class Submission:
 
     @property
     def needs_lookup(self) -> bool:
-        """Whether anything could be dropped. A sent null never is: it is always a change."""
-        return self.key is not None and any(value is not None for _, value in self.sent)
+        """Whether anything could be dropped."""
+        return self.key is not None and any(_comparable(gate, value) for gate, value in self.sent)
 
 
 def obstacle(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
@@ -149,7 +149,7 @@ def decide(submission: Submission, stored: Stored | Unknown) -> Decision:
     unchanged: list[str] = []
     reason: str | None = None
     for gate, value in submission.sent:
-        if value is None:
+        if not _comparable(gate, value):
             continue
         if isinstance(stored, Unknown):
             reason = stored.reason
@@ -164,6 +164,11 @@ def decide(submission: Submission, stored: Stored | Unknown) -> Decision:
         return Decision(Outcome.DROPPED, tuple(unchanged), None, body, stored.lookup_key)
     outcome = Outcome.CHANGED if reason is None else Outcome.UNKNOWN
     return Decision(outcome, reason=reason, lookup_key=stored.lookup_key)
+
+
+def _comparable(gate: Gate, value: Json) -> bool:
+    """Whether ``value`` could be the stored one: a null is a change, but where LiteLLM stores null itself."""
+    return value is not None or gate.nullable
 
 
 def _judge(gate: Gate, value: Json, stored: Stored) -> bool | None:

@@ -41,9 +41,12 @@ def same_object(sent: Json, stored: Json) -> bool | None:
 def same_windows(sent: Json, stored: Json) -> bool | None:
     """Budget windows, compared item by item on what a caller may set: ``budget_duration`` and ``max_budget``.
 
-    No windows are stored as null or ``[]``. ``reset_at`` is LiteLLM's: it stands in what is stored, and is not read in
-    what is sent, which may repeat it but not differ. The order counts: LiteLLM gives it no meaning, but would store it.
+    No windows are stored as null or ``[]``; a sent null is the same as a stored null alone. ``reset_at`` is LiteLLM's:
+    it stands in what is stored, and is not read in what is sent, which may repeat it but not differ. The order counts:
+    LiteLLM gives it no meaning, but would store it.
     """
+    if sent is None:
+        return stored is None
     if stored is None:
         stored = []
     if not isinstance(stored, list) or not all(_window(item) for item in stored):
@@ -94,10 +97,13 @@ class Gate:
     stored_at: tuple[str, ...]
     """Where the stored value lies in the ``info`` of ``GET /key/info``."""
     unchanged: Judge
+    """Not asked of a sent null, which is a change, unless the gate is `nullable`."""
     error: str = ""
     """From LiteLLM's refusal, which is a 403."""
     refused: tuple[Refused, ...] = ()
     """The evidence, from releases up to `NEWEST`."""
+    nullable: bool = False
+    """Whether LiteLLM stores, and shows, null where there is none."""
 
 
 NEWEST = "1.109.1"
@@ -136,9 +142,11 @@ GATES = (
             Refused(
                 "1.91.5",
                 None,
-                "any value, the empty list too; since 1.109.0, general_settings.self_serve_budget_policy can allow it",
+                "any value, null and the empty list too; since 1.109.0, general_settings.self_serve_budget_policy can "
+                "allow it",
             ),
         ),
+        nullable=True,
     ),
     # the dashboard always sends it; an empty list is not refused
     Gate(

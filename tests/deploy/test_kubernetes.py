@@ -202,7 +202,7 @@ def test_the_image_can_be_named_in_one_place(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_names_agree(overlay: str) -> None:
-    """Services select pods that have the ports they point at; network policies admit those ports and no more, by number."""
+    """Services select pods that have the ports they point at; policies admit those alone, by number."""
     templates = [each["spec"]["template"] for each in of_kind(overlay, "Deployment")]
     for service in of_kind(overlay, "Service"):
         selector = service["spec"]["selector"].items()

@@ -36,7 +36,11 @@ REPAIRED: dict[str, dict[str, tuple[tuple[int, ...], tuple[int, ...]]]] = {
         "reordered": ((1, 92, 0), (2,)),
         "still empty": ((1, 92, 0), (2,)),
     },
-    "/key/update budget_limits": {"unchanged": ((1, 91, 5), (2,)), "still empty": ((1, 91, 5), (2,))},
+    "/key/update budget_limits": {
+        "unchanged": ((1, 91, 5), (2,)),
+        "still empty": ((1, 91, 5), (2,)),
+        "still null": ((1, 91, 5), (2,)),
+    },
     "/key/update access_group_ids": {"unchanged": ((1, 91, 5), (2,))},
     "/key/update allowed_routes, permissions, budget_limits, access_group_ids": {
         "unchanged": ((1, 83, 7), (2,)),

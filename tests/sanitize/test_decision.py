@@ -189,6 +189,21 @@ def test_decide(body: str, stored: Stored | Unknown, decision: Decision) -> None
             id="all but null",
         ),
         pytest.param(
+            '{"budget_limits":null,"models":[]}',
+            Stored({"budget_limits": None}),
+            Decision(Outcome.DROPPED, ("budget_limits",), body=b'{"models":[]}'),
+            id="null, where LiteLLM stores null",
+        ),
+        pytest.param(
+            '{"budget_limits":null}',
+            Stored({"budget_limits": []}),
+            Decision(Outcome.CHANGED),
+            id="null, where it does not",
+        ),
+        pytest.param(
+            '{"budget_limits":null}', Unknown("x"), Decision(Outcome.UNKNOWN, reason="x"), id="null, not known"
+        ),
+        pytest.param(
             '{"allowed_routes":["/b"],"permissions":{}}',
             Stored({"allowed_routes": ["/a"]}),
             Decision(Outcome.UNKNOWN, reason="stored_shape"),
@@ -227,6 +242,7 @@ def test_observed() -> None:
     [
         pytest.param('{"key":"sk-1","allowed_routes":[]}', True, id="a guarded member"),
         pytest.param('{"key":"sk-1","allowed_routes":null}', False, id="null is a change anyway"),
+        pytest.param('{"key":"sk-1","budget_limits":null}', True, id="null may be stored"),
         pytest.param('{"key":"sk-1"}', False, id="none"),
         pytest.param('{"allowed_routes":[]}', False, id="no key"),
     ],

@@ -127,7 +127,9 @@ NO_DATE = '[{"budget_duration":"1d","max_budget":5.0}]'
         pytest.param('""', "null", False, id="a string"),
         pytest.param("{}", "null", False, id="an empty object"),
         pytest.param("false", "null", False, id="false"),
-        pytest.param("null", "null", False, id="null"),
+        pytest.param("null", "null", True, id="null"),
+        pytest.param("null", "[]", False, id="null, none stored as a list"),
+        pytest.param("null", STORED, False, id="null, windows stored"),
         pytest.param("[]", '"[]"', None, id="a string stored"),
         pytest.param("[]", "{}", None, id="an object stored"),
         pytest.param(

@@ -9,7 +9,7 @@ the same less its unchanged members direct, and the request through the gateway.
 stored keys column for column, but for `VOLATILE`. What is unchanged is said here, and never asked of the gateway.
 
 ``python -m tests.litellm.matrix`` plays all of it on the LiteLLMs of ``LITELLM_RELEASES`` and prints it in Markdown;
-exit status 1 if a cell breaks the rule, 2 if no LiteLLM is named.
+exit status 1 if a cell breaks the rule, 2 if there is no such LiteLLM.
 """
 
 from __future__ import annotations
@@ -418,7 +418,8 @@ request through the gateway wrote. **Bold**: refused direct, done through the ga
 field, then for something else. ✗: breaks the rule.
 
 Every request also sends `models`; *unchanged* sends what `/key/info` shows, *beside a change* adds another guarded
-field that is changed. Regenerating ends with 500 for want of an Enterprise licence, unless the gate comes first.
+field that is changed. Regenerating ends with 500 for want of an Enterprise licence, unless the gate comes first; where
+there is no org admin, making an organisation takes that licence as well.
 """
 
 
@@ -435,8 +436,12 @@ def main() -> int:
     if not named or "LITELLM_MASTER_KEY" not in os.environ:
         print("LITELLM_RELEASES and LITELLM_MASTER_KEY name no LiteLLM", file=sys.stderr)
         return 2
-    with ThreadPoolExecutor(len(named)) as pool:
-        cells = [cell for of_release in pool.map(play, named.values()) for cell in of_release]
+    try:
+        with ThreadPoolExecutor(len(named)) as pool:
+            cells = [cell for of_release in pool.map(play, named.values()) for cell in of_release]
+    except httpx.ConnectError as error:
+        print(f"{error.request.url}: {error}", file=sys.stderr)
+        return 2
     print(LEGEND + "\n".join(markdown(cells)))
     broken = sum(bool(cell.broken()) for cell in cells)
     print(f"{len(cells)} cells, {sum(cell.repaired for cell in cells)} repaired, {broken} break the rule.")

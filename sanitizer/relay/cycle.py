@@ -94,6 +94,7 @@ class Cycle:
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 self.status = message["status"]
+                self._cycle.keep_alive = self._client.stays_open(self._cycle.keep_alive)
             await send(message)
 
         try:

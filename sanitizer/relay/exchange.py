@@ -155,7 +155,10 @@ class Exchange:
     def attach(self, connection: "Connection") -> None:
         self.connection = connection
         connection.exchange = self
-        self.upstream.outbox.add(Exchange._transmit, self)
+        if self.upstream.alone:
+            self._transmit()
+        else:
+            self.upstream.outbox.add(Exchange._transmit, self)
 
     def _transmit(self) -> None:
         """Send the head, and what has come of the content."""
@@ -192,7 +195,8 @@ class Exchange:
         if self.done:
             return
         if not self.transmitted and connection is not None and connection.exchanges > 1:
-            self.upstream.acquire(self)  # it had been closed while it was idle; nothing has been sent
+            # it had been closed while it was idle, as all others may have been; nothing has been sent
+            self.upstream.loop.call_soon(Exchange.start, self)
             return
         may_repeat = not self.transmitted or (
             connection is not None and connection.exchanges > 1 and not connection.answering and self._held is not None

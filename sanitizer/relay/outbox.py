@@ -1,7 +1,8 @@
 """Writes of one turn of the event loop, made together at its end.
 
 A write wakes who reads at the other end. Made one by one between other work, each wakes a process that has gone to
-sleep again, which can cost the writer more than the rest of a relayed request; made together, the first one does.
+sleep again, which can cost the writer more than the rest of a relayed request; made together, the first one does. Where
+one request alone is at work there is nothing to gather, and its writes do not wait (`Upstream.alone`).
 """
 
 from asyncio import AbstractEventLoop

@@ -6,18 +6,22 @@ cycles. An upgrade becomes a tunnel: the handshake is relayed, then bytes both w
 
 Cases, before the code that branches on them:
 
-* A request comes before the one before it is answered (pipelining, RFC 9112 section 9.3.2): its octets wait, unread,
-  and no more are taken from the socket. So answers keep their order.
+* A request comes before the one before it is answered (pipelining, RFC 9112 section 9.3.2): its octets wait, unread, so
+  that answers keep their order. The socket is read on, else a client that leaves would go unseen, up to a limit.
 * The response is whole before the request is: it says ``Connection: close``, what still comes is read and dropped for a
   while, so that the client gets to read the response (RFC 9112 section 9.6).
 * A request that two parsers could read differently is refused, and the connection closed.
 * The client leaves, by FIN too: upstream's connection is closed at once. Only in a tunnel one side may end first.
+* The client reads slowly: while it takes some of its response now and then, it is given more time; if it takes none,
+  the connection is reset, so that the response can't be taken for whole.
 * Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
 """
 
 import asyncio
+import fcntl
 import socket
 import struct
+import termios
 from collections.abc import Callable
 from time import perf_counter
 from typing import Any, Final, Literal, Protocol, cast
@@ -51,6 +55,8 @@ _BULK: Final = 16 * 1024
 _NEW_HEADS: Final = 8
 """Heads on one connection that are remembered; a client that never repeats one is not worth it."""
 _NEVER: Final = float("inf")
+_PIPELINED: Final = 64 * 1024
+"""Bytes of requests waiting for their turn; beyond, the client is not read, and so not seen to leave."""
 
 Pause = Literal["upstream", "pipelined", "cycle"]
 """Why nothing is read from a client: upstream is slower, a request has to wait for its turn, a cycle has enough."""
@@ -115,6 +121,7 @@ class RelayProtocol(asyncio.Protocol):
         self._new_heads = 0  # heads that were none
         self._pauses: set[Pause] = set()
         self._deadline = _NEVER
+        self._unsent = _NEVER  # when the deadline last came
         self._timer: asyncio.TimerHandle | None = None
 
     # asyncio.Protocol
@@ -159,7 +166,8 @@ class RelayProtocol(asyncio.Protocol):
             return
         elif not self._receiving and (self._request is not None or self.write_blocked):
             self._waiting += data
-            self.pause("pipelined")
+            if len(self._waiting) > _PIPELINED:
+                self.pause("pipelined")
         else:
             self._read(data)
 
@@ -215,6 +223,7 @@ class RelayProtocol(asyncio.Protocol):
     def answered(self, request: "Relayed | Cycle", keep_alive: bool) -> None:
         """The response to the request at work is whole and written."""
         self.server_state.total_requests += 1
+        self._unsent = _NEVER
         if self._request is not request:
             return  # the client has left
         self._request = None
@@ -247,9 +256,10 @@ class RelayProtocol(asyncio.Protocol):
         self._read(data)
 
     def write(self, data: bytes) -> None:
-        """Send ``data`` at the end of this turn of the event loop."""
-        outbox = self.front.upstream.outbox
-        if len(data) > _BULK:
+        """Send ``data`` at the end of this turn of the event loop, at once if there is nothing to send it with."""
+        upstream = self.front.upstream
+        outbox = upstream.outbox
+        if len(data) > _BULK or upstream.alone:
             outbox.flush()
             self._write_now(data)
         else:
@@ -304,7 +314,8 @@ class RelayProtocol(asyncio.Protocol):
             request.start()
         if rest:
             self._waiting = rest
-            self.pause("pipelined")
+            if len(rest) > _PIPELINED:
+                self.pause("pipelined")
 
     def _read_head(self, data: bytes) -> bytes | None:
         """Read a head; returns what follows it, None if it is not complete. Raises `GatewayError`."""
@@ -485,7 +496,17 @@ class RelayProtocol(asyncio.Protocol):
             return
         if self.loop.time() < self._deadline:
             self._timer = self.loop.call_at(self._deadline, self._expire)
+        elif self._progresses():
+            self._expire_in(self.front.keepalive_timeout)
         elif self.transport.is_closing():
-            self.transport.abort()
+            self.abort()
         else:
             self.close()
+
+    def _progresses(self) -> bool:
+        """Whether the client has taken some of what is still on its way to it since the deadline last came."""
+        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        sock = self.transport.get_extra_info("socket")
+        if sock is not None and sock.fileno() >= 0:
+            self._unsent += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return 0 < self._unsent < before

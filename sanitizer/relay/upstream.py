@@ -74,6 +74,11 @@ class Upstream:
         return len(self._connections) + len(self._connecting)
 
     @property
+    def alone(self) -> bool:
+        """Whether at most one exchange is at work: then there are no other writes to wait for."""
+        return len(self._connections) - len(self._idle) < 2
+
+    @property
     def connecting(self) -> int:
         """How many connections are being made."""
         return len(self._connecting)

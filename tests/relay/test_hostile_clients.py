@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import socket
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from tests.support.client import Client
 from tests.support.gateway import Gateway
-from tests.support.upstream import CLOSE, OK, Upstream, reply
+from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, reply
 from tests.support.wire import Cut
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
@@ -58,6 +60,61 @@ def test_many_requests_and_no_reader(upstream: Upstream) -> None:
         with pytest.raises((TimeoutError, BlockingIOError)):  # at last nothing more is taken
             send_for_ever(client)
         assert gateway.memory() - before < 20 * MIB
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(b"\r\n", id="an empty line"),
+        pytest.param(b"G", id="some of a request"),
+        pytest.param(GET, id="another request"),
+    ],
+)
+@pytest.mark.parametrize("path", [b"/", b"/key/update"])
+def test_client_leaves_with_more_behind_its_request(upstream: Upstream, path: bytes, behind: bytes) -> None:
+    """It is seen to leave, whatever it has sent behind the request at work."""
+    left = threading.Event()
+
+    def script(connection: Connection) -> None:
+        reply(WAIT_CLOSED)(connection)
+        left.set()
+
+    upstream.script = script
+    with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
+        client.send(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}" % path + behind)
+        upstream.wait_request(1)
+        client.close()
+        assert left.wait(30)
+
+
+def test_slow_readers_get_it_all(upstream: Upstream) -> None:
+    """A response is not cut while its client takes some of it now and then, however long it takes for all.
+
+    What the kernel does not take lies in the gateway at the end; for which sizes that is so, the kernel decides.
+    """
+
+    def script(connection: Connection) -> None:
+        size = int(connection.read_request().target[1:])
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
+
+    def read(size: int) -> int:
+        with Client(gateway.address, receive_buffer=8192, keep=False) as client:
+            client.send(b"GET /%d HTTP/1.0\r\n\r\n" % size)
+            client.read_head()
+            taken = 0
+            while data := client.recv(8192):
+                taken += len(data)
+                time.sleep(0.01)  # all of it takes several times the timeout
+            return taken
+
+    upstream.script = script
+    sizes = range(2_600_000, 5_000_000, 200_000)
+    with (
+        Gateway(upstream.url, "--keepalive-timeout", "0.5", "--shutdown-grace", "0") as gateway,
+        ThreadPoolExecutor(len(sizes)) as pool,
+    ):
+        assert list(pool.map(read, sizes)) == list(sizes)
 
 
 def test_authority_of_an_intercepted_request(upstream: Upstream) -> None:

@@ -17,6 +17,7 @@ import logging
 import multiprocessing
 import multiprocessing.connection
 import os
+import resource
 import signal
 import socket
 import stat
@@ -172,6 +173,13 @@ def _accepting_seconds(grace: float, interrupted: bool) -> float:
     return 0.0 if interrupted else min(_ACCEPT_AT_MOST, grace / 6)
 
 
+def _raise_descriptor_limit() -> None:
+    """Use all the descriptors that this process may have: the usual 1024 are 500 streams."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
 def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     """Run the gateway until it is told to stop; returns the exit status: 0, or 1 when it can't start.
 
@@ -179,6 +187,7 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     """
     logs.configure(settings.log_level, settings.log_format)
     _exit_when_told()
+    _raise_descriptor_limit()
     where = settings.uds or f"{settings.host}:{settings.port}"
     admin_listener = None
     try:

@@ -26,6 +26,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import SnapshotCollector
@@ -35,6 +36,29 @@ from sanitizer.settings import Settings
 
 SILENCE: Final = 5.0
 """Seconds after which a process that tells nothing counts as hanging."""
+CONNECTIONS: Final = 64
+"""Connections that are open at a time; a further one is reset."""
+LIFETIME: Final = 30.0
+"""Seconds after which a connection is closed, as soon as it has its answer; a scraper makes another."""
+
+
+class _Bounded(HttpToolsProtocol):
+    """A connection to the admin listener. There are few at a time and none lasts: nobody is to use up with them the
+    descriptors that the public listener needs.
+    """
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > CONNECTIONS:
+            transport.abort()
+        else:
+            self.loop.call_later(LIFETIME, self._end)
+
+    def _end(self) -> None:
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.loop.call_later(1, self._end)
+        else:
+            self.transport.close()
 
 
 class Health:
@@ -99,7 +123,7 @@ class Admin:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_admin_app(self.health, self.snapshots),
-                http="httptools",
+                http=_Bounded,
                 ws="none",
                 lifespan="off",
                 log_config=None,

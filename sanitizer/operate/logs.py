@@ -14,6 +14,7 @@ logger = logging.getLogger("sanitizer")
 _access_logger: Final = logging.getLogger("sanitizer.access")
 
 _KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-[^\s"'/?#&,;<>()\[\]{}\\]+""")
+_KEY_IN_PATH: Final = re.compile(r"(?<![A-Za-z0-9])sk-[^/]+")
 _HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0-9A-Fa-f])")
 _USER: Final = re.compile(r"(?<=//)[^/?#@\s]+@")
 _ENCODED: Final = 3
@@ -31,7 +32,9 @@ def path_of(target: bytes) -> str:
     path = plain = re.split("[?#]", target.decode("latin-1"), maxsplit=1)[0]
     for _ in range(_ENCODED):
         plain = unquote(plain)
-    return masked if (masked := mask(plain)) != plain else path
+    # up to the next slash: a key that was chosen by hand may have any other character
+    masked = mask(_KEY_IN_PATH.sub("sk-***", plain))
+    return masked if masked != plain else path
 
 
 def event(level: int, message: str, *, block: bool = False, **fields: Any) -> None:

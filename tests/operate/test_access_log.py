@@ -28,6 +28,7 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         pytest.param("/a%20b", "/a%20b", id="encoded, as it came"),
         pytest.param("/key/sk-0123456789/regenerate", "/key/sk-***/regenerate", id="key"),
         pytest.param("/key/sk-a.b~c%2Fd/x", "/key/sk-***/d/x", id="key with odd characters"),
+        pytest.param("/key/sk-a,b&c;d(e)%20f/x", "/key/sk-***/x", id="key with delimiters"),
         pytest.param("/key/%73k-0123456789/x", "/key/sk-***/x", id="encoded s"),
         pytest.param("/key/sk%2d0123456789/x", "/key/sk-***/x", id="encoded hyphen"),
         pytest.param("/key/%73%6B%2D0123456789", "/key/sk-***", id="all encoded"),

@@ -19,10 +19,11 @@ from pathlib import Path
 import pytest
 import trustme
 
-from sanitizer.operate.admin import SILENCE, Admin, Health
+from sanitizer.operate import admin
+from sanitizer.operate.admin import CONNECTIONS, SILENCE, Admin, Health
 from sanitizer.operate.probe import Probe
 from sanitizer.operate.snapshots import PipeWriter, Snapshot, Snapshots
-from sanitizer.settings import Address, Settings
+from sanitizer.settings import Address, Settings, load
 from tests.operate.exposition import wait_until_ready
 from tests.operate.test_metrics import children, request
 from tests.support.client import Client
@@ -184,6 +185,35 @@ def test_nothing_else(upstream: Upstream) -> None:
                 assert client.read_response().status == 405
             assert gateway.ask(request(target=path)).body == b"ok"
         assert {each.target for each in upstream.requests} == {b"/livez", b"/readyz", b"/metrics"}
+
+
+def test_many_connections(upstream: Upstream) -> None:
+    """Whoever opens more than there may be is reset, keeps the public listener from nothing, and leaves room again."""
+    with Gateway(upstream.url, admin=True) as gateway:
+        wait_until_ready(gateway)
+        with contextlib.ExitStack() as stack:
+            clients = [stack.enter_context(Client(gateway.admin)) for _ in range(CONNECTIONS)]
+            for client in clients:
+                client.send(b"GET /livez")
+            with Client(gateway.admin) as further:
+                assert further.closed()
+            assert gateway.ask(request()).body == b"ok"
+            clients[0].send(b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            assert clients[0].read_response().status == 200
+            assert clients[0].closed()
+            assert gateway.ask_admin("/livez").status == 200
+
+
+def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks for nothing, or only begins to, is closed."""
+    monkeypatch.setattr(admin, "LIFETIME", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        address = listener.getsockname()
+        with Admin(load({}, {}), listener), Client(address) as idle, Client(address) as begun:
+            begun.send(b"GET /livez HTTP/1.1\r\n")
+            assert idle.closed()
+            assert begun.closed()
 
 
 def test_two_in_a_row() -> None:

@@ -130,8 +130,8 @@ GATES = (
     # stored as {} unless set
     Gate("/key/update", "permissions", ("permissions",), same_object, _PERMISSIONS_ERROR, _NEVER_COMPARED),
     # The dashboard of 1.92.0 sends [] whenever a key is saved, that of 1.100.0 no more. Up to 1.105.0 at least, LiteLLM
-    # gives windows that are sent again a new ``reset_at``, which for periods bound to no calendar (``10d``) is later than
-    # before; 1.109.1 leaves it as it is, as the gateway does. 1.83.13 stores [] as [], later releases store null.
+    # gives windows that are sent again a new ``reset_at``, which for periods bound to no calendar (``10d``) is later
+    # than before; 1.109.1 leaves it as it is, as the gateway does. 1.83.13 stores [] as [], later releases store null.
     Gate(
         "/key/update",
         "budget_limits",

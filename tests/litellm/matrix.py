@@ -382,7 +382,7 @@ def markdown(cells: list[Cell]) -> Iterator[str]:
     """The cells as one table a release and endpoint, callers with equal lines together; then what is broken."""
     for (release, endpoint), group in groupby(cells, lambda cell: (cell.release, cell.row.endpoint)):
         of_table = list(group)
-        names = [case.name for case in of_table[0].row.cases]
+        names = list(dict.fromkeys(case.name for cell in of_table for case in cell.row.cases))
         yield f"\n## LiteLLM {release}: `{endpoint}`\n\n| field | caller | {' | '.join(names)} |"
         yield "|" + "---|" * (len(names) + 2)
         for title, of_row in groupby(of_table, lambda cell: cell.row):

@@ -117,6 +117,16 @@ def test_slow_readers_get_it_all(upstream: Upstream) -> None:
         assert list(pool.map(read, sizes)) == list(sizes)
 
 
+@pytest.mark.parametrize("path", [b"/", b"/key/update"])
+def test_early_answer_says_that_the_connection_ends(upstream: Upstream, path: bytes) -> None:
+    """A client whose content is not wanted any more is told that it can't use the connection again."""
+    upstream.script = reply(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n", early=True)
+    with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
+        client.send(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n" % path)
+        response = client.read_response()
+        assert (response.status, response.get(b"connection")) == (413, b"close")
+
+
 def test_authority_of_an_intercepted_request(upstream: Upstream) -> None:
     """The authority of an absolute target takes Host's place, however the request goes (RFC 9112 section 3.2.2)."""
     upstream.script = reply(OK)

@@ -4,19 +4,16 @@ Every option is a flag (``--max-body``) and an environment variable (``SANITIZER
 empty variable counts as not set. A bad value raises `SettingError`, which names the option and what it takes.
 """
 
-import ipaddress
 import math
 import re
 import ssl
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
+from sanitizer.address import Address, TrustedProxies, parse_address, parse_trusted_proxies
 from sanitizer.sanitize.gates import FIELDS
 from sanitizer.sanitize.lookup_key import checked_key, read_key
-
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 
 class SettingError(ValueError):
@@ -24,81 +21,6 @@ class SettingError(ValueError):
 
     def __init__(self, option: str, value: str, takes: str) -> None:
         super().__init__(f"{option} {value!r}: {takes}")
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where upstream listens: ``scheme`` is http or https; ``uds`` the path of a unix socket, if it is one."""
-
-    scheme: str
-    host: str
-    port: int
-    uds: str | None = None
-
-    @property
-    def authority(self) -> str:
-        """``host[:port]`` as in a Host field (RFC 9110 section 7.2), without the scheme's default port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == {"http": 80, "https": 443}[self.scheme] else f"{host}:{self.port}"
-
-    def __str__(self) -> str:
-        return f"unix:{self.uds}" if self.uds else f"{self.scheme}://{self.authority}"
-
-
-@dataclass(frozen=True, slots=True)
-class TrustedProxies:
-    """Peers whose X-Forwarded-*, Forwarded and X-Real-IP are passed on as they are."""
-
-    networks: tuple[Network, ...] = ()
-    unix: bool = False
-
-    def trusts(self, peer: str | None) -> bool:
-        """Whether ``peer`` (an IP address; None on a unix socket) is trusted."""
-        if peer is None:
-            return self.unix
-        if not self.networks:
-            return False
-        try:
-            address = ipaddress.ip_address(peer)
-        except ValueError:  # a server that names its peers otherwise ("testclient")
-            return False
-        return any(address in network for network in self.networks)
-
-
-def _encodable(host: str) -> bool:
-    """Whether a name can be looked up at all: no empty label, none of more than 63 characters."""
-    try:
-        return bool(host.encode("idna"))
-    except UnicodeError:
-        return False
-
-
-def _address(text: str) -> Address:
-    takes = "takes http://host[:port], https://host[:port] or unix:/path, without a path, query or user"
-    if text.startswith("unix:"):
-        path = text.removeprefix("unix:").removeprefix("//")
-        if not path.startswith("/"):
-            raise ValueError(takes)
-        return Address("http", "localhost", 80, path)
-    try:
-        url = urlsplit(text)
-        port = url.port
-    except ValueError:
-        raise ValueError(takes) from None
-    if (
-        url.scheme not in ("http", "https")
-        or not url.hostname
-        or port == 0
-        or url.path.strip("/")
-        or url.query
-        or url.fragment
-        or "@" in url.netloc
-        or not text.isascii()
-        or not _encodable(url.hostname)
-        or re.search(r"[\x00-\x20\x7f]", text)
-    ):
-        raise ValueError(takes)
-    return Address(url.scheme, url.hostname, port or {"http": 80, "https": 443}[url.scheme])
 
 
 def _integer(low: int, high: int, what: str) -> Callable[[str], int]:
@@ -170,19 +92,7 @@ def _prefixes(text: str) -> tuple[str, ...]:
 
 
 def _trusted(text: str) -> TrustedProxies:
-    networks: list[Network] = []
-    names = _names(text)
-    for name in names:
-        if name == "unix":
-            continue
-        try:
-            network = ipaddress.ip_network(name, strict=False)
-        except ValueError:
-            raise ValueError("takes a comma list of CIDRs such as 10.0.0.0/8, or `unix`") from None
-        if "/" in name and network.network_address != ipaddress.ip_address(name.partition("/")[0]):
-            raise ValueError(f"takes networks; that of {name} is {network}")
-        networks.append(network)
-    return TrustedProxies(tuple(networks), "unix" in names)
+    return parse_trusted_proxies(_names(text))
 
 
 def _file(text: str) -> str:
@@ -223,7 +133,7 @@ class Settings:
 
     upstream: Address = field(
         default=Address("http", "127.0.0.1", 4000),
-        metadata=_option(_address, "URL", "LiteLLM: http://host[:port], https://... or unix:/path"),
+        metadata=_option(parse_address, "URL", "LiteLLM: http://host[:port], https://... or unix:/path"),
     )
     host: str = field(default="127.0.0.1", metadata=_option(str, "HOST", "address to listen on"))
     port: int = field(

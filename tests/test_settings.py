@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from sanitizer.address import Address
 from sanitizer.sanitize.gates import FIELDS
-from sanitizer.settings import OPTIONS, Address, SettingError, Settings, load, unknown_variables
+from sanitizer.settings import OPTIONS, SettingError, Settings, load, unknown_variables
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
-from sanitizer.settings import Address
+from sanitizer.address import Address
 
 INTERVAL: Final = 2.0
 """Seconds from one connection to the next."""

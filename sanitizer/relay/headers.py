@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
+from sanitizer.address import TrustedProxies
 from sanitizer.errors import LoopDetected
-from sanitizer.settings import TrustedProxies
 
 Fields = list[tuple[bytes, bytes]]
 

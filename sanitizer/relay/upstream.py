@@ -12,6 +12,7 @@ import ssl
 from collections import deque
 from collections.abc import Callable
 
+from sanitizer.address import Address
 from sanitizer.errors import (
     ConnectTimeout,
     GatewayError,
@@ -24,7 +25,6 @@ from sanitizer.relay.connection import Connection
 from sanitizer.relay.counters import Histogram
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.outbox import Outbox
-from sanitizer.settings import Address
 
 _ERRORS = (PoolExhausted, ConnectTimeout, ResponseTimeout, UpstreamUnreachable, UpstreamBroken)
 """All that an exchange can fail with."""

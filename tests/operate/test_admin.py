@@ -19,11 +19,12 @@ from pathlib import Path
 import pytest
 import trustme
 
+from sanitizer.address import Address
 from sanitizer.operate import admin
 from sanitizer.operate.admin import CONNECTIONS, SILENCE, Admin, Health
 from sanitizer.operate.probe import Probe
 from sanitizer.operate.snapshots import PipeWriter, Snapshot, Snapshots
-from sanitizer.settings import Address, Settings, load
+from sanitizer.settings import Settings, load
 from tests.operate.exposition import wait_until_ready
 from tests.operate.test_metrics import children, request
 from tests.support.client import Client

@@ -13,11 +13,12 @@ import promql_parser
 import pytest
 import yaml
 
+from sanitizer.address import Address
 from sanitizer.app import Gateway as App
 from sanitizer.operate.metrics import FAMILIES, SnapshotCollector, gather
 from sanitizer.operate.snapshots import Snapshots
 from sanitizer.relay.upstream import Upstream
-from sanitizer.settings import Address, Settings
+from sanitizer.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "grafana"
 PROMETHEUS = {"job", "instance"}  # labels that Prometheus adds to each series

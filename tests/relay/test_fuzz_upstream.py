@@ -25,12 +25,12 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
+from sanitizer.address import Address
 from sanitizer.errors import GatewayError
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.headers import head_fields
 from sanitizer.relay.upstream import Upstream
-from sanitizer.settings import Address
 
 Fields = list[tuple[bytes, bytes]]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1500"))

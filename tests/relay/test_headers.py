@@ -2,9 +2,10 @@
 
 import pytest
 
+from sanitizer.address import TrustedProxies
 from sanitizer.errors import LoopDetected
 from sanitizer.relay.headers import Fields, Forwarding, encode_head, head_fields, passed_trailers, read_head
-from sanitizer.settings import TrustedProxies, load
+from sanitizer.settings import load
 
 PSEUDONYM = b"litellm-sanitizer-0123456789abcdef"
 UNTRUSTED: Fields = [

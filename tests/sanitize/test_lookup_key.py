@@ -12,13 +12,13 @@ import pytest
 import respx
 from starlette.types import Receive, Scope, Send
 
+from sanitizer.address import Address
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.upstream import Upstream as GatewayUpstream
 from sanitizer.sanitize.decision import Outcome, Stored, Unknown
 from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.lookup_key import KeyFile, checked_key, read_key
 from sanitizer.sanitize.stored import Fields, StoredKeys, token_of
-from sanitizer.settings import Address
 from tests.sanitize.harness import JSON, KEY, Client, Lookups, Sanitized, Upstream, update
 from tests.support.upstream import Upstream as Server
 from tests.support.upstream import in_turn, reply

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 import trustme
 
+from sanitizer.address import Address
 from sanitizer.errors import (
     ConnectTimeout,
     GatewayError,
@@ -28,7 +29,6 @@ from sanitizer.relay.fetch import fetch
 from sanitizer.relay.upstream import Upstream as GatewayUpstream
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.stored import MAX_ANSWER, MAX_TOKEN, Fields, StoredKeys, key_hash, token_of
-from sanitizer.settings import Address
 from tests.support.upstream import (
     CLOSE,
     RESET,

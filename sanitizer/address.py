@@ -1,0 +1,107 @@
+"""Where upstream listens, and which peers are trusted to say where a request came from."""
+
+import ipaddress
+import re
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+from urllib.parse import urlsplit
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+
+_DEFAULT_PORTS: Final = {"http": 80, "https": 443}
+_TAKES: Final = "takes http://host[:port], https://host[:port] or unix:/path, without a path, query or user"
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """Where upstream listens: ``scheme`` is http or https; ``uds`` the path of a unix socket, if it is one."""
+
+    scheme: str
+    host: str
+    port: int
+    uds: str | None = None
+
+    @property
+    def authority(self) -> str:
+        """``host[:port]`` as in a Host field (RFC 9110 section 7.2), without the scheme's default port."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
+
+    def __str__(self) -> str:
+        return f"unix:{self.uds}" if self.uds else f"{self.scheme}://{self.authority}"
+
+
+def parse_address(text: str) -> Address:
+    """The address in a URL, or in ``unix:/path``. Raises `ValueError`, which says what is taken."""
+    if text.startswith("unix:"):
+        path = text.removeprefix("unix:").removeprefix("//")
+        if not path.startswith("/"):
+            raise ValueError(_TAKES)
+        return Address("http", "localhost", 80, path)
+    try:
+        url = urlsplit(text)
+        port = url.port
+    except ValueError:
+        raise ValueError(_TAKES) from None
+    if (
+        url.scheme not in _DEFAULT_PORTS
+        or not url.hostname
+        or port == 0
+        or url.path.strip("/")
+        or url.query
+        or url.fragment
+        or "@" in url.netloc
+        or not text.isascii()
+        or not _encodable(url.hostname)
+        or re.search(r"[\x00-\x20\x7f]", text)
+    ):
+        raise ValueError(_TAKES)
+    return Address(url.scheme, url.hostname, port or _DEFAULT_PORTS[url.scheme])
+
+
+def _encodable(host: str) -> bool:
+    """Whether a name can be looked up at all: no empty label, none of more than 63 characters."""
+    try:
+        return bool(host.encode("idna"))
+    except UnicodeError:
+        return False
+
+
+@dataclass(frozen=True, slots=True)
+class TrustedProxies:
+    """Peers whose X-Forwarded-*, Forwarded and X-Real-IP are passed on as they are."""
+
+    networks: tuple[Network, ...] = ()
+    unix: bool = False
+
+    def trusts(self, peer: str | None) -> bool:
+        """Whether ``peer`` (an IP address; None on a unix socket) is trusted."""
+        if peer is None:
+            return self.unix
+        if not self.networks:
+            return False
+        try:
+            address = ipaddress.ip_address(peer)
+        except ValueError:  # a server that names its peers otherwise ("testclient")
+            return False
+        return any(address in network for network in self.networks)
+
+
+def parse_trusted_proxies(names: Collection[str]) -> TrustedProxies:
+    """The peers in ``names``: CIDRs, addresses, or ``unix`` for all peers on a unix socket.
+
+    Raises `ValueError`, which says what is taken.
+    """
+    networks: list[Network] = []
+    for name in names:
+        if name == "unix":
+            continue
+        try:
+            network = ipaddress.ip_network(name, strict=False)
+        except ValueError:
+            raise ValueError("takes a comma list of CIDRs such as 10.0.0.0/8, or `unix`") from None
+        if "/" in name and network.network_address != ipaddress.ip_address(name.partition("/")[0]):
+            raise ValueError(f"takes networks; that of {name} is {network}")
+        networks.append(network)
+    return TrustedProxies(tuple(networks), "unix" in names)

@@ -4,7 +4,7 @@
 set -euo pipefail
 V=${1:-1.83.13} PORT=${2:-4180} MORE=("${@:3}") HERE=$(cd "$(dirname "$0")" && pwd)
 export LITELLM_MASTER_KEY=${LITELLM_MASTER_KEY:-sk-1234}
-unset LITELLM_CONFIG SERVER_ROOT_PATH
+unset LITELLM_CONFIG LITELLM_APP SERVER_ROOT_PATH
 JOBS=()
 up() { "$HERE/up.sh" "$@" >&2 & JOBS+=($!); }
 up "$V" "$PORT" "$V"

@@ -2,15 +2,18 @@
 # up.sh VERSION PORT [NAME]: a real LiteLLM proxy of that release on 127.0.0.1:PORT, on a real PostgreSQL, from PyPI, npm and
 # Debian packages alone. Idempotent, and safe to run several at once. NAME (default: VERSION) tells proxies of one release apart;
 # they share its database. State (environments, database, logs) lies in $LITELLM_RIG, not beside this file.
+# LITELLM_APP=module:attribute: that ASGI app is served in LiteLLM's process, in place of LiteLLM's own, which it is to call;
+# NAME is then VERSION-wrapped by default.
 set -euo pipefail
-V=$1 PORT=$2 NAME=${3:-$1} HERE=$(cd "$(dirname "$0")" && pwd)
-RIG=${LITELLM_RIG:-${TMPDIR:-/tmp}/litellm-rig}; mkdir -p "$RIG"; chmod 755 "$RIG"; RIG=$(cd "$RIG" && pwd)
+V=$1 PORT=$2 APP=${LITELLM_APP:-} HERE=$(cd "$(dirname "$0")" && pwd)
+NAME=${3:-$V${APP:+-wrapped}} ROOT=$(cd "$HERE/../../.." && pwd)
+RIG=${LITELLM_RIG:-${TMPDIR:-/tmp}/litellm-rig}; mkdir -p "$RIG"; chmod 755 "$RIG"; RIG=$(cd "$RIG" && pwd -P)
 PGPORT=${LITELLM_RIG_PGPORT:-54329} DB=litellm_${V//./_}
 VENV=$RIG/venv-$V RUN=$RIG/run/$NAME ENGINE=$RIG/engine TOOLS=$RIG/tools
 PY=$VENV/bin/python URL=postgresql://postgres@127.0.0.1:$PGPORT/$DB
 mkdir -p "$RUN"
 say() { echo "rig $NAME: $* (${SECONDS} s)" >&2; }
-running() { [ -f "$RUN/pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$RUN/pid")/cmdline" | grep -qF "$VENV/bin/litellm"; }
+running() { [ -f "$RUN/pid" ] && tr '\0' ' ' 2>/dev/null <"/proc/$(cat "$RUN/pid")/cmdline" | grep -qF "$VENV/bin/"; }
 
 # one at a time installs what all share; a release has a lock of its own, for releases may as well install side by side
 exec 9>"$RIG/lock"; flock 9
@@ -49,21 +52,42 @@ for f in query-engine schema-sql.mjs; do # only if need be: another proxy may be
 done
 exec 9>"$RIG/lock-$V"; flock 9
 
-# 2. LiteLLM (uv for --override: 1.109.x pins releases that PyPI may not offer yet)
+# 2. LiteLLM (uv for --overrides: 1.109.x and later pin releases that PyPI may not offer)
+UV="$TOOLS/bin/uv pip install -q --python $PY"
 if [ ! -f "$VENV/generated" ]; then
   say "LiteLLM $V from PyPI"
   rm -rf "$VENV"; python3 -m venv "$VENV"
   # newer releases list prisma in the extra `extra_proxy` only
-  UV="$TOOLS/bin/uv pip install -q --python $PY"
   $UV "litellm[proxy]==$V" prisma==0.11.0 2>"$RUN/pip.log" || {
-    say "resolving without the pins on litellm-proxy-extras and certifi (see $RUN/pip.log)"
-    $UV --override <(printf 'litellm-proxy-extras\ncertifi\n') "litellm[proxy]==$V" prisma==0.11.0
+    # ask for each requirement by itself: where PyPI has no such release any other will do, and a package that it does not
+    # have at all is left out, by a marker that is never true
+    $UV --no-deps "litellm==$V"
+    # uv ends with 1 if there is none; anything else means that it could not ask, and then nothing is to be left out
+    has() { $UV --no-deps --dry-run "$1" </dev/null 2>>"$RUN/pip.log" || { [ $? = 1 ] || { tail -5 "$RUN/pip.log" >&2; exit 1; }; false; }; }
+    "$PY" - <<'PY' | while read -r name requirement; do
+from importlib.metadata import requires
+from pip._vendor.packaging.requirements import Requirement
+
+for requirement in map(Requirement, requires("litellm")):
+    if not requirement.marker or requirement.marker.evaluate({"extra": "proxy"}):
+        print(requirement.name, f"{requirement.name}{requirement.specifier}")
+PY
+      has "$requirement" || { has "$name" && echo "$name"; } || echo "$name; python_version < '0'"
+    done >"$RUN/overrides"
+    say "PyPI lacks what it pins (see $RUN/pip.log), resolving with: $(paste -sd, "$RUN/overrides")"
+    $UV --overrides "$RUN/overrides" "litellm[proxy]==$V" prisma==0.11.0
   }
   # an open range took a fastapi from after that release, which may lack what it imports: the one it was made with
   LOW=$("$PY" -c 'import importlib.metadata as m, re; print(next((g[1] for r in m.requires("litellm") if (g := re.match(r"fastapi>=([\d.]+)", r))), ""))')
   [ -z "$LOW" ] || $UV "fastapi==$LOW"
 fi
 SITE=$("$PY" -c 'import sysconfig; print(sysconfig.get_path("purelib"))')
+if [ -n "$APP" ]; then
+  # for an app that uses it: this package, as in an image of LiteLLM's. Without its dependencies, as they might change those
+  # that LiteLLM pins (1.83.13: uvicorn); of what its middleware imports, LiteLLM lacks only cachetools
+  $UV --no-deps "$ROOT"
+  $UV "cachetools>=5.5"
+fi
 
 # 3. The Prisma client of that release's own schema, by the real `prisma generate`
 # (depth -1: LiteLLM's own setting of late; the default makes 420,000 lines of TypedDicts, 7 s an import)
@@ -117,7 +141,14 @@ else
   CONFIG=$(realpath "${LITELLM_CONFIG:-$HERE/config.yaml}")
   cd "$RUN"
   # by its path, with no `prisma` on PATH: else each start runs that CLI twice for a schema check (30 s)
-  setsid nohup "$VENV/bin/litellm" --config "$CONFIG" --host 127.0.0.1 --port "$PORT" >"$RUN/log" 2>&1 </dev/null &
+  SERVER=("$VENV/bin/litellm" --config "$CONFIG")
+  if [ -n "$APP" ]; then
+    # what that command does before it runs uvicorn: it hands the configuration over, bounds the database's connections and
+    # takes uvloop. PYTHONPATH: the code of this checkout, not what was installed from it some time, and the caller's modules
+    export CONFIG_FILE_PATH=$CONFIG DATABASE_URL="$URL?connection_limit=10&pool_timeout=60" PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
+    SERVER=("$VENV/bin/uvicorn" "$APP" --loop uvloop)
+  fi
+  setsid nohup "${SERVER[@]}" --host 127.0.0.1 --port "$PORT" >"$RUN/log" 2>&1 </dev/null &
   echo $! >"$RUN/pid"; echo "$PORT" >"$RUN/port"
 fi
 if "$PY" - "$PORT" "$(cat "$RUN/pid")" <<'PY'

@@ -1,26 +1,28 @@
-"""The gateway as an ASGI app: the sanitizer over the relay, one lifespan."""
+"""The gateway: the sanitizer before the relay, made from the options. Itself an ASGI app."""
 
 import logging
 import os
 import secrets
 from collections.abc import Callable
 from functools import partial
+from time import perf_counter
 
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
-from sanitizer.relay.counters import CLIENT_LEFT, Counters
+from sanitizer.relay.asgi import Relay, request_target
+from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.headers import Forwarding
-from sanitizer.relay.http import Relay
-from sanitizer.relay.protocol import OnAnswered
+from sanitizer.relay.intercepted import Ask
+from sanitizer.relay.protocol import RelayProtocol
 from sanitizer.relay.upstream import Upstream
+from sanitizer.sanitize.core import Record, Sanitizer
 from sanitizer.sanitize.decision import Outcome
-from sanitizer.sanitize.gates import FIELDS, GATES
 from sanitizer.sanitize.lookup_key import KeyFile
-from sanitizer.sanitize.middleware import Record, Sanitizer
-from sanitizer.sanitize.stored import StoredKeys
+from sanitizer.sanitize.middleware import SanitizerMiddleware
+from sanitizer.sanitize.stored import Caller, StoredKeys
 from sanitizer.settings import Settings, load
 
 
@@ -30,81 +32,102 @@ def make_pseudonym() -> bytes:
 
 
 class Gateway:
-    """An ASGI app; its parts are made in the lifespan's startup, or by the first request where a server has none.
+    """What client connections belong to, and an ASGI app for servers of other make.
 
-    ``pseudonym``: this gateway's name in Via; workers of one gateway share it.
+    ``pseudonym``: this gateway's name in Via; workers of one gateway share it. `start` makes `upstream`, and what needs
+    it, where an event loop runs: in the lifespan's startup, or by the first request where a server has none.
     """
 
     upstream: Upstream
-    sanitizer: Sanitizer
-    intercepts: Callable[[str, str], bool]
-    stored: StoredKeys
+    ask: Ask
+    _app: SanitizerMiddleware
 
     def __init__(self, settings: Settings, pseudonym: bytes | None = None) -> None:
         self.settings = settings
         self.forwarding = Forwarding(settings.trusted_proxies, pseudonym or make_pseudonym())
         self.keepalive_timeout = settings.keepalive_timeout
-        self.counters = Counters()
-        self.decisions = Decisions(dict.fromkeys(gate.endpoint for gate in GATES), tuple(Outcome), sorted(FIELDS))
+        self.connections: set[RelayProtocol] = set()
+        self.decisions = Decisions()
         self.draining = False
-        self._on_refused = logs.Repeats("request refused")
-        self.on_refused: Callable[[str, str], None] = self._on_refused
-        self.on_answered: OnAnswered | None = _log_access if settings.access_log else None
-        self._on_upstream_error = logs.Repeats("upstream failed")
+        self._refusals = logs.Repeats("request refused")
+        self.counters = Counters(self._refusals)
+        self.on_ended: OnEnded | None = _log_access if settings.access_log else None
+        self._upstream_errors = logs.Repeats("upstream failed")
         self._started = False
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "lifespan":
-            await self._lifespan(receive, send)
-            return
-        self.start()
-        await self.sanitizer(scope, receive, send)
-
-    def start(self) -> None:
-        """Make the parts; needs a running event loop. Does nothing the second time."""
-        if self._started:
-            return
-        self._started = True
-        settings = self.settings
-        self.upstream = Upstream(
-            settings.upstream,
-            tls=settings.upstream_tls(),
-            connect_timeout=settings.connect_timeout,
-            response_timeout=settings.response_timeout,
-            keepalive=settings.upstream_keepalive,
-            max_connections=settings.max_connections,
-            on_error=self._on_upstream_error,
+        stored = StoredKeys(
+            timeout=settings.lookup_timeout, cache_ttl=settings.cache_ttl, lookup_key=_lookup_key(settings)
         )
-        relay = Relay(self.upstream, self.forwarding)
-        self.stored = StoredKeys(
-            partial(fetch, self.upstream),
-            outbound=relay.outbound_fields,
-            timeout=settings.lookup_timeout,
-            cache_ttl=settings.cache_ttl,
-            lookup_key=_lookup_key(settings),
-        )
-        self.sanitizer = Sanitizer(
-            relay,
-            stored=self.stored,
+        self.interceptor = Sanitizer(
+            stored,
             mode=settings.mode,
             fields=settings.fields,
             prefixes=settings.prefixes,
             max_body=settings.max_body,
             on_decision=self._on_decision,
         )
-        self.intercepts = self.sanitizer.intercepts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await self._lifespan(receive, send)
+            return
+        self.start()
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        status, since, returned = CLIENT_LEFT, perf_counter(), False
+
+        async def counted(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+            await send(message)
+
+        self.counters.in_flight += 1
+        try:
+            await self._app(scope, receive, counted)
+            returned = True
+        finally:
+            if not returned and status == CLIENT_LEFT:
+                status = 500  # the server's answer
+            method = scope["method"].encode()
+            self.counters.ended(method, status)
+            if self.on_ended is not None:
+                client = scope.get("client")
+                seconds = perf_counter() - since
+                self.on_ended(client[0] if client else None, method, request_target(scope), status, seconds)
+
+    def start(self) -> None:
+        """Make what needs a running event loop. Does nothing the second time."""
+        if self._started:
+            return
+        settings = self.settings
+        self.upstream = upstream = Upstream(
+            settings.upstream,
+            tls=settings.upstream_tls(),
+            connect_timeout=settings.connect_timeout,
+            response_timeout=settings.response_timeout,
+            keepalive=settings.upstream_keepalive,
+            max_connections=settings.max_connections,
+            on_error=self._upstream_errors,
+        )
+        self.ask = ask = partial(fetch, upstream)
+        relay = Relay(upstream, self.forwarding, self.counters)
+        self._app = SanitizerMiddleware(
+            relay, sanitizer=self.interceptor, caller=lambda scope: Caller(relay.outbound_head(scope), ask)
+        )
+        self._started = True
 
     def close(self) -> None:
         """Drop all connections to upstream, and log what has not been yet."""
         if self._started:
             self.upstream.close()
-        self._on_upstream_error.close()
-        self._on_refused.close()
+        self._upstream_errors.close()
+        self._refusals.close()
 
     def _on_decision(self, record: Record) -> None:
-        dropped = record.fields if record.outcome is Outcome.DROPPED else ()
-        self.decisions.add(record.endpoint, record.outcome, dropped, record.reason, record.lookup_seconds)
-        _log_decision(record)
+        self.decisions.add(record)
+        if record.decision.outcome is not Outcome.ABSENT:
+            _log_decision(record)
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
@@ -132,18 +155,17 @@ def _lookup_key(settings: Settings) -> Callable[[], str | None] | None:
 
 
 def _log_decision(record: Record) -> None:
-    if record.outcome == "absent":
-        return
+    decision, lookup = record.decision, record.lookup
     logs.event(
         logging.INFO,
-        f"{record.endpoint} {record.outcome}",
-        outcome=record.outcome,
+        f"{record.endpoint} {decision.outcome}",
+        outcome=decision.outcome,
         endpoint=record.endpoint,
-        fields=",".join(record.fields) or None,
+        fields=",".join(decision.fields) or None,
         key=record.key_hash,
-        reason=record.reason,
-        lookup_ms=None if record.lookup_seconds is None else round(record.lookup_seconds * 1000, 1),
-        lookup_key=record.lookup_key or None,
+        reason=decision.reason,
+        lookup_ms=None if lookup is None else round(lookup.seconds * 1000, 1),
+        lookup_key=decision.lookup_key or None,
         status=record.status,
         call_id=record.call_id,
         traceparent=record.traceparent,

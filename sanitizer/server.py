@@ -12,7 +12,6 @@ then listeners close, requests in flight finish, and what remains when the grace
 
 import asyncio
 import contextlib
-import functools
 import logging
 import multiprocessing
 import multiprocessing.connection
@@ -61,7 +60,7 @@ class Server(uvicorn.Server):
         settings = gateway.settings
         config = uvicorn.Config(
             gateway,
-            http=functools.partial(RelayProtocol, gateway),  # type: ignore[arg-type]  # a class, or what makes one
+            http=lambda **_: RelayProtocol(gateway),  # type: ignore[arg-type]
             ws="none",
             lifespan="on",
             interface="asgi3",
@@ -121,12 +120,12 @@ class Server(uvicorn.Server):
         await self._wait(loop.time() + accepting, lambda: False)
         for server in self.servers:
             server.close()
-        for connection in list(self.server_state.connections):
+        for connection in list(self.gateway.connections):
             connection.shutdown()
-        await self._wait(deadline, lambda: not self.server_state.connections and not self.server_state.tasks)
-        if self.server_state.connections or self.server_state.tasks:
-            logs.event(logging.WARNING, "grace is over, aborting", connections=len(self.server_state.connections))
-        for connection in list(self.server_state.connections):
+        await self._wait(deadline, lambda: not self.gateway.connections and not self.server_state.tasks)
+        if self.gateway.connections or self.server_state.tasks:
+            logs.event(logging.WARNING, "grace is over, aborting", connections=len(self.gateway.connections))
+        for connection in list(self.gateway.connections):
             connection.transport.abort()
         for task in tuple(self.server_state.tasks):
             task.cancel()
@@ -138,8 +137,8 @@ class Server(uvicorn.Server):
             logging.INFO,
             "stopped",
             worker=worker,
-            relayed=counters.fast,
-            through_asgi=counters.cycles,
+            requests=counters.requests,
+            intercepted=self.gateway.decisions.intercepted,
             refused=counters.refused,
             upstream_errors={kind: count for kind, count in upstream.errors.items() if count} or None,
         )

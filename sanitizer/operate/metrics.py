@@ -3,7 +3,7 @@
 No label takes a value that a client chooses: methods, statuses, endpoints, fields and kinds come from closed lists.
 """
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
@@ -13,11 +13,12 @@ from sanitizer import __version__
 from sanitizer.operate.snapshots import Snapshot, Snapshots
 from sanitizer.relay.counters import Counters, Histogram
 from sanitizer.relay.upstream import Upstream
+from sanitizer.sanitize.core import Record
+from sanitizer.sanitize.decision import Outcome
+from sanitizer.sanitize.gates import FIELDS, GATES
+from sanitizer.sanitize.stored import LookupOutcome
 
 _LOOKUP_SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-_NOT_ASKED: Final = ("key_length", "lookup_loop")
-"""Reasons why there was no lookup after all."""
-_LOOKUP_OUTCOMES: Final = ("ok", "3xx", "4xx", "5xx", "timeout", "failed", "unusable")
 
 
 class Family(NamedTuple):
@@ -70,31 +71,26 @@ FAMILIES: Final = (
 class Decisions:
     """What was decided about intercepted requests, and how long their lookups took."""
 
-    def __init__(self, endpoints: Iterable[str], outcomes: Collection[str], fields: Iterable[str]) -> None:
-        self.outcomes = {(endpoint, outcome): 0 for endpoint in endpoints for outcome in outcomes}
-        self.dropped = dict.fromkeys(fields, 0)
-        self.lookups = {outcome: Histogram(_LOOKUP_SECONDS) for outcome in _LOOKUP_OUTCOMES}
+    def __init__(self) -> None:
+        endpoints = dict.fromkeys(gate.endpoint for gate in GATES)
+        self.outcomes = {(endpoint, outcome): 0 for endpoint in endpoints for outcome in Outcome}
+        self.dropped = dict.fromkeys(sorted(FIELDS), 0)
+        self.lookups = {outcome: Histogram(_LOOKUP_SECONDS) for outcome in LookupOutcome}
 
-    def add(
-        self, endpoint: str, outcome: str, dropped: Iterable[str], reason: str | None, lookup_seconds: float | None
-    ) -> None:
-        """Count one decision. ``dropped``: the fields that were cut; ``lookup_seconds``: None without a lookup."""
-        self.outcomes[endpoint, outcome] += 1
-        for field in dropped:
-            self.dropped[field] += 1
-        if lookup_seconds is not None and reason not in _NOT_ASKED:
-            self.lookups[_lookup_outcome(reason)].observe(lookup_seconds)
+    @property
+    def intercepted(self) -> int:
+        """How many requests were intercepted."""
+        return sum(self.outcomes.values())
 
-
-def _lookup_outcome(reason: str | None) -> str:
-    """How a lookup ended, by the reason of the decision (`sanitizer.sanitize.stored.StoredKeys.get` lists them)."""
-    if reason is None or reason == "stored_shape":
-        return "ok"
-    ending = reason.removeprefix("lookup_").removeprefix("key_")  # with the gateway's own key.removeprefix("key_")
-    if ending.isdigit():
-        outcome = f"{ending[0]}xx"
-        return outcome if outcome in _LOOKUP_OUTCOMES else "unusable"
-    return ending if ending in ("timeout", "failed") else "unusable"
+    def add(self, record: Record) -> None:
+        """Count one decision."""
+        decision, lookup = record.decision, record.lookup
+        self.outcomes[record.endpoint, decision.outcome] += 1
+        if decision.outcome is Outcome.DROPPED:
+            for field in decision.fields:
+                self.dropped[field] += 1
+        if lookup is not None:
+            self.lookups[lookup.outcome].observe(lookup.seconds)
 
 
 def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snapshot:
@@ -104,8 +100,8 @@ def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snap
         totals["sanitizer_decisions_total", endpoint, outcome] = count
     for field, count in decisions.dropped.items():
         totals["sanitizer_dropped_fields_total", field] = count
-    for outcome, histogram in decisions.lookups.items():
-        totals.update(_buckets("sanitizer_lookup_seconds", histogram, outcome))
+    for ending, histogram in decisions.lookups.items():
+        totals.update(_buckets("sanitizer_lookup_seconds", histogram, ending))
     for method, answers in counters.answers.items():
         for hundred, count in enumerate(answers):
             if count or hundred < 6:

@@ -1,8 +1,8 @@
-"""Relay: the ASGI face of the relay. Works under any ASGI server; streams both ways; buffers at most 64 KiB each way.
+"""The relay as an ASGI app. It works under any ASGI server, streams both ways, and buffers at most 64 KiB each way.
 
-What ASGI can't carry, and the fast face can: a target that ends in an empty query (``/a?``), reason phrases, the case
-of field names, trailers, interim responses (103), HTTP/1.0 clients (servers send them chunked), upgrades, the
-Content-Length of a 304, which uvicorn refuses, and status codes above 599.
+What ASGI can't carry, and the command's own server can: a target that ends in an empty query (``/a?``), reason
+phrases, the case of field names, trailers, interim responses (103), HTTP/1.0 clients (servers send them chunked),
+upgrades, the Content-Length of a 304, which uvicorn refuses, and status codes above 599.
 """
 
 import asyncio
@@ -12,10 +12,11 @@ from urllib.parse import quote
 
 from starlette.types import Message, Receive, Scope, Send
 
-from sanitizer.errors import BadRequest, GatewayError, ResponseCut, UpstreamBroken
+from sanitizer.errors import BadRequest, GatewayError, LoopDetected, ResponseCut, UpstreamBroken
+from sanitizer.relay.counters import Counters
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import checked_head, request_length
-from sanitizer.relay.headers import Fields, Forwarding, Head, head_fields, read_head
+from sanitizer.relay.framing import Length, checked_head, request_length
+from sanitizer.relay.headers import Fields, Forwarding, head_fields, read_head
 from sanitizer.relay.request import check_host
 from sanitizer.relay.upstream import Upstream
 
@@ -28,17 +29,17 @@ _CONTINUE_TIMEOUT: Final = 1.0
 class Answer(Exchange):
     """An exchange whose response a coroutine takes piece by piece."""
 
-    __slots__ = ("_content", "_continued", "_error", "_last", "_reader", "_size", "_writer")
+    __slots__ = ("_content", "_continued", "_failure", "_last", "_reader", "_size", "_writer")
 
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
+    def __init__(self, upstream: Upstream, method: bytes, head: bytes, length: Length = 0) -> None:
+        super().__init__(upstream, method, head, length)
         self._reader: asyncio.Future[None] | None = None  # who waits for the response
         self._writer: asyncio.Future[None] | None = None  # who waits to send content
         self._continued = False
         self._content: list[bytes] = []
         self._size = 0
         self._last = False
-        self._error: GatewayError | None = None
+        self._failure: BaseException | None = None
 
     async def wants_content(self) -> None:
         """Wait until upstream asks for the content (100) or answers without it."""
@@ -52,20 +53,20 @@ class Answer(Exchange):
         await self._writer
 
     async def head(self) -> Response | None:
-        """The response's head; None when the client has left. Raises `GatewayError`."""
+        """The response's head; None when the client has left. Raises `GatewayError`, or what `receive` has raised."""
         while self.response is None and not self.done:
             await self._more()
-        if self.response is None and self._error is not None:
-            raise self._error
+        if self.response is None and self._failure is not None:
+            raise self._failure
         return self.response
 
     async def content(self) -> tuple[bytes, bool] | None:
         """Content that has come, and whether it is the last; None when the client has left. Raises `ResponseCut`."""
         while not self._content and not self.done:
             await self._more()
-        if self._error is not None and not self._content:
-            raise ResponseCut from self._error
-        if self.done and not self._last and self._error is None:
+        if self._failure is not None and not self._content:
+            raise ResponseCut from self._failure
+        if self.done and not self._last and self._failure is None:
             return None
         data = self._content[0] if len(self._content) == 1 else b"".join(self._content)
         self._content.clear()
@@ -77,6 +78,12 @@ class Answer(Exchange):
         super().cancel()
         self._wake(self._reader)
         self._wake(self._writer)
+
+    def give_up(self, failure: BaseException) -> None:
+        """The request can't be read any further, because of ``failure``."""
+        if not self.done:
+            self._failure = failure
+            self.cancel()
 
     async def _more(self) -> None:
         self._reader = self.upstream.loop.create_future()
@@ -92,6 +99,10 @@ class Answer(Exchange):
             self._wake(self._writer)
 
     def on_response(self, response: Response) -> None:
+        if response.status > 599:  # uvicorn has no status line for it, and would fail without an answer
+            self.response = None
+            self.fail(UpstreamBroken("upstream's status is above 599"))
+            return
         if not self.request_complete:
             self._wake(self._writer)
 
@@ -107,7 +118,7 @@ class Answer(Exchange):
             self._wake(self._writer)
 
     def on_error(self, error: GatewayError) -> None:
-        self._error = error
+        self._failure = error
         self._wake(self._reader)
         self._wake(self._writer)
 
@@ -116,15 +127,16 @@ class Answer(Exchange):
 
 
 class Relay:
-    """An ASGI app that is whatever answers at ``upstream``."""
+    """An ASGI app that is whatever answers at ``upstream``. Requests that it refuses are counted in ``counters``."""
 
-    def __init__(self, upstream: Upstream, forwarding: Forwarding) -> None:
+    def __init__(self, upstream: Upstream, forwarding: Forwarding, counters: Counters) -> None:
         self._upstream = upstream
         self._forwarding = forwarding
+        self._counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            # upgrades are tunnelled below ASGI, by sanitizer.relay.protocol
+            # upgrades are tunnelled by the command's own server alone, see sanitizer.relay.protocol
             await send(
                 {"type": "websocket.close", "code": 1011, "reason": "upgrades need litellm-sanitizer's own server"}
             )
@@ -132,37 +144,41 @@ class Relay:
         if scope["type"] != "http":
             raise RuntimeError(f"Relay has no answer to an ASGI scope of type {scope['type']!r}")
         try:
-            answer = self._request(scope)
-        except GatewayError as error:
+            head, length = self._outbound(scope)
+            await self._exchange(Answer(self._upstream, scope["method"].encode(), head, length), scope, receive, send)
+        except (BadRequest, LoopDetected) as error:
+            self._counters.refuse(error)
             # what follows on this connection can't be trusted; HTTP/2 has no such field
             await send_error(send, error, close=scope["http_version"] in ("1.0", "1.1"))
-            return
-        expects_continue = _expects_continue(scope["headers"])
-        reader = self._upstream.loop.create_task(_read_client(answer, receive, expects_continue))
+        except GatewayError as error:
+            await send_error(send, error)
+
+    async def _exchange(self, answer: "Answer", scope: Scope, receive: Receive, send: Send) -> None:
+        def done(reader: asyncio.Task[None]) -> None:
+            if not reader.cancelled() and (failure := reader.exception()) is not None:
+                answer.give_up(failure)
+
+        reader = self._upstream.loop.create_task(_read_client(answer, receive, _expects_continue(scope["headers"])))
+        reader.add_done_callback(done)
         try:
             # after the reader's first turn: a head and the content that has come with it are to be one write
             self._upstream.loop.call_soon(answer.start)
             await _respond(answer, send)
-        except GatewayError as error:
-            await send_error(send, error)
         finally:
             answer.cancel()
             reader.cancel()
 
-    def outbound_fields(self, scope: MutableMapping[str, Any]) -> Fields:
-        """The field lines that a request of this scope is sent upstream with. Raises `LoopDetected`."""
-        return head_fields(self._onward(scope)[0] + b"\r\n")
+    def outbound_head(self, scope: MutableMapping[str, Any]) -> bytes:
+        """The head that a request of this scope is sent upstream with. Raises `BadRequest` or `LoopDetected`."""
+        return self._outbound(scope)[0]
 
-    def _onward(self, scope: MutableMapping[str, Any]) -> tuple[bytes, Head]:
+    def _outbound(self, scope: MutableMapping[str, Any]) -> tuple[bytes, Length]:
         client = scope.get("client")
         peer = self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
+        version = scope["http_version"].encode()
         start_line = scope["method"].encode() + b" " + request_target(scope) + b" HTTP/1.1"
         head = read_head(checked_head(start_line, scope["headers"]), way=peer.trusted)
-        return self._forwarding.onward(head, peer, scope["http_version"].encode()), head
-
-    def _request(self, scope: Scope) -> Answer:
-        octets, head = self._onward(scope)
-        version = scope["http_version"].encode()
+        octets = self._forwarding.onward(head, peer, version)
         if scope["method"] == "CONNECT":
             raise BadRequest("CONNECT is for proxies")
         check_host(head, version)
@@ -171,14 +187,11 @@ class Relay:
             octets += b"Host: " + self._upstream.address.authority.encode() + b"\r\n"
         if not isinstance(length, int):
             octets += b"Transfer-Encoding: chunked\r\n"
-        return Answer(self._upstream, scope["method"].encode(), octets + b"\r\n", length)
+        return octets + b"\r\n", length
 
 
 def request_target(scope: MutableMapping[str, Any]) -> bytes:
     """The request target of a scope in octets as they were sent (RFC 9112 section 3.2)."""
-    exact: bytes | None = scope.get("extensions", {}).get("sanitizer.target")
-    if exact is not None:
-        return exact
     path: bytes = scope.get("raw_path") or quote(scope["path"], safe="/:@!$&'()*+,;=~").encode()
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
@@ -214,8 +227,6 @@ async def _respond(answer: Answer, send: Send) -> None:
     response = await answer.head()
     if response is None:
         return
-    if response.status > 599:  # uvicorn has no status line for it, and would fail without an answer
-        raise UpstreamBroken("upstream's status is above 599")
     headers = [(name.lower(), value) for name, value in head_fields(response.head)]
     if response.status in (204, 304):
         headers = [line for line in headers if line[0] != b"content-length"]

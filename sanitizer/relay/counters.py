@@ -1,7 +1,14 @@
 """What the relay counts as it goes: plain numbers, written by its event loop, read by whoever wants to know."""
 
 from bisect import bisect_left
+from collections.abc import Callable
 from typing import Final
+
+from sanitizer.errors import GatewayError
+
+OnEnded = Callable[[str | None, bytes, bytes, int, float], None]
+"""Called with each request that has ended: the client's address, method, target, status or `CLIENT_LEFT`, and seconds.
+Of a request that could not be read there is neither method nor target."""
 
 METHODS: Final = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
 """Methods that are counted by name (RFC 9110 section 9.3, RFC 5789); all others are one: clients choose them."""
@@ -27,20 +34,33 @@ class Histogram:
 
 
 class Counters:
-    """Requests by the face they took, by method and status, in flight; tunnels open.
+    """Requests by method and status, refused, in flight; tunnels open.
 
     ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests ended with a status of
     which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
-    it has become a tunnel, or when its client has left.
+    it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal.
     """
 
-    __slots__ = ("_others", "answers", "cycles", "fast", "in_flight", "refused", "tunnels")
+    __slots__ = ("_on_refused", "_others", "answers", "in_flight", "refused", "tunnels")
 
-    def __init__(self) -> None:
-        self.fast = self.cycles = self.refused = self.in_flight = self.tunnels = 0
+    def __init__(self, on_refused: Callable[[str, str], None] | None = None) -> None:
+        self._on_refused = on_refused
+        self.refused = self.in_flight = self.tunnels = 0
         self.answers = {method: [0] * 10 for method in (*METHODS, b"")}
         self._others = self.answers[b""]
 
-    def answered(self, method: bytes, status: int) -> None:
-        """A request has ended."""
+    @property
+    def requests(self) -> int:
+        """How many requests have ended."""
+        return sum(map(sum, self.answers.values()))
+
+    def ended(self, method: bytes, status: int) -> None:
+        """A request that was in flight has ended."""
+        self.in_flight -= 1
         self.answers.get(method, self._others)[status // 100] += 1
+
+    def refuse(self, error: GatewayError) -> None:
+        """A request is answered with ``error``, for which its sender is responsible."""
+        self.refused += 1
+        if self._on_refused is not None:
+            self._on_refused(error.kind, str(error))

@@ -19,7 +19,7 @@ import asyncio
 from time import perf_counter
 from typing import TYPE_CHECKING, Final
 
-from sanitizer.errors import GatewayError, ResponseTimeout, UpstreamBroken
+from sanitizer.errors import BadRequest, GatewayError, ResponseTimeout, UpstreamBroken
 from sanitizer.relay.framing import Framing, Length
 
 if TYPE_CHECKING:
@@ -96,7 +96,10 @@ class Exchange:
             self.upstream.acquire(self)
 
     def send(self, data: bytes, last: bool = False, trailers: bytes = b"") -> None:
-        """Pass on content of the request; ``last`` ends it, with trailer lines."""
+        """Pass on content of the request; ``last`` ends it, with trailer lines.
+
+        Raises `BadRequest` if there is more or less of it than the request's Content-Length says.
+        """
         if self.done or self._sent_last:
             return
         if self.chunked:
@@ -107,8 +110,7 @@ class Exchange:
             framed = data
             self._owed -= len(data)
             if self._owed < 0 or (last and self._owed):
-                self.fail(UpstreamBroken("the request's content does not fit its Content-Length"))
-                return
+                raise BadRequest("the content does not fit its Content-Length")
         self._sent_last = last or (not self.chunked and not self._owed)
         if self._held is not None:
             self._held.append(framed)

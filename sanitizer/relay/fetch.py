@@ -6,21 +6,20 @@ import asyncio
 
 from sanitizer.errors import GatewayError, UpstreamBroken
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.headers import Fields, encode_head
 from sanitizer.relay.upstream import Upstream
 
 
 class _Fetched(Exchange):
-    """An exchange whose response is taken whole, or until more than ``most`` bytes of it have come."""
+    """An exchange whose response is taken whole, or until more than ``limit`` bytes of it have come."""
 
-    __slots__ = ("content", "ended", "error", "most")
+    __slots__ = ("content", "ended", "error", "limit")
 
-    def __init__(self, upstream: Upstream, head: bytes, most: int) -> None:
+    def __init__(self, upstream: Upstream, head: bytes, limit: int) -> None:
         super().__init__(upstream, b"GET", head)
         self.content = bytearray()
         self.ended: asyncio.Future[None] = upstream.loop.create_future()
         self.error: GatewayError | None = None
-        self.most = most
+        self.limit = limit
 
     def on_response(self, response: Response) -> None:
         if response.status != 200:
@@ -28,7 +27,7 @@ class _Fetched(Exchange):
 
     def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
         self.content += data
-        if last or len(self.content) > self.most:
+        if last or len(self.content) > self.limit:
             self._end()
 
     def on_error(self, error: GatewayError) -> None:
@@ -40,13 +39,14 @@ class _Fetched(Exchange):
             self.ended.set_result(None)
 
 
-async def fetch(upstream: Upstream, target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
-    """GET ``target`` with ``fields`` and no others: the status, and the content of a 200.
+async def fetch(upstream: Upstream, target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
+    """GET ``target`` with exactly the field lines in ``header``, each of which follows a CRLF.
 
-    Of a content over ``most`` bytes more than ``most`` are returned, but not all; that of another status is not waited
-    for. No redirect is followed, no cookie kept. Raises `GatewayError`. Cancelling closes the connection.
+    Returns the status and, for a 200, the content. Stops reading once more than ``limit`` bytes have arrived, so an
+    oversized content comes back cut short but longer than ``limit``. The content of another status is not waited for.
+    No redirect is followed, no cookie kept. Raises `GatewayError`. Cancelling closes the connection.
     """
-    fetched = _Fetched(upstream, encode_head(b"GET %b HTTP/1.1" % target, fields), most)
+    fetched = _Fetched(upstream, b"GET %b HTTP/1.1%b\r\n\r\n" % (target, header), limit)
     try:
         fetched.start()
         await fetched.ended

@@ -138,6 +138,13 @@ def encode_head(start_line: bytes, fields: Fields) -> bytes:
     return start_line + b"\r\n" + b"".join([b": ".join(line) + b"\r\n" for line in fields]) + b"\r\n"
 
 
+def with_field(head: bytes, name: bytes, value: bytes | None) -> bytes:
+    """``head`` with this value in the field ``name`` and no other; None: without that field."""
+    if name in head.lower():
+        head = _without(head, (name,))
+    return head if value is None else b"%b%b: %b\r\n\r\n" % (head[:-2], name, value)
+
+
 def passed_trailers(lines: bytes) -> bytes:
     """The trailers that are passed on, out of ``lines``, each with its CRLF."""
     return b"".join([line for line in lines.splitlines(keepends=True) if not _NOT_IN_TRAILERS.match(line)])

@@ -1,8 +1,8 @@
-"""The fast face of the relay: an HTTP protocol for uvicorn's server that relays socket to socket.
+"""A client connection: reads requests, gives each to a handler, and writes what the handler answers, socket to socket.
 
-An ordinary request becomes an `Exchange` and nothing more: no task, no ASGI scope, no future. httptools judges its
-head, `headers` rewrites it, content passes as it is read. What the sanitizer intercepts becomes one of uvicorn's ASGI
-cycles. An upgrade becomes a tunnel: the handshake is relayed, then bytes both ways.
+An ordinary request becomes a `Relayed`, an `Exchange` and nothing more: no task, no ASGI scope, no future. httptools
+judges its head, `headers` rewrites it, content passes as it is read. What the sanitizer intercepts becomes an
+`Intercepted`. An upgrade becomes a tunnel: the handshake is relayed, then bytes both ways.
 
 Cases, before the code that branches on them:
 
@@ -22,26 +22,22 @@ import fcntl
 import socket
 import struct
 import termios
-from collections.abc import Callable
 from time import perf_counter
-from typing import Any, Final, Literal, Protocol, cast
+from typing import Final, Protocol, cast
 
 import httptools
-from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.config import Config
-from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.server import ServerState
 
 from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
 from sanitizer.relay.connection import Transport
-from sanitizer.relay.counters import Counters
-from sanitizer.relay.cycle import Cycle
+from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.framing import Framing
-from sanitizer.relay.headers import Forwarding, Peer, head_fields, passed_trailers
+from sanitizer.relay.handler import Handler, Pause, Tunnel
+from sanitizer.relay.headers import Forwarding, Peer, passed_trailers
+from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
-from sanitizer.relay.relayed import Relayed, encode_error
+from sanitizer.relay.relayed import Relayed, error_response
 from sanitizer.relay.repeat import Repeat
-from sanitizer.relay.request import Request, decoded_path, read_request
+from sanitizer.relay.request import decoded_path, read_request
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -58,59 +54,39 @@ _NEVER: Final = float("inf")
 _PIPELINED: Final = 64 * 1024
 """Bytes of requests waiting for their turn; beyond, the client is not read, and so not seen to leave."""
 
-Pause = Literal["upstream", "pipelined", "cycle"]
-"""Why nothing is read from a client: upstream is slower, a request has to wait for its turn, a cycle has enough."""
-
-
-OnAnswered = Callable[[str | None, bytes, bytes, int, float], None]
-"""Told of every request that has ended: client address, method, target, status or `CLIENT_LEFT`, seconds. Of one that
-could not be read: no method, no target."""
-
 
 class Front(Protocol):
-    """What a client connection needs of the gateway that it belongs to; itself an ASGI app."""
+    """What a client connection needs of the gateway that it belongs to."""
 
     upstream: Upstream
     forwarding: Forwarding
     counters: Counters
+    connections: "set[RelayProtocol]"
+    """All that are open."""
     draining: bool
-    on_refused: Callable[[str, str], None]
-    """Told the kind and the detail when a request is answered by the gateway itself."""
-    on_answered: OnAnswered | None
+    on_ended: OnEnded | None
     keepalive_timeout: float
-
-    intercepts: Callable[[str, str], bool]
-    """Whether a request with this method and decoded path has to go through ASGI."""
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None: ...
+    interceptor: Interceptor
+    """Asked about every POST."""
+    ask: Ask
+    """Sends lookups to upstream."""
 
 
 class RelayProtocol(asyncio.Protocol):
-    """One client connection. uvicorn's server makes it with the keyword arguments, and calls `shutdown`."""
+    """One client connection."""
 
-    def __init__(
-        self,
-        front: Front,
-        *,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
+    def __init__(self, front: Front) -> None:
         self.front = front
-        self.loop = _loop or asyncio.get_running_loop()
-        self.server_state = server_state
-        self.app_state = app_state
-        self.app: ASGIApp = config.loaded_app
+        self.loop = asyncio.get_running_loop()
+        self.upstream = front.upstream
         self.transport: Transport
         self.peer: Peer
-        self.flow: FlowControl | None = None  # made for the first cycle
         self.closing = False  # no further request is read
-        self.tunnel: Relayed | None = None
+        self.tunnel: Tunnel | None = None
         self._heads = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
-        self._request: Relayed | Cycle | None = None  # the one at work
-        self._on_answered = front.on_answered
-        self._arrived = 0.0  # when its head was whole, and its target; kept for `on_answered` alone
+        self._request: Handler | None = None  # the one at work
+        self._on_ended = front.on_ended
+        self._arrived = 0.0  # when its head was whole, and its target; kept for `on_ended` alone
         self._target = b""
         self._receiving = False  # its content is still coming
         self._left = 0  # octets of it, where their number is known
@@ -128,7 +104,7 @@ class RelayProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
-        self.server_state.connections.add(cast(Any, self))
+        self.front.connections.add(self)
         sock = transport.get_extra_info("socket")
         address = transport.get_extra_info("peername")
         self.client = (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
@@ -142,7 +118,7 @@ class RelayProtocol(asyncio.Protocol):
         self._expire_in(self.front.keepalive_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.server_state.connections.discard(cast(Any, self))
+        self.front.connections.discard(self)
         self.closing = True
         if self._timer is not None:
             self._timer.cancel()
@@ -155,9 +131,6 @@ class RelayProtocol(asyncio.Protocol):
             self.tunnel.leave()
             self.tunnel = None
             self.front.counters.tunnels -= 1
-        if self.flow is not None:
-            self.flow.resume_writing()
-            self.flow = None
 
     def data_received(self, data: bytes) -> None:
         if self.tunnel is not None:
@@ -176,8 +149,6 @@ class RelayProtocol(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_blocked = True
-        if self.flow is not None:
-            self.flow.pause_writing()
         if self.tunnel is not None:
             self.tunnel.pause_reading()
         elif self._request is not None:
@@ -185,8 +156,6 @@ class RelayProtocol(asyncio.Protocol):
 
     def resume_writing(self) -> None:
         self.write_blocked = False
-        if self.flow is not None:
-            self.flow.resume_writing()
         if self.tunnel is not None:
             self.tunnel.resume_reading()
         elif self._request is not None:
@@ -194,7 +163,7 @@ class RelayProtocol(asyncio.Protocol):
         elif self._waiting and not self.closing:
             self._read_waiting()
 
-    # uvicorn
+    # What the server calls
 
     def shutdown(self) -> None:
         """Take no further request; close as soon as the one at work is answered."""
@@ -220,9 +189,8 @@ class RelayProtocol(asyncio.Protocol):
         """Whether the connection can take another request after the response to the one at work."""
         return keep_alive and not self._receiving and not self.front.draining
 
-    def answered(self, request: "Relayed | Cycle", keep_alive: bool) -> None:
+    def answered(self, request: Handler, keep_alive: bool) -> None:
         """The response to the request at work is whole and written."""
-        self.server_state.total_requests += 1
         self._unsent = _NEVER
         if self._request is not request:
             return  # the client has left
@@ -237,18 +205,16 @@ class RelayProtocol(asyncio.Protocol):
             if self._waiting and not self.write_blocked:
                 self._read_waiting()
 
-    def _ended(self, request: "Relayed | Cycle") -> None:
+    def _ended(self, request: Handler) -> None:
         """Count a request that is no longer at work: each comes here once."""
-        counters = self.front.counters
-        counters.in_flight -= 1
-        counters.answered(request.method, request.status)
-        if self._on_answered is not None:
-            self._tell(request.method, request.status)
+        self.front.counters.ended(request.method, request.status)
+        if self._on_ended is not None:
+            self._report(request.method, request.status)
 
-    def _tell(self, method: bytes, status: int) -> None:
-        if self._on_answered is not None:
+    def _report(self, method: bytes, status: int) -> None:
+        if self._on_ended is not None:
             client = self.client[0] if self.client else None
-            self._on_answered(client, method, self._target, status, perf_counter() - self._arrived)
+            self._on_ended(client, method, self._target, status, perf_counter() - self._arrived)
 
     def _read_waiting(self) -> None:
         data, self._waiting = self._waiting, b""
@@ -257,7 +223,7 @@ class RelayProtocol(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Send ``data`` at the end of this turn of the event loop, at once if there is nothing to send it with."""
-        upstream = self.front.upstream
+        upstream = self.upstream
         outbox = upstream.outbox
         if len(data) > _BULK or upstream.alone:
             outbox.flush()
@@ -272,7 +238,7 @@ class RelayProtocol(asyncio.Protocol):
     def close(self) -> None:
         """Close when everything is written."""
         self.closing = True
-        self.front.upstream.outbox.flush()
+        self.upstream.outbox.flush()
         self.transport.close()
         self._expire_in(self.front.keepalive_timeout)  # what a client does not read must not keep the connection
 
@@ -284,15 +250,15 @@ class RelayProtocol(asyncio.Protocol):
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
 
-    def enter_tunnel(self, exchange: "Relayed") -> None:
+    def enter_tunnel(self, request: Handler, tunnel: Tunnel) -> None:
         """The request at work has become a tunnel; what the client has sent early goes into it."""
         self._request = None
-        self._ended(exchange)
-        self.tunnel = exchange
+        self._ended(request)
+        self.tunnel = tunnel
         self.front.counters.tunnels += 1
         early, self._waiting = self._waiting, b""
         if early:
-            exchange.tunnel_send(early)
+            tunnel.tunnel_send(early)
         self.resume("pipelined")
 
     # Reading
@@ -328,7 +294,7 @@ class RelayProtocol(asyncio.Protocol):
                 end = data.find(b"\r\n\r\n") + 4
                 again = self._repeat.match(data[:end])
                 if again is not None:
-                    if self._on_answered is not None:
+                    if self._on_ended is not None:
                         self._note(data[:end])
                     self._request = self._relay_again(self._repeat, *again)
                     return data[end:]
@@ -345,20 +311,24 @@ class RelayProtocol(asyncio.Protocol):
         head, rest = found
         self._deadline = _NEVER
         self._repeat = None
-        if self._on_answered is not None:
+        if self._on_ended is not None:
             self._note(head)
-        self._request = self._make_request(head)
+        try:
+            self._request = self._make_request(head)
+        except GatewayError as error:
+            self._refuse(error, head)
+            return None
         if not self._receiving:
             self._request.end(b"")
         return rest
 
     def _note(self, head: bytes) -> None:
-        """Keep what `on_answered` is to be told of the request with this head."""
+        """Keep what `on_ended` is called with for the request with this head."""
         self._arrived = perf_counter()
         _, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         self._target = rest.rpartition(b" ")[0]
 
-    def _make_request(self, octets: bytes) -> "Relayed | Cycle":
+    def _make_request(self, octets: bytes) -> Handler:
         request = read_request(octets, way=self.peer.trusted)
         length = request.length
         if length is Framing.CHUNKED:
@@ -367,27 +337,24 @@ class RelayProtocol(asyncio.Protocol):
         elif length:
             self._left = cast(int, length)
             self._receiving = True
-        counters = self.front.counters
+        front = self.front
+        outbound = request.onward(front.forwarding, self.peer, self.upstream.address.authority)
         if request.method == b"POST":
             path = decoded_path(request.target)
-            if self.front.intercepts("POST", path):
-                counters.cycles += 1
-                counters.in_flight += 1
-                return Cycle(self, self._scope(request, path), request.keep_alive)
-        onward = request.onward(self.front.forwarding, self.peer, self.front.upstream.address.authority)
-        counters.fast += 1
-        counters.in_flight += 1
+            interception = front.interceptor.intercept(path, request.octets, outbound, front.ask)
+            if interception is not None:
+                front.counters.in_flight += 1
+                return Intercepted(self, request, outbound, interception)
+        front.counters.in_flight += 1
         if self._new_heads < _NEW_HEADS and request.repeatable and request.octets is octets:
             self._new_heads += 1
-            self._repeat = Repeat.of(octets, onward, request.method, request.keep_alive)
+            self._repeat = Repeat.of(octets, outbound, request.method, request.keep_alive)
         upgrade = bool(request.upgrade)
-        return Relayed(self, request.method, onward, length, upgrade, request.keep_alive, request.version)
+        return Relayed(self, request.method, outbound, length, upgrade, request.keep_alive, request.version)
 
     def _relay_again(self, repeat: Repeat, onward: bytes, length: int) -> Relayed:
         self._deadline = _NEVER
-        counters = self.front.counters
-        counters.fast += 1
-        counters.in_flight += 1
+        self.front.counters.in_flight += 1
         request = Relayed(self, repeat.method, onward, length, False, repeat.keep_alive, b"1.1")
         if length:
             self._left = length
@@ -395,25 +362,6 @@ class RelayProtocol(asyncio.Protocol):
         else:
             request.end(b"")
         return request
-
-    def _scope(self, request: Request, path: str) -> Scope:
-        raw_path, _, query = request.target.partition(b"#")[0].partition(b"?")
-        return {
-            "type": "http",
-            "asgi": {"version": "3.0", "spec_version": "2.3"},
-            "http_version": request.version.decode(),
-            "server": None,
-            "client": self.client,
-            "scheme": self.scheme,
-            "root_path": "",
-            "headers": [(name.lower(), value) for name, value in head_fields(request.octets)],
-            "state": self.app_state.copy(),
-            "method": request.method.decode(),
-            "path": path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "extensions": {"sanitizer.target": request.target},
-        }
 
     def _read_content(self, data: bytes) -> bytes | None:
         """Read content of the request at work; returns what follows its end, None until then."""
@@ -446,26 +394,29 @@ class RelayProtocol(asyncio.Protocol):
         request.end(passed_trailers(trailers) if trailers else b"")
         return rest
 
-    def _refuse(self, error: GatewayError) -> None:
-        """Answer a request that can't be read with ``error``, and read no further."""
+    def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
+        """Answer a request that can't be relayed with ``error``, and read no further; ``head`` is its own, if known."""
         request, self._request = self._request, None
         if request is not None:
             # the head was good, the content is not: what upstream has got of it must not be taken for whole
-            request.cancel()
-            if not request.begun:
+            begun = request.begun
+            if not begun:
                 request.status = error.status
+            request.cancel()
             self._ended(request)
-            if request.begun:
+            if begun:
                 self.abort()
                 return
         else:
-            self.front.counters.answered(b"", error.status)
-            if self._on_answered is not None:
-                self._arrived, self._target = perf_counter(), b""
-                self._tell(b"", error.status)
-        self.front.counters.refused += 1
-        self.front.on_refused(error.kind, str(error))
-        self.write(encode_error(error, False))
+            self.front.counters.in_flight += 1
+            method = head.partition(b" ")[0]
+            self.front.counters.ended(method, error.status)
+            if self._on_ended is not None:
+                if not head:
+                    self._arrived, self._target = perf_counter(), b""
+                self._report(method, error.status)
+        self.front.counters.refuse(error)
+        self.write(b"".join(error_response(error, False)))
         self._linger()
 
     # Closing
@@ -475,7 +426,7 @@ class RelayProtocol(asyncio.Protocol):
         self.closing = True
         if self.transport.is_closing():
             return
-        self.front.upstream.outbox.flush()
+        self.upstream.outbox.flush()
         if self.transport.can_write_eof():
             self.transport.write_eof()
         for reason in tuple(self._pauses):

@@ -1,17 +1,14 @@
 """A request that is relayed below ASGI: what upstream answers goes out on the client's connection."""
 
 from http import HTTPStatus
-from typing import TYPE_CHECKING
 
 from sanitizer.errors import GatewayError
 from sanitizer.relay.connection import Transport
 from sanitizer.relay.counters import CLIENT_LEFT
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Framing, Length
+from sanitizer.relay.handler import Client
 from sanitizer.relay.headers import encode_head, passed_trailers
-
-if TYPE_CHECKING:
-    from sanitizer.relay.protocol import RelayProtocol
 
 
 class Relayed(Exchange):
@@ -21,7 +18,7 @@ class Relayed(Exchange):
 
     def __init__(
         self,
-        client: "RelayProtocol",
+        client: Client,
         method: bytes,
         head: bytes,
         length: Length,
@@ -29,7 +26,7 @@ class Relayed(Exchange):
         keep_alive: bool,
         version: bytes,
     ) -> None:
-        super().__init__(client.front.upstream, method, head, length, upgrade=upgrade)
+        super().__init__(client.upstream, method, head, length, upgrade=upgrade)
         self.client = client
         self.keep_alive = keep_alive
         self.version = version
@@ -79,7 +76,7 @@ class Relayed(Exchange):
         if self.client.write_blocked:  # by the response before
             self.pause_reading()
         self.keep_alive = self.client.stays_open(self.keep_alive)
-        head = response.head
+        head = self.head_to_client(response.status, response.head)
         if isinstance(response.length, Framing):
             if self.version == b"1.1":
                 self._chunked_out = True
@@ -99,7 +96,7 @@ class Relayed(Exchange):
         if data:
             self.client.write(data)
         if last:
-            self.client.answered(self, self.keep_alive)
+            self.answered()
 
     def on_error(self, error: GatewayError) -> None:
         client = self.client
@@ -110,15 +107,24 @@ class Relayed(Exchange):
         else:
             self.status = error.status
             self.keep_alive = client.stays_open(self.keep_alive)
-            client.write(encode_error(error, self.keep_alive, self.method))
-            client.answered(self, self.keep_alive)
+            head, content = error_response(error, self.keep_alive, self.method)
+            client.write(self.head_to_client(error.status, head) + content)
+            self.answered()
+
+    def head_to_client(self, status: int, head: bytes) -> bytes:
+        """The head that the client gets for ``head``, less what frames its content."""
+        return head
+
+    def answered(self) -> None:
+        """The response is whole and written."""
+        self.client.answered(self, self.keep_alive)
 
     # Tunnel
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
         self.status = response.status
         self.client.write(response.head + data)
-        self.client.enter_tunnel(self)
+        self.client.enter_tunnel(self, self)
 
     def on_tunnel_data(self, data: bytes) -> None:
         self.client.write(data)
@@ -157,11 +163,12 @@ class Relayed(Exchange):
             transport.write_eof()
 
 
-def encode_error(error: GatewayError, keep_alive: bool, method: bytes = b"GET") -> bytes:
-    """A whole response for an error of the gateway's own."""
+def error_response(error: GatewayError, keep_alive: bool, method: bytes = b"GET") -> tuple[bytes, bytes]:
+    """Head and content of a response for an error of the gateway's own."""
     content = error.body()
     fields = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
     if not keep_alive:
         fields.append((b"Connection", b"close"))
     phrase = HTTPStatus(error.status).phrase.encode()
-    return encode_head(b"HTTP/1.1 %d %b" % (error.status, phrase), fields) + (content if method != b"HEAD" else b"")
+    head = encode_head(b"HTTP/1.1 %d %b" % (error.status, phrase), fields)
+    return head, content if method != b"HEAD" else b""

@@ -1,26 +1,22 @@
 """What is to become of an intercepted request: its head, its body and the stored key in, a `Decision` out. Pure."""
 
+import re
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from email.message import Message
 from enum import StrEnum
+from typing import Final
 
 from sanitizer.sanitize.gates import Gate, Target
 from sanitizer.sanitize.jsonedit import Json, Member, NotInspectable, cut, loads, members
 
-_SIGNED = frozenset(
-    # RFC 9530, RFC 3230, RFC 1864 (with RFC 2616 section 14.15), RFC 9421, AWS Signature Version 4
-    (
-        b"content-digest",
-        b"repr-digest",
-        b"digest",
-        b"content-md5",
-        b"signature",
-        b"signature-input",
-        b"x-amz-content-sha256",
-    )
+_ABOUT_CONTENT: Final = re.compile(
+    rb"\r\n(content-(?:type|encoding|length|digest|md5)|repr-digest|digest|signature(?:-input)?|x-amz-content-sha256)"
+    rb":[ \t]*([^\r]*)",
+    re.IGNORECASE,
 )
+"""Field lines that say what the content is. Those that vouch for it are of RFC 9530, RFC 3230, RFC 1864 (with RFC 2616
+section 14.15), RFC 9421 and AWS Signature Version 4."""
 
 
 class Outcome(StrEnum):
@@ -38,7 +34,7 @@ class Outcome(StrEnum):
 class Decision:
     """``fields``: what was cut, or would have been. ``reason``: a stable token. ``body``: None leaves it as sent.
 
-    ``lookup_key``: it rests on a lookup that the caller was refused and the gateway's own credential was used for.
+    ``lookup_key``: the caller's own lookup was refused, and the gateway's own credential was used for another.
     """
 
     outcome: Outcome
@@ -87,19 +83,35 @@ class Submission:
         return self.key is not None and any(_comparable(gate, value) for gate, value in self.sent)
 
 
-def obstacle(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """Why the body under this head must not be edited: ``content_type``, ``content_encoding``, ``signed``; or None."""
+def obstacle(head: bytes, max_body: int) -> str | None:
+    """Why the body under this head must not be edited, as a stable token; None if it may be.
+
+    ``head`` is octets whose field lines each follow a CRLF; ``max_body`` is bytes. The tokens: ``content_type``,
+    ``content_encoding``, ``signed``, and ``too_large`` for a Content-Length over ``max_body``.
+    """
     types: list[str] = []
-    for name, value in headers:
-        name = name.lower()
+    found: str | None = None
+    for name, value in _ABOUT_CONTENT.findall(head):
+        name, value = name.lower(), value.rstrip(b" \t")
         if name == b"content-type":
             types.append(value.decode("latin-1"))
-        elif name == b"content-encoding" and value.strip().lower() not in (b"", b"identity"):
-            return "content_encoding"
-        elif name in _SIGNED:
+        elif name == b"content-encoding":
+            if value.lower() not in (b"", b"identity"):
+                return "content_encoding"
+        elif name == b"content-length":
+            if value.isdigit() and _longer(value, max_body):
+                found = "too_large"
+        else:
             return "signed"
     # more than one: servers differ in which they take
-    return None if not types or (len(types) == 1 and _json(types[0])) else "content_type"
+    if types and (len(types) > 1 or not _json(types[0])):
+        return "content_type"
+    return found
+
+
+def _longer(digits: bytes, limit: int) -> bool:
+    digits = digits.lstrip(b"0")
+    return len(digits) > 18 or int(digits or b"0") > limit
 
 
 def _json(content_type: str) -> bool:

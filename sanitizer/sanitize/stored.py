@@ -6,20 +6,60 @@ import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
+from dataclasses import dataclass
+from enum import StrEnum
+from time import monotonic, perf_counter
 from urllib.parse import quote
 
 from cachetools import TTLCache
-from starlette.types import Scope
 
 from sanitizer.errors import GatewayError, PoolExhausted, UpstreamTimeout
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.jsonedit import NotInspectable, loads
 
-Fields = list[tuple[bytes, bytes]]
-Ask = Callable[[bytes, Fields, int], Awaitable[tuple[int, bytes]]]
-"""GET a target with these fields: the status, and the content of a 200, of one that is over so many bytes not all but
-more than that. Raises `GatewayError`."""
+Ask = Callable[[bytes, bytes, int], Awaitable[tuple[int, bytes]]]
+"""GET a target with these field lines, each of which follows a CRLF, and return the status and, for a 200, the content.
+
+The third argument is a limit in bytes: a content over it comes back cut short, but longer than the limit. Raises
+`GatewayError`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """The caller of an intercepted request, as LiteLLM gets to know it.
+
+    ``head`` is the head that the request is sent to LiteLLM with, in octets; ``ask`` sends a lookup the same way.
+    """
+
+    head: bytes
+    ask: Ask
+
+
+class LookupOutcome(StrEnum):
+    """How a lookup ended."""
+
+    OK = "ok"
+    REDIRECTED = "3xx"
+    REFUSED = "4xx"
+    SERVER_ERROR = "5xx"
+    TIMEOUT = "timeout"
+    FAILED = "failed"  # there was no answer
+    UNUSABLE = "unusable"  # the answer does not say what is stored
+
+    @classmethod
+    def of_status(cls, status: int) -> "LookupOutcome":
+        """The outcome of a lookup that was answered with another status than 200."""
+        return {3: cls.REDIRECTED, 4: cls.REFUSED, 5: cls.SERVER_ERROR}.get(status // 100, cls.UNUSABLE)
+
+
+@dataclass(frozen=True, slots=True)
+class Lookup:
+    """One lookup: how it ended, how many seconds it took, and whether the gateway's own credential was used in it."""
+
+    outcome: LookupOutcome
+    seconds: float
+    lookup_key: bool = False
+
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read; a key's row takes a few thousand."""
@@ -28,8 +68,11 @@ MAX_TOKEN = 512
 CACHE_SIZE = 4 * 1024 * 1024
 """Bytes of answers that the cache keeps."""
 
-_OF_THE_REQUEST = frozenset((b"accept-encoding", b"expect", b"range", b"transfer-encoding"))
-_OF_THE_WAY = frozenset((b"host", b"via", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto"))
+_NOT_LOOKED_UP = re.compile(
+    rb"\r\n(?:content-[^:]*|if-[^:]*|accept-encoding|expect|range|transfer-encoding):[^\r]*", re.IGNORECASE
+)
+_OF_THE_ROUTE = re.compile(rb"\r\n(?:host|via|x-forwarded-(?:for|host|proto)):[^\r]*", re.IGNORECASE)
+_IDENTITY = b"\r\nAccept-Encoding: identity"
 
 
 def token_of(key: str) -> str:
@@ -43,34 +86,27 @@ def key_hash(key: str) -> str:
     return (token if re.fullmatch("[0-9a-f]{64}", token) else hashlib.sha256(key.encode()).hexdigest())[:8]
 
 
-def lookup_fields(outbound: Fields) -> Fields:
-    """The header of a lookup: the relayed request's, less what belongs to its content or would make the answer partial.
+def lookup_header(head: bytes) -> bytes:
+    """The field lines of a lookup: the request's, less those about its content or that would make the answer partial.
 
     Any field may authenticate (a configured key header, custom auth): all others go along, duplicates and order kept.
     """
-    kept = [
-        (name, value)
-        for name, value in outbound
-        if not (lower := name.lower()).startswith((b"content-", b"if-")) and lower not in _OF_THE_REQUEST
-    ]
-    return [*kept, (b"accept-encoding", b"identity")]
+    return _NOT_LOOKED_UP.sub(b"", head[head.index(b"\r\n") : -4]) + _IDENTITY
 
 
-def own_fields(outbound: Fields, key: str) -> Fields:
-    """The header of a lookup with the gateway's own credential, ``key``.
+def own_header(head: bytes, key: str) -> bytes:
+    """The field lines of a lookup with the gateway's own credential, ``key``.
 
     Any field of the caller's may authenticate, and some go before Authorization: none but those that say where the
     request is going and has come from are taken along. (A LiteLLM up to 1.105.0, though not 1.109.1, that has a
     ``litellm_key_header_name`` takes no key from Authorization: there, the credential is of no use.)
     """
-    kept = [(name, value) for name, value in outbound if name.lower() in _OF_THE_WAY]
-    return [*kept, (b"authorization", b"Bearer " + key.encode()), (b"accept-encoding", b"identity")]
+    route = b"".join(_OF_THE_ROUTE.findall(head))
+    return route + b"\r\nAuthorization: Bearer " + key.encode() + _IDENTITY
 
 
 class StoredKeys:
-    """Looks keys up in LiteLLM, which ``ask`` asks, with the header that ``outbound`` gives the relayed request.
-
-    ``timeout`` (seconds) is for a whole lookup.
+    """Looks keys up in LiteLLM. ``timeout`` (seconds) is for a whole lookup.
 
     ``lookup_key`` gives the gateway's own credential as it is now, or None; it is used if LiteLLM refuses the caller's
     lookup with 403, for that lookup alone (`sanitizer.sanitize.lookup_key`).
@@ -84,17 +120,9 @@ class StoredKeys:
     """
 
     def __init__(
-        self,
-        ask: Ask,
-        *,
-        outbound: Callable[[Scope], Fields],
-        timeout: float,
-        cache_ttl: float = 0,
-        lookup_key: Callable[[], str | None] | None = None,
+        self, *, timeout: float = 5.0, cache_ttl: float = 0, lookup_key: Callable[[], str | None] | None = None
     ) -> None:
-        self._outbound = outbound
         self._timeout = timeout
-        self._ask = ask
         self._lookup_key = lookup_key
         # token -> (who asked, where; the answer; with the own credential or not). One entry a key, as everyone else's
         # would have to go anyway.
@@ -104,37 +132,34 @@ class StoredKeys:
         self._writers: Counter[str | None] = Counter()
         self._written = 0
 
-    async def get(self, scope: Scope, key: str, prefix: str, *, fresh: bool = False) -> Stored | Unknown:
-        """The state of ``key`` (not empty, encodable as UTF-8) as the caller of ``scope`` may see it.
+    async def get(
+        self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
+    ) -> tuple[Stored | Unknown, Lookup | None]:
+        """The state of ``key`` (not empty, encodable as UTF-8) as the caller may see it, and the lookup made for it.
 
         ``prefix`` is the path prefix, ``""`` for none; ``fresh`` bypasses the cache. Cancelling closes the lookup.
         `Unknown` reasons: ``key_length``, ``lookup_<status>``, ``lookup_timeout``, ``lookup_failed``, ``lookup_size``,
-        ``lookup_shape``, ``lookup_loop``, ``key_deleted``; ``lookup_key_<status>`` if the own credential was refused.
+        ``lookup_shape``, ``key_deleted``; ``lookup_key_<status>`` if the own credential was refused.
         """
         token = token_of(key)
         if len(token) > MAX_TOKEN:
-            return Unknown("key_length")
-        try:
-            outbound = self._outbound(scope)
-        except GatewayError:  # the relay will refuse this request
-            return Unknown("lookup_loop")
-        fields = lookup_fields(outbound)
-        caller = _digest(fields, prefix) if self._cache is not None else b""
-        if self._cache is not None and not fresh:
-            entry = self._cache.get(token)
-            if entry is not None and entry[0] == caller:
-                return _read(entry[1], token, cached=True, lookup_key=entry[2])
+            return Unknown("key_length"), None
+        header = lookup_header(caller.head)
+        identity = b""
+        if self._cache is not None:
+            identity = hashlib.sha256(b"%b\r\n%b" % (quote(prefix).encode(), header)).digest()
+            entry = None if fresh else self._cache.get(token)
+            if entry is not None and entry[0] == identity:
+                return _read(entry[1], token, cached=True, lookup_key=entry[2]), None
         written = self._written
         self._forget(token)
-        target = f"{quote(prefix)}/key/info?key={quote(token, safe='')}".encode()
-        answer, lookup_key = await self._fetch(target, fields, outbound)
-        if isinstance(answer, str):
-            return Unknown(answer, lookup_key)
-        stored = _read(answer, token, lookup_key=lookup_key)
+        since = perf_counter()
+        stored, answer, outcome = await self._look_up(caller, header, token, prefix)
+        lookup = Lookup(outcome, perf_counter() - since, stored.lookup_key)
         beside_a_write = self._written != written or self._writers[token] or self._writers[None]
         if self._cache is not None and isinstance(stored, Stored) and not beside_a_write:
-            self._cache[token] = (caller, answer, lookup_key)
-        return stored
+            self._cache[token] = (identity, answer, stored.lookup_key)
+        return stored, lookup
 
     @contextmanager
     def writing(self, key: str | None) -> Iterator[None]:
@@ -158,30 +183,29 @@ class StoredKeys:
         else:
             self._cache.pop(token, None)
 
-    async def _fetch(self, target: bytes, fields: Fields, outbound: Fields) -> tuple[bytes | str, bool]:
-        """The answer, or why there is none; and whether the own credential was used."""
+    async def _look_up(
+        self, caller: Caller, header: bytes, token: str, prefix: str
+    ) -> tuple[Stored | Unknown, bytes, LookupOutcome]:
+        """What is stored, the answer that says so, and how the lookup ended."""
+        target = f"{quote(prefix)}/key/info?key={quote(token, safe='')}".encode()
         lookup_key = False
         try:
             async with asyncio.timeout(self._timeout):
-                status, answer = await self._ask(target, fields, MAX_ANSWER)
+                status, answer = await caller.ask(target, header, MAX_ANSWER)
                 if status == 403 and self._lookup_key is not None and (key := self._lookup_key()):
                     lookup_key = True
-                    status, answer = await self._ask(target, own_fields(outbound, key), MAX_ANSWER)
+                    status, answer = await caller.ask(target, own_header(caller.head, key), MAX_ANSWER)
         except (TimeoutError, UpstreamTimeout, PoolExhausted):
-            return "lookup_timeout", lookup_key
+            return Unknown("lookup_timeout", lookup_key), b"", LookupOutcome.TIMEOUT
         except GatewayError:
-            return "lookup_failed", lookup_key
+            return Unknown("lookup_failed", lookup_key), b"", LookupOutcome.FAILED
         if status != 200:
-            return f"{'lookup_key' if lookup_key else 'lookup'}_{status}", lookup_key
-        return (answer if len(answer) <= MAX_ANSWER else "lookup_size"), lookup_key
-
-
-def _digest(fields: Fields, prefix: str) -> bytes:
-    """Who asks, and under which path: any field may authenticate, so all of them count, with their order."""
-    digest = hashlib.sha256()
-    for part in (prefix.encode(), *(part for field in fields for part in field)):
-        digest.update(b"%d:%b" % (len(part), part))
-    return digest.digest()
+            reason = f"lookup_key_{status}" if lookup_key else f"lookup_{status}"
+            return Unknown(reason, lookup_key), b"", LookupOutcome.of_status(status)
+        if len(answer) > MAX_ANSWER:
+            return Unknown("lookup_size", lookup_key), b"", LookupOutcome.UNUSABLE
+        stored = _read(answer, token, lookup_key=lookup_key)
+        return stored, answer, LookupOutcome.OK if isinstance(stored, Stored) else LookupOutcome.UNUSABLE
 
 
 def _read(answer: bytes, token: str, *, cached: bool = False, lookup_key: bool = False) -> Stored | Unknown:

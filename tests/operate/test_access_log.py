@@ -48,7 +48,7 @@ def accesses(gateway: Gateway) -> list[dict[str, Any]]:
 
 
 def test_access_log(upstream: Upstream) -> None:
-    """One line a request, whatever became of it, on both faces."""
+    """One line for each request, whatever became of it, intercepted or not."""
     options = ("--access-log", "--response-timeout", "2")
     expected: list[tuple[str | None, str | None, int]] = []
     with Gateway(upstream.url, *options) as gateway:
@@ -61,7 +61,9 @@ def test_access_log(upstream: Upstream) -> None:
             upstream.script = reply(CLOSE)
             assert client.ask(request("POST", "/closes")).status == 502
             expected.append(("POST", "/closes", 502))
-        assert gateway.ask(b"GET / HTTP/1.1\r\n\r\n").status == 400
+        assert gateway.ask(b"GET /no-host HTTP/1.1\r\n\r\n").status == 400
+        expected.append(("GET", "/no-host", 400))
+        assert gateway.ask(b"?\r\n\r\n").status == 400
         expected.append((None, None, 400))
         upstream.script = reply(CUT, CLOSE)
         with gateway.connect() as client:

@@ -17,7 +17,9 @@ from sanitizer import __version__
 from sanitizer.errors import GatewayError
 from sanitizer.operate import metrics
 from sanitizer.relay import upstream as upstream_module
-from sanitizer.sanitize.decision import Outcome
+from sanitizer.sanitize.core import Record
+from sanitizer.sanitize.decision import Decision, Outcome
+from sanitizer.sanitize.stored import Lookup, LookupOutcome
 from tests.operate.exposition import Numbers, families, wait_for, wait_until_ready
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Script, Upstream, refusing_port, reply
@@ -95,12 +97,13 @@ CASES: dict[str, tuple[bytes, Script, dict[str, float]]] = {
     "a method of the client's": (request("REPORT"), reply(OK), {ended("other", "2xx"): 1, HEAD: 1}),
     "HEAD": (request("HEAD"), reply(b"HTTP/1.1 200 OK\r\n\r\n"), {ended("HEAD", "2xx"): 1, HEAD: 1}),
     "malformed": (b"GET / HTTP/1.1\r\nHost a\r\n\r\n", reply(OK), {ended("other", "4xx"): 1}),
-    "no Host": (b"GET / HTTP/1.1\r\n\r\n", reply(OK), {ended("other", "4xx"): 1}),
+    "no Host": (b"GET / HTTP/1.1\r\n\r\n", reply(OK), {ended("GET", "4xx"): 1}),
+    "not HTTP": (b"?\r\n\r\n", reply(OK), {ended("other", "4xx"): 1}),
     "a head too large": (request(fields=f"A: {'a' * 70000}\r\n"), reply(OK), {ended("other", "4xx"): 1}),
     "a loop": (
         request(fields="".join(f"Via: 1.1 litellm-sanitizer-{n}\r\n" for n in range(9))),
         reply(OK),
-        {ended("other", "5xx"): 1},
+        {ended("GET", "5xx"): 1},
     ),
     "malformed content": (
         b"PUT / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
@@ -200,7 +203,7 @@ CASES: dict[str, tuple[bytes, Script, dict[str, float]]] = {
     "an update with malformed content": (
         b"POST /key/update HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\nxyz\r\n",
         reply(OK),
-        {ended("POST", "4xx"): 1},  # refused before anything was decided about it
+        {decided("unreadable"): 1, ended("POST", "4xx"): 1},
     ),
 }
 
@@ -253,7 +256,7 @@ def test_repeated_heads(running: tuple[Gateway, Upstream]) -> None:
     assert totals(after.since(before)) == {ended("TRACE", "2xx"): 5, HEAD: 5}
 
 
-@pytest.mark.parametrize("message", [request("PUT"), update(b"{")], ids=["fast", "through ASGI"])
+@pytest.mark.parametrize("message", [request("PUT"), update(b"{")], ids=["relayed", "intercepted"])
 @pytest.mark.parametrize("begun", [False, True], ids=["before the answer", "in the answer"])
 def test_client_leaves(running: tuple[Gateway, Upstream], message: bytes, begun: bool) -> None:
     """A client that leaves before its answer has begun is 499; later, it has had a status."""
@@ -433,8 +436,9 @@ def wait_for_workers(gateway: Gateway, without: list[int]) -> None:
 
 def test_lookup_with_the_lookup_credential() -> None:
     """It ends as any other does: by the class of LiteLLM's status."""
-    decisions = metrics.Decisions(["/key/update"], list(Outcome), [])
-    decisions.add("/key/update", Outcome.UNKNOWN, (), "lookup_key_401", 0.1)
+    decisions = metrics.Decisions()
+    decision = Decision(Outcome.UNKNOWN, reason="lookup_key_401", lookup_key=True)
+    decisions.add(Record(endpoint="/key/update", decision=decision, lookup=Lookup(LookupOutcome.of_status(401), 0.1)))
     assert {outcome: sum(histogram.counts) for outcome, histogram in decisions.lookups.items() if histogram.sum} == {
         "4xx": 1
     }

@@ -9,10 +9,12 @@ from typing import Any
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from sanitizer.sanitize.core import Record, Sanitizer
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.gates import FIELDS
-from sanitizer.sanitize.middleware import Record, Sanitizer
-from sanitizer.sanitize.stored import StoredKeys
+from sanitizer.sanitize.middleware import SanitizerMiddleware
+from sanitizer.sanitize.scopes import encode_header
+from sanitizer.sanitize.stored import Ask, Caller, Lookup, LookupOutcome, StoredKeys
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -22,6 +24,17 @@ JSON = (b"content-type", b"application/json")
 
 def update(routes: Any = ("/a",), **more: Any) -> bytes:
     return json.dumps({"key": KEY, "allowed_routes": routes, **more}).encode()
+
+
+def octets(headers: Fields) -> bytes:
+    """A head with these field lines."""
+    head = encode_header(headers)
+    assert head is not None
+    return head
+
+
+async def ask_nobody(target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
+    raise AssertionError
 
 
 class Lookups(StoredKeys):
@@ -36,7 +49,9 @@ class Lookups(StoredKeys):
         self.writes: list[str | None] = []
         self.writing_now = 0
 
-    async def get(self, scope: Scope, key: str, prefix: str, *, fresh: bool = False) -> Stored | Unknown:
+    async def get(
+        self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
+    ) -> tuple[Stored | Unknown, Lookup | None]:
         self.calls.append((key, prefix, fresh))
         self.started.set()
         if self.gate is not None:
@@ -45,7 +60,9 @@ class Lookups(StoredKeys):
             except asyncio.CancelledError:
                 self.cancelled = True
                 raise
-        return self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
+        cached = isinstance(result, Stored) and result.cached
+        return result, None if cached else Lookup(LookupOutcome.OK, 0.01, result.lookup_key)
 
     @contextlib.contextmanager
     def writing(self, key: str | None) -> Iterator[None]:
@@ -147,17 +164,20 @@ class Sanitized:
     max_body: int = 1024
     prefixes: tuple[str, ...] = ("", "/p")
     records: list[Record] = field(default_factory=list)
+    ask: Ask = ask_nobody
 
     def __post_init__(self) -> None:
         self.sanitizer = Sanitizer(
-            self.app,
-            stored=self.stored,
+            self.stored,
             mode=self.mode,
             fields=FIELDS,
             prefixes=self.prefixes,
             max_body=self.max_body,
             on_decision=self.records.append,
         )
+        self.middleware = SanitizerMiddleware(
+            self.app, sanitizer=self.sanitizer, caller=lambda scope: Caller(octets(scope["headers"]), self.ask)
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.sanitizer(scope, receive, send)
+        await self.middleware(scope, receive, send)

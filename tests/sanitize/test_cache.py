@@ -10,8 +10,8 @@ from starlette.types import Receive, Scope, Send
 from sanitizer.sanitize import stored as module
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.jsonedit import Json
-from sanitizer.sanitize.stored import StoredKeys, token_of
-from tests.sanitize.harness import JSON, KEY, Client, Fields, Sanitized, update
+from sanitizer.sanitize.stored import Caller, StoredKeys, token_of
+from tests.sanitize.harness import JSON, KEY, Client, Fields, Sanitized, octets, update
 
 pytestmark = pytest.mark.anyio
 
@@ -30,7 +30,7 @@ class LiteLLM:
         self.before_answer: asyncio.Event | None = None
         self.asked = asyncio.Event()
 
-    async def info(self, target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
+    async def info(self, target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
         self.lookups += 1
         token = parse_qs(target.decode().partition("?")[2])["key"][0]
         answer = {"key": token, "info": {"allowed_routes": self.routes.get(token, ["/a"]), **self.more}}
@@ -52,13 +52,17 @@ def litellm() -> LiteLLM:
     return LiteLLM()
 
 
-def stored_keys(litellm: LiteLLM, ttl: float) -> StoredKeys:
-    return StoredKeys(litellm.info, outbound=lambda scope: scope["headers"], timeout=10, cache_ttl=ttl)
+def stored_keys(ttl: float) -> StoredKeys:
+    return StoredKeys(cache_ttl=ttl)
+
+
+async def get(keys: StoredKeys, litellm: LiteLLM, headers: Fields, key: str = KEY) -> Stored | Unknown:
+    return (await keys.get(Caller(octets(headers), litellm.info), key, ""))[0]
 
 
 @pytest.fixture
-def keys(litellm: LiteLLM) -> StoredKeys:
-    return stored_keys(litellm, 10)
+def keys() -> StoredKeys:
+    return stored_keys(10)
 
 
 async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str = "/key/update") -> bytes:
@@ -69,8 +73,8 @@ async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str =
 
 async def test_off_by_default(litellm: LiteLLM) -> None:
     """Without a time to live, every request is looked up."""
-    stored = stored_keys(litellm, 0)
-    app = Sanitized(litellm, stored)
+    stored = stored_keys(0)
+    app = Sanitized(litellm, stored, ask=litellm.info)
     for _ in range(3):
         assert await send(app, update()) == b"dropped"
     assert litellm.lookups == 3
@@ -78,7 +82,7 @@ async def test_off_by_default(litellm: LiteLLM) -> None:
 
 async def test_reuse(litellm: LiteLLM, keys: StoredKeys) -> None:
     """The same caller's further updates of the same key share a lookup, raw or by hash."""
-    app = Sanitized(litellm, keys)
+    app = Sanitized(litellm, keys, ask=litellm.info)
     assert await send(app, update()) == b"dropped"
     assert await send(app, update()) == b"dropped"
     assert await send(app, json.dumps({"key": token_of(KEY), "allowed_routes": ["/a"]}).encode()) == b"dropped"
@@ -89,8 +93,8 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
     """An answer is reused for no longer than it was allowed to, however often it is used."""
     now = 100.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
-    stored = stored_keys(litellm, 10)
-    app = Sanitized(litellm, stored)
+    stored = stored_keys(10)
+    app = Sanitized(litellm, stored, ask=litellm.info)
     lookups = []
     for now in (100, 106, 109.9, 110.1, 120):  # noqa: B007 - the clock
         await send(app, update())
@@ -109,7 +113,7 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
 )
 async def test_not_shared(headers: Fields, path: str, litellm: LiteLLM, keys: StoredKeys) -> None:
     """What one caller may see says nothing about another; and another's request ends the first one's entry."""
-    app = Sanitized(litellm, keys)
+    app = Sanitized(litellm, keys, ask=litellm.info)
     await send(app, update())
     assert await send(app, update(), headers, path) == b"dropped"
     assert litellm.lookups == 2
@@ -119,7 +123,7 @@ async def test_not_shared(headers: Fields, path: str, litellm: LiteLLM, keys: St
 
 async def test_field_boundaries(litellm: LiteLLM, keys: StoredKeys) -> None:
     """Fields that only look alike when run together are different credentials."""
-    app = Sanitized(litellm, keys)
+    app = Sanitized(litellm, keys, ask=litellm.info)
     await send(app, update(), [JSON, (b"ab", b"c")])
     await send(app, update(), [JSON, (b"a", b"bc")])
     assert litellm.lookups == 2
@@ -127,7 +131,7 @@ async def test_field_boundaries(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 async def test_other_keys_stay(litellm: LiteLLM, keys: StoredKeys) -> None:
     """An entry is one key's."""
-    app = Sanitized(litellm, keys)
+    app = Sanitized(litellm, keys, ask=litellm.info)
     other = json.dumps({"key": "sk-other", "allowed_routes": ["/a"]}).encode()
     for body in (update(), other, update(), other):
         assert await send(app, body) == b"dropped"
@@ -136,7 +140,7 @@ async def test_other_keys_stay(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 async def test_difference_is_confirmed(litellm: LiteLLM, keys: StoredKeys) -> None:
     """A cached value that differs is not believed: someone else may have stored just what is sent now."""
-    app = Sanitized(litellm, keys)
+    app = Sanitized(litellm, keys, ask=litellm.info)
     await send(app, update(["/a"]))
     litellm.routes[token_of(KEY)] = ["/b"]  # behind this process's back
     assert await send(app, update(["/b"])) == b"dropped"
@@ -145,7 +149,7 @@ async def test_difference_is_confirmed(litellm: LiteLLM, keys: StoredKeys) -> No
 
 async def test_a_b_a(litellm: LiteLLM, keys: StoredKeys) -> None:
     """Changes there and back in quick succession all arrive."""
-    app = Sanitized(litellm, keys)
+    app = Sanitized(litellm, keys, ask=litellm.info)
     assert await send(app, update(["/a"])) == b"dropped"
     assert await send(app, update(["/b"])) == b"changed"
     assert litellm.routes[token_of(KEY)] == ["/b"]
@@ -164,7 +168,7 @@ async def test_a_b_a(litellm: LiteLLM, keys: StoredKeys) -> None:
 )
 async def test_writers_empty(body: bytes, headers: Fields, litellm: LiteLLM, keys: StoredKeys) -> None:
     """Whatever may write the key ends its entry, whoever sends it."""
-    app = Sanitized(litellm, keys)
+    app = Sanitized(litellm, keys, ask=litellm.info)
     await send(app, update())
     await send(app, body, headers)
     before = litellm.lookups
@@ -188,8 +192,8 @@ async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM
         await finish.wait()
         await litellm(scope, receive, send)
 
-    app = Sanitized(litellm, keys)
-    writer = asyncio.create_task(send(Sanitized(slow, keys), body, BOB))
+    app = Sanitized(litellm, keys, ask=litellm.info)
+    writer = asyncio.create_task(send(Sanitized(slow, keys, ask=litellm.info), body, BOB))
     await writing.wait()
     for _ in range(2):
         assert await send(app, update(["/a"])) == b"dropped"
@@ -203,41 +207,40 @@ async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM
 async def test_write_during_a_lookup(litellm: LiteLLM, keys: StoredKeys) -> None:
     """What was read before a write that has ended since is not kept."""
     litellm.before_answer = asyncio.Event()
-    reader = asyncio.create_task(keys.get({"headers": ALICE}, KEY, ""))
+    reader = asyncio.create_task(get(keys, litellm, ALICE))
     await litellm.asked.wait()
     with keys.writing(KEY):
         litellm.routes[token_of(KEY)] = ["/b"]
     litellm.before_answer.set()
     assert await reader == Stored({"allowed_routes": ["/a"]})
-    assert await keys.get({"headers": ALICE}, KEY, "") == Stored({"allowed_routes": ["/b"]})
+    assert await get(keys, litellm, ALICE) == Stored({"allowed_routes": ["/b"]})
 
 
 async def test_failures_are_not_kept(litellm: LiteLLM, keys: StoredKeys) -> None:
     """Only a stored value is."""
-    scope = {"headers": ALICE}
     litellm.status = 503
-    assert await keys.get(scope, KEY, "") == Unknown("lookup_503")
+    assert await get(keys, litellm, ALICE) == Unknown("lookup_503")
     litellm.status = 200
     litellm.more = {"status": "deleted"}
-    assert await keys.get(scope, KEY, "") == Unknown("key_deleted")
+    assert await get(keys, litellm, ALICE) == Unknown("key_deleted")
     litellm.more = {}
-    assert await keys.get(scope, KEY, "") == Stored({"allowed_routes": ["/a"]})
+    assert await get(keys, litellm, ALICE) == Stored({"allowed_routes": ["/a"]})
 
 
 async def test_a_refused_lookup_empties(litellm: LiteLLM, keys: StoredKeys) -> None:
     """Someone else's lookup ends an entry even if it comes to nothing."""
-    await keys.get({"headers": ALICE}, KEY, "")
+    await get(keys, litellm, ALICE)
     litellm.status = 403
-    assert await keys.get({"headers": BOB}, KEY, "") == Unknown("lookup_403")
+    assert await get(keys, litellm, BOB) == Unknown("lookup_403")
     litellm.status = 200
-    assert await keys.get({"headers": ALICE}, KEY, "") == Stored({"allowed_routes": ["/a"]})
+    assert await get(keys, litellm, ALICE) == Stored({"allowed_routes": ["/a"]})
 
 
 async def test_bounded(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest entries make room."""
     monkeypatch.setattr(module, "CACHE_SIZE", 1000)
-    stored = stored_keys(litellm, 10)
+    stored = stored_keys(10)
     for key in ("sk-1", "sk-2", "sk-3", "sk-1"):
-        assert isinstance(await stored.get({"headers": ALICE}, key, ""), Stored)
+        assert isinstance(await get(stored, litellm, ALICE, key), Stored)
     assert litellm.lookups == 4
-    assert await stored.get({"headers": ALICE}, "sk-1", "") == Stored({"allowed_routes": ["/a"]}, cached=True)
+    assert await get(stored, litellm, ALICE, "sk-1") == Stored({"allowed_routes": ["/a"]}, cached=True)

@@ -8,6 +8,7 @@ from sanitizer.sanitize import gates
 from sanitizer.sanitize.decision import Decision, Outcome, Stored, Unknown, decide, inspect, obstacle
 from sanitizer.sanitize.gates import FIELDS, Gate, Target, Targets
 from sanitizer.sanitize.jsonedit import NotInspectable, equal
+from tests.sanitize.harness import octets
 
 
 def target(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Target:
@@ -56,7 +57,8 @@ def target(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Target
 )
 def test_obstacle(lines: list[tuple[str, str]], reason: str | None) -> None:
     """A body that LiteLLM would not read as plain JSON, or that someone vouches for, is left alone."""
-    assert obstacle([(name.encode(), value.encode("latin-1")) for name, value in lines]) == reason
+    head = octets([(name.encode(), value.encode("latin-1")) for name, value in lines])
+    assert obstacle(head, 1024) == reason
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,8 @@ from sanitizer.relay.upstream import Upstream as GatewayUpstream
 from sanitizer.sanitize.decision import Outcome, Stored, Unknown
 from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.lookup_key import KeyFile, checked_key, read_key
-from sanitizer.sanitize.stored import Fields, StoredKeys, token_of
-from tests.sanitize.harness import JSON, KEY, Client, Lookups, Sanitized, Upstream, update
+from sanitizer.sanitize.stored import Caller, StoredKeys, token_of
+from tests.sanitize.harness import JSON, KEY, Client, Fields, Lookups, Sanitized, Upstream, octets, update
 from tests.support.upstream import Upstream as Server
 from tests.support.upstream import in_turn, reply
 
@@ -143,21 +143,22 @@ class TestKeyFile:
         assert (key(), len(told)) == (None, 1)
 
 
-async def ask(target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
+async def ask(target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
+    lines = [line.split(b": ", 1) for line in header.split(b"\r\n")[1:]]
     async with httpx.AsyncClient(base_url="http://litellm.test") as client:
-        answer = await client.get(target.decode(), headers=fields)
+        answer = await client.get(target.decode(), headers=[(name, value) for name, value in lines])
     return answer.status_code, answer.content
 
 
 def stored_keys(own: str | None, ttl: float = 0) -> StoredKeys:
     """StoredKeys whose lookups respx answers."""
-    return StoredKeys(
-        ask,
-        outbound=lambda scope: scope["headers"],
-        timeout=10,
-        cache_ttl=ttl,
-        lookup_key=lambda: own,
-    )
+    return StoredKeys(cache_ttl=ttl, lookup_key=lambda: own)
+
+
+async def get(stored: StoredKeys, headers: Fields = ALICE) -> Stored | Unknown:
+    found, lookup = await stored.get(Caller(octets(headers), ask), KEY, "")
+    assert lookup is None or lookup.lookup_key == found.lookup_key
+    return found
 
 
 class LiteLLM:
@@ -201,7 +202,7 @@ async def test_when(
 ) -> None:
     """Only after a 403, and only once."""
     litellm = LiteLLM(respx_mock, status)
-    assert await stored_keys(own).get({"headers": ALICE}, KEY, "") == result
+    assert await get(stored_keys(own)) == result
     assert litellm.askers == askers
 
 
@@ -224,7 +225,7 @@ async def test_when(
 async def test_refused_as_well(own: int | httpx.Response, reason: str, respx_mock: respx.MockRouter) -> None:
     """An own lookup that gives nothing is unknown, by a reason of its own if it was refused."""
     LiteLLM(respx_mock, 403, own)
-    assert await stored_keys(OWN).get({"headers": ALICE}, KEY, "") == Unknown(reason, lookup_key=True)
+    assert await get(stored_keys(OWN)) == Unknown(reason, lookup_key=True)
 
 
 @pytest.mark.anyio
@@ -252,13 +253,9 @@ async def test_bytes_sent() -> None:
     with Server(in_turn(reply(REFUSED), reply(answer()))) as server:
         upstream = GatewayUpstream(Address("http", "127.0.0.1", server.port))
         try:
-            stored = StoredKeys(
-                partial(fetch, upstream),
-                outbound=lambda scope: fields,
-                timeout=10,
-                lookup_key=lambda: OWN,
-            )
-            assert await stored.get({}, KEY, "/p") == Stored(HELD, lookup_key=True)
+            stored = StoredKeys(lookup_key=lambda: OWN)
+            caller = Caller(octets(fields), partial(fetch, upstream))
+            assert (await stored.get(caller, KEY, "/p"))[0] == Stored(HELD, lookup_key=True)
         finally:
             upstream.close()
         server.settle()
@@ -271,8 +268,8 @@ async def test_bytes_sent() -> None:
                 b"X-Forwarded-Host: proxy.example",
                 b"Via: 1.1 a",
                 b"Via: 1.1 litellm-sanitizer-0",
-                b"authorization: Bearer sk-own",
-                b"accept-encoding: identity",
+                b"Authorization: Bearer sk-own",
+                b"Accept-Encoding: identity",
                 b"",
                 b"",
             ]
@@ -292,7 +289,7 @@ async def test_one_timeout(respx_mock: respx.MockRouter) -> None:
     respx_mock.get(url__startswith="http://litellm.test/").mock(side_effect=wait)
     stored = stored_keys(OWN)
     stored._timeout = 0.05
-    assert await stored.get({"headers": ALICE}, KEY, "") == Unknown("lookup_timeout", lookup_key=True)
+    assert await get(stored) == Unknown("lookup_timeout", lookup_key=True)
 
 
 @pytest.mark.anyio
@@ -300,12 +297,12 @@ async def test_cached_for_the_caller_alone(respx_mock: respx.MockRouter) -> None
     """What the credential has read is reused for the caller it was read for, and is still known for what it is."""
     litellm = LiteLLM(respx_mock, 403)
     stored = stored_keys(OWN, ttl=10)
-    assert await stored.get({"headers": ALICE}, KEY, "") == Stored(HELD, lookup_key=True)
-    assert await stored.get({"headers": ALICE}, KEY, "") == Stored(HELD, cached=True, lookup_key=True)
+    assert await get(stored) == Stored(HELD, lookup_key=True)
+    assert await get(stored) == Stored(HELD, cached=True, lookup_key=True)
     assert litellm.askers == ["alice", OWN]
     litellm.status = 401
     stranger: Fields = [ALICE[0], (b"Authorization", b"Bearer stranger")]
-    assert await stored.get({"headers": stranger}, KEY, "") == Unknown("lookup_401")
+    assert await get(stored, stranger) == Unknown("lookup_401")
     assert litellm.askers == ["alice", OWN, "stranger"]
 
 
@@ -336,5 +333,5 @@ async def test_who_is_told(status: int, mode: str, sent: list[str], stored: Stor
     client = await Client([update(sent)], [JSON]).through(app)
     assert client.marks == ([mark] if 200 <= status < 300 else [])
     (record,) = app.records
-    assert record.lookup_key
-    assert record.outcome is Outcome(mark.split(b";")[0].decode())
+    assert record.decision.lookup_key
+    assert record.decision.outcome is Outcome(mark.split(b";")[0].decode())

@@ -8,6 +8,7 @@ import logging
 import ssl
 import threading
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,6 @@ from sanitizer.address import Address
 from sanitizer.errors import (
     ConnectTimeout,
     GatewayError,
-    LoopDetected,
     PoolExhausted,
     ResponseTimeout,
     UpstreamBroken,
@@ -28,7 +28,8 @@ from sanitizer.errors import (
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.upstream import Upstream as GatewayUpstream
 from sanitizer.sanitize.decision import Stored, Unknown
-from sanitizer.sanitize.stored import MAX_ANSWER, MAX_TOKEN, Fields, StoredKeys, key_hash, token_of
+from sanitizer.sanitize.stored import MAX_ANSWER, MAX_TOKEN, Ask, Caller, StoredKeys, key_hash, token_of
+from tests.sanitize.harness import Fields, octets
 from tests.support.upstream import (
     CLOSE,
     RESET,
@@ -57,14 +58,24 @@ def ok(body: bytes, *fields: bytes) -> bytes:
     return b"\r\n".join(lines) + b"\r\n\r\n" + body
 
 
+@dataclass
+class LookUp:
+    """Looks a key up with given fields."""
+
+    stored: StoredKeys
+    ask: Ask
+
+    async def __call__(self, *fields: tuple[bytes, bytes], key: str = KEY, prefix: str = "") -> Stored | Unknown:
+        found, self.lookup = await self.stored.get(Caller(octets(list(fields or [HOST])), self.ask), key, prefix)
+        return found
+
+
 @contextlib.asynccontextmanager
-async def keys(
-    address: Address, seconds: float = 10, verify: ssl.SSLContext | None = None
-) -> AsyncIterator[StoredKeys]:
-    """StoredKeys whose lookups carry the fields that the scope has, and go over the relay's connections."""
+async def keys(address: Address, seconds: float = 10, verify: ssl.SSLContext | None = None) -> AsyncIterator[LookUp]:
+    """Lookups that carry given fields over the relay's connections."""
     upstream = GatewayUpstream(address, tls=verify)
     try:
-        yield StoredKeys(partial(fetch, upstream), outbound=lambda scope: scope["headers"], timeout=seconds)
+        yield LookUp(StoredKeys(timeout=seconds), partial(fetch, upstream))
     finally:
         upstream.close()
 
@@ -72,8 +83,8 @@ async def keys(
 async def look_up(
     upstream: Upstream, *fields: tuple[bytes, bytes], key: str = KEY, prefix: str = "", seconds: float = 10
 ) -> Stored | Unknown:
-    async with keys(Address("http", "127.0.0.1", upstream.port), seconds) as stored:
-        return await stored.get({"headers": list(fields or [HOST])}, key, prefix)
+    async with keys(Address("http", "127.0.0.1", upstream.port), seconds) as look_up:
+        return await look_up(*fields, key=key, prefix=prefix)
 
 
 async def test_bytes_sent() -> None:
@@ -119,7 +130,7 @@ async def test_bytes_sent() -> None:
                 b"X-Empty: ",
                 b"X-Forwarded-For: 203.0.113.9",
                 b"Via: 1.1 litellm-sanitizer-0",
-                b"accept-encoding: identity",
+                b"Accept-Encoding: identity",
                 b"",
                 b"",
             ]
@@ -204,11 +215,11 @@ async def test_answers(status: int, body: bytes, result: Stored | Unknown) -> No
 async def test_errors(error: GatewayError, reason: str) -> None:
     """A lookup that fails is unknown, never an error."""
 
-    async def fail(target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
+    async def fail(target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
         raise error
 
-    stored = StoredKeys(fail, outbound=lambda scope: scope["headers"], timeout=10)
-    assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown(reason)
+    look_up = LookUp(StoredKeys(), fail)
+    assert await look_up() == Unknown(reason)
 
 
 @pytest.mark.parametrize(
@@ -251,10 +262,10 @@ async def test_no_connection_comes_free() -> None:
     """A lookup waits for one of the relay's connections no longer than a relayed request."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
         relay = GatewayUpstream(Address("http", "127.0.0.1", upstream.port), connect_timeout=0.1, max_connections=1)
-        stored = StoredKeys(partial(fetch, relay), outbound=lambda scope: scope["headers"], timeout=10)
-        first = asyncio.create_task(stored.get({"headers": [HOST]}, KEY, ""))
+        look_up = LookUp(StoredKeys(), partial(fetch, relay))
+        first = asyncio.create_task(look_up())
         await asyncio.to_thread(upstream.wait_request)
-        assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown("lookup_timeout")
+        assert await look_up() == Unknown("lookup_timeout")
         relay.close()
         assert await first == Unknown("lookup_failed")
 
@@ -262,21 +273,8 @@ async def test_no_connection_comes_free() -> None:
 async def test_refused() -> None:
     """Nobody listening is unknown."""
     with refusing_port() as port:
-        async with keys(Address("http", "127.0.0.1", port)) as stored:
-            assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown("lookup_failed")
-
-
-async def test_loop() -> None:
-    """A request that the relay is going to refuse is not looked up."""
-
-    def refuse(scope: Any) -> Fields:
-        raise LoopDetected
-
-    async def fail(target: bytes, fields: Fields, most: int) -> tuple[int, bytes]:
-        raise AssertionError
-
-    stored = StoredKeys(fail, outbound=refuse, timeout=10)
-    assert await stored.get({}, KEY, "") == Unknown("lookup_loop")
+        async with keys(Address("http", "127.0.0.1", port)) as look_up:
+            assert await look_up() == Unknown("lookup_failed")
 
 
 @pytest.mark.parametrize(
@@ -313,8 +311,8 @@ async def test_timeout_of_a_trickle() -> None:
 async def test_cancel() -> None:
     """Cancelling closes the connection at once."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
-            lookup = asyncio.create_task(stored.get({"headers": [HOST]}, KEY, ""))
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
+            lookup = asyncio.create_task(look_up())
             await asyncio.to_thread(upstream.wait_request)
             lookup.cancel()
             with pytest.raises(asyncio.CancelledError):
@@ -325,9 +323,9 @@ async def test_cancel() -> None:
 async def test_connection_is_reused() -> None:
     """Lookups share a kept-alive connection."""
     with Upstream(reply(ok(answer()))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
             for _ in range(3):
-                assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+                assert isinstance(await look_up(), Stored)
         assert len(upstream.connections) == 1
 
 
@@ -342,35 +340,35 @@ async def test_connections_are_given_back(head: bytes, reason: str) -> None:
     """An answer that is not read to its end keeps no connection: there is one for every lookup to come."""
     body = b" " * (MAX_ANSWER + 1)
     with Upstream(reply(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body), keep=False) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
             for _ in range(25):
-                assert await stored.get({"headers": [HOST]}, KEY, "") == Unknown(reason)
+                assert await look_up() == Unknown(reason)
 
 
 async def test_stale_connection() -> None:
     """A kept-alive connection that upstream closes as it is used costs a second attempt, not the decision."""
     with Upstream(in_turn(reply(ok(answer())), reply(CLOSE), reply(ok(answer())))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
             for _ in range(2):
-                assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+                assert isinstance(await look_up(), Stored)
         assert [request.connection for request in upstream.requests] == [0, 0, 1]
 
 
 async def test_only_one_second_attempt() -> None:
     """Only the end of a kept-alive connection is a reason to ask again."""
     with Upstream(in_turn(reply(ok(answer())), reply(CLOSE))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
             for result in (Stored({"allowed_routes": ["/a"]}), Unknown("lookup_failed")):
-                assert await stored.get({"headers": [HOST]}, KEY, "") == result
+                assert await look_up() == result
         assert [request.connection for request in upstream.requests] == [0, 0, 1]
 
 
 async def test_cookies_are_not_kept() -> None:
     """What upstream sets for one caller is not sent for the next."""
     with Upstream(reply(ok(answer(), b"Set-Cookie: token=alice; Path=/"))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as stored:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
             for _ in range(2):
-                assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+                assert isinstance(await look_up(), Stored)
         assert [request.get(b"cookie") for request in upstream.requests] == [None, None]
 
 
@@ -382,15 +380,15 @@ async def test_environment_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path:
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     with Upstream(reply(ok(answer()))) as upstream:
         assert isinstance(await look_up(upstream), Stored)
-        assert upstream.requests[0].fields == [HOST, (b"accept-encoding", b"identity")]
+        assert upstream.requests[0].fields == [HOST, (b"Accept-Encoding", b"identity")]
 
 
 async def test_unix_socket(tmp_path: Path) -> None:
     """Over a unix socket like the relay."""
     path = str(tmp_path / "socket")
     with Upstream(reply(ok(answer())), uds=path) as upstream:
-        async with keys(Address("http", "localhost", 80, path)) as stored:
-            assert isinstance(await stored.get({"headers": [HOST]}, KEY, ""), Stored)
+        async with keys(Address("http", "localhost", 80, path)) as look_up:
+            assert isinstance(await look_up(), Stored)
         assert upstream.requests[0].get(b"host") == HOST[1]
 
 
@@ -403,8 +401,8 @@ async def test_tls(trusted: bool) -> None:
     client = ssl.create_default_context()
     (ca if trusted else trustme.CA()).configure_trust(client)
     with Upstream(reply(ok(answer())), context=server) as upstream:
-        async with keys(Address("https", "127.0.0.1", upstream.port), verify=client) as stored:
-            result = await stored.get({"headers": [HOST]}, KEY, "")
+        async with keys(Address("https", "127.0.0.1", upstream.port), verify=client) as look_up:
+            result = await look_up()
     assert result == (Stored({"allowed_routes": ["/a"]}) if trusted else Unknown("lookup_failed"))
 
 

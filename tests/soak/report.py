@@ -29,13 +29,13 @@ def figures(report: Report) -> Iterator[str]:
     ledger = report.ledger
     where: Counter[str] = Counter(stage for _, stage in ledger.left.elements())
     hows = Counter(each.how for each in ledger.restarts)
-    relayed = report.stopped.get("relayed", 0) + report.stopped.get("through_asgi", 0)
+    answered = report.stopped.get("requests", 0)
     yield f"upstream:       {hows['killed']} times killed, {hows['restarted']} times restarted"
     for (outcome, reason), count in sorted(report.accounts.items()):
         yield f"{outcome + ':':15} {count} {reason}"
     yield "clients left:   " + ", ".join(f"{count} {stage}" for stage, count in sorted(where.items()))
     yield f"content:        {ledger.octets / MIB:.0f} MiB compared"
-    yield f"gateway's CPU:  {report.cpu:.1f} s, {report.cpu / report.seconds:.0%} of a core, for {relayed} requests"
+    yield f"gateway's CPU:  {report.cpu:.1f} s, {report.cpu / report.seconds:.0%} of a core, for {answered} requests"
     yield f"gateway's end:  {report.stopped}"
     series = report.samples[:: max(1, len(report.samples) // 20)]
     yield "memory, MiB:    " + " ".join(f"{each.resident / MIB:.1f}" for each in series)

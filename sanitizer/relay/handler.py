@@ -1,0 +1,93 @@
+"""What a client connection and the handler of its current request know of each other, and no more."""
+
+import asyncio
+from typing import Literal, Protocol
+
+from sanitizer.relay.connection import Transport
+from sanitizer.relay.upstream import Upstream
+
+Pause = Literal["upstream", "pipelined"]
+"""Why nothing is read from a client: upstream is slower, or a request has to wait for its turn."""
+
+
+class Handler(Protocol):
+    """Handles one request of a client connection, from its head to the end of its response.
+
+    ``status`` is that of the response as soon as there is one, `CLIENT_LEFT` until then; ``started``: `start` has been
+    called, which is after the first `content` or `end`, so that what has come together is sent on together.
+    """
+
+    method: bytes
+    status: int
+    started: bool
+
+    @property
+    def begun(self) -> bool:
+        """Whether some of the response has been written."""
+
+    def start(self) -> None:
+        """Begin to send the request on."""
+
+    def content(self, data: bytes) -> None:
+        """Content of the request has come."""
+
+    def end(self, trailers: bytes) -> None:
+        """The request is whole; ``trailers`` are field lines, each with its CRLF."""
+
+    def last(self) -> None:
+        """The connection takes no further request: the response should say so."""
+
+    def cancel(self) -> None:
+        """Give up and write nothing more: the client has left or, where ``status`` says so, its request is refused."""
+
+    def pause_reading(self) -> None:
+        """The client reads slowly: let no more of the response come."""
+
+    def resume_reading(self) -> None:
+        """The client has caught up."""
+
+
+class Tunnel(Protocol):
+    """What a request has become when upstream has switched protocols."""
+
+    def tunnel_send(self, data: bytes) -> None: ...
+    def tunnel_eof(self) -> bool: ...
+    def leave(self) -> None: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+
+
+class Client(Protocol):
+    """What a handler uses of the client connection that its request has come on."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: Transport
+    tunnel: Tunnel | None
+    write_blocked: bool
+
+    @property
+    def upstream(self) -> Upstream:
+        """Where requests go."""
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` to the client."""
+
+    def pause(self, reason: Pause) -> None:
+        """Read nothing from the client until `resume` is called with the same reason."""
+
+    def resume(self, reason: Pause) -> None: ...
+
+    def stays_open(self, keep_alive: bool) -> bool:
+        """Whether the connection can take another request after the response to the current one."""
+
+    def answered(self, handler: Handler, keep_alive: bool) -> None:
+        """The response to the current request is whole and written."""
+
+    def enter_tunnel(self, handler: Handler, tunnel: Tunnel) -> None:
+        """The current request has become a tunnel."""
+
+    def close(self) -> None:
+        """Close when everything is written."""
+
+    def abort(self) -> None:
+        """Reset the connection, so that the response can't be taken for whole."""

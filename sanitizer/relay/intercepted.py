@@ -1,0 +1,290 @@
+"""A request that is intercepted: its content is collected, and a task is asked what to send in its place.
+
+What is sent then is sent as every other request is, and its answer passes as every other answer does, but for one
+field that tells what was decided. An answer with a status that the interception wants to see is held back until it is
+whole: a second task may then give another body to send, after which there is another answer.
+
+==========  ==================================================  ==========================================
+State       What it waits for                                   What ends it
+==========  ==================================================  ==========================================
+COLLECTING  the request's content                               `end`: DECIDING; it can't be held: SENT
+DECIDING    the task that says what to send                     SENT
+SENT        the answer                                          answered: DONE; whole and held back: HELD
+HELD        the task that says whether to send another body     another body: SENT; none: DONE
+DONE
+==========  ==================================================  ==========================================
+
+In every state the client may leave, which cancels whatever is under way.
+
+Cases, before the code that branches on them:
+
+* The content is not to be inspected, or is found to be too large: it is sent on as it comes, and nothing is asked.
+* The answer that is held back breaks off, or is longer than `HELD_LIMIT`: it passes on as far as it has come.
+* Another body can't be sent, because no connection can be had: the answer that was held back passes on.
+* A task fails, which only a defect can cause: the request goes on as it came, and the event loop reports the failure.
+"""
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Coroutine
+from enum import Enum
+from functools import partial
+from typing import Any, Final, Protocol
+
+from sanitizer.errors import GatewayError
+from sanitizer.relay.counters import CLIENT_LEFT
+from sanitizer.relay.exchange import Response
+from sanitizer.relay.framing import Framing, Length
+from sanitizer.relay.handler import Client
+from sanitizer.relay.headers import with_field
+from sanitizer.relay.relayed import Relayed
+from sanitizer.relay.request import Request
+
+HELD_LIMIT: Final = 64 * 1024
+"""Bytes of an answer's content that are held back; a longer answer passes on."""
+
+_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
+_CONTENT_LENGTH: Final = re.compile(rb"(\r\ncontent-length:[ \t]*)[^\r]*", re.IGNORECASE)
+
+Ask = Callable[[bytes, bytes, int], Awaitable[tuple[int, bytes]]]
+"""A request of the interception's own, see `sanitizer.relay.fetch.fetch`."""
+
+
+class Interception(Protocol):
+    """What is decided about one request; `sanitizer.sanitize.core.Interception` says in which order it is asked."""
+
+    inspects: bool
+    field: bytes
+
+    @property
+    def body(self) -> bytes: ...
+    def collect(self, data: bytes) -> bool: ...
+    def release(self) -> bytes: ...
+    async def edit(self) -> bytes | None: ...
+    def holds(self, status: int) -> bool: ...
+    async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None: ...
+    def answered(self, status: int, head: bytes) -> bytes | None: ...
+    def close(self, reason: str = ..., status: int | None = ...) -> None: ...
+
+
+class Interceptor(Protocol):
+    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets."""
+
+    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> Interception | None: ...
+
+
+class _State(Enum):
+    COLLECTING = "collecting"
+    DECIDING = "deciding"
+    SENT = "sent"
+    HELD = "held"
+    DONE = "done"
+
+
+# members read off the class are slow
+_COLLECTING, _DECIDING, _SENT, _HELD, _DONE = _State
+
+
+class _Send(Relayed):
+    """The request as it is sent, once or again, and its answer, which may be held back."""
+
+    __slots__ = ("_answer", "_answer_size", "_content", "_trailers", "handler", "previous")
+
+    def __init__(self, handler: "Intercepted", head: bytes, length: Length, previous: "_Send | None") -> None:
+        super().__init__(handler.client, handler.method, head, length, False, handler.keep_alive, handler.version)
+        self.handler = handler
+        self.previous = previous  # whose answer is held back
+        self._answer: Response | None = None  # that is held back
+        self._content: list[bytes] = []
+        self._answer_size = 0
+        self._trailers = b""
+
+    def on_interim(self, head: bytes) -> None:
+        if self.previous is None:
+            super().on_interim(head)
+
+    def on_response(self, response: Response) -> None:
+        self.previous = None
+        if self.handler.interception.holds(response.status):
+            self._answer = response
+        else:
+            super().on_response(response)
+
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
+        if self._answer is None:
+            super().on_content(data, last, trailers)
+            return
+        if data:
+            self._content.append(data)
+            self._answer_size += len(data)
+        if self._answer_size > HELD_LIMIT:
+            self.pass_on(last, trailers)
+        elif last:
+            self._trailers = trailers
+            self.handler.held(self, self._answer, b"".join(self._content))
+
+    def on_error(self, error: GatewayError) -> None:
+        if self._answer is not None:
+            self.pass_on(False)
+        elif self.previous is not None and not self.transmitted:
+            self.handler.pass_on(self.previous)
+            return
+        super().on_error(error)
+
+    def pass_on(self, last: bool, trailers: bytes = b"") -> None:
+        """Hold the answer back no longer."""
+        response, self._answer = self._answer, None
+        if response is not None:
+            super().on_response(response)
+            super().on_content(b"".join(self._content), last, trailers or self._trailers)
+
+    def head_to_client(self, status: int, head: bytes) -> bytes:
+        handler = self.handler
+        handler.status = status
+        value = handler.interception.answered(status, head)
+        return with_field(head, handler.interception.field, value)
+
+    def answered(self) -> None:
+        self.handler.answered(self.keep_alive)
+
+
+class Intercepted:
+    """The handler of an intercepted request. ``outbound`` is the head it is sent with if nothing is cut."""
+
+    def __init__(self, client: Client, request: Request, outbound: bytes, interception: Interception) -> None:
+        self.client = client
+        self.interception = interception
+        self.method = request.method
+        self.version = request.version
+        self.keep_alive = request.keep_alive
+        self.status = CLIENT_LEFT
+        self.started = False
+        self._state = _COLLECTING
+        self._head = outbound
+        self._length = request.length
+        self._expects_continue = request.version == b"1.1" and bool(_EXPECTS_CONTINUE.search(request.octets))
+        self._trailers = b""
+        self._send: _Send | None = None
+        self._task: asyncio.Task[bytes | None] | None = None
+        if not interception.inspects:
+            self._send_as_it_comes()
+
+    # Handler
+
+    @property
+    def begun(self) -> bool:
+        return self.status != CLIENT_LEFT
+
+    def start(self) -> None:
+        self.started = True
+        if self._send is not None:
+            self._send.start()
+        elif self._state is _DECIDING:
+            self._ask(self.interception.edit(), self._send_body)
+        elif self._expects_continue:
+            self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+
+    def content(self, data: bytes) -> None:
+        if self._send is not None:
+            self._send.content(data)
+            return
+        self._expects_continue = False  # it does not wait for a 100
+        if not self.interception.collect(data):
+            send = self._send_as_it_comes()
+            send.content(self.interception.release())
+            if self.started:
+                send.start()
+
+    def end(self, trailers: bytes) -> None:
+        if self._send is not None:
+            self._send.end(trailers)
+            return
+        self._state = _DECIDING
+        self._trailers = trailers
+        if self.started:
+            self._ask(self.interception.edit(), self._send_body)
+
+    def last(self) -> None:
+        self.keep_alive = False
+        if self._send is not None:
+            self._send.last()
+
+    def cancel(self) -> None:
+        self._state = _DONE
+        if self._task is not None:
+            self._task.cancel()
+        if self._send is not None:
+            self._send.cancel()
+        self.interception.close("client_left" if self.status == CLIENT_LEFT else "refused", self.status or None)
+
+    def pause_reading(self) -> None:
+        if self._send is not None:
+            self._send.pause_reading()
+
+    def resume_reading(self) -> None:
+        if self._send is not None:
+            self._send.resume_reading()
+
+    # Sending
+
+    def _send_as_it_comes(self) -> _Send:
+        self._state = _SENT
+        self._send = _Send(self, self._head, self._length, None)
+        return self._send
+
+    def _send_body(self, body: bytes | None, previous: _Send | None = None) -> None:
+        """Send the request with ``body``; None: with the one that was collected."""
+        head, length = self._head, self._length
+        if body is None:
+            body = self.interception.body
+        elif not isinstance(length, Framing):
+            length = len(body)
+            head = _CONTENT_LENGTH.sub(rb"\g<1>%d" % length, head, count=1)
+        self._state = _SENT
+        self._send = send = _Send(self, head, length, previous)
+        if body:
+            send.content(body)
+        send.end(self._trailers)
+        send.start()
+
+    def held(self, send: _Send, response: Response, content: bytes) -> None:
+        """The answer to ``send`` is whole and held back."""
+        self._state = _HELD
+        question = self.interception.next_body(response.status, response.head, content)
+        self._ask(question, partial(self._send_next, send))
+
+    def _send_next(self, send: _Send, body: bytes | None) -> None:
+        if body is None:
+            self.pass_on(send)
+        else:
+            self._send_body(body, send)
+
+    def pass_on(self, send: _Send) -> None:
+        """Let the answer to ``send``, which is whole, be the client's."""
+        self._send = send
+        send.pass_on(True)
+
+    def answered(self, keep_alive: bool) -> None:
+        """The answer is whole and written."""
+        self._state = _DONE
+        self.interception.close()
+        self.client.answered(self, keep_alive)
+
+    def _ask(self, question: Coroutine[Any, Any, bytes | None], act: Callable[[bytes | None], None]) -> None:
+        """Run ``question`` as a task, and ``act`` on the body that it returns."""
+        loop = self.client.loop
+
+        def done(task: asyncio.Task[bytes | None]) -> None:
+            self._task = None
+            if self._state is _DONE or task.cancelled():
+                return
+            body = None
+            if (error := task.exception()) is not None:
+                message = "an interception has failed; the request goes on as it came"
+                loop.call_exception_handler({"message": message, "exception": error, "task": task})
+            else:
+                body = task.result()
+            act(body)
+
+        self._task = loop.create_task(question)
+        self._task.add_done_callback(done)

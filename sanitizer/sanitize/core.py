@@ -1,0 +1,249 @@
+"""The sanitizer itself: which requests it intercepts, and what becomes of each of them. It knows no transport.
+
+An adapter carries requests, natively (`sanitizer.relay.intercepted`) or as ASGI (`sanitizer.sanitize.middleware`), and
+asks an `Interception` what to send. What can go wrong, and what the caller then sees:
+
+- The body cannot be inspected, or the lookup gives nothing: LiteLLM gets the request as it came and answers it.
+- The body is over the limit, or too many bodies are held: what was collected is sent on, and the rest follows it.
+- The client leaves before its request could be forwarded: nothing is sent. Nobody is there to read an answer.
+
+``Expect: 100-continue`` stays in the request although its body is asked for before it is forwarded: it is end-to-end,
+and an origin may still refuse by it (RFC 9110 section 10.1.1). A second 100 from there harms nobody.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from typing import Final
+
+from sanitizer.sanitize.decision import Decision, Outcome, Stored, Submission, Unknown, decide, inspect, obstacle
+from sanitizer.sanitize.gates import FIELDS, Target, Targets
+from sanitizer.sanitize.jsonedit import NotInspectable
+from sanitizer.sanitize.stored import Ask, Caller, Lookup, StoredKeys, key_hash
+
+MAX_HELD: Final = 64 * 1024 * 1024
+"""Bytes of all request bodies held at once by one `Sanitizer`; a body that would go over it is not inspected."""
+
+FIELD: Final = b"x-litellm-sanitizer"
+"""The response field that says what was decided."""
+
+_CALL_ID: Final = re.compile(rb"\r\nx-litellm-call-id:[ \t]*([\x21-\x7e]{1,128})[ \t]*\r\n", re.IGNORECASE)
+# W3C Trace Context section 3.2.2
+_TRACEPARENT: Final = re.compile(
+    rb"\r\ntraceparent:[ \t]*([0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2})[ \t]*\r\n", re.IGNORECASE
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Record:
+    """One intercepted request, for logs and metrics.
+
+    ``key_hash``: the first 8 hex digits of the key's SHA-256; ``lookup``: None if there was none.
+    The decision's reason is ``client_left`` when the request was not forwarded because nobody waited for it any more,
+    and ``refused`` when the gateway answered it itself with an error, because its content is malformed.
+    ``status``: of the response; None if none has begun. ``call_id``: LiteLLM's name for the request, from its
+    response; ``traceparent``: the client's (W3C Trace Context). Neither is reported if it is overlong or malformed.
+    """
+
+    endpoint: str
+    decision: Decision
+    key_hash: str | None = None
+    lookup: Lookup | None = None
+    status: int | None = None
+    call_id: str | None = None
+    traceparent: str | None = None
+
+
+class Sanitizer:
+    """Cuts guarded fields out of intercepted requests if they are sent unchanged.
+
+    ``stored`` looks keys up. ``mode``: ``enforce``; ``observe`` decides and reports but forwards as sent; ``off``
+    intercepts nothing. ``fields``: those that may be cut. ``prefixes``: the path prefixes LiteLLM answers under, ``""``
+    for none. ``max_body``: bytes of the largest body inspected. ``on_decision`` is called once an intercepted request,
+    when the head of its response has come or it is over without one.
+    """
+
+    def __init__(
+        self,
+        stored: StoredKeys | None = None,
+        *,
+        mode: str = "enforce",
+        fields: Collection[str] = FIELDS,
+        prefixes: Iterable[str] = ("",),
+        max_body: int = 1024 * 1024,
+        on_decision: Callable[[Record], None] | None = None,
+    ) -> None:
+        self.held = 0  # bytes of bodies
+        self.stored = stored or StoredKeys()
+        self.observes = mode == "observe"
+        self.max_body = max_body
+        self.on_decision = on_decision
+        self._targets = Targets(() if mode == "off" else fields, prefixes)
+
+    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> "Interception | None":
+        """The interception of a POST to ``path`` (decoded), or None: then the request is an ordinary one.
+
+        ``head`` is the request's head in octets as it was received, ``outbound`` the one it is sent to LiteLLM with:
+        a start line, which may be empty, field lines and an empty line. ``ask`` sends lookups.
+        """
+        target = self._targets.find(path)
+        return None if target is None else Interception(self, target, head, Caller(outbound, ask))
+
+
+class Interception:
+    """One intercepted request. Its adapter calls, in this order:
+
+    1. if `inspects`: `collect` with each piece of the content, until it is whole or `collect` returns False; then
+       `edit` if it is whole, else `release`;
+    2. `holds` with the status of each answer, and `next_body` with an answer that was held;
+    3. `answered` when the head of the answer goes out, unless there is none;
+    4. `close`, always.
+    """
+
+    field = FIELD
+
+    def __init__(self, sanitizer: Sanitizer, target: Target, head: bytes, caller: Caller) -> None:
+        self._sanitizer = sanitizer
+        self._target = target
+        self._head = head
+        self._caller = caller
+        self._pieces: list[bytes] = []
+        self._held = 0
+        self._submission: Submission | None = None
+        self._decision: Decision | None = None
+        self._lookup: Lookup | None = None
+        self._reported = False
+        self._forwarding = ExitStack()  # while the request may write the key
+        reason = obstacle(head, sanitizer.max_body)
+        self.inspects = reason is None
+        if reason is not None:
+            self._forward(Decision(Outcome.UNREADABLE, reason=reason))
+
+    def collect(self, data: bytes) -> bool:
+        """Take a piece of the content. False: it cannot be inspected, and all of it has to be sent on as it comes."""
+        sanitizer = self._sanitizer
+        self._pieces.append(data)
+        self._held += len(data)
+        sanitizer.held += len(data)
+        if self._held > sanitizer.max_body:
+            reason = "too_large"
+        elif sanitizer.held > MAX_HELD:
+            reason = "busy"
+        else:
+            return True
+        self._forward(Decision(Outcome.UNREADABLE, reason=reason))
+        return False
+
+    @property
+    def body(self) -> bytes:
+        """The content as far as it has been collected."""
+        if len(self._pieces) > 1:
+            self._pieces = [b"".join(self._pieces)]
+        return self._pieces[0] if self._pieces else b""
+
+    def release(self) -> bytes:
+        """The content as far as it has been collected, which is no longer held here."""
+        body = self.body
+        self._pieces.clear()
+        self._sanitizer.held -= self._held
+        self._held = 0
+        return body
+
+    async def edit(self) -> bytes | None:
+        """The body to send in place of the one that was collected, None for that one. Cancelling ends the lookup."""
+        try:
+            self._submission = submission = inspect(self.body, self._target)
+            decision = await self._decide(submission)
+        except NotInspectable as finding:
+            decision = Decision(Outcome.UNREADABLE, reason=finding.reason)
+        if self._sanitizer.observes:
+            decision = decision.observed()
+        self._forward(decision)
+        return decision.body
+
+    def holds(self, status: int) -> bool:
+        """Whether an answer with this status has to be held back until `next_body` has seen it."""
+        return False
+
+    async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
+        """The body to send after this answer, which was held back; None to pass the answer on."""
+        return None
+
+    def answered(self, status: int, head: bytes) -> bytes | None:
+        """Report the answer; returns what its field `field` says, None if it is not to have one.
+
+        What the lookup credential has read is for those whom LiteLLM lets write it: others are not told the decision.
+        """
+        decision = self._decision
+        if decision is None:
+            return None
+        self._report(decision, status, head)
+        self.release()
+        if decision.lookup_key and not 200 <= status < 300:
+            return None
+        value = decision.outcome.encode()
+        if decision.fields:
+            value += b'; fields="%b"' % ",".join(decision.fields).encode()
+        if decision.reason:
+            value += b'; reason="%b"' % decision.reason.encode()
+        return value
+
+    def close(self, reason: str = "client_left", status: int | None = None) -> None:
+        """The request is over; ``reason`` and ``status`` say how, if it was not forwarded. May be called again."""
+        decision = self._decision
+        if decision is None:
+            outcome = Outcome.UNREADABLE if self._submission is None else Outcome.UNKNOWN
+            decision = self._decision = Decision(outcome, reason=reason)
+        else:
+            status = None
+        self._report(decision, status)
+        self.release()
+        self._forwarding.close()
+
+    async def _decide(self, submission: Submission) -> Decision:
+        if submission.key is None or not submission.needs_lookup:
+            return decide(submission, Unknown("no_key"))
+        # only now that the whole body is here: what is read must not be older than the request
+        stored, self._lookup = await self._look_up(submission.key, fresh=False)
+        decision = decide(submission, stored)
+        if isinstance(stored, Stored) and stored.cached and len(decision.fields) < len(submission.sent):
+            # only "unchanged" may rest on a cached value
+            stored, self._lookup = await self._look_up(submission.key, fresh=True)
+            decision = decide(submission, stored)
+        return decision
+
+    async def _look_up(self, key: str, *, fresh: bool) -> tuple[Stored | Unknown, Lookup | None]:
+        return await self._sanitizer.stored.get(self._caller, key, self._target.prefix, fresh=fresh)
+
+    def _forward(self, decision: Decision) -> None:
+        """The request goes on by this decision."""
+        self._decision = decision
+        submission = self._submission
+        if decision.body is None or submission is None or len(decision.fields) < len(submission.sent):
+            key = submission.key if submission else None
+            self._forwarding.enter_context(self._sanitizer.stored.writing(key))
+
+    def _report(self, decision: Decision, status: int | None, head: bytes = b"") -> None:
+        if self._reported:
+            return
+        self._reported = True
+        if self._sanitizer.on_decision is None:
+            return
+        submission = self._submission
+        self._sanitizer.on_decision(
+            Record(
+                endpoint=self._target.endpoint,
+                decision=decision,
+                key_hash=key_hash(submission.key) if submission and submission.key else None,
+                lookup=self._lookup,
+                status=status,
+                call_id=_value(_CALL_ID, head),
+                traceparent=_value(_TRACEPARENT, self._head),
+            )
+        )
+
+
+def _value(form: re.Pattern[bytes], head: bytes) -> str | None:
+    match = form.search(head)
+    return match[1].decode("latin-1") if match else None

@@ -1,0 +1,25 @@
+"""ASGI scopes: their field lines as octets, and copies of them."""
+
+import re
+from collections.abc import Iterable
+from typing import Final
+
+from starlette.types import Scope
+
+_FIELD_LINE: Final = re.compile(rb"[^:\r\n]+: [^\r\n]*")
+
+
+def encode_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
+    """A head in octets: an empty start line, the field lines, an empty line. None if a field is malformed."""
+    lines = [b"%b: %b" % line for line in headers]
+    if not all(map(_FIELD_LINE.fullmatch, lines)):
+        return None
+    return b"".join([b"\r\n", *(line + b"\r\n" for line in lines), b"\r\n"])
+
+
+def copy_scope(scope: Scope) -> Scope:
+    """A copy of a scope for an app to change: it may be called more than once."""
+    copied = {**scope, "headers": list(scope["headers"])}
+    if "state" in scope:
+        copied["state"] = scope["state"].copy()
+    return copied

@@ -15,16 +15,23 @@ _access_logger: Final = logging.getLogger("sanitizer.access")
 
 _KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-[^\s"'/?#&,;<>()\[\]{}\\]+""")
 _KEY_IN_PATH: Final = re.compile(r"(?<![A-Za-z0-9])sk-[^/]+")
+_HASH_DIGITS: Final = 64
 _HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0-9A-Fa-f])")
 _USER: Final = re.compile(r"(?<=//)[^/?#@\s]+@")
 _ENCODED: Final = 3
 """So many times a path is decoded in search of a key."""
 _REPEAT_SECONDS: Final = 10.0
+_ENCODE: Final = json.JSONEncoder(default=str).encode
 
 
 def mask(text: str) -> str:
     """``text`` with all masked that looks like a LiteLLM key, a key's hash less its first 8 digits, a user in a URL."""
-    return _USER.sub("***@", _HASH.sub(r"\1***", _KEY.sub("sk-***", text)))
+    # most of what is logged has none of these, and so nothing to look for
+    if "sk-" in text:
+        text = _KEY.sub("sk-***", text)
+    if len(text) >= _HASH_DIGITS:
+        text = _HASH.sub(r"\1***", text)
+    return _USER.sub("***@", text) if "//" in text else text
 
 
 def path_of(target: bytes) -> str:
@@ -61,9 +68,7 @@ class _JSON(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # each text before it is escaped, which would hide where a key begins
-        return json.dumps(
-            {name: mask(value) if isinstance(value, str) else value for name, value in line.items()}, default=str
-        )
+        return _ENCODE({name: mask(value) if isinstance(value, str) else value for name, value in line.items()})
 
 
 class _Text(logging.Formatter):
@@ -87,12 +92,19 @@ def _printable(text: str) -> str:
 
 
 def configure(level: str, style: str) -> None:
-    """Send this package's and uvicorn's logs to stderr. ``style``: json, text, or auto (text on a terminal)."""
+    """Send the logs of this package, asyncio and uvicorn to stderr.
+
+    ``style``: json, text, or auto (text on a terminal).
+    """
+    # no line shows them, and to find them costs more than the line; see "Optimization" in the HOWTO of `logging`
+    logging._srcfile = None
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     if style == "auto":
         style = "text" if sys.stderr.isatty() else "json"
     handler = logging.StreamHandler()
     handler.setFormatter(_Text() if style == "text" else _JSON())
-    levels = {"sanitizer": level, _access_logger.name: "info", "uvicorn": max(level, "warning", key=_severity)}
+    others = max(level, "warning", key=_severity)
+    levels = {"sanitizer": level, _access_logger.name: "info", "asyncio": others, "uvicorn": others}
     for name, minimum in levels.items():
         log = logging.getLogger(name)
         log.handlers = [handler]

@@ -1,7 +1,6 @@
 """What is to become of an intercepted request: its head, its body and the stored key in, a `Decision` out. Pure."""
 
 import re
-from collections import Counter
 from dataclasses import dataclass, replace
 from email.message import Message
 from enum import StrEnum
@@ -116,7 +115,7 @@ def _longer(digits: bytes, limit: int) -> bool:
 
 def _json(content_type: str) -> bool:
     """Whether LiteLLM parses the body as JSON, judged in FastAPI's way: an empty value counts as a missing one."""
-    if not content_type:
+    if content_type in ("", "application/json"):
         return True
     if "form" in content_type.lower():  # anywhere: LiteLLM's authentication then reads a form, FastAPI perhaps JSON
         return False
@@ -132,16 +131,16 @@ def inspect(body: bytes, target: Target) -> Submission:
     No body has no members: a key is regenerated without one.
     """
     found = members(body) if body else []
-    counts = Counter(member.name for member in found)
     gates = {gate.field: gate for gate in target.gates}
-    if any(counts[name] > 1 for name in ("key", *gates)):
+    looked_at = [member for member in found if member.name in gates or member.name == "key"]
+    if len({member.name for member in looked_at}) < len(looked_at):
         raise NotInspectable("duplicate_member")
     sent: list[tuple[Gate, Json]] = []
     key: Json = target.key
-    for member in found:
+    for member in looked_at:
         if member.name in gates:
             sent.append((gates[member.name], loads(body[member.value : member.end])))
-        elif member.name == "key":  # beats the path's
+        else:  # the key beats the path's
             key = loads(body[member.value : member.end])
     return Submission(body, found, sent, key if isinstance(key, str) and _names_a_key(key) else None)
 

@@ -16,6 +16,7 @@ import json
 import re
 from collections.abc import Collection, Sequence
 from decimal import Decimal, InvalidOperation
+from json.scanner import make_scanner
 from typing import NamedTuple, TypeAlias
 
 Json: TypeAlias = "bool | str | Decimal | list[Json] | dict[str, Json] | None"
@@ -28,6 +29,8 @@ _SPACE = " \t\n\r"
 _NON_SPACE = re.compile(rf"[^{_SPACE}]")
 # a number that is only passed over is cheapest as the string it already is
 _SPELLINGS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
+# what raw_decode calls; it raises StopIteration where there is no value
+_SCAN = make_scanner(_SPELLINGS)  # type: ignore[arg-type]  # typeshed has its own idea of the argument
 _VALUES = json.JSONDecoder(parse_int=Decimal, parse_float=Decimal, parse_constant=Decimal)
 
 
@@ -152,7 +155,7 @@ def _member(text: str, start: int) -> Member:
             start = _token(text, start)
             if text[start] != '"':
                 raise NotInspectable("not_json")
-        name, colon = _SPELLINGS.raw_decode(text, start)
+        name, colon = _SCAN(text, start)
         if text[colon] != ":":
             colon = _token(text, colon)
             if text[colon] != ":":
@@ -160,9 +163,9 @@ def _member(text: str, start: int) -> Member:
         value = colon + 1
         if text[value] in _SPACE:
             value = _token(text, value)
-        _, end = _SPELLINGS.raw_decode(text, value)
+        _, end = _SCAN(text, value)
         stop = _token(text, end) if text[end] in _SPACE else end
-    except (IndexError, json.JSONDecodeError):  # the first: the text ends
+    except (IndexError, StopIteration, json.JSONDecodeError):  # the first: the text ends
         raise NotInspectable("not_json") from None
     except RecursionError:
         raise NotInspectable("too_deep") from None

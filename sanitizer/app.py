@@ -155,16 +155,17 @@ def _lookup_key(settings: Settings) -> Callable[[], str | None] | None:
 
 
 def _log_decision(record: Record) -> None:
-    decision, lookup = record.decision, record.lookup
+    decision, lookups = record.decision, record.lookups
     logs.event(
         logging.INFO,
         f"{record.endpoint} {decision.outcome}",
         outcome=decision.outcome,
         endpoint=record.endpoint,
         fields=",".join(decision.fields) or None,
+        after_refusal=",".join(decision.after_refusal) or None,
         key=record.key_hash,
         reason=decision.reason,
-        lookup_ms=None if lookup is None else round(lookup.seconds * 1000, 1),
+        lookup_ms=round(sum(lookup.seconds for lookup in lookups) * 1000, 1) if lookups else None,
         lookup_key=decision.lookup_key or None,
         status=record.status,
         call_id=record.call_id,

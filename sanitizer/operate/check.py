@@ -298,7 +298,7 @@ def _defect(gate: Gate, release: Release, settings: Settings) -> Defect:
         elif release >= (_numbers(since) or ()):
             refused.append(value)
     repaired = settings.mode == "enforce" and gate.field in settings.fields
-    return Defect(gate.endpoint, gate.field, refused, fixed, gate.error, repaired)
+    return Defect(gate.endpoint, gate.field, refused, fixed, gate.fragments[0], repaired)
 
 
 def _root_paths(report: Report, settings: Settings, ask: Asking) -> None:

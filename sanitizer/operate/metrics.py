@@ -39,6 +39,12 @@ FAMILIES: Final = (
     ),
     Family("sanitizer_dropped_fields_total", "counter", ("field",), "Fields cut out of requests."),
     Family(
+        "sanitizer_resent_total",
+        "counter",
+        ("endpoint",),
+        "Times a request was sent again, without a field because of which LiteLLM had refused it.",
+    ),
+    Family(
         "sanitizer_lookup_seconds",
         "histogram",
         ("outcome",),
@@ -75,6 +81,7 @@ class Decisions:
         endpoints = dict.fromkeys(gate.endpoint for gate in GATES)
         self.outcomes = {(endpoint, outcome): 0 for endpoint in endpoints for outcome in Outcome}
         self.dropped = dict.fromkeys(sorted(FIELDS), 0)
+        self.resent = dict.fromkeys(endpoints, 0)
         self.lookups = {outcome: Histogram(_LOOKUP_SECONDS) for outcome in LookupOutcome}
 
     @property
@@ -84,13 +91,14 @@ class Decisions:
 
     def add(self, record: Record) -> None:
         """Count one decision."""
-        decision, lookup = record.decision, record.lookup
+        decision = record.decision
         self.outcomes[record.endpoint, decision.outcome] += 1
         if decision.outcome is Outcome.DROPPED:
             for field in decision.fields:
                 self.dropped[field] += 1
-        if lookup is not None:
+        for lookup in record.lookups:
             self.lookups[lookup.outcome].observe(lookup.seconds)
+        self.resent[record.endpoint] += record.resent
 
 
 def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snapshot:
@@ -100,6 +108,8 @@ def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snap
         totals["sanitizer_decisions_total", endpoint, outcome] = count
     for field, count in decisions.dropped.items():
         totals["sanitizer_dropped_fields_total", field] = count
+    for endpoint, count in decisions.resent.items():
+        totals["sanitizer_resent_total", endpoint] = count
     for ending, histogram in decisions.lookups.items():
         totals.update(_buckets("sanitizer_lookup_seconds", histogram, ending))
     for method, answers in counters.answers.items():

@@ -1,4 +1,4 @@
-"""A request of the gateway's own, without content, over the relay's connections: one pool serves both, one set of
+"""A request of the gateway's own over the relay's connections: one pool serves both, one set of
 timeouts and TLS settings, one check for stale connections.
 """
 
@@ -14,8 +14,8 @@ class _Fetched(Exchange):
 
     __slots__ = ("content", "ended", "error", "limit")
 
-    def __init__(self, upstream: Upstream, head: bytes, limit: int) -> None:
-        super().__init__(upstream, b"GET", head)
+    def __init__(self, upstream: Upstream, method: bytes, head: bytes, length: int, limit: int) -> None:
+        super().__init__(upstream, method, head, length)
         self.content = bytearray()
         self.ended: asyncio.Future[None] = upstream.loop.create_future()
         self.error: GatewayError | None = None
@@ -39,15 +39,22 @@ class _Fetched(Exchange):
             self.ended.set_result(None)
 
 
-async def fetch(upstream: Upstream, target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
-    """GET ``target`` with exactly the field lines in ``header``, each of which follows a CRLF.
+async def fetch(
+    upstream: Upstream, target: bytes, header: bytes, limit: int, content: bytes | None = None
+) -> tuple[int, bytes]:
+    """GET ``target``, or POST ``content`` to it, with exactly the field lines in ``header``.
 
-    Returns the status and, for a 200, the content. Stops reading once more than ``limit`` bytes have arrived, so an
-    oversized content comes back cut short but longer than ``limit``. The content of another status is not waited for.
-    No redirect is followed, no cookie kept. Raises `GatewayError`. Cancelling closes the connection.
+    Each of these lines follows a CRLF. Returns the status and, for a 200, the content. Stops reading once more than
+    ``limit`` bytes have arrived, so an oversized content comes back cut short but longer than ``limit``. The content of
+    another status is not waited for. No redirect is followed, no cookie kept. Raises `GatewayError`. Cancelling closes
+    the connection.
     """
-    fetched = _Fetched(upstream, b"GET %b HTTP/1.1%b\r\n\r\n" % (target, header), limit)
+    method = b"GET" if content is None else b"POST"
+    head = b"%b %b HTTP/1.1%b\r\n\r\n" % (method, target, header)
+    fetched = _Fetched(upstream, method, head, len(content or b""), limit)
     try:
+        if content:
+            fetched.send(content)
         fetched.start()
         await fetched.ended
     finally:

@@ -21,6 +21,7 @@ Cases, before the code that branches on them:
 * The content is not to be inspected, or is found to be too large: it is sent on as it comes, and nothing is asked.
 * The answer that is held back breaks off, or is longer than `HELD_LIMIT`: it passes on as far as it has come.
 * Another body can't be sent, because no connection can be had: the answer that was held back passes on.
+* The answers to further sends are confidential: instead of any but a 2xx the first answer passes on.
 * A task fails, which only a defect can cause: the request goes on as it came, and the event loop reports the failure.
 """
 
@@ -46,14 +47,20 @@ HELD_LIMIT: Final = 64 * 1024
 _EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 _CONTENT_LENGTH: Final = re.compile(rb"(\r\ncontent-length:[ \t]*)[^\r]*", re.IGNORECASE)
 
-Ask = Callable[[bytes, bytes, int], Awaitable[tuple[int, bytes]]]
-"""A request of the interception's own, see `sanitizer.relay.fetch.fetch`."""
+
+class Ask(Protocol):
+    """Sends a request of the interception's own, see `sanitizer.relay.fetch.fetch`."""
+
+    def __call__(
+        self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /
+    ) -> Awaitable[tuple[int, bytes]]: ...
 
 
 class Interception(Protocol):
     """What is decided about one request; `sanitizer.sanitize.core.Interception` says in which order it is asked."""
 
     inspects: bool
+    confidential: bool
     field: bytes
 
     @property
@@ -86,14 +93,18 @@ _COLLECTING, _DECIDING, _SENT, _HELD, _DONE = _State
 
 
 class _Send(Relayed):
-    """The request as it is sent, once or again, and its answer, which may be held back."""
+    """The request as it is sent, once or again, and its answer, which may be held back.
 
-    __slots__ = ("_answer", "_answer_size", "_content", "_trailers", "handler", "previous")
+    ``previous`` is the send whose answer is held back while this one is under way, ``first`` the first of those.
+    """
+
+    __slots__ = ("_answer", "_answer_size", "_content", "_trailers", "first", "handler", "previous")
 
     def __init__(self, handler: "Intercepted", head: bytes, length: Length, previous: "_Send | None") -> None:
         super().__init__(handler.client, handler.method, head, length, False, handler.keep_alive, handler.version)
         self.handler = handler
-        self.previous = previous  # whose answer is held back
+        self.previous = previous
+        self.first: _Send | None = (previous.first or previous) if previous is not None else None
         self._answer: Response | None = None  # that is held back
         self._content: list[bytes] = []
         self._answer_size = 0
@@ -104,10 +115,9 @@ class _Send(Relayed):
             super().on_interim(head)
 
     def on_response(self, response: Response) -> None:
-        self.previous = None
         if self.handler.interception.holds(response.status):
             self._answer = response
-        else:
+        elif 200 <= response.status < 300 or not self._give_way():
             super().on_response(response)
 
     def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
@@ -118,18 +128,29 @@ class _Send(Relayed):
             self._content.append(data)
             self._answer_size += len(data)
         if self._answer_size > HELD_LIMIT:
-            self.pass_on(last, trailers)
+            if not self._give_way():
+                self.pass_on(last, trailers)
         elif last:
             self._trailers = trailers
             self.handler.held(self, self._answer, b"".join(self._content))
 
     def on_error(self, error: GatewayError) -> None:
+        if self._give_way():
+            return
         if self._answer is not None:
             self.pass_on(False)
         elif self.previous is not None and not self.transmitted:
             self.handler.pass_on(self.previous)
             return
         super().on_error(error)
+
+    def _give_way(self) -> bool:
+        """Let the first answer be the client's, if this one is not for the client to see."""
+        if self.first is None or not self.handler.interception.confidential:
+            return False
+        self.cancel()
+        self.handler.pass_on(self.first)
+        return True
 
     def pass_on(self, last: bool, trailers: bytes = b"") -> None:
         """Hold the answer back no longer."""
@@ -254,10 +275,12 @@ class Intercepted:
         self._ask(question, partial(self._send_next, send))
 
     def _send_next(self, send: _Send, body: bytes | None) -> None:
-        if body is None:
-            self.pass_on(send)
-        else:
+        if body is not None:
             self._send_body(body, send)
+        elif self.interception.confidential:
+            self.pass_on(send.first or send)
+        else:
+            self.pass_on(send)
 
     def pass_on(self, send: _Send) -> None:
         """Let the answer to ``send``, which is whole, be the client's."""

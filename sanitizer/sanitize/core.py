@@ -17,13 +17,17 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from sanitizer.sanitize.decision import Decision, Outcome, Stored, Submission, Unknown, decide, inspect, obstacle
-from sanitizer.sanitize.gates import FIELDS, Target, Targets
+from sanitizer.sanitize.decision import Decision, Outcome, Stored, Submission, Unknown, obstacle
+from sanitizer.sanitize.gates import FIELDS, Cut, Gate, Target, Targets
 from sanitizer.sanitize.jsonedit import NotInspectable
+from sanitizer.sanitize.refusal import words
 from sanitizer.sanitize.stored import Ask, Caller, Lookup, StoredKeys, key_hash
 
 MAX_HELD: Final = 64 * 1024 * 1024
 """Bytes of all request bodies held at once by one `Sanitizer`; a body that would go over it is not inspected."""
+
+MAX_RESENDS: Final = 4
+"""Times a request is sent again after a refusal."""
 
 FIELD: Final = b"x-litellm-sanitizer"
 """The response field that says what was decided."""
@@ -39,7 +43,8 @@ _TRACEPARENT: Final = re.compile(
 class Record:
     """One intercepted request, for logs and metrics.
 
-    ``key_hash``: the first 8 hex digits of the key's SHA-256; ``lookup``: None if there was none.
+    ``key_hash``: the first 8 hex digits of the key's SHA-256. ``lookups``: those made for it, in order. ``resent``: how
+    many times it was sent again after a refusal.
     The decision's reason is ``client_left`` when the request was not forwarded because nobody waited for it any more,
     and ``refused`` when the gateway answered it itself with an error, because its content is malformed.
     ``status``: of the response; None if none has begun. ``call_id``: LiteLLM's name for the request, from its
@@ -49,7 +54,8 @@ class Record:
     endpoint: str
     decision: Decision
     key_hash: str | None = None
-    lookup: Lookup | None = None
+    lookups: tuple[Lookup, ...] = ()
+    resent: int = 0
     status: int | None = None
     call_id: str | None = None
     traceparent: str | None = None
@@ -99,11 +105,14 @@ class Interception:
     2. `holds` with the status of each answer, and `next_body` with an answer that was held;
     3. `answered` when the head of the answer goes out, unless there is none;
     4. `close`, always.
+
+    `confidential`: any answer to a further send but a 2xx is not for the caller, who gets the first one instead.
     """
 
     field = FIELD
 
     def __init__(self, sanitizer: Sanitizer, target: Target, head: bytes, caller: Caller) -> None:
+        self.confidential = False
         self._sanitizer = sanitizer
         self._target = target
         self._head = head
@@ -111,8 +120,13 @@ class Interception:
         self._pieces: list[bytes] = []
         self._held = 0
         self._submission: Submission | None = None
-        self._decision: Decision | None = None
-        self._lookup: Lookup | None = None
+        self._found: Stored | Unknown | None = None  # by a lookup made for this request; None: there was none
+        self._lookups: list[Lookup] = []
+        self._cut: list[str] = []  # or, in mode observe, what would have been cut
+        self._after_refusal: list[str] = []  # those of them
+        self._resent = 0
+        self._reason: str | None = None  # why nothing could be compared
+        self._decision: Decision | None = None  # as soon as the request is forwarded
         self._reported = False
         self._forwarding = ExitStack()  # while the request may write the key
         reason = obstacle(head, sanitizer.max_body)
@@ -153,21 +167,49 @@ class Interception:
     async def edit(self) -> bytes | None:
         """The body to send in place of the one that was collected, None for that one. Cancelling ends the lookup."""
         try:
-            self._submission = submission = inspect(self.body, self._target)
-            decision = await self._decide(submission)
+            self._submission = submission = Submission(self.body, self._target)
+            await self._compare(submission)
         except NotInspectable as finding:
-            decision = Decision(Outcome.UNREADABLE, reason=finding.reason)
-        if self._sanitizer.observes:
-            decision = decision.observed()
-        self._forward(decision)
-        return decision.body
+            self._forward(Decision(Outcome.UNREADABLE, reason=finding.reason))
+            return None
+        self._forward(self._decide(submission))
+        return submission.without(self._cut) if self._cut and not self._sanitizer.observes else None
 
     def holds(self, status: int) -> bool:
         """Whether an answer with this status has to be held back until `next_body` has seen it."""
-        return False
+        return any(gate.status == status for gate in self._candidates())
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
-        """The body to send after this answer, which was held back; None to pass the answer on."""
+        """The body to send after this answer, which was held back; None to pass the answer on.
+
+        Cancelling ends the lookup. Each further send cuts at least one member that was not cut before, and there are at
+        most `MAX_RESENDS`.
+        """
+        submission, text = self._submission, words(head, content)
+        refusing = [
+            gate
+            for gate in self._candidates()
+            if gate.status == status and any(fragment in text for fragment in gate.fragments)
+        ]
+        if submission is None or not refusing:
+            return None
+        found = await self._stored_now(submission)
+        if isinstance(found, Unknown):
+            self._reason = found.reason
+        else:
+            self._reason = None
+            unchanged, known = submission.unchanged(refusing, found.info)
+            unchanged = [name for name in dict.fromkeys(unchanged) if name not in self._cut]
+            if not known:
+                self._reason = "stored_shape"
+            self._cut += unchanged
+            self._after_refusal += unchanged
+            if unchanged and not self._sanitizer.observes:
+                self._resent += 1
+                self.confidential = self._with_lookup_key
+                self._decision = self._decide(submission)
+                return submission.without(self._cut)
+        self._decision = self._decide(submission)
         return None
 
     def answered(self, status: int, head: bytes) -> bytes | None:
@@ -178,6 +220,8 @@ class Interception:
         decision = self._decision
         if decision is None:
             return None
+        if decision.outcome is Outcome.CHANGED and self._found is None and 200 <= status < 300 and self._may_compare:
+            decision = Decision(Outcome.CHANGED, reason="accepted")
         self._report(decision, status, head)
         self.release()
         if decision.lookup_key and not 200 <= status < 300:
@@ -185,6 +229,8 @@ class Interception:
         value = decision.outcome.encode()
         if decision.fields:
             value += b'; fields="%b"' % ",".join(decision.fields).encode()
+        if decision.after_refusal:
+            value += b'; after-refusal="%b"' % ",".join(decision.after_refusal).encode()
         if decision.reason:
             value += b'; reason="%b"' % decision.reason.encode()
         return value
@@ -201,28 +247,102 @@ class Interception:
         self.release()
         self._forwarding.close()
 
-    async def _decide(self, submission: Submission) -> Decision:
-        if submission.key is None or not submission.needs_lookup:
-            return decide(submission, Unknown("no_key"))
+    async def _compare(self, submission: Submission) -> None:
+        """Find what can be cut before the request is forwarded."""
+        gates = submission.comparable
+        if not submission.names_a_key:
+            self._reason = "no_key"
+            return
+        if not gates:
+            return
         # only now that the whole body is here: what is read must not be older than the request
-        stored, self._lookup = await self._look_up(submission.key, fresh=False)
-        decision = decide(submission, stored)
-        if isinstance(stored, Stored) and stored.cached and len(decision.fields) < len(submission.sent):
+        found = await self._look_up(submission, fresh=False)
+        if isinstance(found, Stored) and found.cached:
+            unchanged, _ = submission.unchanged(gates, found.info)
+            if len(unchanged) == len(gates):
+                self._cut = unchanged
+                return
             # only "unchanged" may rest on a cached value
-            stored, self._lookup = await self._look_up(submission.key, fresh=True)
-            decision = decide(submission, stored)
-        return decision
+            found = await self._look_up(submission, fresh=True)
+        self._found = found
+        if isinstance(found, Unknown):
+            self._reason = found.reason
+            return
+        self._cut, known = submission.unchanged(gates, found.info)
+        if not known:
+            self._reason = "stored_shape"
 
-    async def _look_up(self, key: str, *, fresh: bool) -> tuple[Stored | Unknown, Lookup | None]:
-        return await self._sanitizer.stored.get(self._caller, key, self._target.prefix, fresh=fresh)
+    async def _look_up(self, submission: Submission, *, fresh: bool) -> Stored | Unknown:
+        stored, prefix = self._sanitizer.stored, self._target.prefix
+        if submission.key is not None:
+            found, lookup = await stored.get(self._caller, submission.key, prefix, fresh=fresh)
+        else:
+            found, lookup = await stored.get_by_alias(self._caller, submission.alias or "", prefix)
+        if lookup is not None:
+            self._lookups.append(lookup)
+        return found
+
+    async def _stored_now(self, submission: Submission) -> Stored | Unknown:
+        """What is stored, read for this request: with the lookup credential, if the caller's own lookup is refused."""
+        if self._found is None:
+            self._found = await self._look_up(submission, fresh=True)
+        stored = self._sanitizer.stored
+        if isinstance(self._found, Unknown) and self._found.refused and stored.has_lookup_key:
+            self._found, lookup = await stored.get_with_lookup_key(
+                self._caller, submission.key, submission.alias, self._target.prefix
+            )
+            if lookup is not None:
+                self._lookups.append(lookup)
+        return self._found
+
+    @property
+    def _with_lookup_key(self) -> bool:
+        return any(lookup.lookup_key for lookup in self._lookups)
+
+    @property
+    def _may_compare(self) -> bool:
+        """Whether there is a member that could be cut after a refusal."""
+        return bool(self._candidates())
+
+    def _candidates(self) -> list[Gate]:
+        """The gates whose members may still be cut, if LiteLLM refuses the request because of them."""
+        submission, found = self._submission, self._found
+        if submission is None or not submission.names_a_key or self._resent == MAX_RESENDS:
+            return []
+        refused = isinstance(found, Unknown) and found.refused and self._sanitizer.stored.has_lookup_key
+        if isinstance(found, Unknown) and not refused:
+            return []
+        return [
+            gate
+            for gate in submission.gates
+            if gate.field not in self._cut
+            and (gate.cut is Cut.AFTER_REFUSAL or refused or self._with_lookup_key)
+            and (not isinstance(found, Stored) or gate.unchanged(submission.values, found.info))
+        ]
+
+    def _decide(self, submission: Submission) -> Decision:
+        if not submission.gates:
+            return Decision(Outcome.ABSENT)
+        if self._cut:
+            outcome, reason = Outcome.OBSERVED if self._sanitizer.observes else Outcome.DROPPED, None
+        else:
+            reason = self._reason
+            outcome = Outcome.CHANGED if reason is None else Outcome.UNKNOWN
+        return Decision(
+            outcome,
+            submission.in_order(self._cut),
+            reason,
+            submission.in_order(self._after_refusal),
+            self._with_lookup_key,
+        )
 
     def _forward(self, decision: Decision) -> None:
         """The request goes on by this decision."""
         self._decision = decision
         submission = self._submission
-        if decision.body is None or submission is None or len(decision.fields) < len(submission.sent):
-            key = submission.key if submission else None
-            self._forwarding.enter_context(self._sanitizer.stored.writing(key))
+        guarded = {gate.field for gate in submission.gates} if submission else set()
+        if decision.outcome is not Outcome.DROPPED or len(decision.fields) < len(guarded):
+            self._forwarding.enter_context(self._sanitizer.stored.writing(submission.key if submission else None))
 
     def _report(self, decision: Decision, status: int | None, head: bytes = b"") -> None:
         if self._reported:
@@ -236,7 +356,8 @@ class Interception:
                 endpoint=self._target.endpoint,
                 decision=decision,
                 key_hash=key_hash(submission.key) if submission and submission.key else None,
-                lookup=self._lookup,
+                lookups=tuple(self._lookups),
+                resent=self._resent,
                 status=status,
                 call_id=_value(_CALL_ID, head),
                 traceparent=_value(_TRACEPARENT, self._head),

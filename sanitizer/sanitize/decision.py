@@ -1,13 +1,15 @@
-"""What is to become of an intercepted request: its head, its body and the stored key in, a `Decision` out. Pure."""
+"""What an intercepted request sends, whether it may be edited, and what can be decided about it. Pure."""
 
 import re
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
 from email.message import Message
 from enum import StrEnum
 from typing import Final
 
-from sanitizer.sanitize.gates import Gate, Target
-from sanitizer.sanitize.jsonedit import Json, Member, NotInspectable, cut, loads, members
+from sanitizer.sanitize.gates import UPDATE, Cut, Gate, Target
+from sanitizer.sanitize.jsonedit import NotInspectable, cut, loads, members
+from sanitizer.sanitize.judges import Row
 
 _ABOUT_CONTENT: Final = re.compile(
     rb"\r\n(content-(?:type|encoding|length|digest|md5)|repr-digest|digest|signature(?:-input)?|x-amz-content-sha256)"
@@ -18,11 +20,15 @@ _ABOUT_CONTENT: Final = re.compile(
 section 14.15), RFC 9421 and AWS Signature Version 4."""
 
 
+_LOOKED_AT: Final = ("key", "key_alias", "team_id", "metadata")
+"""Members by which others are judged, or that name the key."""
+
+
 class Outcome(StrEnum):
     """How an intercepted request was decided: metric label, log field and response header."""
 
     DROPPED = "dropped"  # at least one field cut
-    CHANGED = "changed"  # guarded fields present, none equal: forwarded as sent
+    CHANGED = "changed"  # guarded fields present, none cut: forwarded as sent
     ABSENT = "absent"  # no guarded field
     UNREADABLE = "unreadable"  # body not inspectable
     UNKNOWN = "unknown"  # no usable stored value
@@ -31,55 +37,83 @@ class Outcome(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``fields``: what was cut, or would have been. ``reason``: a stable token. ``body``: None leaves it as sent.
+    """``fields``: what was cut, or would have been; ``after_refusal``: those among them that LiteLLM had refused first.
 
-    ``lookup_key``: the caller's own lookup was refused, and the gateway's own credential was used for another.
+    ``reason``: a stable token. ``lookup_key``: it rests on a lookup with the gateway's own credential.
     """
 
     outcome: Outcome
     fields: tuple[str, ...] = ()
     reason: str | None = None
-    body: bytes | None = None
+    after_refusal: tuple[str, ...] = ()
     lookup_key: bool = False
-
-    def observed(self) -> "Decision":
-        """The same in mode ``observe``, where nothing is cut."""
-        return replace(self, outcome=Outcome.OBSERVED, body=None) if self.outcome is Outcome.DROPPED else self
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """The key as LiteLLM has it: ``info`` of ``GET /key/info``; ``cached``: read for an earlier request.
+    """The key as LiteLLM has it: ``info`` of ``GET /key/info``; ``cached``: read for an earlier request."""
 
-    ``lookup_key``: read with the gateway's own credential.
-    """
-
-    info: dict[str, Json]
+    info: Row
     cached: bool = False
-    lookup_key: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
-    """There is no usable stored value; ``reason`` is a stable token. ``lookup_key`` as in `Stored`."""
+    """There is no usable stored value; ``reason`` is a stable token. ``refused``: LiteLLM answered the lookup 403."""
 
     reason: str
-    lookup_key: bool = False
+    refused: bool = False
 
 
-@dataclass(frozen=True, slots=True)
 class Submission:
-    """An inspected body: its members, what it sends for the guarded fields, and the key that it is about."""
+    """An inspected body: its members, the gates on what it sends, and the key that it is about.
 
-    body: bytes
-    members: list[Member]
-    sent: list[tuple[Gate, Json]]
-    key: str | None
+    ``values`` has the members that gates are judged by. ``alias`` names the key where ``key`` is None.
+    """
+
+    def __init__(self, body: bytes, target: Target) -> None:
+        """Raises `NotInspectable`, also for ``duplicate_member`` among the members that are looked at.
+
+        No body has no members: a key is regenerated without one.
+        """
+        self.body = body
+        self._members = members(body) if body else []
+        names = {gate.field for gate in target.gates}.union(_LOOKED_AT)
+        looked_at = [member for member in self._members if member.name in names]
+        self.values = values = {member.name: loads(body[member.value : member.end]) for member in looked_at}
+        if len(values) < len(looked_at):
+            raise NotInspectable("duplicate_member")
+        self.gates = tuple(gate for gate in target.gates if gate.field in values)
+        key = values.get("key", target.key)  # the body's beats the path's
+        self.key = key if isinstance(key, str) and _names_a_key(key) else None
+        alias = values.get("key_alias")
+        by_alias = target.endpoint == UPDATE and key is None and isinstance(alias, str) and _names_a_key(alias)
+        self.alias = alias if by_alias and isinstance(alias, str) else None
 
     @property
-    def needs_lookup(self) -> bool:
-        """Whether anything could be dropped."""
-        return self.key is not None and any(_comparable(gate, value) for gate, value in self.sent)
+    def names_a_key(self) -> bool:
+        """Whether the key can be looked up."""
+        return self.key is not None or self.alias is not None
+
+    @property
+    def comparable(self) -> list[Gate]:
+        """The gates whose members may be cut before the request is forwarded. A null is a change there."""
+        return [
+            gate for gate in self.gates if gate.cut is Cut.BEFORE_FORWARDING and self.values[gate.field] is not None
+        ]
+
+    def unchanged(self, gates: Iterable[Gate], row: Row) -> tuple[list[str], bool]:
+        """The fields of ``gates`` that are unchanged, and whether the shape of all that was compared is known."""
+        verdicts = [(gate.field, gate.unchanged(self.values, row)) for gate in gates]
+        return [name for name, verdict in verdicts if verdict], all(verdict is not None for _, verdict in verdicts)
+
+    def without(self, fields: Collection[str]) -> bytes:
+        """The body less ``fields``."""
+        return cut(self.body, self._members, fields)
+
+    def in_order(self, fields: Collection[str]) -> tuple[str, ...]:
+        """``fields`` in the order in which the body has them."""
+        return tuple(member.name for member in self._members if member.name in fields)
 
 
 def obstacle(head: bytes, max_body: int) -> str | None:
@@ -125,67 +159,9 @@ def _json(content_type: str) -> bool:
     return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
-def inspect(body: bytes, target: Target) -> Submission:
-    """Find the guarded fields and the key. Raises `NotInspectable`, also for ``duplicate_member`` among those.
-
-    No body has no members: a key is regenerated without one.
-    """
-    found = members(body) if body else []
-    gates = {gate.field: gate for gate in target.gates}
-    looked_at = [member for member in found if member.name in gates or member.name == "key"]
-    if len({member.name for member in looked_at}) < len(looked_at):
-        raise NotInspectable("duplicate_member")
-    sent: list[tuple[Gate, Json]] = []
-    key: Json = target.key
-    for member in looked_at:
-        if member.name in gates:
-            sent.append((gates[member.name], loads(body[member.value : member.end])))
-        else:  # the key beats the path's
-            key = loads(body[member.value : member.end])
-    return Submission(body, found, sent, key if isinstance(key, str) and _names_a_key(key) else None)
-
-
 def _names_a_key(key: str) -> bool:
     # LiteLLM's /key/info would take an empty key for the caller's own; a lone surrogate can be neither hashed nor sent
     try:
         return bool(key.encode())
     except UnicodeEncodeError:
         return False
-
-
-def decide(submission: Submission, stored: Stored | Unknown) -> Decision:
-    """Judge the guarded fields one by one. The unchanged are cut: LiteLLM answers as if they had been omitted."""
-    if not submission.sent:
-        return Decision(Outcome.ABSENT)
-    unchanged: list[str] = []
-    reason: str | None = None
-    for gate, value in submission.sent:
-        if not _comparable(gate, value):
-            continue
-        if isinstance(stored, Unknown):
-            reason = stored.reason
-            continue
-        verdict = _judge(gate, value, stored)
-        if verdict is None:
-            reason = "stored_shape"
-        elif verdict:
-            unchanged.append(gate.field)
-    if unchanged:
-        body = cut(submission.body, submission.members, unchanged)
-        return Decision(Outcome.DROPPED, tuple(unchanged), None, body, stored.lookup_key)
-    outcome = Outcome.CHANGED if reason is None else Outcome.UNKNOWN
-    return Decision(outcome, reason=reason, lookup_key=stored.lookup_key)
-
-
-def _comparable(gate: Gate, value: Json) -> bool:
-    """Whether ``value`` could be the stored one: a null is a change, but where LiteLLM stores null itself."""
-    return value is not None or gate.nullable
-
-
-def _judge(gate: Gate, value: Json, stored: Stored) -> bool | None:
-    held: Json = stored.info
-    for name in gate.stored_at:
-        if not isinstance(held, dict) or name not in held:
-            return None
-        held = held[name]
-    return gate.unchanged(value, held)

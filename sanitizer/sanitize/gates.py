@@ -1,80 +1,46 @@
-"""The table: which field of which endpoint LiteLLM refuses on mere presence, and what "unchanged" means for it.
+"""The table: which field of which endpoint LiteLLM refuses on mere presence, and when it may be cut out.
 
-One row a gate. A field belongs here only if leaving it out of the request is the same as sending its stored value: the
-columns of LiteLLM's key table are; what LiteLLM keeps in ``metadata`` is not, for a sent ``metadata`` replaces it. Each
-of the rows below is such a column, which an update writes if the body has the member and leaves alone if not, whatever
-other members it has; so it was read in, and seen on, LiteLLM 1.83.13, 1.92.0, 1.100.0, 1.105.0 and 1.109.1.
+One row for each gate. Two kinds of cut are made, and nothing else:
+
+* *Before forwarding*: what is a no-op for every caller, administrators included, on every release. Leaving it out is
+  the same as sending its stored value.
+* *After refusal*: what is unchanged in meaning, but would be stored by LiteLLM from someone who may write it, or has an
+  effect of its own (an order, a time at which a budget begins anew, a counter). It goes to LiteLLM as it came. Only if
+  LiteLLM has refused the request because of it is the request sent again without it.
+
+No release writes anything before it refuses a request in one of the ways below: read in, and seen on, LiteLLM 1.83.13,
+1.92.0, 1.109.1 and 1.110.2.
 """
 
 import os
 import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import NamedTuple, TypeGuard
+from enum import Enum
+from typing import Final, NamedTuple
 
-from sanitizer.sanitize.jsonedit import Json, equal
-
-Judge = Callable[[Json, Json], bool | None]
-"""Is the sent value (first) the stored one (second)? None: nothing LiteLLM would store, so nothing can be said."""
-
-
-def same_strings(sent: Json, stored: Json) -> bool | None:
-    """Lists of strings, compared as sets: LiteLLM's dashboard does so, and Terraform-like clients reorder."""
-    if not _strings(stored):
-        return None
-    return _strings(sent) and set(sent) == set(stored)
-
-
-def same_list(sent: Json, stored: Json) -> bool | None:
-    """Lists of strings, item by item: nobody is known to reorder them, and LiteLLM would store the new order."""
-    if not _strings(stored):
-        return None
-    return _strings(sent) and sent == stored
+from sanitizer.sanitize.judges import (
+    Judge,
+    both_null,
+    column,
+    empty_for_null,
+    of_the_team,
+    premium,
+    same_list,
+    same_number,
+    same_object,
+    same_permission,
+    same_strings,
+    same_windows,
+    soft_budget,
+)
 
 
-def same_object(sent: Json, stored: Json) -> bool | None:
-    """JSON objects, by strict equality at every depth."""
-    return equal(sent, stored) if isinstance(stored, dict) else None
+class Cut(Enum):
+    """When an unchanged member may be cut out."""
 
-
-def same_windows(sent: Json, stored: Json) -> bool | None:
-    """Budget windows, compared item by item on what a caller may set: ``budget_duration`` and ``max_budget``.
-
-    No windows are stored as null or ``[]``; a sent null is the same as a stored null alone. ``reset_at`` is LiteLLM's:
-    it stands in what is stored, and is not read in what is sent, which may repeat it but not differ. The order counts:
-    LiteLLM gives it no meaning, but would store it.
-    """
-    if sent is None:
-        return stored is None
-    if stored is None:
-        stored = []
-    if not isinstance(stored, list) or not all(_window(item) for item in stored):
-        return None
-    return (
-        isinstance(sent, list)
-        and len(sent) == len(stored)
-        and all(_same_window(one, other) for one, other in zip(sent, stored, strict=True))
-    )
-
-
-def _strings(value: Json) -> TypeGuard[list[str]]:
-    return isinstance(value, list) and all(isinstance(item, str) for item in value)
-
-
-def _window(value: Json) -> TypeGuard[dict[str, Json]]:
-    return (
-        isinstance(value, dict)
-        and {"budget_duration", "max_budget"} <= value.keys() <= {"budget_duration", "max_budget", "reset_at"}
-        and isinstance(value["budget_duration"], str)
-        and isinstance(value["max_budget"], Decimal)
-    )
-
-
-def _same_window(sent: Json, stored: Json) -> bool:
-    if not _window(sent) or not _window(stored):
-        return False
-    return equal({"reset_at": stored.get("reset_at"), **sent}, {"reset_at": None, **stored})
+    BEFORE_FORWARDING = "before forwarding"
+    AFTER_REFUSAL = "after refusal"
 
 
 class Refused(NamedTuple):
@@ -88,56 +54,93 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One guarded field of one endpoint (always ``POST``)."""
+    """One guarded field of one endpoint (always ``POST``), and one way in which it is unchanged."""
 
     endpoint: str
     """Path without a prefix; ``{key}`` stands for the key, where the path names it."""
     field: str
     """Top-level member of the body."""
-    stored_at: tuple[str, ...]
-    """Where the stored value lies in the ``info`` of ``GET /key/info``."""
     unchanged: Judge
-    """Not asked of a sent null, which is a change, unless the gate is `nullable`."""
-    error: str = ""
-    """From LiteLLM's refusal, which is a 403."""
+    cut: Cut
+    fragments: tuple[str, ...]
+    """Parts of LiteLLM's refusals, one of which each of them contains. They name the member, and hold no value."""
     refused: tuple[Refused, ...] = ()
     """The evidence, from releases up to `NEWEST`."""
-    nullable: bool = False
-    """Whether LiteLLM stores, and shows, null where there is none."""
+    status: int = 403
+    """Of LiteLLM's refusal."""
 
 
-NEWEST = "1.109.1"
+NEWEST: Final = "1.110.2"
 """The newest LiteLLM that the table is made from."""
 
-_ROUTES_ERROR = "Only proxy admins can set `allowed_routes` on a key."
-_PERMISSIONS_ERROR = "Only proxy admins can set `permissions`."
-_NEVER_COMPARED = (Refused("1.92.0", None, "any value"),)
+UPDATE: Final = "/key/update"
+REGENERATE: Final = ("/key/regenerate", "/key/{key}/regenerate")
+_BEFORE, _AFTER = Cut.BEFORE_FORWARDING, Cut.AFTER_REFUSAL
+_NEVER_COMPARED: Final = (Refused("1.92.0", None, "any value"),)
+_ROUTES: Final = ("Only proxy admins can set `allowed_routes` on a key",)
+_PERMISSIONS: Final = ("Only proxy admins can set `permissions`",)
+_ACCESS_GROUPS: Final = (
+    "Team members cannot assign access groups",
+    "Access groups cannot be assigned to personal keys",
+    "Access groups must be assigned to the key",  # 1.110.0
+)
+_BUDGET: Final = ("can call /key/update (max_budget/spend)",)
+_OBJECT_PERMISSION: Final = (
+    "Vector stores cannot be assigned to",
+    "search_tools cannot be assigned to",
+    "MCP access groups cannot be assigned to",
+    "MCP toolsets cannot be assigned to",
+    "Only globally available (allow_all_keys) MCP servers",
+    "Key requests MCP servers not allowed by team",
+    "Key requests MCP access groups not allowed by team",
+    "Key requests MCP toolsets not allowed by team",
+    "Key requests search tools not allowed by team",
+)
 
-GATES = (
+GATES: Final = (
     Gate(
-        "/key/update",  # BerriAI/litellm#26555, #27005, #33277; it came with BerriAI/litellm#25445
+        UPDATE,  # BerriAI/litellm#26555, #27005, #33277; it came with BerriAI/litellm#25445
         "allowed_routes",
-        ("allowed_routes",),
-        same_strings,
-        _ROUTES_ERROR,
+        column("allowed_routes", same_list),
+        _BEFORE,
+        _ROUTES,
         (
             Refused("1.83.7", "1.101.0", "the lists of key types LLM API and read-only"),
             Refused("1.83.7", "1.109.0", "the list of key type management, and custom lists"),
-            Refused("1.83.7", None, "a custom list in another order"),
             Refused("1.92.0", "1.101.0", "the empty list"),
         ),
     ),
-    # stored as {} unless set
-    Gate("/key/update", "permissions", ("permissions",), same_object, _PERMISSIONS_ERROR, _NEVER_COMPARED),
-    # The dashboard of 1.92.0 sends [] whenever a key is saved, that of 1.100.0 no more. Up to 1.105.0 at least, LiteLLM
-    # gives windows that are sent again a new ``reset_at``, which for periods bound to no calendar (``10d``) is later
-    # than before; 1.109.1 leaves it as it is, as the gateway does. 1.83.13 stores [] as [], later releases store null.
+    # an administrator's new order is stored
     Gate(
-        "/key/update",
+        UPDATE,
+        "allowed_routes",
+        column("allowed_routes", same_strings),
+        _AFTER,
+        _ROUTES,
+        (Refused("1.83.7", None, "a custom list in another order"),),
+    ),
+    # stored as {} unless set
+    Gate(UPDATE, "permissions", column("permissions", same_object), _BEFORE, _PERMISSIONS, _NEVER_COMPARED),
+    # the dashboard always sends it; an empty list is not refused
+    Gate(
+        UPDATE,
+        "access_group_ids",
+        of_the_team(column("access_group_ids", same_list)),
+        _BEFORE,
+        _ACCESS_GROUPS,
+        (
+            Refused("1.91.5", "1.110.0", "a list that is not empty, from a caller who is no admin of the key's team"),
+            Refused("1.110.0", None, "a list that is not empty, from a caller who is no proxy admin"),
+        ),
+    ),
+    # The dashboard of 1.92.0 sends [] whenever a key is saved, that of 1.100.0 no more. Sent empty, 1.83.13 stores []
+    # over null, later releases null; up to 1.105.0, windows that are sent again get a new ``reset_at``.
+    Gate(
+        UPDATE,
         "budget_limits",
-        ("budget_limits",),
-        same_windows,
-        "can call /key/update (max_budget/spend)",
+        column("budget_limits", same_windows),
+        _AFTER,
+        _BUDGET,
         (
             Refused(
                 "1.91.5",
@@ -146,25 +149,111 @@ GATES = (
                 "allow it",
             ),
         ),
-        nullable=True,
     ),
-    # the dashboard always sends it; an empty list is not refused
+    # from someone who may send it, it also resets the live counter
     Gate(
-        "/key/update",
-        "access_group_ids",
-        ("access_group_ids",),
-        same_list,
-        "Team members cannot assign access groups",
-        (Refused("1.91.5", None, "a list that is not empty, from who is no admin of the key's team"),),
+        UPDATE,
+        "spend",
+        column("spend", same_number),
+        _AFTER,
+        _BUDGET,
+        (Refused("1.91.5", None, "any value, from a caller who is no admin"),),
     ),
-    # An Enterprise feature; it writes the key's other columns as an update does. LiteLLM takes a key with slashes from
-    # the path too: such a request is not intercepted.
+    Gate(
+        UPDATE,
+        "soft_budget",
+        soft_budget,
+        _AFTER,
+        _BUDGET,
+        (Refused("1.105.0", None, "any value, from a caller who is no admin"),),
+    ),
+    Gate(
+        UPDATE,
+        "user_id",
+        column("user_id", both_null),
+        _AFTER,
+        ("Non-admin users cannot remove the user_id from a key",),
+        (Refused("1.92.0", None, "null, of a team's service key"),),
+    ),
+    # LiteLLM's dashboard sends it on every save
+    Gate(
+        UPDATE,
+        "object_permission",
+        of_the_team(column("object_permission", same_permission)),
+        _AFTER,
+        _OBJECT_PERMISSION,
+        (Refused("1.92.0", None, "what an admin has set on a personal key, from its owner"),),
+    ),
+    Gate(
+        UPDATE,
+        "metadata",
+        column("metadata", same_object),
+        _AFTER,
+        ("Only proxy admins can set `metadata.allowed_passthrough_routes` on a key",),
+        (Refused("1.92.0", None, "metadata with allowed_passthrough_routes in it"),),
+    ),
+    Gate(
+        UPDATE,
+        "allowed_passthrough_routes",
+        premium("allowed_passthrough_routes"),
+        _AFTER,
+        ("Enterprise users: allowed_passthrough_routes.", "Only proxy admins can set `allowed_passthrough_routes`"),
+        (Refused("1.83.5", None, "any list that is not empty; up to 1.91.5 the empty one too"),),
+    ),
     *(
-        Gate(endpoint, field, (field,), unchanged, error, _NEVER_COMPARED)
-        for endpoint in ("/key/regenerate", "/key/{key}/regenerate")
-        for field, unchanged, error in (
-            ("allowed_routes", same_strings, _ROUTES_ERROR),
-            ("permissions", same_object, _PERMISSIONS_ERROR),
+        Gate(
+            UPDATE,
+            name,
+            premium(name),
+            _AFTER,
+            (f"Enterprise users: {name}.",),
+            (Refused("1.83.5", None, "any list that is not empty, without a licence; up to 1.91.5 the empty one too"),),
+        )
+        for name in ("guardrails", "policies", "prompts", "tags")
+    ),
+    # LiteLLM's Terraform provider, which cannot send null, sends both on every update (BerriAI/litellm#40704, #40705)
+    Gate(
+        UPDATE,
+        "team_id",
+        column("team_id", empty_for_null),
+        _AFTER,
+        ("Team object not found for team change validation",),
+        (Refused("1.83.5", "1.105.0", "the empty string, of a key without a team"),),
+        status=500,
+    ),
+    Gate(
+        UPDATE,
+        "key_alias",
+        column("key_alias", empty_for_null),
+        _AFTER,
+        ("Unique key aliases across all keys are required",),
+        (Refused("1.83.5", None, "the empty string, from the second key without an alias on"),),
+        status=400,
+    ),
+    # An Enterprise feature; it writes the key's other columns as an update does, and its licence check comes before
+    # these: read, but not run. LiteLLM takes a key with slashes from the path too: such a request is not intercepted.
+    *(
+        gate
+        for endpoint in REGENERATE
+        for gate in (
+            Gate(
+                endpoint,
+                "allowed_routes",
+                column("allowed_routes", same_list),
+                _BEFORE,
+                _ROUTES,
+                _NEVER_COMPARED,
+            ),
+            Gate(endpoint, "allowed_routes", column("allowed_routes", same_strings), _AFTER, _ROUTES, _NEVER_COMPARED),
+            Gate(endpoint, "permissions", column("permissions", same_object), _BEFORE, _PERMISSIONS, _NEVER_COMPARED),
+            Gate(
+                endpoint,
+                "access_group_ids",
+                of_the_team(column("access_group_ids", same_list)),
+                _BEFORE,
+                _ACCESS_GROUPS,
+                (Refused("1.91.5", None, "a list that is not empty (read, not run)"),),
+            ),
         )
     ),
 )

@@ -25,10 +25,11 @@ class InProcess:
 
         transport = httpx.ASGITransport(app=app, raise_app_exceptions=False)
 
-        async def ask(target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
+        async def ask(target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:
             lines = (line.partition(b": ") for line in header.split(b"\r\n")[1:])
             headers = [(name, value) for name, _, value in lines]
-            request = httpx.Request("GET", f"http://litellm{target.decode()}", headers=headers)
+            method = "GET" if content is None else "POST"
+            request = httpx.Request(method, f"http://litellm{target.decode()}", headers=headers, content=content)
             response = await transport.handle_async_request(request)
             return response.status_code, await response.aread()
 

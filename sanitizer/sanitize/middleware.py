@@ -77,8 +77,9 @@ class SanitizerMiddleware:
         body = None
         if interception.inspects and await upload.read():
             body = await upload.unless_client_leaves(interception.edit())
+        first: _Answer | None = None
         while True:
-            answer = _Answer(interception, send)
+            answer = _Answer(interception, send, first)
             try:
                 await self.app(_with_body(scope, body), upload.replay(body), answer.send)
             finally:
@@ -91,6 +92,7 @@ class SanitizerMiddleware:
             if body is None:
                 await answer.pass_on()
                 return
+            first = first or answer
 
 
 class _Upload:
@@ -156,22 +158,27 @@ class _Upload:
 
 
 class _Answer:
-    """The app's answer on its way to the client, which is held back if the interception wants to see it first."""
+    """The app's answer on its way to the client, which is held back if the interception wants to see it first.
 
-    def __init__(self, interception: Interception, send: Send) -> None:
+    ``first`` is the first answer to the request, if this is the answer to a further send.
+    """
+
+    def __init__(self, interception: Interception, send: Send, first: "_Answer | None") -> None:
         self._interception = interception
         self._send = send
-        self._start: Message | None = None
+        self._first = first
+        self._start: Message | None = None  # as long as the answer is held back
         self._messages: list[Message] = []  # what follows the start
         self._size = 0
         self._whole = False
+        self._gives_way = False  # the first answer is to be the client's
         self.status = 0
         self.head = b""
 
     @property
     def held(self) -> bool:
         """Whether the answer is whole and held back."""
-        return self._start is not None and self._whole
+        return self._start is not None and self._whole and not self._gives_way
 
     @property
     def content(self) -> bytes:
@@ -185,18 +192,31 @@ class _Answer:
             self.head = encode_header(message.get("headers", ())) or b""
             self._start = message
             if not self._interception.holds(self.status):
-                await self.pass_on()
+                await self._hold_no_longer()
         elif self._start is None:
             await self._send(message)
-        else:
+        elif not self._gives_way:
             self._messages.append(message)
             self._size += len(message.get("body", b""))
             self._whole = message["type"] == "http.response.body" and not message.get("more_body", False)
             if self._size > HELD_LIMIT or message["type"] != "http.response.body":
-                await self.pass_on()
+                await self._hold_no_longer()
+
+    async def _hold_no_longer(self) -> None:
+        if self._confidential:
+            self._gives_way = True
+        else:
+            await self.pass_on()
+
+    @property
+    def _confidential(self) -> bool:
+        return self._first is not None and self._interception.confidential and not 200 <= self.status < 300
 
     async def pass_on(self) -> None:
-        """Hold the answer back no longer."""
+        """Hold the answer back no longer; if it is not for the client to see, the first one is the client's."""
+        if self._confidential and self._first is not None:
+            await self._first.pass_on()
+            return
         start, self._start = self._start, None
         if start is None:
             return

@@ -2,26 +2,37 @@
 
 import asyncio
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
+from functools import partial
 from time import monotonic, perf_counter
+from typing import Protocol
 from urllib.parse import quote
 
 from cachetools import TTLCache
 
 from sanitizer.errors import GatewayError, PoolExhausted, UpstreamTimeout
 from sanitizer.sanitize.decision import Stored, Unknown
-from sanitizer.sanitize.jsonedit import NotInspectable, loads
+from sanitizer.sanitize.jsonedit import Json, NotInspectable, loads
+from sanitizer.sanitize.judges import Row
 
-Ask = Callable[[bytes, bytes, int], Awaitable[tuple[int, bytes]]]
-"""GET a target with these field lines, each of which follows a CRLF, and return the status and, for a 200, the content.
 
-The third argument is a limit in bytes: a content over it comes back cut short, but longer than the limit. Raises
-`GatewayError`."""
+class Ask(Protocol):
+    """Sends a lookup."""
+
+    def __call__(
+        self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /
+    ) -> Awaitable[tuple[int, bytes]]:
+        """Send a GET, or a POST with ``content``; ``header`` are field lines, each of which follows a CRLF.
+
+        Returns the status and, for a 200, the content. A content over ``limit`` bytes comes back cut short, but longer
+        than the limit. Raises `GatewayError`.
+        """
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +119,7 @@ def own_header(head: bytes, key: str) -> bytes:
 class StoredKeys:
     """Looks keys up in LiteLLM. ``timeout`` (seconds) is for a whole lookup.
 
-    ``lookup_key`` gives the gateway's own credential as it is now, or None; it is used if LiteLLM refuses the caller's
-    lookup with 403, for that lookup alone (`sanitizer.sanitize.lookup_key`).
+    ``lookup_key`` gives the gateway's own credential as it is now, or None (`sanitizer.sanitize.lookup_key`).
 
     ``cache_ttl`` (seconds; 0: off) lets an answer be reused for the same header, key and path prefix. An entry goes as
     soon as another caller's lookup for the key, or any request that may write the key, comes through this process; and
@@ -124,13 +134,17 @@ class StoredKeys:
     ) -> None:
         self._timeout = timeout
         self._lookup_key = lookup_key
-        # token -> (who asked, where; the answer; with the own credential or not). One entry a key, as everyone else's
-        # would have to go anyway.
-        self._cache: TTLCache[str, tuple[bytes, bytes, bool]] | None = None
+        # token -> (who asked, where; the answer). One entry a key, as everyone else's would have to go anyway.
+        self._cache: TTLCache[str, tuple[bytes, bytes]] | None = None
         if cache_ttl:
             self._cache = TTLCache(CACHE_SIZE, cache_ttl, timer=monotonic, getsizeof=lambda entry: len(entry[1]) + 256)
         self._writers: Counter[str | None] = Counter()
         self._written = 0
+
+    @property
+    def has_lookup_key(self) -> bool:
+        """Whether there may be a credential to look up with."""
+        return self._lookup_key is not None
 
     async def get(
         self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
@@ -139,10 +153,11 @@ class StoredKeys:
 
         ``prefix`` is the path prefix, ``""`` for none; ``fresh`` bypasses the cache. Cancelling closes the lookup.
         `Unknown` reasons: ``key_length``, ``lookup_<status>``, ``lookup_timeout``, ``lookup_failed``, ``lookup_size``,
-        ``lookup_shape``, ``key_deleted``; ``lookup_key_<status>`` if the own credential was refused.
+        ``lookup_shape``, ``key_deleted``.
         """
         token = token_of(key)
-        if len(token) > MAX_TOKEN:
+        query = _by_key(token, prefix)
+        if query is None:
             return Unknown("key_length"), None
         header = lookup_header(caller.head)
         identity = b""
@@ -150,16 +165,34 @@ class StoredKeys:
             identity = hashlib.sha256(b"%b\r\n%b" % (quote(prefix).encode(), header)).digest()
             entry = None if fresh else self._cache.get(token)
             if entry is not None and entry[0] == identity:
-                return _read(entry[1], token, cached=True, lookup_key=entry[2]), None
+                found = query.read(entry[1])
+                return replace(found, cached=True) if isinstance(found, Stored) else found, None
         written = self._written
         self._forget(token)
-        since = perf_counter()
-        stored, answer, outcome = await self._look_up(caller, header, token, prefix)
-        lookup = Lookup(outcome, perf_counter() - since, stored.lookup_key)
+        found, lookup, answer = await self._look_up(caller, header, query)
         beside_a_write = self._written != written or self._writers[token] or self._writers[None]
-        if self._cache is not None and isinstance(stored, Stored) and not beside_a_write:
-            self._cache[token] = (identity, answer, stored.lookup_key)
-        return stored, lookup
+        if self._cache is not None and isinstance(found, Stored) and not beside_a_write:
+            self._cache[token] = (identity, answer)
+        return found, lookup
+
+    async def get_by_alias(self, caller: Caller, alias: str, prefix: str) -> tuple[Stored | Unknown, Lookup | None]:
+        """The state of the key that has this alias, as the caller may see it; see `get`. It is never cached."""
+        found, lookup, _ = await self._look_up(caller, lookup_header(caller.head), _by_alias(alias, prefix))
+        return found, lookup
+
+    async def get_with_lookup_key(
+        self, caller: Caller, key: str | None, alias: str | None, prefix: str
+    ) -> tuple[Stored | Unknown, Lookup | None]:
+        """The state of ``key``, or else of the key with this alias, as the gateway's own credential may see it.
+
+        As `get`, but a refusal has the reason ``lookup_key_<status>``, and nothing is cached.
+        """
+        own = self._lookup_key() if self._lookup_key is not None else None
+        query = _by_alias(alias or "", prefix) if key is None else _by_key(token_of(key), prefix)
+        if own is None or query is None:
+            return Unknown("lookup_403"), None
+        found, lookup, _ = await self._look_up(caller, own_header(caller.head, own), query, lookup_key=True)
+        return found, lookup
 
     @contextmanager
     def writing(self, key: str | None) -> Iterator[None]:
@@ -184,40 +217,82 @@ class StoredKeys:
             self._cache.pop(token, None)
 
     async def _look_up(
-        self, caller: Caller, header: bytes, token: str, prefix: str
-    ) -> tuple[Stored | Unknown, bytes, LookupOutcome]:
-        """What is stored, the answer that says so, and how the lookup ended."""
-        target = f"{quote(prefix)}/key/info?key={quote(token, safe='')}".encode()
-        lookup_key = False
+        self, caller: Caller, header: bytes, query: "_Query", *, lookup_key: bool = False
+    ) -> tuple[Stored | Unknown, Lookup, bytes]:
+        """What is stored, the lookup, and the answer if it says what is stored."""
+        since = perf_counter()
+        found: Stored | Unknown
+        answer = b""
         try:
             async with asyncio.timeout(self._timeout):
-                status, answer = await caller.ask(target, header, MAX_ANSWER)
-                if status == 403 and self._lookup_key is not None and (key := self._lookup_key()):
-                    lookup_key = True
-                    status, answer = await caller.ask(target, own_header(caller.head, key), MAX_ANSWER)
+                status, answer = await caller.ask(query.target, header + query.header, MAX_ANSWER, query.content)
         except (TimeoutError, UpstreamTimeout, PoolExhausted):
-            return Unknown("lookup_timeout", lookup_key), b"", LookupOutcome.TIMEOUT
+            found, outcome = Unknown("lookup_timeout"), LookupOutcome.TIMEOUT
         except GatewayError:
-            return Unknown("lookup_failed", lookup_key), b"", LookupOutcome.FAILED
-        if status != 200:
-            reason = f"lookup_key_{status}" if lookup_key else f"lookup_{status}"
-            return Unknown(reason, lookup_key), b"", LookupOutcome.of_status(status)
-        if len(answer) > MAX_ANSWER:
-            return Unknown("lookup_size", lookup_key), b"", LookupOutcome.UNUSABLE
-        stored = _read(answer, token, lookup_key=lookup_key)
-        return stored, answer, LookupOutcome.OK if isinstance(stored, Stored) else LookupOutcome.UNUSABLE
+            found, outcome = Unknown("lookup_failed"), LookupOutcome.FAILED
+        else:
+            if status != 200:
+                reason = f"lookup_key_{status}" if lookup_key else f"lookup_{status}"
+                refused = status == 403 and not lookup_key
+                found, outcome = Unknown(reason, refused), LookupOutcome.of_status(status)
+            else:
+                found = query.read(answer) if len(answer) <= MAX_ANSWER else Unknown("lookup_size")
+                outcome = LookupOutcome.OK if isinstance(found, Stored) else LookupOutcome.UNUSABLE
+        return found, Lookup(outcome, perf_counter() - since, lookup_key), answer
 
 
-def _read(answer: bytes, token: str, *, cached: bool = False, lookup_key: bool = False) -> Stored | Unknown:
+@dataclass(frozen=True, slots=True)
+class _Query:
+    """A lookup: its target, the field lines and the content that it adds, and how the answer is read."""
+
+    target: bytes
+    read: Callable[[bytes], Stored | Unknown]
+    header: bytes = b""
+    content: bytes | None = None
+
+
+def _by_key(token: str, prefix: str) -> _Query | None:
+    """None if the token is too long for a URL."""
+    if len(token) > MAX_TOKEN:
+        return None
+    target = f"{quote(prefix)}/key/info?key={quote(token, safe='')}".encode()
+    return _Query(target, partial(_read_key, token))
+
+
+def _by_alias(alias: str, prefix: str) -> _Query:
+    """LiteLLM answers with the very row that it updates for this alias, from 1.96.0 on."""
+    content = json.dumps({"key_aliases": [alias]}).encode()
+    header = b"\r\nContent-Type: application/json\r\nContent-Length: %d" % len(content)
+    return _Query(f"{quote(prefix)}/v2/key/info".encode(), partial(_read_alias, alias), header, content)
+
+
+def _read_key(token: str, answer: bytes) -> Stored | Unknown:
+    value = _object(answer)
+    if value is None or value.get("key") != token:
+        return Unknown("lookup_shape")
+    return _row(value.get("info"), value.get("status"))
+
+
+def _read_alias(alias: str, answer: bytes) -> Stored | Unknown:
+    value = _object(answer)
+    rows = value.get("info") if value is not None else None
+    if not isinstance(rows, list) or len(rows) != 1:
+        return Unknown("lookup_shape")
+    found = _row(rows[0])
+    return found if isinstance(found, Unknown) or found.info.get("key_alias") == alias else Unknown("lookup_shape")
+
+
+def _object(answer: bytes) -> Row | None:
     try:
         value = loads(answer)
     except NotInspectable:
-        return Unknown("lookup_shape", lookup_key)
-    if not isinstance(value, dict) or value.get("key") != token:
-        return Unknown("lookup_shape", lookup_key)
-    info = value.get("info")
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _row(info: Json, status: Json = None) -> Stored | Unknown:
     if not isinstance(info, dict):
-        return Unknown("lookup_shape", lookup_key)
-    if "deleted" in (info.get("status"), value.get("status")):  # from 1.105 on, deleted keys are answered too
-        return Unknown("key_deleted", lookup_key)
-    return Stored(info, cached, lookup_key)
+        return Unknown("lookup_shape")
+    if "deleted" in (info.get("status"), status):  # from 1.105 on, deleted keys are answered too
+        return Unknown("key_deleted")
+    return Stored(info)

@@ -1,0 +1,52 @@
+"""LiteLLM's refusals: the words in an answer that say why."""
+
+import re
+import zlib
+from typing import Final
+
+from sanitizer.sanitize.jsonedit import NotInspectable, loads
+
+LIMIT: Final = 64 * 1024
+"""Bytes of a refusal; a longer answer is none."""
+
+_CODINGS: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
+
+
+def words(head: bytes, content: bytes) -> str:
+    """The one text that says why a request was refused: ``error.message``, ``detail.error`` or ``detail``.
+
+    ``head`` is the answer's head in octets. Empty if there is no such text, for example because the content is no JSON
+    object, has another content coding than gzip, or is longer than `LIMIT`.
+    """
+    plain = _decoded(head, content)
+    try:
+        value = loads(plain)
+    except NotInspectable:
+        return ""
+    if not isinstance(value, dict):
+        return ""
+    for name, member in (("error", "message"), ("detail", "error")):
+        text = value.get(name)
+        if isinstance(text, dict):
+            text = text.get(member)
+        elif name == "error":
+            text = None
+        if isinstance(text, str):
+            return text
+    return ""
+
+
+def _decoded(head: bytes, content: bytes) -> bytes:
+    codings = [coding.strip(b" \t").lower() for line in _CODINGS.findall(head) for coding in line.split(b",")]
+    codings = [coding for coding in codings if coding not in (b"", b"identity")]
+    if codings == [b"gzip"]:
+        try:
+            inflated = zlib.decompressobj(16 + zlib.MAX_WBITS)
+            content = inflated.decompress(content, LIMIT + 1)
+        except zlib.error:
+            return b""
+        if not inflated.eof:
+            return b""
+    elif codings:
+        return b""
+    return content if len(content) <= LIMIT else b""

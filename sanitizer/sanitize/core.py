@@ -316,6 +316,7 @@ class Interception:
             gate
             for gate in submission.gates
             if gate.field not in self._cut
+            and gate.possible(submission.values[gate.field])
             and (gate.cut is Cut.AFTER_REFUSAL or refused or self._with_lookup_key)
             and (not isinstance(found, Stored) or gate.unchanged(submission.values, found.info))
         ]
@@ -340,8 +341,7 @@ class Interception:
         """The request goes on by this decision."""
         self._decision = decision
         submission = self._submission
-        guarded = {gate.field for gate in submission.gates} if submission else set()
-        if decision.outcome is not Outcome.DROPPED or len(decision.fields) < len(guarded):
+        if submission is None or decision.outcome is not Outcome.DROPPED or submission.writes(decision.fields):
             self._forwarding.enter_context(self._sanitizer.stored.writing(submission.key if submission else None))
 
     def _report(self, decision: Decision, status: int | None, head: bytes = b"") -> None:

@@ -68,7 +68,8 @@ class Unknown:
 class Submission:
     """An inspected body: its members, the gates on what it sends, and the key that it is about.
 
-    ``values`` has the members that gates are judged by. ``alias`` names the key where ``key`` is None.
+    ``values`` has the members that gates are judged by. ``gates`` are those on its members, less those of the second kind
+    whose value cannot be unchanged. ``alias`` names the key where ``key`` is None.
     """
 
     def __init__(self, body: bytes, target: Target) -> None:
@@ -83,7 +84,11 @@ class Submission:
         self.values = values = {member.name: loads(body[member.value : member.end]) for member in looked_at}
         if len(values) < len(looked_at):
             raise NotInspectable("duplicate_member")
-        self.gates = tuple(gate for gate in target.gates if gate.field in values)
+        self.gates = tuple(
+            gate
+            for gate in target.gates
+            if gate.field in values and (gate.cut is Cut.BEFORE_FORWARDING or gate.possible(values[gate.field]))
+        )
         key = values.get("key", target.key)  # the body's beats the path's
         self.key = key if isinstance(key, str) and _names_a_key(key) else None
         alias = values.get("key_alias")
@@ -97,10 +102,15 @@ class Submission:
 
     @property
     def comparable(self) -> list[Gate]:
-        """The gates whose members may be cut before the request is forwarded. A null is a change there."""
+        """The gates whose members may be cut before the request is forwarded."""
         return [
-            gate for gate in self.gates if gate.cut is Cut.BEFORE_FORWARDING and self.values[gate.field] is not None
+            gate for gate in self.gates if gate.cut is Cut.BEFORE_FORWARDING and gate.possible(self.values[gate.field])
         ]
+
+    def writes(self, fields: Collection[str]) -> bool:
+        """Whether the body without ``fields`` may change what others are compared with before they are forwarded."""
+        compared = {gate.field for gate in self.gates if gate.cut is Cut.BEFORE_FORWARDING}
+        return not (compared | ({"team_id"} & self.values.keys())).issubset(fields)
 
     def unchanged(self, gates: Iterable[Gate], row: Row) -> tuple[list[str], bool]:
         """The fields of ``gates`` that are unchanged, and whether the shape of all that was compared is known."""

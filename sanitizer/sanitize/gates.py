@@ -14,16 +14,21 @@ No release writes anything before it refuses a request in one of the ways below:
 
 import os
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
 
+from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.judges import (
     Judge,
     both_null,
     column,
     empty_for_null,
+    is_any,
+    is_empty_string,
+    is_null,
+    not_null,
     of_the_team,
     premium,
     same_list,
@@ -66,6 +71,8 @@ class Gate:
     """Parts of LiteLLM's refusals, one of which each of them contains. They name the member, and hold no value."""
     refused: tuple[Refused, ...] = ()
     """The evidence, from releases up to `NEWEST`."""
+    possible: Callable[[Json], bool] = not_null
+    """Whether a sent value can be unchanged at all, whatever is stored."""
     status: int = 403
     """Of LiteLLM's refusal."""
 
@@ -149,6 +156,7 @@ GATES: Final = (
                 "allow it",
             ),
         ),
+        is_any,
     ),
     # from someone who may send it, it also resets the live counter
     Gate(
@@ -166,6 +174,7 @@ GATES: Final = (
         _AFTER,
         _BUDGET,
         (Refused("1.105.0", None, "any value, from a caller who is no admin"),),
+        is_any,
     ),
     Gate(
         UPDATE,
@@ -174,6 +183,7 @@ GATES: Final = (
         _AFTER,
         ("Non-admin users cannot remove the user_id from a key",),
         (Refused("1.92.0", None, "null, of a team's service key"),),
+        is_null,
     ),
     # LiteLLM's dashboard sends it on every save
     Gate(
@@ -183,6 +193,7 @@ GATES: Final = (
         _AFTER,
         _OBJECT_PERMISSION,
         (Refused("1.92.0", None, "what an admin has set on a personal key, from its owner"),),
+        is_any,
     ),
     Gate(
         UPDATE,
@@ -199,6 +210,7 @@ GATES: Final = (
         _AFTER,
         ("Enterprise users: allowed_passthrough_routes.", "Only proxy admins can set `allowed_passthrough_routes`"),
         (Refused("1.83.5", None, "any list that is not empty; up to 1.91.5 the empty one too"),),
+        is_any,
     ),
     *(
         Gate(
@@ -208,6 +220,7 @@ GATES: Final = (
             _AFTER,
             (f"Enterprise users: {name}.",),
             (Refused("1.83.5", None, "any list that is not empty, without a licence; up to 1.91.5 the empty one too"),),
+            is_any,
         )
         for name in ("guardrails", "policies", "prompts", "tags")
     ),
@@ -219,7 +232,8 @@ GATES: Final = (
         _AFTER,
         ("Team object not found for team change validation",),
         (Refused("1.83.5", "1.105.0", "the empty string, of a key without a team"),),
-        status=500,
+        is_empty_string,
+        500,
     ),
     Gate(
         UPDATE,
@@ -228,7 +242,8 @@ GATES: Final = (
         _AFTER,
         ("Unique key aliases across all keys are required",),
         (Refused("1.83.5", None, "the empty string, from the second key without an alias on"),),
-        status=400,
+        is_empty_string,
+        400,
     ),
     # An Enterprise feature; it writes the key's other columns as an update does, and its licence check comes before
     # these: read, but not run. LiteLLM takes a key with slashes from the path too: such a request is not intercepted.

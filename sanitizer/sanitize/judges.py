@@ -20,6 +20,26 @@ Judge = Callable[[Sent, Row], bool | None]
 """Is a certain member unchanged?"""
 
 
+def is_any(sent: Json) -> bool:
+    """Any value."""
+    return True
+
+
+def not_null(sent: Json) -> bool:
+    """Any value but null, which LiteLLM never stores in this column."""
+    return sent is not None
+
+
+def is_null(sent: Json) -> bool:
+    """Null."""
+    return sent is None
+
+
+def is_empty_string(sent: Json) -> bool:
+    """The empty string, from a client that cannot send null."""
+    return sent == ""
+
+
 def same_list(sent: Json, stored: Json) -> bool | None:
     """Lists of strings, item by item."""
     if not _strings(stored):
@@ -50,7 +70,7 @@ def both_null(sent: Json, stored: Json) -> bool | None:
 
 
 def empty_for_null(sent: Json, stored: Json) -> bool | None:
-    """An empty string from a client that cannot send null, where null or an empty string is stored."""
+    """An empty string, where null or an empty string is stored."""
     if stored is not None and not isinstance(stored, str):
         return None
     return sent == "" and not stored

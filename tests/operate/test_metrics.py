@@ -438,7 +438,8 @@ def test_lookup_with_the_lookup_credential() -> None:
     """It ends as any other does: by the class of LiteLLM's status."""
     decisions = metrics.Decisions()
     decision = Decision(Outcome.UNKNOWN, reason="lookup_key_401", lookup_key=True)
-    decisions.add(Record(endpoint="/key/update", decision=decision, lookup=Lookup(LookupOutcome.of_status(401), 0.1)))
+    lookups = (Lookup(LookupOutcome.of_status(401), 0.1, lookup_key=True),)
+    decisions.add(Record(endpoint="/key/update", decision=decision, lookups=lookups))
     assert {outcome: sum(histogram.counts) for outcome, histogram in decisions.lookups.items() if histogram.sum} == {
         "4xx": 1
     }

@@ -33,7 +33,7 @@ def octets(headers: Fields) -> bytes:
     return head
 
 
-async def ask_nobody(target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
+async def ask_nobody(target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:
     raise AssertionError
 
 
@@ -62,7 +62,7 @@ class Lookups(StoredKeys):
                 raise
         result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
         cached = isinstance(result, Stored) and result.cached
-        return result, None if cached else Lookup(LookupOutcome.OK, 0.01, result.lookup_key)
+        return result, None if cached else Lookup(LookupOutcome.OK, 0.01)
 
     @contextlib.contextmanager
     def writing(self, key: str | None) -> Iterator[None]:

@@ -30,7 +30,9 @@ class LiteLLM:
         self.before_answer: asyncio.Event | None = None
         self.asked = asyncio.Event()
 
-    async def info(self, target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
+    async def info(
+        self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /
+    ) -> tuple[int, bytes]:
         self.lookups += 1
         token = parse_qs(target.decode().partition("?")[2])["key"][0]
         answer = {"key": token, "info": {"allowed_routes": self.routes.get(token, ["/a"]), **self.more}}
@@ -231,7 +233,7 @@ async def test_a_refused_lookup_empties(litellm: LiteLLM, keys: StoredKeys) -> N
     """Someone else's lookup ends an entry even if it comes to nothing."""
     await get(keys, litellm, ALICE)
     litellm.status = 403
-    assert await get(keys, litellm, BOB) == Unknown("lookup_403")
+    assert await get(keys, litellm, BOB) == Unknown("lookup_403", refused=True)
     litellm.status = 200
     assert await get(keys, litellm, ALICE) == Stored({"allowed_routes": ["/a"]})
 

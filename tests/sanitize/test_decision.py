@@ -1,13 +1,10 @@
-"""Head, body and stored key in, a decision out."""
-
-from decimal import Decimal
+"""What a request sends: whether it may be edited, which key it is about, which of its members are guarded."""
 
 import pytest
 
-from sanitizer.sanitize import gates
-from sanitizer.sanitize.decision import Decision, Outcome, Stored, Unknown, decide, inspect, obstacle
-from sanitizer.sanitize.gates import FIELDS, Gate, Target, Targets
-from sanitizer.sanitize.jsonedit import NotInspectable, equal
+from sanitizer.sanitize.decision import Submission, obstacle
+from sanitizer.sanitize.gates import FIELDS, Cut, Target, Targets
+from sanitizer.sanitize.jsonedit import Json, NotInspectable
 from tests.sanitize.harness import octets
 
 
@@ -79,7 +76,7 @@ def test_obstacle(lines: list[tuple[str, str]], reason: str | None) -> None:
 )
 def test_which_key(body: str, key: str | None) -> None:
     """The body's key, if it is a string that can name one."""
-    assert inspect(body.encode(), target()).key == key
+    assert Submission(body.encode(), target()).key == key
 
 
 @pytest.mark.parametrize(
@@ -98,7 +95,7 @@ def test_which_key(body: str, key: str | None) -> None:
 )
 def test_which_key_to_regenerate(path: str, body: str, key: str | None) -> None:
     """Where the path names a key it counts, but a key in the body beats it, even one that names none."""
-    assert inspect(body.encode(), target(path)).key == key
+    assert Submission(body.encode(), target(path)).key == key
 
 
 @pytest.mark.parametrize(
@@ -113,142 +110,89 @@ def test_which_key_to_regenerate(path: str, body: str, key: str | None) -> None:
 def test_duplicates(body: str) -> None:
     """Of duplicates some parser may take the other one: hands off."""
     with pytest.raises(NotInspectable) as refused:
-        inspect(body.encode(), target())
+        Submission(body.encode(), target())
     assert refused.value.reason == "duplicate_member"
 
 
 def test_other_duplicates() -> None:
     """Duplicates of members that are not looked at are LiteLLM's business."""
     body = b'{"a":1,"allowed_routes":["r"],"a":2,"key":"sk-1"}'
-    assert decide(inspect(body, target()), Stored({"allowed_routes": ["r"]})).body == b'{"a":1,"a":2,"key":"sk-1"}'
-
-
-ROUTES = Stored({"allowed_routes": ["/a", "/b"], "models": []})
+    assert Submission(body, target()).without(["allowed_routes"]) == b'{"a":1,"a":2,"key":"sk-1"}'
 
 
 @pytest.mark.parametrize(
-    ("body", "stored", "decision"),
+    ("path", "body", "alias"),
     [
-        pytest.param(
-            '{"key":"sk-1","allowed_routes":["/a","/b"],"models":["m"]}',
-            ROUTES,
-            Decision(Outcome.DROPPED, ("allowed_routes",), body=b'{"key":"sk-1","models":["m"]}'),
-            id="unchanged",
-        ),
-        pytest.param(
-            '{ "allowed\\u005froutes" : ["\\/b","/a"] }',
-            ROUTES,
-            Decision(Outcome.DROPPED, ("allowed_routes",), body=b"{  }"),
-            id="unchanged, reordered, escaped",
-        ),
-        pytest.param('{"allowed_routes":["/a"]}', ROUTES, Decision(Outcome.CHANGED), id="changed"),
-        pytest.param('{"allowed_routes":null}', ROUTES, Decision(Outcome.CHANGED), id="null"),
-        pytest.param('{"allowed_routes":[NaN]}', ROUTES, Decision(Outcome.CHANGED), id="nonsense"),
-        pytest.param('{"key":"sk-1"}', ROUTES, Decision(Outcome.ABSENT), id="absent"),
-        pytest.param('{"metadata":{"allowed_routes":[]}}', ROUTES, Decision(Outcome.ABSENT), id="elsewhere"),
-        pytest.param(
-            '{"allowed_routes":["/a"]}',
-            Unknown("lookup_403"),
-            Decision(Outcome.UNKNOWN, reason="lookup_403"),
-            id="lookup refused",
-        ),
-        pytest.param('{"allowed_routes":null}', Unknown("x"), Decision(Outcome.CHANGED), id="null needs no lookup"),
-        pytest.param(
-            '{"allowed_routes":[]}', Stored({}), Decision(Outcome.UNKNOWN, reason="stored_shape"), id="field missing"
-        ),
-        pytest.param(
-            '{"allowed_routes":[]}',
-            Stored({"allowed_routes": None}),
-            Decision(Outcome.UNKNOWN, reason="stored_shape"),
-            id="wrong type stored",
-        ),
+        pytest.param("/key/update", '{"key_alias":"a"}', "a", id="no key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":null}', "a", id="null for a key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":"sk-1"}', None, id="a key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":""}', None, id="an empty key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":1}', None, id="a key that is none"),
+        pytest.param("/key/update", '{"key_alias":""}', None, id="an empty alias"),
+        pytest.param("/key/update", '{"key_alias":["a"]}', None, id="a list"),
+        pytest.param("/key/update", r'{"key_alias":"\ud800"}', None, id="a lone surrogate"),
+        pytest.param("/key/regenerate", '{"key_alias":"a"}', None, id="a name to give, not to find"),
     ],
 )
-def test_decide(body: str, stored: Stored | Unknown, decision: Decision) -> None:
-    """Only what equals the stored value is cut; where there is none to compare with, nothing is."""
-    assert decide(inspect(body.encode(), target()), stored) == decision
+def test_which_alias(path: str, body: str, alias: str | None) -> None:
+    """An update without a key means the key with that alias."""
+    submission = Submission(body.encode(), target(path))
+    assert (submission.key is None or alias is None, submission.alias) == (True, alias)
 
 
 @pytest.mark.parametrize(
-    ("body", "stored", "decision"),
+    ("body", "guarded", "comparable"),
     [
+        pytest.param('{"models":[]}', [], [], id="none"),
+        pytest.param('{"metadata":{"allowed_routes":[]}}', ["metadata"], [], id="not at top level"),
         pytest.param(
-            '{"allowed_routes":["/a"],"permissions":{"x":1}}',
-            Stored({"allowed_routes": ["/a"], "permissions": {"x": True}}),
-            Decision(Outcome.DROPPED, ("allowed_routes",), body=b'{"permissions":{"x":1}}'),
-            id="one unchanged",
+            '{"allowed_routes":[]}', ["allowed_routes", "allowed_routes"], ["allowed_routes"], id="two gates on one"
         ),
+        pytest.param('{"allowed_routes":null}', ["allowed_routes"], [], id="null is a change"),
+        pytest.param('{"permissions":{},"spend":1}', ["permissions", "spend"], ["permissions"], id="one of each kind"),
+        pytest.param('{"spend":null,"team_id":"t","key_alias":"a","user_id":"u"}', [], [], id="never unchanged"),
         pytest.param(
-            '{"allowed_routes":["/a"],"permissions":{}}',
-            Stored({"allowed_routes": ["/a"], "permissions": {}}),
-            Decision(Outcome.DROPPED, ("allowed_routes", "permissions"), body=b"{}"),
-            id="both unchanged",
-        ),
-        pytest.param(
-            '{"budget_limits":[],"models":[],"access_group_ids":[],"permissions":null}',
-            Stored({"budget_limits": None, "access_group_ids": [], "permissions": {}}),
-            Decision(Outcome.DROPPED, ("budget_limits", "access_group_ids"), body=b'{"models":[],"permissions":null}'),
-            id="all but null",
-        ),
-        pytest.param(
-            '{"budget_limits":null,"models":[]}',
-            Stored({"budget_limits": None}),
-            Decision(Outcome.DROPPED, ("budget_limits",), body=b'{"models":[]}'),
-            id="null, where LiteLLM stores null",
-        ),
-        pytest.param(
-            '{"budget_limits":null}',
-            Stored({"budget_limits": []}),
-            Decision(Outcome.CHANGED),
-            id="null, where it does not",
-        ),
-        pytest.param(
-            '{"budget_limits":null}', Unknown("x"), Decision(Outcome.UNKNOWN, reason="x"), id="null, not known"
-        ),
-        pytest.param(
-            '{"allowed_routes":["/b"],"permissions":{}}',
-            Stored({"allowed_routes": ["/a"]}),
-            Decision(Outcome.UNKNOWN, reason="stored_shape"),
-            id="one changed, one unknown",
-        ),
-        pytest.param(
-            '{"allowed_routes":["/a"],"budget_limits":[]}',
-            Stored({"allowed_routes": ["/a"]}),
-            Decision(Outcome.DROPPED, ("allowed_routes",), body=b'{"budget_limits":[]}'),
-            id="one unchanged, one that this release does not store",
+            '{"budget_limits":null,"team_id":"","key_alias":"","user_id":null}',
+            ["budget_limits", "user_id", "team_id", "key_alias"],
+            [],
+            id="none, in their ways",
         ),
     ],
 )
-def test_several_gates(body: str, stored: Stored, decision: Decision) -> None:
-    """Several guarded fields are judged one by one."""
-    assert decide(inspect(body.encode(), target()), stored) == decision
+def test_gates(body: str, guarded: list[str], comparable: list[str]) -> None:
+    """Which gates a body meets, and which of them can be judged before it is forwarded."""
+    submission = Submission(body.encode(), target())
+    assert [gate.field for gate in submission.gates] == guarded
+    assert [gate.field for gate in submission.comparable] == comparable
 
 
-def test_stored_deeper(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The stored value may lie deeper; where there is no such way, nothing is known."""
-    monkeypatch.setattr(gates, "GATES", (Gate("/key/update", "x", ("meta", "x"), equal),))
-    submission = inspect(b'{"x":1}', target(fields=frozenset("x")))
-    assert decide(submission, Stored({"meta": {"x": Decimal(1)}})).outcome is Outcome.DROPPED
-    assert decide(submission, Stored({"meta": []})).reason == "stored_shape"
+def test_unchanged() -> None:
+    """Members are judged one by one, and an unknown shape is told."""
+    submission = Submission(b'{"permissions":{},"allowed_routes":["b","a"],"access_group_ids":[]}', target())
+    row: dict[str, Json] = {"permissions": {}, "allowed_routes": ["a", "b"], "access_group_ids": []}
+    before, after = submission.comparable, [gate for gate in submission.gates if gate.cut is Cut.AFTER_REFUSAL]
+    assert submission.unchanged(before, row) == (["permissions", "access_group_ids"], True)
+    assert submission.unchanged(after, row) == (["allowed_routes"], True)
+    assert submission.unchanged(before, {**row, "permissions": None}) == (["access_group_ids"], False)
 
 
-def test_observed() -> None:
-    """Mode observe turns a drop into a report and leaves every other outcome."""
-    dropped = Decision(Outcome.DROPPED, ("allowed_routes",), body=b"{}")
-    assert dropped.observed() == Decision(Outcome.OBSERVED, ("allowed_routes",))
-    assert Decision(Outcome.CHANGED).observed() == Decision(Outcome.CHANGED)
+def test_in_order() -> None:
+    """Fields are named in the order of the body."""
+    submission = Submission(b'{"b":1,"spend":1,"a":2,"permissions":{}}', target())
+    assert submission.in_order(["permissions", "spend"]) == ("spend", "permissions")
 
 
 @pytest.mark.parametrize(
-    ("body", "needed"),
+    ("body", "cut", "writes"),
     [
-        pytest.param('{"key":"sk-1","allowed_routes":[]}', True, id="a guarded member"),
-        pytest.param('{"key":"sk-1","allowed_routes":null}', False, id="null is a change anyway"),
-        pytest.param('{"key":"sk-1","budget_limits":null}', True, id="null may be stored"),
-        pytest.param('{"key":"sk-1"}', False, id="none"),
-        pytest.param('{"allowed_routes":[]}', False, id="no key"),
+        pytest.param('{"allowed_routes":[],"models":[]}', ["allowed_routes"], False, id="all cut"),
+        pytest.param('{"allowed_routes":[],"permissions":{}}', ["allowed_routes"], True, id="one left"),
+        pytest.param(
+            '{"allowed_routes":[],"spend":1}', ["allowed_routes"], False, id="one that others do not depend on"
+        ),
+        pytest.param('{"allowed_routes":[],"team_id":"t"}', ["allowed_routes"], True, id="a team, which they do"),
     ],
 )
-def test_needs_lookup(body: str, needed: bool) -> None:
-    """Only what could be dropped is worth a lookup."""
-    assert inspect(body.encode(), target()).needs_lookup is needed
+def test_writes(body: str, cut: list[str], writes: bool) -> None:
+    """A cached value stays only if nothing that is compared before forwarding can be written."""
+    assert Submission(body.encode(), target()).writes(cut) is writes

@@ -111,8 +111,7 @@ async def test_outcomes(
     assert client.marks == [mark]
     assert client.sent[1]["body"] == b"done"
     (report,) = app.records
-    decision = dataclasses.replace(report.decision, body=None)
-    assert dataclasses.replace(report, decision=decision, lookup=None) == dataclasses.replace(reported, status=200)
+    assert dataclasses.replace(report, lookups=()) == dataclasses.replace(reported, status=200)
 
 
 TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -266,7 +265,7 @@ async def test_lookup(path: str, prefix: str) -> None:
     app = Sanitized(Upstream(), lookups)
     await Client([update()], path=path).through(app)
     assert lookups.calls == [(KEY, prefix, False)]
-    assert app.records[0].lookup == Lookup(LookupOutcome.OK, 0.01)
+    assert app.records[0].lookups == (Lookup(LookupOutcome.OK, 0.01),)
 
 
 @pytest.mark.parametrize(
@@ -284,7 +283,7 @@ async def test_no_lookup(body: bytes) -> None:
     app = Sanitized(Upstream(), lookups)
     await Client([body]).through(app)
     assert lookups.calls == []
-    assert app.records[0].lookup is None
+    assert app.records[0].lookups == ()
 
 
 async def test_lookup_follows_the_body() -> None:
@@ -483,7 +482,7 @@ async def test_cached_difference_is_confirmed(results: list[Stored | Unknown], f
     client = await Client([update()]).through(app)
     assert [call[2] for call in lookups.calls] == fresh
     assert client.marks[0].split(b";")[0] == mark
-    assert (app.records[0].lookup is None) == (fresh == [False])
+    assert (not app.records[0].lookups) == (fresh == [False])
 
 
 @pytest.mark.parametrize(

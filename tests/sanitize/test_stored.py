@@ -189,7 +189,7 @@ async def test_too_long_for_a_url() -> None:
         pytest.param(206, answer(), Unknown("lookup_206"), id="partial"),
         pytest.param(307, b"", Unknown("lookup_307"), id="a redirect is not followed"),
         pytest.param(401, answer(), Unknown("lookup_401"), id="unauthorized"),
-        pytest.param(403, b"{}", Unknown("lookup_403"), id="forbidden"),
+        pytest.param(403, b"{}", Unknown("lookup_403", refused=True), id="forbidden"),
         pytest.param(404, b"{}", Unknown("lookup_404"), id="not found"),
         pytest.param(500, b"{}", Unknown("lookup_500"), id="server error"),
     ],
@@ -215,11 +215,11 @@ async def test_answers(status: int, body: bytes, result: Stored | Unknown) -> No
 async def test_errors(error: GatewayError, reason: str) -> None:
     """A lookup that fails is unknown, never an error."""
 
-    async def fail(target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
+    async def fail(target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:
         raise error
 
     look_up = LookUp(StoredKeys(), fail)
-    assert await look_up() == Unknown(reason)
+    assert await look_up() == Unknown(reason, refused=reason == "lookup_403")
 
 
 @pytest.mark.parametrize(
@@ -237,7 +237,7 @@ async def test_errors(error: GatewayError, reason: str) -> None:
 async def test_broken_off(script: Script, reason: str) -> None:
     """Likewise on the wire; a status that will not do is enough."""
     with Upstream(script) as upstream:
-        assert await look_up(upstream) == Unknown(reason)
+        assert await look_up(upstream) == Unknown(reason, refused=reason == "lookup_403")
 
 
 @pytest.mark.parametrize(
@@ -254,7 +254,7 @@ async def test_broken_off(script: Script, reason: str) -> None:
 async def test_not_read_to_the_end(octets: bytes, reason: str) -> None:
     """What more of an answer cannot change is not waited for, and its connection closed."""
     with Upstream(reply(octets, WAIT_CLOSED)) as upstream:
-        assert await look_up(upstream) == Unknown(reason)
+        assert await look_up(upstream) == Unknown(reason, refused=reason == "lookup_403")
         await asyncio.to_thread(upstream.wait_closed)
 
 
@@ -342,7 +342,7 @@ async def test_connections_are_given_back(head: bytes, reason: str) -> None:
     with Upstream(reply(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body), keep=False) as upstream:
         async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
             for _ in range(25):
-                assert await look_up() == Unknown(reason)
+                assert await look_up() == Unknown(reason, refused=reason == "lookup_403")
 
 
 async def test_stale_connection() -> None:

@@ -1,0 +1,474 @@
+"""What becomes of an intercepted request, from its body to its last answer, by a LiteLLM that refuses some members."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from sanitizer.sanitize.core import MAX_RESENDS, Interception, Record, Sanitizer
+from sanitizer.sanitize.decision import Decision, Outcome, Stored, Unknown
+from sanitizer.sanitize.gates import GATES, UPDATE, Cut
+from sanitizer.sanitize.jsonedit import loads
+from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome, StoredKeys
+from tests.sanitize.harness import ask_nobody
+
+pytestmark = pytest.mark.anyio
+
+HEAD = b"\r\nContent-Type: application/json\r\n\r\n"
+BUDGET = (
+    "{'error': 'Only proxy admins, team admins, or org admins can call /key/update (max_budget/spend). user_role=x'}"
+)
+PERMISSIONS = "{'error': 'Only proxy admins can set `permissions`.'}"
+ROUTES = "{'error': 'Only proxy admins can set `allowed_routes` on a key. Use `key_type` to pick.'}"
+METADATA = "{'error': 'Only proxy admins can set `metadata.allowed_passthrough_routes` on a key.'}"
+STORES = "{'error': \"Key is not in a team. Vector stores cannot be assigned to personal keys. Disallowed: ['v1'].\"}"
+NO_TEAM = "{'error': 'Team object not found for team change validation'}"
+ALIAS = "Key with alias '' already exists. Unique key aliases across all keys are required."
+USER = "Non-admin users cannot remove the user_id from a key."
+
+
+def premium(name: str) -> str:
+    return f"{{'error': 'This feature is only available for LiteLLM Enterprise users: {name}. You must be'}}"
+
+
+ROW: dict[str, Any] = {
+    "allowed_routes": ["/a", "/b"],
+    "permissions": {"x": 1},
+    "access_group_ids": ["g"],
+    "budget_limits": None,
+    "spend": 1.5,
+    "litellm_budget_table": None,
+    "user_id": None,
+    "object_permission": {"vector_stores": ["v1"]},
+    "metadata": {"allowed_passthrough_routes": ["/x"], "tags": ["t"]},
+    "policies": [],
+    "team_id": None,
+    "key_alias": None,
+}
+
+
+def stored(**more: Any) -> Stored:
+    info = loads(json.dumps({**ROW, **more}).encode())
+    assert isinstance(info, dict)
+    return Stored(info)
+
+
+@dataclass
+class Keys(StoredKeys):
+    """Answers the caller's lookups with ``own``, in turn, and those with the gateway's credential with ``with_key``."""
+
+    own: list[Stored | Unknown] = field(default_factory=lambda: [stored()])
+    with_key: Stored | Unknown | None = None
+    calls: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+
+    @property
+    def has_lookup_key(self) -> bool:
+        return self.with_key is not None
+
+    def _next(self) -> tuple[Stored | Unknown, Lookup | None]:
+        found = self.own.pop(0) if len(self.own) > 1 else self.own[0]
+        cached = isinstance(found, Stored) and found.cached
+        return found, None if cached else Lookup(LookupOutcome.OK, 0.1)
+
+    async def get(
+        self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
+    ) -> tuple[Stored | Unknown, Lookup | None]:
+        self.calls.append(f"{key} fresh" if fresh else key)
+        return self._next()
+
+    async def get_by_alias(self, caller: Caller, alias: str, prefix: str) -> tuple[Stored | Unknown, Lookup | None]:
+        self.calls.append(f"alias {alias}")
+        return self._next()
+
+    async def get_with_lookup_key(
+        self, caller: Caller, key: str | None, alias: str | None, prefix: str
+    ) -> tuple[Stored | Unknown, Lookup | None]:
+        self.calls.append(f"with the lookup key: {key or alias}")
+        assert self.with_key is not None
+        return self.with_key, Lookup(LookupOutcome.OK, 0.1, lookup_key=True)
+
+
+Refusals = Sequence[tuple[str, int, str]]
+"""Members that LiteLLM refuses, in the order in which it looks: the member, the status, the words."""
+
+
+def answer(body: bytes, refusals: Refusals) -> tuple[int, bytes]:
+    sent = json.loads(body)
+    for name, status, text in refusals:
+        if name in sent:
+            return status, json.dumps({"error": {"message": text, "code": str(status)}}).encode()
+    return 200, b"{}"
+
+
+@dataclass
+class Played:
+    """What LiteLLM was sent, and what the caller and the log have got."""
+
+    bodies: list[dict[str, Any]]
+    status: int
+    content: bytes
+    mark: bytes | None
+    record: Record
+    keys: Keys
+
+
+async def play(
+    sent: dict[str, Any],
+    refusals: Refusals = (),
+    keys: Keys | None = None,
+    *,
+    mode: str = "enforce",
+    path: str = "/key/update",
+) -> Played:
+    """One request through an adapter that holds back what it is asked to."""
+    records: list[Record] = []
+    keys = keys or Keys()
+    sanitizer = Sanitizer(keys, mode=mode, on_decision=records.append)
+    interception = sanitizer.intercept(path, HEAD, HEAD, ask_nobody)
+    assert isinstance(interception, Interception)
+    body = json.dumps(sent).encode()
+    assert interception.inspects
+    assert interception.collect(body)
+    body = await interception.edit() or body
+    bodies: list[bytes] = []
+    answers: list[tuple[int, bytes]] = []
+    while True:
+        bodies.append(body)
+        answers.append(answer(body, refusals))
+        status, content = answers[-1]
+        following = None
+        if interception.holds(status):
+            following = await interception.next_body(status, b"HTTP/1.1 403 No\r\n\r\n", content)
+        if following is None:
+            break
+        body = following
+    if interception.confidential and not 200 <= status < 300:
+        status, content = answers[0]
+    mark = interception.answered(status, HEAD)
+    interception.close()
+    assert sanitizer.held == 0
+    (record,) = records
+    return Played([json.loads(each) for each in bodies], status, content, mark, record, keys)
+
+
+KEY = {"key": "sk-1", "models": ["m"]}
+
+
+@pytest.mark.parametrize(
+    ("sent", "refusals", "bodies", "mark", "lookups"),
+    [
+        pytest.param({}, [], [{}], b"absent", [], id="nothing guarded"),
+        pytest.param(
+            {"permissions": {"x": 1}}, [], [{}], b'dropped; fields="permissions"', ["sk-1"], id="cut before forwarding"
+        ),
+        pytest.param(
+            {"allowed_routes": ["/b", "/a"]},
+            [],
+            [{"allowed_routes": ["/b", "/a"]}],
+            b"changed",
+            ["sk-1"],
+            id="reordered by an admin: LiteLLM's to store",
+        ),
+        pytest.param(
+            {"allowed_routes": ["/b", "/a"]},
+            [("allowed_routes", 403, ROUTES)],
+            [{"allowed_routes": ["/b", "/a"]}, {}],
+            b'dropped; fields="allowed_routes"; after-refusal="allowed_routes"',
+            ["sk-1"],
+            id="reordered by somebody else",
+        ),
+        pytest.param(
+            {"allowed_routes": ["/c"]},
+            [("allowed_routes", 403, ROUTES)],
+            [{"allowed_routes": ["/c"]}],
+            b"changed",
+            ["sk-1"],
+            id="changed by somebody else: one send",
+        ),
+        pytest.param(
+            {"spend": 1.5}, [], [{"spend": 1.5}], b'changed; reason="accepted"', [], id="spend of an admin: no lookup"
+        ),
+        pytest.param(
+            {"spend": 1.50},
+            [("spend", 403, BUDGET)],
+            [{"spend": 1.5}, {}],
+            b'dropped; fields="spend"; after-refusal="spend"',
+            ["sk-1 fresh"],
+            id="spend of somebody else",
+        ),
+        pytest.param(
+            {"spend": 2},
+            [("spend", 403, BUDGET)],
+            [{"spend": 2}],
+            b"changed",
+            ["sk-1 fresh"],
+            id="a real change of spend",
+        ),
+        pytest.param(
+            {"spend": 1.5, "budget_limits": [], "soft_budget": None},
+            [("spend", 403, BUDGET), ("budget_limits", 403, BUDGET), ("soft_budget", 403, BUDGET)],
+            [{"spend": 1.5, "budget_limits": [], "soft_budget": None}, {}],
+            b'dropped; fields="spend,budget_limits,soft_budget"; after-refusal="spend,budget_limits,soft_budget"',
+            ["sk-1 fresh"],
+            id="one permission guards three members: they go together",
+        ),
+        pytest.param(
+            {"spend": 2, "budget_limits": []},
+            [("spend", 403, BUDGET), ("budget_limits", 403, BUDGET)],
+            [{"spend": 2, "budget_limits": []}, {"spend": 2}],
+            b'dropped; fields="budget_limits"; after-refusal="budget_limits"',
+            ["sk-1 fresh"],
+            id="mixed with a real change: two sends, and the second refusal",
+        ),
+        pytest.param(
+            {"permissions": {"x": 1}, "spend": 1.5, "object_permission": {"vector_stores": ["v1"]}, "user_id": None},
+            [("permissions", 403, PERMISSIONS), ("spend", 403, BUDGET), ("object_permission", 403, STORES)],
+            [
+                {"spend": 1.5, "object_permission": {"vector_stores": ["v1"]}, "user_id": None},
+                {"object_permission": {"vector_stores": ["v1"]}, "user_id": None},
+                {"user_id": None},
+            ],
+            b'dropped; fields="permissions,spend,object_permission"; after-refusal="spend,object_permission"',
+            ["sk-1"],
+            id="one after the other, by one lookup",
+        ),
+        pytest.param(
+            {"spend": 1.5},
+            [("spend", 403, "Something else")],
+            [{"spend": 1.5}],
+            b"changed",
+            [],
+            id="refused for something else",
+        ),
+        pytest.param(
+            {"spend": 1.5}, [("spend", 400, BUDGET)], [{"spend": 1.5}], b"changed", [], id="its words, another status"
+        ),
+        pytest.param(
+            {"team_id": "", "key_alias": ""},
+            [("team_id", 500, NO_TEAM), ("key_alias", 400, ALIAS)],
+            [{"team_id": "", "key_alias": ""}, {"key_alias": ""}, {}],
+            b'dropped; fields="team_id,key_alias"; after-refusal="team_id,key_alias"',
+            ["sk-1 fresh"],
+            id="what a client that cannot send null sends",
+        ),
+        pytest.param(
+            {"team_id": "t"}, [("team_id", 500, NO_TEAM)], [{"team_id": "t"}], b"absent", [], id="a team that is none"
+        ),
+        pytest.param(
+            {"user_id": None},
+            [("user_id", 403, USER)],
+            [{"user_id": None}, {}],
+            b'dropped; fields="user_id"; after-refusal="user_id"',
+            ["sk-1 fresh"],
+            id="no user for none",
+        ),
+        pytest.param(
+            {"metadata": ROW["metadata"], "tags": ["t"]},
+            [("metadata", 403, METADATA), ("tags", 403, premium("tags"))],
+            [{"metadata": ROW["metadata"], "tags": ["t"]}, {"tags": ["t"]}, {}],
+            b'dropped; fields="metadata,tags"; after-refusal="metadata,tags"',
+            ["sk-1 fresh"],
+            id="metadata whole, and a member that lives in it",
+        ),
+        pytest.param(
+            {"policies": []},
+            [("policies", 403, premium("policies"))],
+            [{"policies": []}, {}],
+            b'dropped; fields="policies"; after-refusal="policies"',
+            ["sk-1 fresh"],
+            id="none of an Enterprise feature",
+        ),
+        pytest.param(
+            {"access_group_ids": ["g"], "object_permission": {}, "team_id": "other"},
+            [("object_permission", 403, STORES)],
+            [{"access_group_ids": ["g"], "object_permission": {}, "team_id": "other"}],
+            b"changed",
+            ["sk-1"],
+            id="a new team: neither is cut, before or after",
+        ),
+    ],
+)
+async def test_rule(
+    sent: dict[str, Any], refusals: Refusals, bodies: list[dict[str, Any]], mark: bytes, lookups: list[str]
+) -> None:
+    """What is a no-op for everybody is cut before forwarding, and the rest only after LiteLLM has refused it."""
+    played = await play({**KEY, **sent}, refusals)
+    assert played.bodies == [{**KEY, **each} for each in bodies]
+    assert played.mark == mark
+    assert played.keys.calls == lookups
+    assert played.record.resent == len(bodies) - 1
+    assert (played.status, played.content) == answer(json.dumps(bodies[-1]).encode(), refusals)
+
+
+async def test_at_most_so_many_sends() -> None:
+    """Each further send cuts something, and after the last that is allowed the answer is the caller's."""
+    names = ["guardrails", "policies", "prompts", "spend", "user_id"]
+    refusals = [(name, 403, premium(name)) for name in names[:3]] + [("spend", 403, BUDGET), ("user_id", 403, USER)]
+    sent = {**KEY, "guardrails": [], "policies": [], "prompts": [], "spend": 1.5, "user_id": None}
+    played = await play(sent, refusals)
+    assert len(played.bodies) == MAX_RESENDS + 1
+    assert played.bodies[-1] == {**KEY, "user_id": None}
+    assert played.status == 403
+    assert USER in json.loads(played.content)["error"]["message"]
+
+
+async def test_words_in_a_value() -> None:
+    """Words that a caller has brought into a refusal repair nothing that was refused for something else."""
+    sent = {**KEY, "object_permission": {"vector_stores": [BUDGET]}, "spend": 1.5}
+    refusals = [("object_permission", 403, f"Vector stores cannot be assigned to keys. Disallowed: ['{BUDGET}']")]
+    played = await play(sent, refusals)
+    assert played.status == 403
+    assert played.bodies == [sent, {name: value for name, value in sent.items() if name != "spend"}]
+
+
+@pytest.mark.parametrize(
+    ("keys", "outcome", "reason"),
+    [
+        pytest.param([Unknown("lookup_403", refused=True)], Outcome.UNKNOWN, "lookup_403", id="may not read"),
+        pytest.param([Unknown("lookup_timeout")], Outcome.UNKNOWN, "lookup_timeout", id="no answer"),
+        pytest.param([stored(spend="odd")], Outcome.UNKNOWN, "stored_shape", id="an odd shape"),
+    ],
+)
+async def test_unknown_after_refusal(keys: list[Stored | Unknown], outcome: Outcome, reason: str) -> None:
+    """Without a usable stored value the refusal is the caller's, and the reason is said."""
+    played = await play({**KEY, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(own=keys))
+    assert played.record.decision == Decision(outcome, reason=reason)
+    assert (played.status, len(played.bodies)) == (403, 1)
+
+
+async def test_failed_lookup_is_not_repeated() -> None:
+    """A lookup that has failed before forwarding is not made again after a refusal."""
+    played = await play(
+        {**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(own=[Unknown("lookup_timeout")])
+    )
+    assert played.keys.calls == ["sk-1"]
+    assert played.mark == b'unknown; reason="lookup_timeout"'
+
+
+async def test_no_key() -> None:
+    """A body that names no key cannot be looked up, and nothing is held back for it."""
+    played = await play({"spend": 1.5}, [("spend", 403, BUDGET)])
+    assert played.mark == b'unknown; reason="no_key"'
+    assert played.keys.calls == []
+
+
+async def test_alias() -> None:
+    """A key that is named by its alias alone is looked up by that."""
+    sent = {"key_alias": "mine", "permissions": {"x": 1}, "spend": 1.5}
+    played = await play(sent, [("spend", 403, BUDGET)])
+    assert played.bodies == [{"key_alias": "mine", "spend": 1.5}, {"key_alias": "mine"}]
+    assert played.keys.calls == ["alias mine"]
+    assert played.record.key_hash is None
+
+
+async def test_cached_value_is_not_for_refusals() -> None:
+    """What was read for an earlier request may cut before forwarding; after a refusal it is read anew."""
+    keys = Keys(own=[Stored(stored().info, cached=True), stored(spend=9)])
+    played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
+    assert played.keys.calls == ["sk-1", "sk-1 fresh"]
+    assert played.mark == b'dropped; fields="permissions"'
+
+
+@pytest.mark.parametrize(
+    ("sent", "refusals", "mark", "resent"),
+    [
+        pytest.param({"permissions": {"x": 1}}, [], b'observed; fields="permissions"', 0, id="before"),
+        pytest.param(
+            {"spend": 1.5},
+            [("spend", 403, BUDGET)],
+            b'observed; fields="spend"; after-refusal="spend"',
+            0,
+            id="after",
+        ),
+        pytest.param({"spend": 1.5}, [], b'changed; reason="accepted"', 0, id="accepted"),
+        pytest.param({"spend": 2}, [("spend", 403, BUDGET)], b"changed", 0, id="a real change"),
+    ],
+)
+async def test_observe(sent: dict[str, Any], refusals: Refusals, mark: bytes, resent: int) -> None:
+    """In mode observe everything is looked up and said, and nothing is cut."""
+    played = await play({**KEY, **sent}, refusals, mode="observe")
+    assert played.bodies == [{**KEY, **sent}]
+    assert (played.mark, played.record.resent) == (mark, resent)
+
+
+def may_not_read(with_key: Stored | Unknown) -> Keys:
+    return Keys(own=[Unknown("lookup_403", refused=True)], with_key=with_key)
+
+
+STRANGER = [("permissions", 403, PERMISSIONS), ("models", 403, "This key is not yours")]
+
+
+async def test_lookup_key_repairs() -> None:
+    """With the gateway's own credential nothing is cut before a refusal; whom LiteLLM lets write is repaired."""
+    played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], may_not_read(stored()))
+    assert played.bodies == [{**KEY, "permissions": {"x": 1}}, KEY]
+    assert played.mark == b'dropped; fields="permissions"; after-refusal="permissions"'
+    assert played.record.decision.lookup_key
+    assert played.keys.calls == ["sk-1", "with the lookup key: sk-1"]
+
+
+@pytest.mark.parametrize("guess", [{"x": 1}, {"x": 2}], ids=["right", "wrong"])
+@pytest.mark.parametrize("found", [stored(), Unknown("lookup_key_404")], ids=["found", "not found"])
+async def test_lookup_key_tells_strangers_nothing(guess: dict[str, Any], found: Stored | Unknown) -> None:
+    """A caller whom LiteLLM refuses gets its first refusal, without our field, whatever was guessed."""
+    sent = {**KEY, "permissions": guess}
+    played = await play(sent, STRANGER, may_not_read(found))
+    assert (played.status, played.content) == answer(json.dumps(sent).encode(), STRANGER)
+    assert played.mark is None
+
+
+async def test_lookup_key_is_not_used_for_those_who_may_read() -> None:
+    """The caller's own lookup comes first, and is enough."""
+    played = await play({**KEY, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(with_key=stored()))
+    assert played.keys.calls == ["sk-1 fresh"]
+    assert not played.record.decision.lookup_key
+
+
+async def test_lookup_key_in_mode_observe() -> None:
+    """What it has read is reported, and kept from those whom LiteLLM refuses."""
+    keys = may_not_read(stored())
+    played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], keys, mode="observe")
+    assert played.record.decision.outcome is Outcome.OBSERVED
+    assert (played.status, played.mark, len(played.bodies)) == (403, None, 1)
+
+
+@pytest.mark.parametrize("path", ["/key/regenerate", "/key/sk-1/regenerate"])
+async def test_regenerate(path: str) -> None:
+    """Where a key is regenerated there are four gates, of which one waits for a refusal."""
+    sent = {
+        "key": "sk-1",
+        "permissions": {"x": 1},
+        "access_group_ids": ["g"],
+        "allowed_routes": ["/b", "/a"],
+        "spend": 1,
+    }
+    played = await play(sent, [("allowed_routes", 403, ROUTES)], path=path)
+    assert played.bodies == [
+        {"key": "sk-1", "allowed_routes": ["/b", "/a"], "spend": 1},
+        {"key": "sk-1", "spend": 1},
+    ]
+
+
+@pytest.mark.parametrize("gate", [gate for gate in GATES if gate.endpoint == UPDATE], ids=lambda gate: gate.field)
+async def test_every_gate(gate: Any) -> None:
+    """Each gate's refusal is recognised by each of its fragments, and its stored value is unchanged."""
+    value: Any = {
+        "allowed_routes": ["/b", "/a"] if gate.cut is Cut.AFTER_REFUSAL else ["/a", "/b"],
+        "soft_budget": None,
+        "budget_limits": None,
+        "team_id": "",
+        "key_alias": "",
+        "tags": ["t"],
+        "allowed_passthrough_routes": ["/x"],
+        **{name: [] for name in ("guardrails", "prompts", "policies")},
+    }.get(gate.field, ROW.get(gate.field))
+    for fragment in gate.fragments:
+        played = await play({**KEY, gate.field: value}, [(gate.field, gate.status, f"{{'error': '{fragment} ...'}}")])
+        assert played.status == 200
+        assert played.bodies[-1] == KEY
+        assert (len(played.bodies) == 1) is (gate.cut is Cut.BEFORE_FORWARDING)

@@ -1,0 +1,70 @@
+"""The words of a refusal, out of whatever LiteLLM or somebody before it answers."""
+
+import gzip
+import json
+import zlib
+
+import pytest
+
+from sanitizer.sanitize.refusal import LIMIT, words
+
+HEAD = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\n\r\n"
+WORDS = {"error": {"message": "no", "type": "auth_error"}}
+
+
+def coded(coding: bytes) -> bytes:
+    return HEAD.replace(b"\r\n\r\n", b"\r\ncontent-Encoding: %b\r\n\r\n" % coding)
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        pytest.param('{"error":{"message":"no"}}', "no", id="error.message"),
+        pytest.param('{"detail":"no"}', "no", id="detail"),
+        pytest.param('{"detail":{"error":"no"}}', "no", id="detail.error"),
+        pytest.param('{"error":{"message":"n\\u006f"},"detail":"x"}', "no", id="escaped, and the first of two"),
+        pytest.param('{"error":"no"}', "", id="error, a string"),
+        pytest.param('{"error":{"message":["no"]}}', "", id="a list"),
+        pytest.param('{"error":{}}', "", id="no message"),
+        pytest.param('{"message":"no"}', "", id="elsewhere"),
+        pytest.param('{"detail":[{"msg":"no"}]}', "", id="a list of details"),
+        pytest.param('["no"]', "", id="a list at the top"),
+        pytest.param('"no"', "", id="a string at the top"),
+        pytest.param("", "", id="empty"),
+        pytest.param("<html>no</html>", "", id="a page"),
+        pytest.param('{"detail":"no"', "", id="cut off"),
+    ],
+)
+def test_words(content: str, found: str) -> None:
+    """One text is looked at, and only in a JSON object."""
+    assert words(HEAD, content.encode()) == found
+
+
+def test_not_utf8() -> None:
+    assert words(HEAD, b'{"detail":"\xff"}') == ""
+
+
+@pytest.mark.parametrize(
+    ("coding", "content", "found"),
+    [
+        pytest.param(b"identity", json.dumps(WORDS).encode(), "no", id="identity"),
+        pytest.param(b"", json.dumps(WORDS).encode(), "no", id="none"),
+        pytest.param(b"gzip", gzip.compress(json.dumps(WORDS).encode()), "no", id="gzip"),
+        pytest.param(b"GZIP ", gzip.compress(json.dumps(WORDS).encode()), "no", id="gzip in capitals"),
+        pytest.param(b"gzip", json.dumps(WORDS).encode(), "", id="gzip that is none"),
+        pytest.param(b"gzip", gzip.compress(json.dumps(WORDS).encode())[:-9], "", id="gzip cut off"),
+        pytest.param(b"gzip", gzip.compress(b'{"detail":"no"}' + b" " * LIMIT), "", id="a bomb"),
+        pytest.param(b"deflate", zlib.compress(json.dumps(WORDS).encode()), "", id="another"),
+        pytest.param(b"gzip, br", gzip.compress(json.dumps(WORDS).encode()), "", id="two"),
+    ],
+)
+def test_codings(coding: bytes, content: bytes, found: str) -> None:
+    """A refusal may be compressed with gzip, and may not grow over the limit."""
+    assert words(coded(coding), content) == found
+
+
+def test_limit() -> None:
+    """A refusal is no longer than the limit."""
+    content = b'{"detail":"no"}'
+    assert words(HEAD, content + b" " * (LIMIT - len(content))) == "no"
+    assert words(HEAD, content + b" " * (LIMIT - len(content) + 1)) == ""

@@ -188,12 +188,16 @@ class FakeTransport(asyncio.Transport):
 
 
 class Attempt:
-    """A connection that is being opened; the test makes it or lets it fail."""
+    """A connection that is being opened; the test makes it or lets it fail.
+
+    With ``closing`` it is made, and its transport is closed before anybody can use it.
+    """
 
     def __init__(self, loop: VirtualLoop) -> None:
         self._loop = loop
         self.outcome: asyncio.Future[None] = loop.create_future()
         self.transport: FakeTransport | None = None
+        self.closing = False
 
     def accept(self) -> FakeTransport:
         """Let the connection be made."""
@@ -260,6 +264,8 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         protocol = protocol_factory()
         attempt.transport = FakeTransport(self, protocol, peername=None, pollable=True)
         protocol.connection_made(attempt.transport)
+        if attempt.closing:
+            attempt.transport.close()
         return attempt.transport, protocol
 
     # What a test calls

@@ -150,6 +150,36 @@ def test_lost_again(world: World, loss: Loss) -> None:
     assert world.loop.attempts == []
 
 
+def test_lost_again_on_a_pooled_connection(loop: VirtualLoop) -> None:
+    """The second connection may be a pooled one, where all others are taken: then, too, it is the last."""
+    world = World(loop, max_connections=1)
+    first = world.idle_connection()
+    exchange = world.start()
+    other = world.start()
+    first.reset()
+    loop.settle()
+    second = world.accept()
+    assert second.written == other.octets  # it has waited for longer
+    world.answer(second)
+    assert second.written == other.octets + exchange.octets
+    second.reset()
+    loop.settle()
+    assert exchange.calls == [BROKEN]
+    assert loop.attempts == []
+
+
+def test_paused_when_the_answer_ends(world: World) -> None:
+    """A connection that was paused when the last of an answer was read is read on in the pool."""
+    exchange, transport = world.run()
+    world.answer(transport, OK[:-2])
+    world.loop.act(exchange.pause_reading)
+    assert not transport.reading
+    world.loop.act(transport.protocol.data_received, OK[-2:])  # what had been read before
+    assert exchange.calls[-1] == ("content", b"ok", True)
+    assert transport.reading
+    assert world.upstream.idle == 1
+
+
 def test_lost_while_its_content_comes(world: World) -> None:
     """The second sending has all content that has come by then, and what comes later."""
     first = world.idle_connection()

@@ -417,6 +417,18 @@ def test_close_while_connecting(loop: VirtualLoop) -> None:
     assert world.upstream.open == 0
 
 
+def test_close_while_others_wait(loop: VirtualLoop) -> None:
+    """The place of a connection that is dropped is nobody's: no connection is made any more."""
+    world = make_world(loop, max_connections=1)
+    busy, _ = world.run(b"POST")
+    world.start()
+    loop.act(world.upstream.close)
+    loop.settle()
+    assert busy.calls == [("error", "broken")]
+    assert loop.attempts == []
+    assert world.upstream.open == 0
+
+
 def test_release_while_closing(loop: VirtualLoop) -> None:
     """A request that comes after `close` is answered, but its connection is not kept."""
     world = make_world(loop)

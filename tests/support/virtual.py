@@ -78,6 +78,7 @@ class FakeTransport(asyncio.Transport):
         self.written = bytearray()
         self.unsent = 0
         self.blocked = False
+        self.written_before_block = 0
         self.reading = True
         self.closing = False
         self.lost = False
@@ -174,8 +175,10 @@ class FakeTransport(asyncio.Transport):
             self._end(ConnectionResetError("reset by peer"))
 
     def block(self) -> None:
-        """The peer takes nothing more: the buffer is over its high-water mark."""
+        """The peer takes nothing more, not even the last byte that was written, and the buffer is full."""
         self.blocked = True
+        self.unsent = min(len(self.written), 1)
+        self.written_before_block = len(self.written)
         self.loop.act(self.protocol.pause_writing)
 
     def unblock(self) -> None:

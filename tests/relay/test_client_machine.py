@@ -341,11 +341,6 @@ class Origin:
         return self.transport.readable and not self.transport.unsent
 
     @property
-    def full(self) -> bool:
-        """Whether something has been written since upstream has stopped taking."""
-        return self.transport.blocked and len(self.transport.written) > self.transport.written_before_block
-
-    @property
     def idle(self) -> bool:
         """Whether the gateway may use the connection for another request."""
         return self.current is None and not self.transport.closing
@@ -371,6 +366,7 @@ class Origin:
                 self.current = Seen(event.method, event.target, client, client.finished, bool(self.seen), head)
                 self.seen.append(self.current)
                 client.origin = self
+                client.must_wait = False
                 client.transmissions.append(self.current)
             elif isinstance(event, h11.Data):
                 assert self.current is not None
@@ -465,7 +461,7 @@ class Client:
         self.transmissions: list[Seen] = []
         self.retried = False
         self.must_wait = False
-        """Whether content has come while there was no connection for it."""
+        """Whether content has come that upstream does not take, or that there is no connection for."""
         self.last = False
         self.ending: Ending = ""
         self.expected: list[Expected] = []
@@ -628,12 +624,20 @@ class ClientMachine(RuleBasedStateMachine):
         if not client.transport.readable:
             return
         piece, client.outgoing = client.outgoing[:size], client.outgoing[size:]
-        unconnected = client.active is not None and client.origin is None
+        request = client.active
+        stuck = request is not None and (client.origin is None or client.origin.transport.blocked)
+        content = request.sent_content() if request else b""
         client.delivered(len(piece))
         client.transport.feed(piece)
         self.loop.settle()
-        # the first piece that comes without a connection is kept, and is the last
-        client.must_wait = unconnected and client.active is not None and not client.active.whole
+        # the first piece that upstream does not take is kept, and is the last
+        client.must_wait = (
+            stuck
+            and request is not None
+            and request is client.active
+            and not request.whole
+            and request.sent_content() != content
+        )
 
     @precondition(lambda self: any(client.ending == "linger" for client in self.clients))
     @rule()
@@ -718,8 +722,10 @@ class ClientMachine(RuleBasedStateMachine):
         part=st.sampled_from([0, 1, 5]),
     )
     def begin_response(self, data: st.DataObject, kind: str, interim: int, part: int) -> None:
-        """The head of an answer has come, and a part of its content."""
-        origin = data.draw(st.sampled_from(self.asked()))
+        """The head of an answer has come, and a part of its content; rather before the request is whole."""
+        origins = self.asked()
+        early = [origin for origin in origins if origin.current is not None and not origin.current.whole]
+        origin = data.draw(st.sampled_from(early or origins))
         self.respond_on(origin, kind, 20, interim, now=False)
         if origin.answer is not None and origin.transport.readable:
             self.go_on(origin, origin.answer.head + part)
@@ -728,6 +734,22 @@ class ClientMachine(RuleBasedStateMachine):
     @rule(data=st.data(), size=st.sampled_from([1, 5, 30, 60, 1000, 1000]))
     def answer_some(self, data: st.DataObject, size: int) -> None:
         self.go_on(data.draw(st.sampled_from(self.answering())), size)
+
+    @precondition(lambda self: self.answering())
+    @rule(data=st.data())
+    def answer_who_leaves(self, data: st.DataObject) -> None:
+        """The rest of an answer comes in the very turn in which the loop has found its client gone."""
+        origin = data.draw(st.sampled_from(self.answering()))
+        assert origin.answer is not None
+        assert origin.current is not None
+        client = origin.current.client
+        if client.waiting():
+            return  # its next request would still be sent, before the connection is told that it is lost
+        expected = list(client.expected)
+        client.transport.reset()
+        self.go_on(origin, len(origin.answer.wire))
+        client.expected = expected  # nothing can be written any more
+        self.left(client)
 
     @precondition(lambda self: any(not origin.transport.closing for origin in self.origins))
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
@@ -767,6 +789,8 @@ class ClientMachine(RuleBasedStateMachine):
         origin = data.draw(st.sampled_from(reading or origins))
         if origin.transport.blocked:
             origin.transport.unblock()
+            if origin.current is not None:
+                origin.current.client.must_wait = False
         else:
             origin.transport.block()
 
@@ -820,6 +844,7 @@ class ClientMachine(RuleBasedStateMachine):
         client.active = None
         client.finished += 1
         client.retried = False
+        client.must_wait = False
         client.transmissions = []
         if client.origin is not None:
             client.origin.current = client.origin.answer = None
@@ -1083,7 +1108,7 @@ class ClientMachine(RuleBasedStateMachine):
             return True
         if request is None or request.whole:
             return False
-        return client.must_wait if client.origin is None else client.origin.full
+        return client.must_wait and (client.origin is None or client.origin.transport.blocked)
 
     def check_content(self, client: Client, origin: Origin) -> None:
         """Upstream has got of the request at work what the client has sent of it."""
@@ -1167,6 +1192,27 @@ def test_repeated_head() -> None:
             upstream.feed(answer.wire)
             loop.settle()
             assert client.written == answer.wire * (number + 1)
+
+
+def test_upload_that_upstream_does_not_take() -> None:
+    """A client is not read while upstream takes nothing of its request, and is read on when it does."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
+        loop.settle()
+        assert not client.reading  # there is no connection yet
+        upstream = loop.attempts[0].accept()
+        assert client.reading
+        for _ in range(3):
+            upstream.block()
+            assert client.reading
+            client.feed(b"content")
+            loop.settle()
+            assert not client.reading
+            upstream.unblock()
+            assert client.reading
+        assert upstream.written.endswith(b"\r\n\r\n" + b"content" * 3)
 
 
 def test_client_connection() -> None:

@@ -78,7 +78,6 @@ class FakeTransport(asyncio.Transport):
         self.written = bytearray()
         self.unsent = 0
         self.blocked = False
-        self.written_before_block = 0
         self.reading = True
         self.closing = False
         self.lost = False
@@ -178,7 +177,6 @@ class FakeTransport(asyncio.Transport):
         """The peer takes nothing more, not even the last byte that was written, and the buffer is full."""
         self.blocked = True
         self.unsent = min(len(self.written), 1)
-        self.written_before_block = len(self.written)
         self.loop.act(self.protocol.pause_writing)
 
     def unblock(self) -> None:

@@ -19,7 +19,6 @@ import os
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
-from unittest.mock import MagicMock
 
 import h11
 from hypothesis import HealthCheck, Phase, settings
@@ -36,6 +35,7 @@ from hypothesis.stateful import (
 from sanitizer.address import TrustedProxies
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.headers import Forwarding
+from sanitizer.relay.intercepted import Ask
 from sanitizer.relay.protocol import HEAD_LIMIT, HEAD_TIMEOUT, RelayProtocol
 from sanitizer.relay.upstream import Upstream
 from tests.support.virtual import ADDRESS, Attempt, FakeTransport, VirtualLoop, virtual_loop
@@ -69,31 +69,29 @@ class Front:
             max_connections=max_connections,
         )
         self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
-        self.counters = Counters()
+        self.counters = Counters(lambda kind, detail: self.refusals.append(kind))
+        self.connections: set[RelayProtocol] = set()
+        self.interceptor = self
         self.draining = False
         self.refusals: list[str] = []
         self.told: list[tuple[bytes, bytes, int]] = []
 
-    def on_refused(self, kind: str, detail: str) -> None:
-        self.refusals.append(kind)
-
-    def on_answered(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
+    def on_ended(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
         assert client == PEER[0]
         self.told.append((method, target, status))
 
-    def intercepts(self, method: str, path: str) -> bool:
-        return False
+    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> None:
+        """No request is intercepted."""
 
-    async def __call__(self, scope: object, receive: object, send: object) -> None:
-        raise AssertionError("no request is intercepted")
+    async def ask(self, target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
+        raise AssertionError("nothing is looked up")
 
 
 def make_connection(front: Front, loop: VirtualLoop) -> FakeTransport:
     """A client connection that has just been accepted; its protocol is the transport's ``protocol``."""
 
     def make() -> FakeTransport:
-        state = MagicMock(connections=set(), tasks=set(), total_requests=0)
-        protocol = RelayProtocol(cast(Any, front), config=MagicMock(), server_state=state, app_state={})
+        protocol = RelayProtocol(cast(Any, front))
         transport = FakeTransport(loop, protocol, peername=PEER, pollable=False)
         protocol.connection_made(transport)
         return transport
@@ -191,10 +189,10 @@ def make_request(kind: str, target: bytes, body: bytes) -> Request:
         return request
     if kind == "no host":
         head = b"GET %b HTTP/1.1\r\n\r\n" % target
-        return Request(b"", b"", head, len(head), stays_open=False, fault="head", refused_with=400)
+        return Request(b"GET", target, head, len(head), stays_open=False, fault="head", refused_with=400)
     if kind == "two hosts":
         head = b"POST %b HTTP/1.1\r\n%b%b\r\n" % (target, host, host)
-        return Request(b"", b"", head, len(head), stays_open=False, fault="head", refused_with=400)
+        return Request(b"POST", target, head, len(head), stays_open=False, fault="head", refused_with=400)
     assert kind == "oversized"
     head = b"GET %b HTTP/1.1\r\n%bX: " % (target, host)
     head += b"x" * (HEAD_LIMIT + 1 - len(head))
@@ -992,7 +990,7 @@ class ClientMachine(RuleBasedStateMachine):
                     client.head_begun = False
                     if request.fault == "head":
                         client.finished += 1
-                        self.ended.append((b"", b"", request.refused_with))
+                        self.ended.append((request.method, request.target, request.refused_with))
                         self.refuse_request(client, Expected(request.refused_with, b"", True, own=True))
                         break
                     client.active = request
@@ -1139,7 +1137,7 @@ class ClientMachine(RuleBasedStateMachine):
         counters, upstream = self.front.counters, self.front.upstream
         active = [client for client in self.clients if client.active is not None]
         assert counters.in_flight == len(active)
-        assert counters.fast == self.started
+        assert counters.requests == len(self.ended)
         assert counters.refused == self.refusals == len(self.front.refusals)
         assert sorted(self.front.told) == sorted(self.ended)
         answers = {(method, i): n for method, row in counters.answers.items() for i, n in enumerate(row) if n}

@@ -1,5 +1,6 @@
 """The gateway as an ASGI app: the sanitizer over the relay, one lifespan."""
 
+import asyncio
 import logging
 import os
 import secrets
@@ -8,6 +9,7 @@ from functools import partial
 
 from starlette.types import Receive, Scope, Send
 
+from sanitizer.connections import Connections
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.counters import CLIENT_LEFT, Counters
@@ -47,6 +49,8 @@ class Gateway:
         self.counters = Counters()
         self.decisions = Decisions(dict.fromkeys(gate.endpoint for gate in GATES), tuple(Outcome), sorted(FIELDS))
         self.draining = False
+        self.connections = Connections()
+        self.tasks: set[asyncio.Task[None]] = set()
         self._on_refused = logs.Repeats("request refused")
         self.on_refused: Callable[[str, str], None] = self._on_refused
         self.on_answered: OnAnswered | None = _log_access if settings.access_log else None
@@ -61,10 +65,12 @@ class Gateway:
         await self.sanitizer(scope, receive, send)
 
     def start(self) -> None:
-        """Make the parts; needs a running event loop. Does nothing the second time."""
+        """Make the parts; needs a running event loop. Does nothing the second time, unless the first has failed.
+
+        Raises `OSError` if a file that the settings name can't be read any more; then no part is made.
+        """
         if self._started:
             return
-        self._started = True
         settings = self.settings
         self.upstream = Upstream(
             settings.upstream,
@@ -93,6 +99,7 @@ class Gateway:
             on_decision=self._on_decision,
         )
         self.intercepts = self.sanitizer.intercepts
+        self._started = True
 
     def close(self) -> None:
         """Drop all connections to upstream, and log what has not been yet."""
@@ -108,7 +115,11 @@ class Gateway:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        self.start()
+        try:
+            self.start()
+        except OSError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.close()

@@ -143,14 +143,14 @@ class Admin:
         self._server.should_exit = True
         self._thread.join()
 
-    def serving_here(self) -> Callable[[Snapshot], None]:
-        """What this process tells of itself with, if it is the one that serves."""
+    def add_process(self) -> Callable[[Snapshot], None]:
+        """Take snapshots of this process, which is the one that serves. Returns what it publishes them with."""
         number = next(self._numbers)
         self.snapshots.add(number)
         return lambda snapshot: self.snapshots.put(number, snapshot)
 
-    def serving_there(self, pipe: Connection) -> None:
-        """Hear what a worker says at the other end of ``pipe``."""
+    def add_worker(self, pipe: Connection) -> None:
+        """Take the snapshots that a worker writes to the other end of ``pipe``."""
         self._loop.call_soon_threadsafe(self._read, pipe)
 
     def _read(self, pipe: Connection) -> None:

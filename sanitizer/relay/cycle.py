@@ -62,8 +62,8 @@ class Cycle:
     def start(self) -> None:
         self.started = True
         task = self._client.loop.create_task(self._cycle.run_asgi(cast(Any, self._app)))
-        self._client.server_state.tasks.add(task)
-        task.add_done_callback(self._client.server_state.tasks.discard)
+        self._client.front.tasks.add(task)
+        task.add_done_callback(self._client.front.tasks.discard)
 
     def content(self, data: bytes) -> None:
         cycle = self._cycle

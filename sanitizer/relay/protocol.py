@@ -28,10 +28,9 @@ from typing import Any, Final, Literal, Protocol, cast
 
 import httptools
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.config import Config
 from uvicorn.protocols.http.flow_control import FlowControl
-from uvicorn.server import ServerState
 
+from sanitizer.connections import Connections
 from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
 from sanitizer.relay.connection import Transport
 from sanitizer.relay.counters import Counters
@@ -74,6 +73,10 @@ class Front(Protocol):
     forwarding: Forwarding
     counters: Counters
     draining: bool
+    connections: Connections
+    """Those that are open: each adds itself, and discards itself when it is lost."""
+    tasks: set[asyncio.Task[None]]
+    """Those that requests through ASGI run in."""
     on_refused: Callable[[str, str], None]
     """Told the kind and the detail when a request is answered by the gateway itself."""
     on_answered: OnAnswered | None
@@ -86,22 +89,13 @@ class Front(Protocol):
 
 
 class RelayProtocol(asyncio.Protocol):
-    """One client connection. uvicorn's server makes it with the keyword arguments, and calls `shutdown`."""
+    """One client connection. The server calls `shutdown` and `abort`."""
 
-    def __init__(
-        self,
-        front: Front,
-        *,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
+    def __init__(self, front: Front) -> None:
         self.front = front
-        self.loop = _loop or asyncio.get_running_loop()
-        self.server_state = server_state
-        self.app_state = app_state
-        self.app: ASGIApp = config.loaded_app
+        self.loop = asyncio.get_running_loop()
+        self.app_state: dict[str, Any] = {}
+        self.app: ASGIApp = front
         self.transport: Transport
         self.peer: Peer
         self.flow: FlowControl | None = None  # made for the first cycle
@@ -128,7 +122,7 @@ class RelayProtocol(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
-        self.server_state.connections.add(cast(Any, self))
+        self.front.connections.add(self)
         sock = transport.get_extra_info("socket")
         address = transport.get_extra_info("peername")
         self.client = (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
@@ -142,7 +136,7 @@ class RelayProtocol(asyncio.Protocol):
         self._expire_in(self.front.keepalive_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self.server_state.connections.discard(cast(Any, self))
+        self.front.connections.discard(self)
         self.closing = True
         if self._timer is not None:
             self._timer.cancel()
@@ -194,7 +188,7 @@ class RelayProtocol(asyncio.Protocol):
         elif self._waiting and not self.closing:
             self._read_waiting()
 
-    # uvicorn
+    # The server
 
     def shutdown(self) -> None:
         """Take no further request; close as soon as the one at work is answered."""
@@ -222,7 +216,6 @@ class RelayProtocol(asyncio.Protocol):
 
     def answered(self, request: "Relayed | Cycle", keep_alive: bool) -> None:
         """The response to the request at work is whole and written."""
-        self.server_state.total_requests += 1
         self._unsent = _NEVER
         if self._request is not request:
             return  # the client has left

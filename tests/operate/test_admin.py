@@ -271,7 +271,7 @@ def test_reading_goes_on() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     with Admin(Settings(), listener) as admin, theirs:
-        admin.serving_there(ours)
+        admin.add_worker(ours)
         tell = PipeWriter(theirs)
         for number in range(1, 6):
             gc.collect()  # the reader waits, and nothing but the admin listener holds it

@@ -84,7 +84,7 @@ class Server:
             try:
                 server = await self._start()
             except OSError as error:
-                logs.event(logging.ERROR, "can't start", reason=error.strerror or str(error), worker=self._worker)
+                _log_failed_start(error, self._worker)
                 return 1
             await self._stop.wait()
             await self._drain(server)
@@ -209,8 +209,13 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
         _log_listening(settings, listener, admin_listener)
         for name in unknown:
             logs.event(logging.WARNING, "no such option, ignored", variable=name)
-        admin = stack.enter_context(Admin(settings, admin_listener)) if admin_listener else None
-        return _serve(settings, listener, admin)
+        try:
+            admin = Admin(settings, admin_listener) if admin_listener else None
+        except OSError as error:
+            _log_failed_start(error)
+            return 1
+        with admin or contextlib.nullcontext():
+            return _serve(settings, listener, admin)
 
 
 def _serve(settings: Settings, listener: socket.socket, admin: Admin | None) -> int:
@@ -252,6 +257,10 @@ def _log_listening(settings: Settings, listener: socket.socket, admin_listener: 
         workers=settings.workers,
         admin=f"http://{address_of(admin_listener)}" if admin_listener else None,
     )
+
+
+def _log_failed_start(error: OSError, worker: int | None = None) -> None:
+    logs.event(logging.ERROR, "can't start", reason=error.strerror or str(error), worker=worker)
 
 
 def _exit_at_signals() -> None:

@@ -13,7 +13,8 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
@@ -65,6 +66,7 @@ class Supervisor:
         started at all, else 0.
         """
         with self._woken, self._wake:
+            resource_tracker.ensure_running()  # else the first start would start it, and unblock the signals for that
             signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
             for number in STOP_SIGNALS:
                 signal.signal(number, self._signalled)
@@ -72,7 +74,7 @@ class Supervisor:
                 for _ in range(self._count):
                     self._workers.append(self._start())
                 while not self._signals:
-                    self._wait(None)
+                    self._wait(self._workers)
                     self._replace_dead()
                 self._drain()
             except OSError as error:
@@ -88,9 +90,9 @@ class Supervisor:
     def _signalled(self, number: int, _: FrameType | None) -> None:
         self._signals.append(number)
 
-    def _wait(self, timeout: float | None) -> None:
-        """Wait until a worker has ended, a signal has come, or ``timeout`` seconds have passed."""
-        wait([self._woken, *(worker.sentinel for worker in self._workers if worker.exitcode is None)], timeout)
+    def _wait(self, workers: Iterable[SpawnProcess] = (), timeout: float | None = None) -> None:
+        """Wait until one of ``workers`` has ended, a signal has come, or ``timeout`` seconds have passed."""
+        wait([self._woken, *(worker.sentinel for worker in workers)], timeout)
         with contextlib.suppress(BlockingIOError):
             self._woken.recv(4096)
 
@@ -135,9 +137,7 @@ class Supervisor:
         """Let `_RESTART_PAUSE` pass, unless a signal comes."""
         until = time.monotonic() + _RESTART_PAUSE
         while not self._signals and (remaining := until - time.monotonic()) > 0:
-            wait([self._woken], remaining)
-            with contextlib.suppress(BlockingIOError):
-                self._woken.recv(4096)
+            self._wait(timeout=remaining)
 
     def _drain(self) -> None:
         """Pass signals on until all workers have ended, or have had more than enough time."""
@@ -153,4 +153,4 @@ class Supervisor:
                         os.kill(worker.pid, number)
             if (remaining := deadline - time.monotonic()) <= 0:
                 break
-            self._wait(remaining)
+            self._wait(working, remaining)

@@ -124,7 +124,7 @@ def _answer(what: str, reason: str | None) -> Response:
 
 
 class Admin:
-    """The admin listener while it runs: a context manager."""
+    """The admin listener while it runs: a context manager. Raises `OSError` if upstream's CA can't be read."""
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._listener = listener

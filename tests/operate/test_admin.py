@@ -219,6 +219,32 @@ def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
             assert begun.closed()
 
 
+def test_answers_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks again and again, and reads nothing, is reset all the same."""
+    monkeypatch.setattr(admin, "LIFETIME", 0.1)
+    monkeypatch.setattr(admin, "ANSWER_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        with (
+            Admin(load({}, {}), listener),
+            Client(listener.getsockname(), receive_buffer=4096) as client,
+            pytest.raises(OSError, match=r"(?i)reset|broken pipe"),
+        ):
+            client.send(*[b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100] * 10_000)
+
+
+def test_large_head(upstream: Upstream) -> None:
+    """A head of any ordinary size is read, one over 32 KiB is refused."""
+    head = "GET /livez HTTP/1.1\r\nHost: a\r\nX: %s"
+    with Gateway(upstream.url, admin=True) as gateway:
+        with Client(gateway.admin) as client:
+            assert client.ask((head % ("x" * 30_000)).encode() + b"\r\n\r\n").status == 200
+        with Client(gateway.admin) as client:
+            client.send((head % ("x" * 32_768)).encode())
+            assert client.read_response().status == 400
+            assert client.closed()
+
+
 def test_two_in_a_row() -> None:
     """Two failures in a row make upstream unreachable, one success makes it reachable: each change is told once."""
     told: list[str | None] = []

@@ -33,6 +33,7 @@ from hypothesis.stateful import (
 )
 
 from sanitizer.address import TrustedProxies
+from sanitizer.connections import Connections
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.intercepted import Ask
@@ -70,7 +71,7 @@ class Front:
         )
         self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
         self.counters = Counters(lambda kind, detail: self.refusals.append(kind))
-        self.connections: set[RelayProtocol] = set()
+        self.connections = Connections()
         self.interceptor = self
         self.draining = False
         self.refusals: list[str] = []

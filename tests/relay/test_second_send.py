@@ -19,6 +19,7 @@ import pytest
 import uvloop
 
 from sanitizer.address import Address, TrustedProxies
+from sanitizer.connections import Connections
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.headers import Forwarding
@@ -57,7 +58,7 @@ class Front:
         self.upstream = pool
         self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
         self.counters = Counters()
-        self.connections: set[RelayProtocol] = set()
+        self.connections = Connections()
         self.draining = False
         self.statuses: list[int] = []
         self.on_ended: OnEnded | None = self._on_ended
@@ -112,8 +113,7 @@ class Listener:
         self._ready.set()
         await self._stopped.wait()
         server.close()
-        for connection in list(front.connections):
-            connection.transport.abort()
+        front.connections.abort()
         pool.close()
         await server.wait_closed()
 
@@ -135,8 +135,7 @@ class Listener:
 
         async def drain() -> None:
             self.front.draining = True
-            for connection in list(self.front.connections):
-                connection.shutdown()
+            self.front.connections.shutdown()
 
         self.run(drain())
 

@@ -9,14 +9,14 @@ from time import perf_counter
 
 from starlette.types import Message, Receive, Scope, Send
 
+from sanitizer.connections import Connections
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.asgi import Relay, request_target
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.headers import Forwarding
-from sanitizer.relay.intercepted import Ask
-from sanitizer.relay.protocol import RelayProtocol
+from sanitizer.relay.intercepted import Ask, Interceptor
 from sanitizer.relay.upstream import Upstream
 from sanitizer.sanitize.core import Record, Sanitizer
 from sanitizer.sanitize.decision import Outcome
@@ -46,7 +46,7 @@ class Gateway:
         self.settings = settings
         self.forwarding = Forwarding(settings.trusted_proxies, pseudonym or make_pseudonym())
         self.keepalive_timeout = settings.keepalive_timeout
-        self.connections: set[RelayProtocol] = set()
+        self.connections = Connections()
         self.decisions = Decisions()
         self.draining = False
         self._refusals = logs.Repeats("request refused")
@@ -57,7 +57,7 @@ class Gateway:
         stored = StoredKeys(
             timeout=settings.lookup_timeout, cache_ttl=settings.cache_ttl, lookup_key=_lookup_key(settings)
         )
-        self.interceptor = Sanitizer(
+        self._sanitizer = Sanitizer(
             stored,
             mode=settings.mode,
             fields=settings.fields,
@@ -65,6 +65,7 @@ class Gateway:
             max_body=settings.max_body,
             on_decision=self._on_decision,
         )
+        self.interceptor: Interceptor = self._sanitizer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -97,7 +98,10 @@ class Gateway:
                 self.on_ended(client[0] if client else None, method, request_target(scope), status, seconds)
 
     def start(self) -> None:
-        """Make what needs a running event loop. Does nothing the second time."""
+        """Make what needs a running event loop. Does nothing the second time, unless the first has failed.
+
+        Raises `OSError` if a file that the settings name can't be read any more; then nothing is made.
+        """
         if self._started:
             return
         settings = self.settings
@@ -113,7 +117,7 @@ class Gateway:
         self.ask = ask = partial(fetch, upstream)
         relay = Relay(upstream, self.forwarding, self.counters)
         self._app = SanitizerMiddleware(
-            relay, sanitizer=self.interceptor, caller=lambda scope: Caller(relay.outbound_head(scope), ask)
+            relay, sanitizer=self._sanitizer, caller=lambda scope: Caller(relay.outbound_head(scope), ask)
         )
         self._started = True
 
@@ -131,7 +135,11 @@ class Gateway:
 
     async def _lifespan(self, receive: Receive, send: Send) -> None:
         await receive()
-        self.start()
+        try:
+            self.start()
+        except OSError as error:
+            await send({"type": "lifespan.startup.failed", "message": str(error)})
+            return
         await send({"type": "lifespan.startup.complete"})
         await receive()
         self.close()

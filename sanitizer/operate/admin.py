@@ -4,6 +4,8 @@ shadowed.
 It has a thread and an event loop of its own, in the gateway's process, or the workers' parent: a public side with more
 than enough to do does not keep it from answering, and one whose event loop hangs is not alive, for its snapshots cease.
 
+uvicorn serves it, with the protocol that parses by h11: that has a limit for the size of a head.
+
 * ``/livez``: 200 unless a process that serves has been silent for `SILENCE`.
 * ``/readyz``: 200, or 503 with the reason: stopping, nothing serves yet, upstream can't be reached.
 """
@@ -26,7 +28,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import SnapshotCollector
@@ -40,25 +42,37 @@ CONNECTIONS: Final = 64
 """Connections that are open at a time; a further one is reset."""
 LIFETIME: Final = 30.0
 """Seconds after which a connection is closed, as soon as it has its answer; a scraper makes another."""
+ANSWER_TIMEOUT: Final = 5.0
+"""Seconds that it then has for its answer, before it is reset."""
+HEAD_LIMIT: Final = 32 * 1024
+"""Bytes of a request's head; a larger one is answered with 400."""
 
 
-class _Bounded(HttpToolsProtocol):
-    """A connection to the admin listener. There are few at a time and none lasts: nobody is to use up with them the
-    descriptors that the public listener needs.
+def _bounded_protocol() -> type[H11Protocol]:
+    """A protocol for the connections of one listener. There are few at a time and none lasts: nobody is to use up with
+    them the descriptors that the public listener needs.
     """
+    timers: dict[H11Protocol, tuple[asyncio.TimerHandle, ...]] = {}  # of each connection that is open
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        if len(self.connections) > CONNECTIONS:
-            transport.abort()
-        else:
-            self.loop.call_later(LIFETIME, self._end)
+    class Bounded(H11Protocol):
+        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+            super().connection_made(transport)
+            timers[self] = ()
+            if len(timers) > CONNECTIONS:
+                transport.abort()
+                return
+            loop = asyncio.get_running_loop()
+            timers[self] = (
+                loop.call_later(LIFETIME, self.shutdown),
+                loop.call_later(LIFETIME + ANSWER_TIMEOUT, transport.abort),
+            )
 
-    def _end(self) -> None:
-        if self.cycle is not None and not self.cycle.response_complete:
-            self.loop.call_later(1, self._end)
-        else:
-            self.transport.close()
+        def connection_lost(self, exc: Exception | None) -> None:
+            for timer in timers.pop(self, ()):
+                timer.cancel()
+            super().connection_lost(exc)
+
+    return Bounded
 
 
 class Health:
@@ -110,7 +124,7 @@ def _answer(what: str, reason: str | None) -> Response:
 
 
 class Admin:
-    """The admin listener while it runs: a context manager."""
+    """The admin listener while it runs: a context manager. Raises `OSError` if upstream's CA can't be read."""
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self._listener = listener
@@ -123,7 +137,8 @@ class Admin:
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_admin_app(self.health, self.snapshots),
-                http=_Bounded,
+                http=_bounded_protocol(),
+                h11_max_incomplete_event_size=HEAD_LIMIT,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -143,14 +158,14 @@ class Admin:
         self._server.should_exit = True
         self._thread.join()
 
-    def serving_here(self) -> Callable[[Snapshot], None]:
-        """What this process tells of itself with, if it is the one that serves."""
+    def add_process(self) -> Callable[[Snapshot], None]:
+        """Take snapshots of this process, which is the one that serves. Returns what it publishes them with."""
         number = next(self._numbers)
         self.snapshots.add(number)
         return lambda snapshot: self.snapshots.put(number, snapshot)
 
-    def serving_there(self, pipe: Connection) -> None:
-        """Hear what a worker says at the other end of ``pipe``."""
+    def add_worker(self, pipe: Connection) -> None:
+        """Take the snapshots that a worker writes to the other end of ``pipe``."""
         self._loop.call_soon_threadsafe(self._read, pipe)
 
     def _read(self, pipe: Connection) -> None:

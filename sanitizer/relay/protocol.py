@@ -27,6 +27,7 @@ from typing import Final, Protocol, cast
 
 import httptools
 
+from sanitizer.connections import Connections
 from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
 from sanitizer.relay.connection import Transport
 from sanitizer.relay.counters import Counters, OnEnded
@@ -61,8 +62,8 @@ class Front(Protocol):
     upstream: Upstream
     forwarding: Forwarding
     counters: Counters
-    connections: "set[RelayProtocol]"
-    """All that are open."""
+    connections: Connections
+    """Those that are open: each adds itself, and discards itself when it is lost."""
     draining: bool
     on_ended: OnEnded | None
     keepalive_timeout: float
@@ -73,7 +74,7 @@ class Front(Protocol):
 
 
 class RelayProtocol(asyncio.Protocol):
-    """One client connection."""
+    """One client connection. The server calls `shutdown` and `abort`."""
 
     def __init__(self, front: Front) -> None:
         self.front = front

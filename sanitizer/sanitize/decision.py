@@ -68,8 +68,8 @@ class Unknown:
 class Submission:
     """An inspected body: its members, the gates on what it sends, and the key that it is about.
 
-    ``values`` has the members that gates are judged by. ``gates`` are those on its members, less those of the second kind
-    whose value cannot be unchanged. ``alias`` names the key where ``key`` is None.
+    ``values`` has the members that gates are judged by. ``gates`` are those on its members, less those that cut after
+    a refusal if the value cannot be unchanged. ``alias`` names the key where ``key`` is None.
     """
 
     def __init__(self, body: bytes, target: Target) -> None:

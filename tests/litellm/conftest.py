@@ -35,6 +35,14 @@ def releases() -> dict[str, str]:
     return dict(part.split("=", 1) for part in os.environ.get("LITELLM_RELEASES", "").split())
 
 
+def wrapped() -> dict[str, str]:
+    """Addresses of LiteLLMs that have the sanitizer in their own process, from ``LITELLM_WRAPPED``, as in `releases`.
+
+    Each shares the database of the ordinary one of its release that ``LITELLM_RELEASES`` names.
+    """
+    return dict(part.split("=", 1) for part in os.environ.get("LITELLM_WRAPPED", "").split())
+
+
 @pytest.fixture(scope="session", params=list[str | None](releases()) or [None])
 def release(request: pytest.FixtureRequest) -> LiteLLM:
     """Each LiteLLM that ``LITELLM_RELEASES`` names, one after the other."""

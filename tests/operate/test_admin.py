@@ -210,6 +210,7 @@ def test_many_connections(upstream: Upstream) -> None:
 def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that asks for nothing, or only begins to, is closed."""
     monkeypatch.setattr(admin, "LIFETIME", 0.1)
+    monkeypatch.setattr(admin, "ANSWER_TIMEOUT", 60.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setblocking(False)
         address = listener.getsockname()
@@ -217,6 +218,34 @@ def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
             begun.send(b"GET /livez HTTP/1.1\r\n")
             assert idle.closed()
             assert begun.closed()
+
+
+def test_answers_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks again and again, and reads nothing, is reset all the same."""
+    monkeypatch.setattr(admin, "LIFETIME", 1.0)  # long enough for an answer to wait for room
+    monkeypatch.setattr(admin, "ANSWER_TIMEOUT", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setblocking(False)
+        with (
+            Admin(load({}, {}), listener),
+            Client(listener.getsockname(), receive_buffer=4096) as client,
+            pytest.raises(OSError, match=r"(?i)reset|broken pipe"),
+        ):
+            client.send(*[b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100] * 10_000)
+
+
+def test_large_head(upstream: Upstream) -> None:
+    """A head of any ordinary size is read, one over 32 KiB is refused."""
+    head = "GET /livez HTTP/1.1\r\nHost: a\r\nX: %s"
+    with Gateway(upstream.url, admin=True) as gateway:
+        with Client(gateway.admin) as client:
+            client.send((head % ("x" * 30_000)).encode())
+            time.sleep(0.05)  # what has come whole is not measured
+            assert client.ask(b"\r\n\r\n").status == 200
+        with Client(gateway.admin) as client:
+            client.send((head % ("x" * 32_768)).encode())
+            assert client.read_response().status == 400
+            assert client.closed()
 
 
 def test_two_in_a_row() -> None:
@@ -271,7 +300,7 @@ def test_reading_goes_on() -> None:
     listener = socket.create_server(("127.0.0.1", 0))
     listener.setblocking(False)
     with Admin(Settings(), listener) as admin, theirs:
-        admin.serving_there(ours)
+        admin.add_worker(ours)
         tell = PipeWriter(theirs)
         for number in range(1, 6):
             gc.collect()  # the reader waits, and nothing but the admin listener holds it

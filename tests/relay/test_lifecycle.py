@@ -116,20 +116,24 @@ def test_idle_connections_do_not_hold_it_up(upstream: Upstream) -> None:
     """A client that keeps an idle connection open does not keep the gateway from stopping."""
     with Gateway(upstream.url, "--shutdown-grace", "30") as gateway, gateway.connect() as client:
         assert client.ask(GET).status == 200
-        assert gateway.stop() == 0
+        gateway.process.send_signal(signal.SIGINT)
+        assert gateway.wait(10) == 0
         assert client.closed()
         assert not any("aborting" in line for line in gateway.lines)
 
 
-def test_second_signal(upstream: Upstream) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_second_signal(upstream: Upstream, workers: int) -> None:
     """A second signal ends the drain: what is under way is aborted."""
-    with Gateway(upstream.url, "--shutdown-grace", "30") as gateway:
+    with Gateway(upstream.url, "--workers", str(workers), "--shutdown-grace", "30") as gateway:
         work = Work(gateway, upstream)
         try:
             gateway.terminate()
             gateway.wait_for_line("stopping")
             gateway.terminate()
-            assert gateway.wait() == 0
+            assert gateway.wait(10) == 0
+            with pytest.raises(Cut):
+                work.stream.read_until(b"0\r\n\r\n")
         finally:
             work.close()
 

@@ -134,7 +134,10 @@ def test_tls_listener(authority: trustme.CA, listener_options: tuple[str, ...]) 
     context = client_context(authority)
     with Upstream() as upstream, Gateway(upstream.url, *listener_options) as gateway:
         assert gateway.url.startswith("https://")
+        context.set_alpn_protocols(["h2", "http/1.1"])
         with Client(gateway.address, context=context) as client:
+            assert isinstance(client.sock, ssl.SSLSocket)
+            assert client.sock.selected_alpn_protocol() == "http/1.1"
             for body in (b"", b"x" * 1_000_000):
                 head = b"POST / HTTP/1.1\r\nHost: example.test\r\nContent-Length: %d\r\n\r\n" % len(body)
                 assert client.ask(head, body).body == b"ok"

@@ -20,7 +20,7 @@ from tests.support.client import Address, Client, Response
 Face = Literal["fast", "asgi", "httpx"]
 
 MODULES: dict[Face, list[str]] = {
-    "fast": ["sanitizer", "serve"],  # the product: uvicorn with our own protocol class
+    "fast": ["sanitizer", "serve"],  # the product: the command's own server
     "asgi": ["tests.support.asgi_face"],  # create_app() under stock uvicorn
     "httpx": ["tests.conformance.httpx_relay"],  # what many people write first
 }

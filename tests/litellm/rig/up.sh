@@ -143,10 +143,12 @@ else
   # by its path, with no `prisma` on PATH: else each start runs that CLI twice for a schema check (30 s)
   SERVER=("$VENV/bin/litellm" --config "$CONFIG")
   if [ -n "$APP" ]; then
-    # what that command does before it runs uvicorn: it hands the configuration over, bounds the database's connections and
-    # takes uvloop. PYTHONPATH: the code of this checkout, not what was installed from it some time, and the caller's modules
+    # what that command does before it runs uvicorn: it hands the configuration over, bounds the database's connections,
+    # takes uvloop and, in newer releases, sends no Server field. PYTHONPATH: the code of this checkout, not what was
+    # installed from it some time, and the caller's modules
     export CONFIG_FILE_PATH=$CONFIG DATABASE_URL="$URL?connection_limit=10&pool_timeout=60" PYTHONPATH=$ROOT${PYTHONPATH:+:$PYTHONPATH}
     SERVER=("$VENV/bin/uvicorn" "$APP" --loop uvloop)
+    if grep -q '"server_header": False' "$SITE/litellm/proxy/proxy_cli.py"; then SERVER+=(--no-server-header); fi
   fi
   setsid nohup "${SERVER[@]}" --host 127.0.0.1 --port "$PORT" >"$RUN/log" 2>&1 </dev/null &
   echo $! >"$RUN/pid"; echo "$PORT" >"$RUN/port"

@@ -1,0 +1,49 @@
+"""The client connections that are open, so that a process can drain: tell each to finish, and wait for the last."""
+
+import asyncio
+from typing import Protocol
+
+
+class ClientConnection(Protocol):
+    """What a server asks of a connection that it has accepted."""
+
+    def shutdown(self) -> None:
+        """Take no further request, and close as soon as the one at work is answered."""
+
+    def abort(self) -> None:
+        """Reset the connection at once."""
+
+
+class Connections:
+    """The open client connections of one process. Each adds itself when it is made, and discards itself when lost."""
+
+    def __init__(self) -> None:
+        self._open: set[ClientConnection] = set()
+        self._none_open = asyncio.Event()
+        self._none_open.set()
+
+    def __len__(self) -> int:
+        return len(self._open)
+
+    def add(self, connection: ClientConnection) -> None:
+        self._open.add(connection)
+        self._none_open.clear()
+
+    def discard(self, connection: ClientConnection) -> None:
+        self._open.discard(connection)
+        if not self._open:
+            self._none_open.set()
+
+    def shutdown(self) -> None:
+        """Shut down every connection."""
+        for connection in tuple(self._open):  # one that is idle may discard itself at once
+            connection.shutdown()
+
+    def abort(self) -> None:
+        """Abort every connection."""
+        for connection in tuple(self._open):
+            connection.abort()
+
+    async def wait_closed(self) -> None:
+        """Wait until no connection is open."""
+        await self._none_open.wait()

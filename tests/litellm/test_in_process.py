@@ -1,0 +1,287 @@
+"""The sanitizer in LiteLLM's own process (`tests.litellm.wrapped`), on each release that ``LITELLM_WRAPPED`` names.
+
+What the gateway's tests say of it has to hold for the wrapped LiteLLM too, so those tests are played again, with the
+wrapped LiteLLM in the gateway's place: updates of keys, and that everything else is answered as without the sanitizer.
+The tests below them are about what is different in one process.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+from playwright.sync_api import Browser
+
+from tests.litellm import test_key_update as key_updates
+from tests.litellm import test_transparency as transparency
+from tests.litellm import test_websocket as websockets
+from tests.litellm.actors import (
+    CUSTOM_ROUTES,
+    MODELS,
+    OTHER_MODELS,
+    LiteLLM,
+    User,
+    bearer,
+    client,
+    update,
+)
+from tests.litellm.answers import assert_same_answer
+from tests.litellm.conftest import releases, wrapped
+from tests.litellm.dashboard import executable, launched, visit
+
+ALLOWED, STRANGER = "127.0.0.2", "127.0.0.3"
+Send = Callable[[httpx.Client, User, dict[str, object]], httpx.Response]
+
+
+@pytest.fixture(scope="module", params=list[str | None](wrapped()) or [None])
+def litellm(request: pytest.FixtureRequest) -> LiteLLM:
+    """The ordinary LiteLLM of a release, which is asked directly."""
+    if request.param not in releases():
+        pytest.skip(f"LITELLM_WRAPPED and LITELLM_RELEASES name no {request.param or 'LiteLLM'} (see rig/suite.sh)")
+    return LiteLLM(releases()[request.param].rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
+
+
+@pytest.fixture(scope="module")
+def gateway(litellm: LiteLLM) -> str:
+    """The URL of the wrapped LiteLLM on the same database."""
+    (url,) = (url for name, url in wrapped().items() if releases().get(name, "").rstrip("/") == litellm.url)
+    for each in (litellm.url, url):  # with its first completion, a LiteLLM says more of its readiness
+        with client(each) as http:
+            answer = http.post("/v1/chat/completions", json=transparency.CHAT, headers=bearer(litellm.master_key))
+        assert answer.status_code == 200
+    return url.rstrip("/")
+
+
+@pytest.fixture(scope="module")
+def owner(litellm: LiteLLM) -> User:
+    return litellm.new_user()
+
+
+@pytest.fixture(scope="module")
+def session(litellm: LiteLLM, owner: User) -> str:
+    return litellm.new_session(owner)
+
+
+test_resent_unchanged = key_updates.test_resent_unchanged
+test_what_the_dashboard_sends = key_updates.test_what_the_dashboard_sends
+test_reordered = key_updates.test_reordered
+test_change_by_an_admin = key_updates.test_change_by_an_admin
+test_there_and_back_again = key_updates.test_there_and_back_again
+test_no_key_named = key_updates.test_no_key_named
+test_ordinary_update = key_updates.test_ordinary_update
+test_a_key_that_may_not_ask = key_updates.test_a_key_that_may_not_ask
+test_other_peoples_keys = key_updates.test_other_peoples_keys
+test_team_member = key_updates.test_team_member
+test_every_other_byte_survives = key_updates.test_every_other_byte_survives
+
+test_without_a_key = transparency.test_without_a_key
+test_with_a_key = transparency.test_with_a_key
+test_key_info = transparency.test_key_info
+test_asset = transparency.test_asset
+test_completion = transparency.test_completion
+test_stream = transparency.test_stream
+test_large_request = transparency.test_large_request
+test_sign_in = transparency.test_sign_in
+
+test_upgrade = websockets.test_upgrade
+
+
+class Case(NamedTuple):
+    """An unchanged value, and the releases that refuse it (`before`: None for all to date)."""
+
+    key_type: str
+    members: Mapping[str, object]
+    since: tuple[int, ...]
+    before: tuple[int, ...] | None = None
+
+
+ROUTES, REORDERED = {"allowed_routes": ["llm_api_routes"]}, {"allowed_routes": CUSTOM_ROUTES[::-1]}
+CASES = {
+    "allowed_routes": Case("llm_api", ROUTES, (1, 83, 7), (1, 101, 0)),
+    "allowed_routes, reordered": Case("custom", REORDERED, (1, 83, 7)),
+    "permissions": Case("llm_api", {"permissions": {}}, (1, 92, 0)),
+}
+
+
+def send_json(http: httpx.Client, owner: User, body: dict[str, object]) -> httpx.Response:
+    return http.post("/key/update", json=body, headers=bearer(owner.key))
+
+
+def send_chunked(http: httpx.Client, owner: User, body: dict[str, object]) -> httpx.Response:
+    content = httpx.Request("POST", "http://litellm", json=body).content
+    headers = {**bearer(owner.key), "Content-Type": "application/json"}
+    return http.post("/key/update", content=iter([content[:9], content[9:]]), headers=headers)
+
+
+@pytest.mark.parametrize("send", [send_json, send_chunked], ids=["length", "chunked"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_refused_unless_cut(litellm: LiteLLM, gateway: str, owner: User, case: Case, send: Send) -> None:
+    """LiteLLM refuses what its wrapped self does: the models are stored, and the member is as it was."""
+    key = litellm.new_key(owner, case.key_type)
+    stored = litellm.stored(key)
+    (member,) = case.members
+    if case.since <= litellm.release and (case.before is None or litellm.release < case.before):
+        with client(litellm.url) as direct:
+            refused = send(direct, owner, {"key": key, "models": ["direct"], **case.members})
+        assert (refused.status_code, member in refused.text) == (403, True)
+        assert litellm.stored(key) == stored
+    with client(gateway) as http:
+        answer = send(http, owner, {"key": key, "models": OTHER_MODELS, **case.members})
+    assert (answer.status_code, answer.headers["x-litellm-sanitizer"]) == (200, f'dropped; fields="{member}"')
+    after = litellm.stored(key)
+    assert (after["models"], after[member]) == (OTHER_MODELS, stored[member])
+
+
+@pytest.mark.parametrize("send", [send_json, send_chunked], ids=["length", "chunked"])
+@pytest.mark.parametrize(
+    "members",
+    [
+        pytest.param({"allowed_routes": ["management_routes"]}, id="allowed_routes"),
+        pytest.param({"allowed_routes": "llm_api_routes"}, id="malformed"),
+        pytest.param({"permissions": {"get_spend_routes": True}}, id="permissions"),
+    ],
+)
+def test_real_change(litellm: LiteLLM, gateway: str, owner: User, members: dict[str, object], send: Send) -> None:
+    """A non-admin's real change gets LiteLLM's own answer byte for byte, and what LiteLLM makes of it is stored."""
+    one, two = litellm.new_key(owner, "llm_api"), litellm.new_key(owner, "llm_api")
+    with client(litellm.url) as http, client(gateway) as other:
+        direct = send(http, owner, {"key": one, "models": OTHER_MODELS, **members})
+        through = send(other, owner, {"key": two, "models": OTHER_MODELS, **members})
+    assert key_updates.outcome(through) == "changed"
+    if direct.is_success:  # before 1.92.0, anyone may set `permissions`
+        assert ("permissions" in members, through.status_code) == (True, direct.status_code)
+    else:
+        assert_same_answer(direct, through)
+    (member,) = members
+    expected, actual = litellm.stored(one), litellm.stored(two)
+    assert (actual["models"], actual[member]) == (expected["models"], expected[member])
+
+
+@pytest.mark.parametrize(
+    ("headers", "known"),
+    [
+        pytest.param({"x-litellm-api-key": "Bearer {key}"}, True, id="x-litellm-api-key"),
+        pytest.param({"API-Key": "{key}"}, True, id="API-Key"),
+        pytest.param({"x-api-key": "{key}"}, True, id="x-api-key"),
+        pytest.param({"x-goog-api-key": "{key}"}, True, id="x-goog-api-key"),
+        pytest.param({"Ocp-Apim-Subscription-Key": "{key}"}, True, id="Ocp-Apim-Subscription-Key"),
+        pytest.param(
+            {"x-litellm-api-key": "{key}", "Authorization": "Bearer sk-wrong"}, True, id="two, the first wins"
+        ),
+        pytest.param({"Cookie": "token={key}"}, False, id="cookie"),
+        pytest.param({}, False, id="nobody"),
+    ],
+)
+def test_credentials(litellm: LiteLLM, gateway: str, owner: User, headers: dict[str, str], known: bool) -> None:
+    """The lookup is made by whom LiteLLM takes the request to be from, whatever says so; a cookie does not."""
+    key = litellm.new_key(owner, "custom")
+    body = {"key": key, "models": OTHER_MODELS, **REORDERED}
+    headers = {name: value.format(key=owner.key) for name, value in headers.items()}
+    with client(litellm.url) as http, client(gateway) as other:
+        direct = http.post("/key/update", json=body, headers=headers)
+        through = other.post("/key/update", json=body, headers=headers)
+    assert direct.status_code == (403 if known else 401)
+    if known:
+        assert (through.status_code, key_updates.outcome(through)) == (200, "dropped")
+    else:
+        assert_same_answer(direct, through)
+        assert through.headers["x-litellm-sanitizer"] == 'unknown; reason="lookup_401"'
+    assert litellm.stored(key)["models"] == (OTHER_MODELS if known else MODELS)
+
+
+def test_callers_at_once(litellm: LiteLLM, gateway: str, owner: User) -> None:
+    """Each of many requests at a time is judged by the key that it names, as the one who has sent it."""
+    stranger = litellm.new_user()
+    keys = [litellm.new_key(owner, "custom") for _ in range(12)]
+
+    def save(number: int) -> tuple[int, str]:
+        caller = (owner, stranger)[number % 2].key
+        routes = CUSTOM_ROUTES[::-1] if number % 3 else CUSTOM_ROUTES[:1]
+        body = {"key": keys[number], "models": [f"model-{number}"], "allowed_routes": routes}
+        answer = update(gateway, caller, body)
+        return answer.status_code, key_updates.outcome(answer)
+
+    with ThreadPoolExecutor(len(keys)) as pool:
+        answers = list(pool.map(save, range(len(keys))))
+    for number, (key, (status, decided)) in enumerate(zip(keys, answers, strict=True)):
+        after = litellm.stored(key)
+        assert after["allowed_routes"] == CUSTOM_ROUTES
+        if number % 2:
+            assert (status >= 400, decided, after["models"]) == (True, "unknown", MODELS)
+        elif number % 3:
+            assert (status, decided, after["models"]) == (200, "dropped", [f"model-{number}"])
+        else:
+            assert (status, decided, after["models"]) == (403, "changed", MODELS)
+
+
+@pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
+@pytest.mark.parametrize("missing", [10, 0], ids=["in its body", "before its answer"])
+def test_client_leaves(litellm: LiteLLM, gateway: str, owner: User, missing: int, reset: bool) -> None:
+    """A client that leaves takes nobody with it: of half a request nothing is stored, and the next one is served."""
+    key = litellm.new_key(owner, "custom")
+    body = {"key": key, "models": ["left"], **REORDERED}
+    request = httpx.Request("POST", f"{gateway}/key/update", json=body, headers=bearer(owner.key))
+    head = b"".join(b"%b: %b\r\n" % line for line in request.headers.raw)
+    octets = b"POST /key/update HTTP/1.1\r\n" + head + b"\r\n" + request.content
+    address = urlsplit(gateway)
+    for _ in range(5):
+        with socket.create_connection((address.hostname, address.port or 80), 10) as leaving:
+            if reset:
+                leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            leaving.sendall(octets[: len(octets) - missing])
+    answer = update(gateway, owner.key, {"key": key, "models": OTHER_MODELS, **REORDERED})
+    assert (answer.status_code, key_updates.outcome(answer)) == (200, "dropped")
+    if missing:  # a whole request may be carried out although nobody waits for the answer, and later than the next one
+        assert litellm.stored(key)["models"] == OTHER_MODELS
+
+
+def test_client_address(litellm: LiteLLM, gateway: str, owner: User) -> None:
+    """The lookup comes from the client's address: one that ``allowed_ips`` shuts out learns nothing by asking.
+
+    The wrapped LiteLLM answers nobody else but 127.0.0.1 and 127.0.0.2 from here on, until it is restarted.
+    """
+    for ip in ("127.0.0.1", ALLOWED):
+        with client(gateway) as http:
+            answer = http.post("/add/allowed_ip", json={"ip": ip}, headers=bearer(litellm.master_key))
+        assert answer.status_code in (200, 400, 500), answer.text  # see test_client_addresses
+    for source, status, decided in ((STRANGER, 403, "unknown"), (ALLOWED, 200, "dropped")):
+        key = litellm.new_key(owner, "custom")
+        body = {"key": key, "models": OTHER_MODELS, **REORDERED}
+        answer = update(gateway, owner.key, body, source=source)
+        assert (answer.status_code, key_updates.outcome(answer)) == (status, decided), answer.text
+        assert litellm.stored(key)["models"] == (OTHER_MODELS if status == 200 else MODELS)
+
+
+@pytest.fixture
+def browser(litellm: LiteLLM, gateway: str) -> Iterator[Browser]:
+    path = executable()
+    if not path:
+        pytest.skip("no Chromium or Chrome: apt-get install chromium")
+    with launched(path, {urlsplit(url).hostname or "" for url in (litellm.url, gateway)}) as running:
+        yield running
+
+
+def test_dashboard(litellm: LiteLLM, gateway: str, browser: Browser) -> None:
+    """What LiteLLM's dashboard does when an internal user adds a model to a key and saves it: it is stored."""
+    user = litellm.new_user()
+    litellm.new_session(user)  # chooses a password
+    alias = f"{user.user_id}-in-process"
+    key = litellm.new_key(user, "llm_api", key_alias=alias)
+    name = f"{'.'.join(map(str, litellm.release))}-in-process"
+    with visit(browser, litellm, gateway, name) as dashboard:
+        dashboard.sign_in(user)
+        dashboard.edit_key(alias)
+        dashboard.choose_model(*OTHER_MODELS)
+        answer = dashboard.save()
+        assert (answer.status, answer.headers["x-litellm-sanitizer"].partition(";")[0]) == (200, "dropped")
+        assert "Key updated successfully" in dashboard.read_notice()
+        dashboard.picture(name)
+    after = litellm.stored(key)
+    assert (after["models"], after["allowed_routes"]) == (MODELS + OTHER_MODELS, ["llm_api_routes"])

@@ -1,0 +1,579 @@
+"""An exchange by itself: when a request is sent once more, how it ends, and what its face is told, each once."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import pytest
+
+from sanitizer.errors import BadRequest
+from sanitizer.relay.framing import Framing, Length
+from tests.support.recorder import ANSWERED, OK, Recorder, World
+from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
+
+RESPONSE_TIMEOUT = 20.0
+HELD = 64 * 1024
+BROKEN = ("error", "broken")
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    with virtual_loop() as loop:
+        yield loop
+
+
+@pytest.fixture
+def world(loop: VirtualLoop) -> World:
+    return World(loop)
+
+
+# A connection that is lost
+
+
+@dataclass(frozen=True)
+class Loss:
+    """A request whose connection is lost, and whether it is then sent on another."""
+
+    method: bytes
+    connection: Literal["pooled", "new"]
+    """Whether there was an exchange on it before."""
+    sent: bool
+    """Whether any of the request had been written by then."""
+    again: bool
+    body: int = 0
+    """Size of the content."""
+    answer: bytes = b""
+    """What has come of the answer."""
+
+
+LOSSES = {
+    # nothing was sent: whatever it is, it may go elsewhere
+    "GET, pooled, not sent": Loss(b"GET", "pooled", sent=False, again=True),
+    "POST, pooled, not sent": Loss(b"POST", "pooled", sent=False, again=True),
+    "GET, new, not sent": Loss(b"GET", "new", sent=False, again=True),
+    "POST, new, not sent": Loss(b"POST", "new", sent=False, again=True),
+    "POST with content, pooled, not sent": Loss(b"POST", "pooled", sent=False, again=True, body=100_000),
+    # it was sent on a connection that upstream may just have closed
+    "GET, pooled, sent": Loss(b"GET", "pooled", sent=True, again=True),
+    "HEAD, pooled, sent": Loss(b"HEAD", "pooled", sent=True, again=True),
+    "OPTIONS, pooled, sent": Loss(b"OPTIONS", "pooled", sent=True, again=True),
+    "TRACE, pooled, sent": Loss(b"TRACE", "pooled", sent=True, again=True),
+    "PUT, pooled, sent": Loss(b"PUT", "pooled", sent=True, again=True),
+    "DELETE, pooled, sent": Loss(b"DELETE", "pooled", sent=True, again=True),
+    "POST, pooled, sent": Loss(b"POST", "pooled", sent=True, again=False),
+    "PATCH, pooled, sent": Loss(b"PATCH", "pooled", sent=True, again=False),
+    "unknown method, pooled, sent": Loss(b"BREW", "pooled", sent=True, again=False),
+    "PUT with content that is held": Loss(b"PUT", "pooled", sent=True, again=True, body=HELD - 100),
+    "PUT with content too large to be held": Loss(b"PUT", "pooled", sent=True, again=False, body=HELD),
+    "POST with content, pooled, sent": Loss(b"POST", "pooled", sent=True, again=False, body=10),
+    # upstream had begun to answer
+    "GET, pooled, a byte of the answer": Loss(b"GET", "pooled", sent=True, again=False, answer=b"H"),
+    "GET, pooled, an interim answer": Loss(
+        b"GET", "pooled", sent=True, again=False, answer=b"HTTP/1.1 103 Early Hints\r\n\r\n"
+    ),
+    "GET, pooled, the head of the answer": Loss(b"GET", "pooled", sent=True, again=False, answer=OK[:-2]),
+    # a connection that was just opened has not been closed for being idle
+    "GET, new, sent": Loss(b"GET", "new", sent=True, again=False),
+    "PUT with content, new, sent": Loss(b"PUT", "new", sent=True, again=False, body=10),
+    "POST, new, sent": Loss(b"POST", "new", sent=True, again=False),
+    "GET, new, a byte of the answer": Loss(b"GET", "new", sent=True, again=False, answer=b"H"),
+}
+
+
+def lose(world: World, loss: Loss) -> tuple[Recorder, FakeTransport]:
+    """Let it come to the loss, and past it. The exchange, and the connection that it has lost."""
+    loop = world.loop
+    exchange = world.make(loss.method, loss.body)
+    if loss.connection == "pooled":
+        transport = world.idle_connection()
+        if not loss.sent:
+            transport.socket.make_readable()  # its end has come, and the loop has not read it
+        loop.act(exchange.start)
+    elif loss.sent:
+        loop.act(exchange.start)
+        loop.settle()
+        transport = world.accept()
+    else:
+        world.run()  # another is at work: so the request is written when the turn is over
+        loop.act(exchange.start)
+        loop.settle()
+        attempt = loop.attempts[0]
+        attempt.outcome.set_result(None)
+        while attempt.transport is None:
+            loop.turn()
+        transport = attempt.transport
+    if loss.body:
+        loop.act(exchange.send, b"b" * loss.body)
+    if loss.sent:
+        assert transport.written == exchange.octets + b"b" * loss.body
+        if loss.answer:
+            world.answer(transport, loss.answer)
+    else:
+        assert transport.written == b""
+    if loss.sent or loss.connection == "new":
+        transport.reset()
+    loop.settle()
+    assert transport.lost
+    return exchange, transport
+
+
+@pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+def test_lost(world: World, loss: Loss) -> None:
+    """A request is sent once more if it can't have been carried out, or may be carried out twice and is held."""
+    exchange, _ = lose(world, loss)
+    assert len(world.loop.attempts) == loss.again
+    errors = [call for call in exchange.calls if call[0] == "error"]
+    assert errors == ([] if loss.again else [BROKEN])
+    assert exchange.done != loss.again
+    assert world.upstream.errors["broken"] == (not loss.again)
+    if loss.again:
+        transport = world.accept()
+        assert transport.written == exchange.octets + b"b" * loss.body
+        world.answer(transport)
+        assert exchange.calls[:1] == ANSWERED[:1]
+        assert sum(call[0] == "content" and call[2] for call in exchange.calls) == 1
+        assert world.upstream.errors["broken"] == 0
+
+
+@pytest.mark.parametrize(
+    "loss", [loss for loss in LOSSES.values() if loss.again], ids=[name for name, loss in LOSSES.items() if loss.again]
+)
+def test_lost_again(world: World, loss: Loss) -> None:
+    """It is sent once more and not twice: the second loss is an error."""
+    exchange, _ = lose(world, loss)
+    second = world.accept()
+    assert second.written == exchange.octets + b"b" * loss.body
+    second.reset()
+    world.loop.settle()
+    assert exchange.calls == [BROKEN]
+    assert world.loop.attempts == []
+
+
+def test_lost_again_on_a_pooled_connection(loop: VirtualLoop) -> None:
+    """The second connection may be a pooled one, where all others are taken: then, too, it is the last."""
+    world = World(loop, max_connections=1)
+    first = world.idle_connection()
+    exchange = world.start()
+    other = world.start()
+    first.reset()
+    loop.settle()
+    second = world.accept()
+    assert second.written == other.octets  # it has waited for longer
+    world.answer(second)
+    assert second.written == other.octets + exchange.octets
+    second.reset()
+    loop.settle()
+    assert exchange.calls == [BROKEN]
+    assert loop.attempts == []
+
+
+def test_paused_when_the_answer_ends(world: World) -> None:
+    """A connection that was paused when the last of an answer was read is read on in the pool."""
+    exchange, transport = world.run()
+    world.answer(transport, OK[:-2])
+    world.loop.act(exchange.pause_reading)
+    assert not transport.reading
+    world.loop.act(transport.protocol.data_received, OK[-2:])  # what had been read before
+    assert exchange.calls[-1] == ("content", b"ok", True)
+    assert transport.reading
+    assert world.upstream.idle == 1
+
+
+def test_lost_while_its_content_comes(world: World) -> None:
+    """The second sending has all content that has come by then, and what comes later."""
+    first = world.idle_connection()
+    exchange = world.start(b"PUT", 9)
+    world.send(exchange, b"one")
+    assert first.written == exchange.octets + b"one"
+    first.reset()
+    world.loop.settle()
+    world.send(exchange, b"two")
+    second = world.accept()
+    assert second.written == exchange.octets + b"onetwo"
+    world.send(exchange, b"six")
+    assert second.written == exchange.octets + b"onetwosix"
+    world.answer(second)
+    assert exchange.calls == ANSWERED
+    assert world.upstream.idle == 1
+
+
+def test_all_pooled_connections_are_stale(world: World) -> None:
+    """One stale connection after another is passed over, none is used, and a POST gets a new one."""
+    exchanges = [world.run(), world.run(), world.run()]
+    for _, transport in exchanges:
+        world.answer(transport)
+        transport.written.clear()
+        transport.socket.make_readable()
+    post = world.start(b"POST")
+    assert [bytes(transport.written) for _, transport in exchanges] == [b"", b"", b""]
+    assert all(transport.lost for _, transport in exchanges)
+    world.answer(world.accept())
+    assert post.calls == ANSWERED
+
+
+# A response before the request is whole
+
+
+@pytest.mark.parametrize("length", [10, Framing.CHUNKED])
+def test_early_response(world: World, length: Length) -> None:
+    """It is passed on; the connection ends with it, for what upstream has got of the request is not whole."""
+    exchange = world.start(b"POST", length)
+    transport = world.accept()
+    world.send(exchange, b"half")
+    written = bytes(transport.written)
+    world.answer(transport)
+    assert exchange.calls == ANSWERED
+    assert transport.lost
+    assert world.upstream.open == 0
+    world.send(exchange, b"the rest", last=True)
+    assert transport.written == written
+    assert exchange.calls == ANSWERED
+
+
+def test_request_whole_before_the_response_is(world: World) -> None:
+    """A response may begin before the request is whole: if it ends after it, the connection can be used again."""
+    exchange = world.start(b"POST", 4)
+    transport = world.accept()
+    world.answer(transport, OK[:-1])
+    world.send(exchange, b"body")
+    world.answer(transport, OK[-1:])
+    assert [call for call in exchange.calls if call[0] == "response"] == [("response", 200)]
+    assert not transport.closing
+    assert world.upstream.idle == 1
+
+
+# The response timeout
+
+
+@pytest.fixture
+def timed(loop: VirtualLoop) -> World:
+    return World(loop, response_timeout=RESPONSE_TIMEOUT, connect_timeout=5.0)
+
+
+def test_response_timeout(timed: World) -> None:
+    """It counts from the last byte of the request that was sent, not from the first, nor from waiting."""
+    exchange = timed.start(b"POST", 3)
+    timed.loop.advance(4)
+    transport = timed.accept()
+    for byte in (b"1", b"2", b"3"):
+        timed.loop.advance(RESPONSE_TIMEOUT - 1)
+        timed.send(exchange, byte)
+    timed.loop.advance(RESPONSE_TIMEOUT - 1)
+    assert exchange.calls == []
+    timed.loop.advance(1)
+    assert exchange.calls == [("error", "response_timeout")]
+    assert transport.lost
+    assert timed.upstream.errors["response_timeout"] == 1
+    timed.loop.advance(1000)
+    assert exchange.calls == [("error", "response_timeout")]
+
+
+@pytest.mark.parametrize(
+    "before",
+    [
+        pytest.param(b"", id="nothing"),
+        pytest.param(OK[:10], id="part of a head"),
+        pytest.param(b"HTTP/1.1 100 Continue\r\n\r\n", id="an interim response"),
+    ],
+)
+def test_response_timeout_before_the_head(timed: World, before: bytes) -> None:
+    """What comes before the final head is whole does not put it off."""
+    exchange, transport = timed.run()
+    timed.loop.advance(RESPONSE_TIMEOUT - 1)
+    if before:
+        timed.answer(transport, before)
+    timed.loop.advance(1)
+    assert exchange.calls[-1] == ("error", "response_timeout")
+
+
+def test_no_response_timeout_after_the_head(timed: World) -> None:
+    """Content of the response, and of a request that is still being sent, may take as long as it will."""
+    exchange = timed.start(b"POST", 2)
+    transport = timed.accept()
+    timed.answer(transport, OK[:-2])
+    timed.loop.advance(10 * RESPONSE_TIMEOUT)
+    timed.send(exchange, b"12")
+    timed.loop.advance(10 * RESPONSE_TIMEOUT)
+    timed.answer(transport, OK[-2:])
+    assert exchange.calls[-1] == ("content", b"ok", True)
+
+
+def test_response_timeout_of_the_second_sending(timed: World) -> None:
+    """A request that is sent once more has all the time again; none runs while it waits for its connection."""
+    first = timed.idle_connection()
+    exchange = timed.start()
+    timed.loop.advance(3)
+    first.reset()
+    timed.loop.settle()
+    timed.loop.advance(4)
+    second = timed.accept()
+    timed.loop.advance(RESPONSE_TIMEOUT - 1)
+    assert exchange.calls == []
+    timed.loop.advance(1)
+    assert exchange.calls == [("error", "response_timeout")]
+    assert second.lost
+
+
+# Content that does not fit its length
+
+
+CONTENTS = {
+    "whole at once": ([(b"1234", True)], True),
+    "whole, without a last": ([(b"1234", False)], True),
+    "in pieces": ([(b"12", False), (b"34", False), (b"", True)], True),
+    "beyond, at once": ([(b"12345", True)], False),
+    "beyond, in pieces": ([(b"123", False), (b"45", False)], False),
+    "too short": ([(b"123", False), (b"", True)], False),
+    "nothing": ([(b"", True)], False),
+    "more after the last": ([(b"1234", True), (b"5", False)], True),
+}
+
+
+@pytest.mark.parametrize(("pieces", "fits"), CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("connected", [True, False], ids=["connected", "waiting"])
+def test_content_length(world: World, pieces: list[tuple[bytes, bool]], fits: bool, connected: bool) -> None:
+    """Never is more sent than the head declares; content that does not fit is the sender's error, not upstream's."""
+    exchange = world.start(b"POST", 4)
+    transport = world.accept() if connected else None
+    for data, last in pieces[:-1]:
+        world.send(exchange, data, last=last)
+    with contextlib.nullcontext() if fits else pytest.raises(BadRequest):
+        world.send(exchange, pieces[-1][0], last=pieces[-1][1])
+    if transport is None:
+        transport = world.accept()
+    assert exchange.calls == []
+    body = bytes(transport.written).removeprefix(exchange.octets)
+    if fits:
+        assert body == b"1234"
+        assert exchange.request_complete
+    else:
+        assert len(body) < 4
+
+
+def test_chunks(world: World) -> None:
+    """Content of unknown length is sent in chunks, with its trailers behind the last."""
+    exchange = world.start(b"POST", Framing.CHUNKED)
+    transport = world.accept()
+    world.send(exchange, b"a" * 16)
+    world.send(exchange, b"")
+    world.loop.act(exchange.send, b"b", True, b"X: y\r\n")
+    world.send(exchange, b"more", last=True)
+    assert bytes(transport.written).removeprefix(exchange.octets) == (
+        b"10\r\n" + b"a" * 16 + b"\r\n" + b"1\r\nb\r\n0\r\nX: y\r\n\r\n"
+    )
+
+
+# Cancelling
+
+
+def _before_start(world: World) -> Recorder:
+    return world.make()
+
+
+def _connecting(world: World) -> Recorder:
+    return world.start()
+
+
+def _waiting_for_its_turn(world: World) -> Recorder:
+    world.run()
+    world.run()
+    return world.start()
+
+
+def _to_be_written(world: World) -> Recorder:
+    world.run()
+    exchange = world.start()
+    attempt = world.loop.attempts[0]
+    attempt.outcome.set_result(None)
+    while attempt.transport is None:
+        world.loop.turn()
+    return exchange
+
+
+def _at_work(world: World) -> Recorder:
+    return world.run()[0]
+
+
+def _sending(world: World) -> Recorder:
+    exchange = world.start(b"POST", 100)
+    world.accept()
+    world.send(exchange, b"some")
+    return exchange
+
+
+def _answering(octets: bytes) -> Callable[[World], Recorder]:
+    def answer(world: World) -> Recorder:
+        exchange, transport = world.run()
+        world.answer(transport, octets)
+        return exchange
+
+    return answer
+
+
+def _to_be_sent_once_more(world: World) -> Recorder:
+    exchange, _ = lose(world, LOSSES["GET, pooled, sent"])
+    return exchange
+
+
+def _stale(world: World) -> Recorder:
+    transport = world.idle_connection()
+    transport.socket.make_readable()
+    exchange = world.make()
+    world.loop.act(exchange.start)  # found to be stale, and to be started anew in the next turn
+    assert transport.closing
+    return exchange
+
+
+POINTS: dict[str, Callable[[World], Recorder]] = {
+    "before it is started": _before_start,
+    "while its connection is made": _connecting,
+    "while it waits for its turn": _waiting_for_its_turn,
+    "before it is written": _to_be_written,
+    "before the answer": _at_work,
+    "while it is sent": _sending,
+    "after an interim response": _answering(b"HTTP/1.1 103 Early Hints\r\n\r\n"),
+    "after part of a head": _answering(OK[:9]),
+    "after the head": _answering(OK[:-2]),
+    "after part of the content": _answering(OK[:-1]),
+    "before it is sent once more": _to_be_sent_once_more,
+    "when its connection was stale": _stale,
+}
+
+
+@pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
+def test_cancel(loop: VirtualLoop, point: Callable[[World], Recorder]) -> None:
+    """After `cancel` nothing is told and nothing sent, the connection is closed, and others have their turn."""
+    world = World(loop, max_connections=2, response_timeout=RESPONSE_TIMEOUT)
+    exchange = point(world)
+    calls = list(exchange.calls)
+    connection = exchange.connection
+    before = {id(transport): bytes(transport.written) for transport in loop.transports}
+    loop.act(exchange.cancel)
+    loop.settle()
+    assert connection is None or connection.transport.is_closing()
+    loop.act(exchange.start)
+    loop.act(exchange.send, b"more")
+    loop.act(exchange.cancel)
+    for attempt in list(loop.attempts):
+        attempt.accept()
+    assert {id(transport): bytes(transport.written) for transport in loop.transports} == before | {
+        id(transport): b"" for transport in loop.transports if id(transport) not in before
+    }
+    loop.advance(2 * RESPONSE_TIMEOUT)
+    assert exchange.calls == calls
+    assert exchange.done
+    for transport in loop.transports:
+        if not transport.closing:
+            transport.reset()
+    loop.settle()
+    other, transport = world.run()
+    world.answer(transport)
+    assert other.calls == ANSWERED
+
+
+def test_cancel_after_the_end(world: World) -> None:
+    """An exchange that is over leaves its connection to the pool."""
+    exchange, transport = world.run()
+    world.answer(transport)
+    world.loop.act(exchange.cancel)
+    assert not transport.closing
+    assert world.upstream.idle == 1
+    assert exchange.calls == ANSWERED
+
+
+# The hooks
+
+
+@dataclass(frozen=True)
+class Response:
+    """A response, and the content in it. ``needs_end``: it ends with the connection."""
+
+    octets: bytes
+    content: bytes
+    interim: int = 0
+    needs_end: bool = False
+
+
+RESPONSES = {
+    "length": Response(OK, b"ok"),
+    "no content": Response(b"HTTP/1.1 204 No Content\r\n\r\n", b""),
+    "length 0": Response(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n", b""),
+    "chunked": Response(
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\no\r\n1\r\nk\r\n0\r\nX: y\r\n\r\n", b"ok"
+    ),
+    "until close": Response(b"HTTP/1.1 200 OK\r\n\r\nok", b"ok", needs_end=True),
+    "interim responses": Response(b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\n\r\n" + OK, b"ok", 2),
+}
+
+
+@pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES)
+def test_hooks(world: World, response: Response) -> None:
+    """Cut anywhere in two: interim responses, one final one, its content, and its end once."""
+    for cut in range(1, len(response.octets)):
+        exchange, transport = world.run()
+        world.answer(transport, response.octets[:cut])
+        world.answer(transport, response.octets[cut:])
+        if response.needs_end:
+            assert not exchange.done
+            transport.feed_eof()
+            world.loop.settle()
+        kinds = [call[0] for call in exchange.calls]
+        assert kinds[: response.interim + 1] == ["interim"] * response.interim + ["response"]
+        content = exchange.calls[response.interim + 1 :]
+        assert content
+        assert {call[0] for call in content} == {"content"}
+        assert [call[2] for call in content] == [False] * (len(content) - 1) + [True]
+        assert b"".join(call[1] for call in content) == response.content
+        assert exchange.done
+        transport.reset()
+        world.loop.settle()
+        assert len(exchange.calls) == len(kinds)
+
+
+@pytest.mark.parametrize("how", ["eof", "reset"])
+@pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES)
+def test_hooks_of_a_broken_response(world: World, response: Response, how: str) -> None:
+    """Broken off anywhere: one error, nothing after it, and never the end of the content."""
+    for cut in range(len(response.octets)):
+        exchange, transport = world.run(b"POST")
+        if cut:
+            world.answer(transport, response.octets[:cut])
+        if how == "eof":
+            transport.feed_eof()
+        else:
+            transport.reset()
+        world.loop.settle()
+        ends = [call for call in exchange.calls if call[0] == "error" or (call[0] == "content" and call[2])]
+        head_has_come = response.octets[:cut].endswith(b"\r\n\r\n") or ("response", 200) in exchange.calls
+        if response.needs_end and how == "eof" and head_has_come:
+            assert ends == [("content", b"", True)]
+        else:
+            assert ends == [BROKEN]
+        assert exchange.calls[-1:] == ends
+        assert exchange.done
+
+
+@pytest.mark.parametrize("octets", [b"SSH-2.0-OpenSSH_9.9\r\n\r\n", b"\x00" * 40, b"HTTP/1.1 20 OK\r\n\r\n"])
+def test_not_http(world: World, octets: bytes) -> None:
+    """What is no HTTP is an error, told once, and the connection is closed."""
+    exchange, transport = world.run()
+    world.answer(transport, octets)
+    assert exchange.calls == [BROKEN]
+    assert transport.lost
+
+
+def test_unblocked(world: World) -> None:
+    """The face is told when its request has been written, and when upstream takes more again."""
+    exchange = world.start(b"POST", 10)
+    assert exchange.blocked
+    transport = world.accept()
+    assert not exchange.blocked
+    assert exchange.unblocked == 1
+    transport.block()
+    assert exchange.blocked
+    transport.unblock()
+    assert not exchange.blocked
+    assert exchange.unblocked == 2

@@ -1,0 +1,440 @@
+"""The pool by itself: who gets which connection, what is closed and when, and what is counted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from tests.support.recorder import ANSWERED, OK, Recorder, World
+from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
+
+CONNECT_TIMEOUT = 5.0
+KEEPALIVE = 4.0
+CLOSING = OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n")
+
+
+@pytest.fixture
+def loop() -> Iterator[VirtualLoop]:
+    with virtual_loop() as loop:
+        yield loop
+
+
+def make_world(loop: VirtualLoop, **options: Any) -> World:
+    return World(loop, **{"connect_timeout": CONNECT_TIMEOUT, "keepalive": KEEPALIVE, **options})
+
+
+def idle_connections(world: World, number: int) -> list[FakeTransport]:
+    """So many connections in the pool, the first of them idle for the longest, by a second each."""
+    transports = [world.run()[1] for _ in range(number)]
+    for transport in transports:
+        world.answer(transport)
+        world.loop.advance(1)
+    return transports
+
+
+def serves(transport: FakeTransport, exchange: Recorder) -> bool:
+    """Whether the last request on a connection is that of ``exchange``."""
+    return transport.written.endswith(exchange.octets)
+
+
+# Waiting
+
+
+def test_waiting_order(loop: VirtualLoop) -> None:
+    """With all connections taken, who has come first gets the first that comes free."""
+    world = make_world(loop, max_connections=2)
+    _, one = world.run()
+    _, two = world.run()
+    waiting = [world.start(method) for method in (b"GET", b"POST", b"GET", b"POST")]
+    assert loop.attempts == []
+    for transport, exchange in zip((two, one, one, two), waiting, strict=True):
+        world.answer(transport)
+        assert serves(transport, exchange)
+    assert world.upstream.open == 2
+
+
+@pytest.mark.parametrize("how", ["closed by the answer", "reset", "cancelled", "broken answer"])
+def test_a_lost_connection_frees_its_place(loop: VirtualLoop, how: str) -> None:
+    """A connection that ends makes room for a new one, for who has waited longest."""
+    world = make_world(loop, max_connections=1)
+    first, transport = world.run(b"POST")
+    second, third = world.start(), world.start()
+    if how == "closed by the answer":
+        world.answer(transport, CLOSING)
+    elif how == "reset":
+        transport.reset()
+    elif how == "cancelled":
+        loop.act(first.cancel)
+    else:
+        world.answer(transport, b"no HTTP\r\n\r\n")
+    loop.settle()
+    assert len(loop.attempts) == 1
+    new = world.accept()
+    assert serves(new, second)
+    world.answer(new)
+    assert serves(new, third)
+
+
+@pytest.mark.parametrize("how", ["refused", "timed out"])
+def test_a_failed_attempt_frees_its_place(loop: VirtualLoop, how: str) -> None:
+    """A connection that can't be made fails its own exchange, and the next one has a try."""
+    world = make_world(loop, max_connections=1)
+    first = world.start()
+    loop.advance(1)
+    second = world.start()
+    if how == "refused":
+        loop.attempts[0].refuse(ConnectionRefusedError(111, "Connection refused"))
+    else:
+        loop.advance(CONNECT_TIMEOUT - 1)
+    assert [call[0] for call in first.calls] == ["error"]
+    assert second.calls == []
+    assert serves(world.accept(), second)
+
+
+@pytest.mark.parametrize("gone", [{0}, {1}, {0, 1}, {2}])
+def test_who_has_left_is_skipped(loop: VirtualLoop, gone: set[int]) -> None:
+    """A place is not spent on an exchange that is over."""
+    world = make_world(loop, max_connections=1)
+    _, transport = world.run()
+    waiting = [world.start() for _ in range(3)]
+    for index in gone:
+        loop.act(waiting[index].cancel)
+    for index, exchange in enumerate(waiting):
+        if index not in gone:
+            world.answer(transport)
+            assert serves(transport, exchange)
+    world.answer(transport)
+    assert world.upstream.idle == 1
+    assert all(serves(transport, exchange) or exchange.done for exchange in waiting)
+
+
+def test_waiting_is_limited(loop: VirtualLoop) -> None:
+    """Who has waited for the connect timeout fails; each by its own time, and who has been served not at all."""
+    world = make_world(loop, max_connections=1)
+    _, transport = world.run()
+    served = world.start()
+    loop.advance(2)
+    late = world.start()
+    loop.advance(2)
+    last = world.start()
+    world.answer(transport)
+    assert serves(transport, served)
+    loop.advance(CONNECT_TIMEOUT - 2)
+    assert late.calls == [("error", "pool_exhausted")]
+    assert last.calls == []
+    loop.advance(2)
+    assert last.calls == [("error", "pool_exhausted")]
+    loop.advance(100)
+    assert served.calls == []
+    assert world.upstream.errors["pool_exhausted"] == 2
+    world.answer(transport)
+    assert served.calls == ANSWERED
+    assert world.upstream.idle == 1
+
+
+def test_being_made_counts(loop: VirtualLoop) -> None:
+    """Connections that are being made take a place each."""
+    world = make_world(loop, max_connections=2)
+    for _ in range(3):
+        world.start()
+    assert (world.upstream.open, world.upstream.connecting) == (2, 2)
+    assert len(loop.attempts) == 2
+
+
+@pytest.mark.parametrize("waits", [True, False], ids=["somebody waits", "nobody waits"])
+def test_the_new_connection_is_not_needed(loop: VirtualLoop, waits: bool) -> None:
+    """A connection whose exchange is over when it is ready goes to who waits for one, or else into the pool."""
+    world = make_world(loop, max_connections=1)
+    gone = world.start()
+    waiting = world.start() if waits else None
+    loop.act(gone.cancel)
+    transport = world.accept()
+    if waiting is not None:
+        assert transport.written == waiting.octets
+        world.answer(transport)
+        assert waiting.calls == ANSWERED
+    assert world.upstream.idle == 1
+    following = world.start()
+    assert loop.attempts == []
+    assert serves(transport, following)
+
+
+def test_a_connection_comes_free_before_the_new_one_is_ready(loop: VirtualLoop) -> None:
+    """Who waits takes the one that comes free; the new one is for the exchange that it is made for."""
+    world = make_world(loop, max_connections=2)
+    _, old = world.run()
+    connecting, waiting = world.start(), world.start()
+    world.answer(old)
+    assert serves(old, waiting)
+    new = world.accept()
+    assert new.written == connecting.octets
+    world.answer(new)
+    world.answer(old)
+    assert connecting.calls == waiting.calls == ANSWERED
+    assert world.upstream.idle == world.upstream.open == 2
+
+
+def test_a_connection_is_lost_as_it_is_made(loop: VirtualLoop) -> None:
+    """A transport that is closing already when the connection is made is an error, and takes no place."""
+    world = make_world(loop, max_connections=1)
+    exchange = world.start(b"POST")
+    attempt = loop.attempts[0]
+    attempt.closing = True
+    transport = attempt.accept()
+    assert transport.written == b""
+    assert exchange.calls == [("error", "broken")]
+    assert world.upstream.open == 0
+    world.run()
+
+
+# Idle connections
+
+
+def test_the_last_used_is_used_first(loop: VirtualLoop) -> None:
+    """So that those that are not needed are idle for long enough to be closed."""
+    world = make_world(loop, keepalive=100.0)
+    transports = idle_connections(world, 3)
+    for transport in reversed(transports):
+        assert serves(transport, world.start())
+    assert loop.attempts == []
+
+
+def test_sweep(loop: VirtualLoop) -> None:
+    """A connection that has been idle for ``keepalive`` seconds is closed, the longest idle first, each in its time."""
+    world = make_world(loop)
+    transports = idle_connections(world, 3)  # idle since 3, 2 and 1 seconds
+    for number in range(3):
+        loop.advance(0.5)
+        assert [transport.lost for transport in transports] == [n < number for n in range(3)]
+        loop.advance(0.5)
+        assert [transport.lost for transport in transports] == [n <= number for n in range(3)]
+    assert (world.upstream.open, world.upstream.idle) == (0, 0)
+
+
+def test_sweep_goes_on(loop: VirtualLoop) -> None:
+    """What becomes idle after the pool has been empty is closed in its time as well."""
+    world = make_world(loop)
+    for _ in range(3):
+        (transport,) = idle_connections(world, 1)
+        loop.advance(KEEPALIVE - 1.5)
+        assert not transport.closing
+        loop.advance(0.5)
+        assert transport.lost
+
+
+def test_sweep_spares_what_is_at_work(loop: VirtualLoop) -> None:
+    """A connection that has been taken out of the pool is not idle, however long its answer takes."""
+    world = make_world(loop)
+    (transport,) = idle_connections(world, 1)
+    exchange = world.start()
+    loop.advance(10 * KEEPALIVE)
+    world.answer(transport)
+    assert exchange.calls == ANSWERED
+    assert not transport.closing
+
+
+@pytest.mark.parametrize("keepalive", [0.0, 0.0625])
+def test_keepalive_shorter_than_the_sweep(loop: VirtualLoop, keepalive: float) -> None:
+    """A connection that has been idle for longer is not used again, though it has not been closed yet."""
+    world = make_world(loop, keepalive=keepalive)
+    _, transport = world.run()
+    world.answer(transport)
+    loop.advance(keepalive)
+    assert not transport.closing
+    exchange = world.start(b"POST")
+    assert transport.lost
+    assert serves(world.accept(), exchange)
+
+
+def _close(transport: FakeTransport) -> None:
+    transport.closing = True  # as it is between its close and `connection_lost`
+
+
+def _fill(transport: FakeTransport) -> None:
+    transport.socket.make_readable()
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+@pytest.mark.parametrize("spoil", [_close, _fill], ids=["closed", "something to read"])
+def test_stale(loop: VirtualLoop, method: bytes, spoil: Any) -> None:
+    """A pooled connection that has been closed, or has something to read, is never used: a new one is made."""
+    world = make_world(loop, keepalive=100.0)
+    sound, stale = idle_connections(world, 2)
+    written = bytes(stale.written)
+    spoil(stale)
+    exchange = world.start(method)
+    assert stale.written == written
+    assert serves(sound, exchange)
+    spoil(sound)
+    second = world.start(method)
+    assert serves(world.accept(), second)
+    assert exchange.calls == second.calls == []
+
+
+@pytest.mark.parametrize("how", ["eof", "reset", "bytes"])
+def test_idle_connection_ends(loop: VirtualLoop, how: str) -> None:
+    """An idle connection that upstream ends, or speaks on unasked, leaves the pool; nobody fails for it."""
+    world = make_world(loop)
+    (transport,) = idle_connections(world, 1)
+    if how == "eof":
+        transport.feed_eof()
+    elif how == "reset":
+        transport.reset()
+    else:
+        transport.feed(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
+    loop.settle()
+    assert transport.lost
+    assert (world.upstream.open, world.upstream.idle) == (0, 0)
+    assert world.told == []
+    world.run()
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        pytest.param(CLOSING, id="close"),
+        pytest.param(OK.replace(b"1.1", b"1.0"), id="HTTP/1.0"),
+        pytest.param(OK + b"HTTP/1.1 200 OK\r\n", id="bytes behind it"),
+    ],
+)
+def test_not_kept(loop: VirtualLoop, answer: bytes) -> None:
+    """A connection that can't be used again after its answer is closed."""
+    world = make_world(loop)
+    exchange, transport = world.run()
+    world.answer(transport, answer)
+    assert exchange.calls == ANSWERED
+    assert transport.lost
+    assert world.upstream.open == 0
+
+
+def test_kept_in_http_1_0_by_its_own_word(loop: VirtualLoop) -> None:
+    """An HTTP/1.0 server may say that it keeps the connection open (RFC 9112 section 9.3)."""
+    world = make_world(loop)
+    _, transport = world.run()
+    world.answer(transport, OK.replace(b"1.1", b"1.0").replace(b"\r\n\r\n", b"\r\nConnection: keep-alive, x\r\n\r\n"))
+    assert world.upstream.idle == 1
+
+
+# Errors
+
+
+def _refuse(world: World) -> None:
+    world.start()
+    world.loop.attempts[0].refuse(ConnectionRefusedError(111, "Connection refused"))
+
+
+def _unknown_name(world: World) -> None:
+    world.start()
+    world.loop.attempts[0].refuse(UnicodeError("label too long"))
+
+
+def _never_connect(world: World) -> None:
+    world.start()
+    world.loop.advance(CONNECT_TIMEOUT)
+
+
+def _never_answer(world: World) -> None:
+    world.run()
+    world.loop.advance(20)
+
+
+def _break_off(world: World) -> None:
+    _, transport = world.run()
+    transport.reset()
+    world.loop.settle()
+
+
+def _wait_in_vain(world: World) -> None:
+    world.run()
+    world.start()
+    world.loop.advance(CONNECT_TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("bring_about", "kind", "detail"),
+    [
+        pytest.param(_refuse, "unreachable", "[Errno 111] Connection refused", id="refused"),
+        pytest.param(_unknown_name, "unreachable", "label too long", id="a name that can't be encoded"),
+        pytest.param(_never_connect, "connect_timeout", "upstream could not be reached in time", id="no connection"),
+        pytest.param(_never_answer, "response_timeout", "upstream did not answer in time", id="no answer"),
+        pytest.param(_break_off, "broken", "upstream broke off", id="broken"),
+        pytest.param(_wait_in_vain, "pool_exhausted", "all upstream connections are busy; try again", id="all busy"),
+    ],
+)
+def test_errors_are_counted(loop: VirtualLoop, bring_about: Any, kind: str, detail: str) -> None:
+    """Each failure is counted under its kind, and told with what the system has said about it, once."""
+    world = make_world(loop, max_connections=1, response_timeout=20.0)
+    bring_about(world)
+    assert {each: count for each, count in world.upstream.errors.items() if count} == {kind: 1}
+    assert world.told == [(kind, detail)]
+
+
+def test_an_end_that_nobody_waits_for_is_no_error(loop: VirtualLoop) -> None:
+    """A connection attempt that fails after its exchange is over is nobody's error."""
+    world = make_world(loop)
+    exchange = world.start()
+    loop.act(exchange.cancel)
+    loop.attempts[0].refuse(ConnectionRefusedError(111, "Connection refused"))
+    assert exchange.calls == []
+    assert world.told == []
+    assert world.upstream.open == 0
+
+
+# Closing
+
+
+def test_close(loop: VirtualLoop) -> None:
+    """All connections are dropped, idle, busy, or being made, and no timer is left that does anything."""
+    world = make_world(loop)
+    busy, done, connecting = (world.start(b"POST") for _ in range(3))
+    transports = [world.accept(), world.accept()]
+    world.answer(transports[1])
+    assert (world.upstream.open, world.upstream.idle, world.upstream.connecting) == (3, 1, 1)
+    loop.act(world.upstream.close)
+    loop.settle()
+    assert all(transport.lost for transport in transports)
+    assert (world.upstream.open, world.upstream.idle) == (0, 0)
+    assert loop.attempts == []
+    loop.advance(100)
+    assert busy.calls == [("error", "broken")]
+    assert done.calls == ANSWERED
+    assert connecting.calls == []
+    assert world.upstream.open == 0
+
+
+def test_close_while_connecting(loop: VirtualLoop) -> None:
+    """A connection that is being made is given up, and no other is made."""
+    world = make_world(loop, max_connections=1)
+    world.start()
+    world.start()
+    assert len(loop.attempts) == 1
+    loop.act(world.upstream.close)
+    loop.settle()
+    assert loop.attempts == []
+    assert loop.given_up == 1
+    assert world.upstream.open == 0
+
+
+def test_close_while_others_wait(loop: VirtualLoop) -> None:
+    """The place of a connection that is dropped is nobody's: no connection is made any more."""
+    world = make_world(loop, max_connections=1)
+    busy, _ = world.run(b"POST")
+    world.start()
+    loop.act(world.upstream.close)
+    loop.settle()
+    assert busy.calls == [("error", "broken")]
+    assert loop.attempts == []
+    assert world.upstream.open == 0
+
+
+def test_release_while_closing(loop: VirtualLoop) -> None:
+    """A request that comes after `close` is answered, but its connection is not kept."""
+    world = make_world(loop)
+    loop.act(world.upstream.close)
+    exchange, transport = world.run()
+    world.answer(transport)
+    assert exchange.calls == ANSWERED
+    assert transport.lost
+    assert world.upstream.open == 0

@@ -1,0 +1,795 @@
+"""Second sends on client connections: an answer that is held back, another body, and another answer.
+
+The client connections are real, on a loopback listener whose event loop runs in a thread, and so is upstream. What is
+scripted is the sanitizer's second question (`tests.support.cores`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import re
+import threading
+from collections.abc import Coroutine, Iterator
+from functools import partial
+from types import TracebackType
+from typing import Any, TypeVar
+
+import pytest
+import uvloop
+
+from sanitizer.address import Address, TrustedProxies
+from sanitizer.connections import Connections
+from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
+from sanitizer.relay.fetch import fetch
+from sanitizer.relay.headers import Forwarding
+from sanitizer.relay.intercepted import HELD_LIMIT, Ask, Interceptor
+from sanitizer.relay.protocol import RelayProtocol
+from sanitizer.relay.upstream import Upstream as Pool
+from tests.support.client import Client
+from tests.support.cores import BODY, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
+from tests.support.upstream import (
+    CLOSE,
+    OK,
+    RESET,
+    WAIT_CLOSED,
+    Connection,
+    Script,
+    Step,
+    Upstream,
+    in_turn,
+    perform,
+    reply,
+)
+from tests.support.wire import Cut
+
+T = TypeVar("T")
+
+FIELD = (b"x-litellm-sanitizer", b"absent")
+SECOND = b'{"key": "sk-second"}'
+GET = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
+FORBIDDEN = b"HTTP/1.1 403 Not For You\r\nX-Case: Kept\r\nContent-Length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL)
+
+
+class Front:
+    """What client connections belong to."""
+
+    def __init__(self, pool: Pool, core: Core) -> None:
+        self.upstream = pool
+        self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
+        self.counters = Counters()
+        self.connections = Connections()
+        self.draining = False
+        self.statuses: list[int] = []
+        self.on_ended: OnEnded | None = self._on_ended
+        self.keepalive_timeout = 75.0
+        self.interceptor: Interceptor = core
+        self.ask: Ask = partial(fetch, pool)
+
+    def _on_ended(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
+        self.statuses.append(status)
+
+
+class Listener:
+    """Client connections in front of ``upstream``, in an event loop of their own. ``failures``: what it reports."""
+
+    def __init__(
+        self,
+        upstream: Upstream,
+        core: Core,
+        *,
+        connect_timeout: float = 5.0,
+        response_timeout: float | None = None,
+        max_connections: int | None = None,
+    ) -> None:
+        self.core = core
+        self.failures: list[dict[str, Any]] = []
+        self._upstream = Address("http", "127.0.0.1", upstream.port)
+        self._connect_timeout = connect_timeout
+        self._response_timeout = response_timeout
+        self._max_connections = max_connections
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="listener")
+        self._thread.start()
+        assert self._ready.wait(10)
+
+    def _run(self) -> None:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(lambda loop, context: self.failures.append(context))
+        self._stopped = asyncio.Event()
+        pool = Pool(
+            self._upstream,
+            connect_timeout=self._connect_timeout,
+            response_timeout=self._response_timeout,
+            max_connections=self._max_connections,
+        )
+        self.front = front = Front(pool, self.core)
+        server = await self.loop.create_server(lambda: RelayProtocol(front), "127.0.0.1", 0)
+        self.address: tuple[str, int] = server.sockets[0].getsockname()
+        self._ready.set()
+        await self._stopped.wait()
+        server.close()
+        front.connections.abort()
+        pool.close()
+        await server.wait_closed()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
+        """The result of ``coroutine``, run in the event loop."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self.loop).result(10)
+
+    def wait(self, event: asyncio.Event) -> None:
+        """Wait until ``event`` is set in the event loop."""
+        self.run(event.wait())
+
+    def open_gate(self) -> None:
+        """Let the core's `next_body` return."""
+        assert self.core.gate is not None
+        self.loop.call_soon_threadsafe(self.core.gate.set)
+
+    def drain(self) -> None:
+        """What the server does when it stops, but for closing its listener."""
+
+        async def drain() -> None:
+            self.front.draining = True
+            self.front.connections.shutdown()
+
+        self.run(drain())
+
+    def connect(self) -> Client:
+        return Client(self.address)
+
+    def __enter__(self) -> Listener:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.loop.call_soon_threadsafe(self._stopped.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive()
+        if kind is None:
+            assert not self.failures
+            assert self.core.held == 0
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+def update(*lines: bytes, body: bytes = BODY) -> bytes:
+    """An update with these field lines around its Content-Length."""
+    length = b"CONTENT-length: 00%d" % len(body)
+    head = [b"POST /key/update?a=%41& HTTP/1.1", b"host: A", *lines, length, b"X-Last: 1", b"", b""]
+    return b"\r\n".join(head) + body
+
+
+def chunked(content: bytes) -> bytes:
+    return b"%x\r\n%b\r\n" % (len(content), content) if content else b""
+
+
+def script_of(answer: Answer, framing: str) -> Script:
+    """An upstream that gives ``answer``, piece by piece."""
+    head = b"HTTP/1.1 %d It Is So\r\nX-Status: %d\r\nset-COOKIE: a=b\r\n" % (answer.status, answer.status)
+    steps: list[bytes | Step | threading.Event] = []
+    if framing == "chunked":
+        steps = [head + b"Transfer-Encoding: chunked\r\n\r\n", *map(chunked, answer.pieces), b"0\r\n\r\n"]
+    elif framing == "length":
+        steps = [head + b"Content-Length: %d\r\n\r\n" % len(answer.content), *answer.pieces]
+    else:
+        steps = [head + b"\r\n", *answer.pieces, CLOSE]
+    return reply(*steps)
+
+
+def bodies_of(upstream: Upstream) -> list[bytes]:
+    return [request.body for request in upstream.requests if request.complete]
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "until close"])
+@pytest.mark.parametrize("case", EXCHANGES)
+def test_exchanges(upstream: Upstream, case: Exchange, framing: str) -> None:
+    """Upstream gets the same head each time but for the length, and the client gets the last answer, byte for byte."""
+    upstream.script = in_turn(*[script_of(answer, framing) for answer in case.answers])
+    core = Core(*case.bodies, holds=case.holds, edited=case.edited)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        response = client.ask(update())
+        assert client.ask(GET).status == case.answers[-1].status  # the connection is as good as before
+    last = case.answers[-1]
+    assert response.start == b"HTTP/1.1 %d It Is So" % last.status
+    assert response.body == last.content
+    length = (b"Content-Length", b"%d" % len(last.content))
+    framed = length if framing == "length" else (b"Transfer-Encoding", b"chunked")
+    assert [line for line in response.fields if line != framed] == [
+        (b"X-Status", b"%d" % last.status),
+        (b"set-COOKIE", b"a=b"),
+        FIELD,
+    ]
+    assert framed in response.fields
+    *requests, _ = upstream.requests
+    assert [request.body for request in requests] == list(case.sent)
+    lengths = [request.get(b"content-length") for request in requests]
+    as_it_came = [b"00%d" % len(BODY)] if case.edited is None else [b"%d" % len(case.edited)]
+    assert lengths == [*as_it_came, *[b"%d" % len(body) for body in case.sent[1:]]]
+    heads = {re.sub(rb"(?<=CONTENT-length: )\d+", b"", request.raw_head) for request in requests}
+    assert len(heads) == 1
+    assert heads.pop().startswith(b"POST /key/update?a=%41& HTTP/1.1\r\nhost: A\r\nCONTENT-length: \r\nX-Last: 1\r\n")
+    assert core.asked == [(answer.status, answer.content) for answer in case.answers[: case.held]]
+    assert all(head.startswith(b"HTTP/1.1 4") or b" 500 " in head for head in core.heads)
+    assert [record.status for record in core.records] == [last.status]
+    assert listener.front.statuses == [last.status] * 2
+    assert listener.front.counters.in_flight == 0
+
+
+def test_the_limit() -> None:
+    """The table is about the limit that is."""
+    assert HELD_LIMIT == LIMIT
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked"])
+@pytest.mark.parametrize(
+    ("status", "first"),
+    [pytest.param(200, b"first", id="not held"), pytest.param(403, b"x" * (LIMIT + 1), id="held, and too long")],
+)
+def test_streams(upstream: Upstream, status: int, first: bytes, framing: str) -> None:
+    """What is not held back, or no longer, reaches the client before upstream sends the rest."""
+    seen = threading.Event()
+    head = b"HTTP/1.1 %d It Is So\r\n" % status
+    if framing == "length":
+        upstream.script = reply(head + b"Content-Length: %d\r\n\r\n" % (len(first) + 4), first, seen, b"last")
+    else:
+        encoding = b"Transfer-Encoding: chunked\r\n\r\n"
+        upstream.script = reply(head + encoding + chunked(first), seen, chunked(b"last"), b"0\r\n\r\n")
+    core = Core(b"{}")
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        assert client.read_head().status == status
+        got = bytearray()
+        while len(got) < len(first):
+            if framing == "length":
+                got += client.recv()
+            else:
+                size = int(client.read_until(b"\r\n"), 16)
+                got += client.read_exactly(size)
+                client.read_exactly(2)
+        assert bytes(got) == first
+        seen.set()
+        rest = b"last" if framing == "length" else b"4\r\nlast\r\n0\r\n\r\n"
+        assert client.read_exactly(len(rest)) == rest
+    assert core.asked == []
+    assert bodies_of(upstream) == [BODY]
+
+
+def test_nothing_passes_while_it_is_held(upstream: Upstream) -> None:
+    """Of an answer that is held back, not a byte has been written while the core thinks."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
+    core = Core(SECOND, gate=asyncio.Event())
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        listener.wait(core.thinking)
+        client.sock.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            client.sock.recv(1)
+        client.sock.settimeout(10)
+        listener.open_gate()
+        assert client.read_response().body == b"ok"
+
+
+def break_off(upstream: Upstream, beside: int, sent: bytes, end: Step) -> bytes:
+    """What a client gets, up to the reset, of a 403 that ends after ``sent``, with ``beside`` others at work."""
+    came, broken, free = threading.Event(), threading.Event(), threading.Event()
+
+    def refusal(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 403 Not For You\r\n" + sent)
+        came.set()
+        perform(connection, broken, end)
+
+    upstream.script = in_turn(*[reply(free, OK)] * beside, refusal, reply(OK))
+    core = Core(SECOND)
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(Listener(upstream, core))
+        client, third, *others = [stack.enter_context(listener.connect()) for _ in range(2 + beside)]
+        stack.callback(free.set)
+        for number, other in enumerate(others, 1):
+            other.send(GET)
+            upstream.wait_request(number)
+        client.send(update())
+        assert came.wait(10)
+        assert third.ask(GET).status == 200  # which shows that what was sent before it has been read
+        broken.set()
+        with pytest.raises(Cut) as cut:
+            client.read_to_end()
+        assert cut.value.reset
+        listener.wait(core.ended)
+        free.set()
+        assert [other.read_response().status for other in others] == [200] * beside
+    assert core.asked == []
+    assert [body for body in bodies_of(upstream) if body] == [BODY]
+    assert [record.status for record in core.records] == [403]
+    return cut.value.got
+
+
+PARTS = [
+    pytest.param(b"Content-Length: 10\r\n\r\n", b"half", b"half", id="length"),
+    pytest.param(b"Content-Length: 10\r\n\r\n", b"", b"", id="no content yet"),
+    pytest.param(b"Transfer-Encoding: chunked\r\n\r\n", b"4\r\nhalf\r\n6\r\n", b"4\r\nhalf\r\n", id="chunked"),
+]
+"""How the content of an answer is framed, what comes of it, and what of that the client gets."""
+
+
+@pytest.mark.parametrize("end", [CLOSE, RESET], ids=["closed", "reset"])
+@pytest.mark.parametrize(("framing", "sent", "content"), PARTS)
+def test_held_answer_breaks_off(upstream: Upstream, framing: bytes, sent: bytes, content: bytes, end: Step) -> None:
+    """What has come of an answer that breaks off passes on, and then the client's connection is reset."""
+    got = break_off(upstream, 0, framing + sent, end)
+    assert got.startswith(b"HTTP/1.1 403 Not For You\r\n")
+    assert got.partition(b"\r\n\r\n")[2] == content
+
+
+def test_held_answer_is_faulty(upstream: Upstream) -> None:
+    """An answer that is not HTTP in its content is one that breaks off."""
+    upstream.script = reply(b"HTTP/1.1 403 Not For You\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", b"?\r\n")
+    core = Core(SECOND)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        assert client.read_head().status == 403
+        with pytest.raises(Cut) as cut:
+            client.read_to_end()
+        assert cut.value.reset
+        assert cut.value.got in (b"4\r\nhalf\r\n", b"")  # nothing, if both have come at once
+        listener.wait(core.ended)
+    assert core.asked == []
+
+
+@pytest.mark.parametrize("bodies", [(None,), (SECOND,)], ids=["passed on", "sent again"])
+def test_trailers(upstream: Upstream, bodies: tuple[bytes | None]) -> None:
+    """The trailers of the answer that the client gets are those that it has."""
+    answer = b"HTTP/1.1 403 A\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nheld\r\n0\r\nX-Sum: %d\r\n\r\n"
+    upstream.script = in_turn(reply(answer % 1), reply(answer.replace(b"403", b"200") % 2))
+    with Listener(upstream, Core(*bodies)) as listener, listener.connect() as client:
+        response = client.ask(update())
+        number = len(upstream.requests)
+        assert (response.body, response.trailers) == (b"held", [(b"X-Sum", b"%d" % number)])
+        assert client.ask(GET).status == 200
+
+
+def test_interim_answers(upstream: Upstream) -> None:
+    """Interim answers to the first send pass at once, those to further sends do not."""
+    seen = threading.Event()
+    hints = b"HTTP/1.1 103 Early Hints\r\nLink: <%d>\r\n\r\n"
+    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+    upstream.script = in_turn(
+        reply(go_on + hints % 1, seen, FORBIDDEN), reply(go_on, hints % 2 + FORBIDDEN), reply(hints % 3, OK)
+    )
+    core = Core(SECOND, b"{}")
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        assert client.read_head().status == 100
+        assert client.read_head().get(b"link") == b"<1>"
+        seen.set()
+        assert client.read_head().status == 200
+    assert bodies_of(upstream) == [BODY, SECOND, b"{}"]
+
+
+def test_expect_on_a_further_send(upstream: Upstream) -> None:
+    """A client that waits for 100 (Continue) gets one, however often its request is sent."""
+    go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
+    upstream.script = in_turn(reply(FORBIDDEN), reply(go_on, OK))
+    with Listener(upstream, Core(SECOND)) as listener, listener.connect() as client:
+        client.send(update(b"Expect: 100-continue", body=b"")[:-4].replace(b"000", b"%d" % len(BODY)) + b"\r\n\r\n")
+        assert client.read_head().status == 100
+        client.send(BODY)
+        interim = client.read_head()  # upstream's own, to the first send
+        assert interim.status == 100
+        assert client.read_head().status == 200
+    assert bodies_of(upstream) == [BODY, SECOND]
+    assert [request.get(b"expect") for request in upstream.requests] == [b"100-continue"] * 2
+
+
+# no connection for a further send
+
+
+def test_upstream_is_gone(upstream: Upstream) -> None:
+    """Where nothing listens any more, the answer that was held back is the client's."""
+    upstream.script = reply(FORBIDDEN)
+    core = Core(SECOND, gate=asyncio.Event())
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        listener.wait(core.thinking)
+        upstream.stop()
+        listener.open_gate()
+        response = client.read_response()
+        assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
+        assert FIELD in response.fields
+        assert client.ask(GET).status == 502  # the connection is as good as before
+        assert listener.front.upstream.errors["unreachable"] == 2
+    assert [record.status for record in core.records] == [403]
+    assert bodies_of(upstream) == [BODY]
+
+
+def busy(free: threading.Event) -> Script:
+    """An upstream that refuses updates, and keeps whatever else it is asked until ``free`` is set."""
+
+    def script(connection: Connection) -> None:
+        if connection.read_request().method == b"POST":
+            connection.send(OK if len(connection.upstream.requests) > 2 else FORBIDDEN)
+        else:
+            assert free.wait(10)
+            connection.send(OK)
+
+    return script
+
+
+def test_no_connection_comes_free(upstream: Upstream) -> None:
+    """Where all connections stay busy, the answer that was held back is the client's."""
+    free = threading.Event()
+    upstream.script = busy(free)
+    core = Core(SECOND, gate=asyncio.Event())
+    with (
+        Listener(upstream, core, max_connections=1, connect_timeout=0.2) as listener,
+        listener.connect() as client,
+        listener.connect() as other,
+    ):
+        client.send(update())
+        listener.wait(core.thinking)
+        other.send(GET)
+        upstream.wait_request(2)
+        listener.open_gate()
+        response = client.read_response()
+        assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
+        free.set()
+        assert other.read_response().status == 200
+        assert client.ask(GET).status == 200
+        assert listener.front.upstream.errors["pool_exhausted"] == 1
+    assert [request.method for request in upstream.requests] == [b"POST", b"GET", b"GET"]
+
+
+def test_a_connection_comes_free(upstream: Upstream) -> None:
+    """A further send waits for a connection as every request does."""
+    free = threading.Event()
+    upstream.script = busy(free)
+    core = Core(SECOND, gate=asyncio.Event())
+    with (
+        Listener(upstream, core, max_connections=1) as listener,
+        listener.connect() as client,
+        listener.connect() as other,
+    ):
+        client.send(update())
+        listener.wait(core.thinking)
+        other.send(GET)
+        upstream.wait_request(2)
+        listener.open_gate()
+        free.set()
+        assert other.read_response().status == 200
+        assert client.read_response().status == 200
+    assert len(upstream.connections) == 1
+    assert bodies_of(upstream) == [BODY, b"", SECOND]
+
+
+@pytest.mark.parametrize("end", [CLOSE, RESET], ids=["closed", "reset"])
+def test_stale_connection(upstream: Upstream, end: Step) -> None:
+    """A connection that upstream has closed meanwhile is not used: nothing of the further send is lost with it."""
+    upstream.script = in_turn(reply(FORBIDDEN, end), reply(OK))
+    core = Core(SECOND, gate=asyncio.Event())
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        listener.wait(core.thinking)
+        upstream.wait_closed()
+        listener.open_gate()
+        assert client.read_response().status == 200
+    assert [(request.connection, request.body) for request in upstream.requests] == [(0, BODY), (1, SECOND)]
+
+
+# a further send fails
+
+
+@pytest.mark.parametrize(
+    ("script", "status", "kind"),
+    [
+        pytest.param(reply(CLOSE), 502, "broken", id="closed"),
+        pytest.param(reply(RESET), 502, "broken", id="reset"),
+        pytest.param(reply(RESET, early=True), 502, "broken", id="reset before it has read the content"),
+        pytest.param(reply(b"HTTP/1.1 200 OK\r\nContent-", CLOSE), 502, "broken", id="breaks off in the head"),
+        pytest.param(reply(b"?\r\n\r\n"), 502, "broken", id="not HTTP"),
+        pytest.param(reply(WAIT_CLOSED), 504, "response_timeout", id="no answer"),
+    ],
+)
+@pytest.mark.parametrize("pooled", [True, False], ids=["on the same connection", "on a new one"])
+def test_further_send_fails(upstream: Upstream, script: Script, status: int, kind: str, pooled: bool) -> None:
+    """Once any of it was sent it may have been carried out: its failure is the client's, and it is not sent again."""
+    first = FORBIDDEN if pooled else FORBIDDEN.replace(b"X-Case", b"Connection: close\r\nX-Case")
+    upstream.script = in_turn(reply(first), script, reply(OK))
+    core = Core(SECOND)
+    with Listener(upstream, core, response_timeout=0.3) as listener, listener.connect() as client:
+        response = client.ask(update())
+        assert response.status == status
+        assert b'"type": "%b"' % kind.encode() in response.body
+        assert FIELD in response.fields
+        assert listener.front.upstream.errors[kind] == 1
+        assert client.ask(GET).status == 200
+    assert [request.method for request in upstream.requests] == [b"POST", b"POST", b"GET"]
+    assert [record.status for record in core.records] == [status]
+
+
+def test_second_answer_breaks_off(upstream: Upstream) -> None:
+    """The client gets what has come of the second answer, and a reset; nothing of the first."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", CLOSE))
+    core = Core(SECOND)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        with pytest.raises(Cut) as cut:
+            client.read_to_end()
+        assert cut.value.reset
+        assert cut.value.got.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert cut.value.got.endswith(b"\r\n\r\nhalf")
+        listener.wait(core.ended)
+    assert [record.status for record in core.records] == [200]
+
+
+# the client leaves
+
+
+def assert_gone(listener: Listener, upstream: Upstream, bodies: list[bytes]) -> None:
+    """The request is over without an answer, and nothing but ``bodies`` was sent or is sent any more."""
+    core, front = listener.core, listener.front
+    listener.wait(core.ended)
+    assert core.held == 0
+    assert [record.status for record in core.records] == [None]
+    assert front.statuses == [CLIENT_LEFT]
+    assert front.counters.in_flight == 0
+    upstream.script = reply(OK)
+    with listener.connect() as other:
+        assert other.ask(GET).status == 200
+    assert bodies_of(upstream) == [*bodies, b""]
+    assert front.upstream.open == front.upstream.idle
+
+
+@pytest.mark.parametrize("leave", [Client.close, Client.reset, Client.half_close])
+def test_client_leaves_while_the_answer_is_held(upstream: Upstream, leave: Any) -> None:
+    """While only some of the answer has come: upstream's connection is closed."""
+    came = threading.Event()
+    part = b"HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nhalf"
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(part)
+        came.set()
+        assert connection.closed()
+
+    upstream.script = script
+    with Listener(upstream, Core(SECOND)) as listener, listener.connect() as client:
+        client.send(update())
+        assert came.wait(10)
+        leave(client)
+        upstream.wait_closed()
+        assert_gone(listener, upstream, [BODY])
+
+
+@pytest.mark.parametrize("leave", [Client.close, Client.reset, Client.half_close])
+def test_client_leaves_while_the_core_thinks(upstream: Upstream, leave: Any) -> None:
+    """The question is cancelled, and nothing is sent any more."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
+    core = Core(SECOND, gate=asyncio.Event())
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        listener.wait(core.thinking)
+        leave(client)
+        assert_gone(listener, upstream, [BODY])
+        assert core.cancelled
+
+
+def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
+    """Upstream's connection is closed."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(WAIT_CLOSED))
+    with Listener(upstream, Core(SECOND, b"{}")) as listener, listener.connect() as client:
+        client.send(update())
+        upstream.wait_for(lambda: bodies_of(upstream) == [BODY, SECOND])
+        client.close()
+        upstream.wait_closed()
+        assert_gone(listener, upstream, [BODY, SECOND])
+
+
+def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
+    """A further send that waits for a connection gets none any more."""
+    free = threading.Event()
+    upstream.script = busy(free)
+    core = Core(SECOND, gate=asyncio.Event())
+    with (
+        Listener(upstream, core, max_connections=1) as listener,
+        listener.connect() as client,
+        listener.connect() as other,
+    ):
+        client.send(update())
+        listener.wait(core.thinking)
+        other.send(GET)
+        upstream.wait_request(2)
+        listener.open_gate()
+        client.close()
+        listener.wait(core.ended)
+        assert core.held == 0
+        free.set()
+        assert other.read_response().status == 200
+        assert other.ask(GET).status == 200
+    assert bodies_of(upstream) == [BODY, b"", b""]
+    assert listener.front.statuses == [CLIENT_LEFT, 200, 200]
+
+
+# drain
+
+
+@pytest.mark.parametrize(
+    ("bodies", "status", "body"),
+    [pytest.param((SECOND,), 200, b"ok", id="sent again"), pytest.param((None,), 403, REFUSAL, id="passed on")],
+)
+def test_drain_while_held(upstream: Upstream, bodies: tuple[bytes | None], status: int, body: bytes) -> None:
+    """A drain lets a request that is held finish, with all its sends; its answer says that the connection ends."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
+    core = Core(*bodies, gate=asyncio.Event())
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        listener.wait(core.thinking)
+        listener.drain()
+        listener.open_gate()
+        response = client.read_response()
+        assert (response.status, response.body, response.get(b"connection")) == (status, body, b"close")
+        assert client.closed()
+
+
+def test_drain_during_the_second_send(upstream: Upstream) -> None:
+    """So it is when the second answer is what the drain waits for."""
+    drained = threading.Event()
+    upstream.script = in_turn(reply(FORBIDDEN), reply(drained, OK))
+    with Listener(upstream, Core(SECOND)) as listener, listener.connect() as client:
+        client.send(update())
+        upstream.wait_request(2)
+        listener.drain()
+        drained.set()
+        response = client.read_response()
+        assert (response.status, response.get(b"connection")) == (200, b"close")
+        assert client.closed()
+
+
+# defects of a core
+
+
+def reported(listener: Listener, error: Exception) -> None:
+    """The event loop has been told of ``error``, once and of nothing else."""
+    (context,) = listener.failures
+    assert context["exception"] is error
+    assert context["message"]
+    listener.failures.clear()
+
+
+def test_edit_fails(upstream: Upstream) -> None:
+    """The request goes on as it came, and the event loop reports the failure."""
+    error = LookupError("a defect")
+    with Listener(upstream, Core(edited=error)) as listener, listener.connect() as client:
+        assert client.ask(update()).body == b"ok"
+        assert client.ask(GET).body == b"ok"
+        reported(listener, error)
+    assert bodies_of(upstream) == [BODY, b""]
+    assert upstream.requests[0].get(b"content-length") == b"00%d" % len(BODY)
+
+
+@pytest.mark.parametrize("sends", [1, 2])
+def test_next_body_fails(upstream: Upstream, sends: int) -> None:
+    """The answer that is held back passes on, and the event loop reports the failure."""
+    upstream.script = in_turn(*[reply(FORBIDDEN)] * sends, reply(OK))
+    error = LookupError("a defect")
+    core = Core(*[SECOND] * (sends - 1), error)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        response = client.ask(update())
+        assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
+        assert FIELD in response.fields
+        assert client.ask(GET).body == b"ok"
+        reported(listener, error)
+    assert bodies_of(upstream) == [BODY, *[SECOND] * (sends - 1), b""]
+
+
+# what kind of request it is
+
+
+@pytest.mark.parametrize(
+    ("bodies", "status", "body"),
+    [pytest.param((SECOND,), 200, b"second", id="sent again"), pytest.param((None,), 403, b"first", id="passed on")],
+)
+def test_http_1_0(upstream: Upstream, bodies: tuple[bytes | None], status: int, body: bytes) -> None:
+    """A client of HTTP/1.0 gets the answer as such clients do, in a connection that ends with it."""
+    answer = b"HTTP/1.1 %d It Is So\r\nTransfer-Encoding: chunked\r\n\r\n%b0\r\n\r\n"
+    upstream.script = in_turn(
+        reply(answer % (403, chunked(b"first"))),
+        reply(b"HTTP/1.1 103 Early Hints\r\n\r\n", answer % (200, chunked(b"second"))),
+    )
+    with Listener(upstream, Core(*bodies)) as listener, listener.connect() as client:
+        client.send(update().replace(b"HTTP/1.1", b"HTTP/1.0", 1))
+        response = client.read_response()
+        assert (response.status, response.framing, response.body) == (status, "close", body)
+        assert (response.get(b"connection"), response.complete) == (b"close", True)
+    assert {request.start for request in upstream.requests} == {b"POST /key/update?a=%41& HTTP/1.1"}
+
+
+def test_chunked_request(upstream: Upstream) -> None:
+    """A request that came chunked is chunked each time, and has no Content-Length."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(FORBIDDEN), reply(OK))
+    core = Core(SECOND, b"")
+    head = b"POST /key/update HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        response = client.ask(head + chunked(BODY[:5]) + chunked(BODY[5:]) + b"0\r\n\r\n")
+        assert (response.status, response.body) == (200, b"ok")
+    assert bodies_of(upstream) == [BODY, SECOND, b""]
+    assert [request.framing for request in upstream.requests] == ["chunked"] * 3
+    assert not any(request.all(b"content-length") for request in upstream.requests)
+    assert len({request.raw_head for request in upstream.requests}) == 1
+
+
+@pytest.mark.parametrize("body", [SECOND, None], ids=["sent again", "passed on"])
+def test_pipelined_request_behind(upstream: Upstream, body: bytes | None) -> None:
+    """A request behind it waits until the last answer is written, and has its answer behind that."""
+    upstream.script = in_turn(reply(FORBIDDEN), *[reply(OK)] * (body is not None), reply(FORBIDDEN), reply(OK))
+    core = Core(body, SECOND, gate=asyncio.Event())
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update() + update() + GET)
+        listener.wait(core.thinking)
+        assert len(upstream.requests) == 1
+        listener.open_gate()
+        first = 403 if body is None else 200
+        assert [client.read_response().status for _ in range(3)] == [first, 200, 200]
+    again = [] if body is None else [body]
+    assert bodies_of(upstream) == [BODY, *again, BODY, SECOND, b""]
+    assert [record.status for record in core.records] == [first, 200]
+
+
+@pytest.mark.parametrize("body", [SECOND, None], ids=["sent again", "passed on"])
+def test_connection_close(upstream: Upstream, body: bytes | None) -> None:
+    """A client that asks for it has its connection closed after the last answer, not before."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
+    with Listener(upstream, Core(body)) as listener, listener.connect() as client:
+        response = client.ask(update(b"Connection: close"))
+        assert (response.status, response.get(b"connection")) == (200 if body else 403, b"close")
+        assert client.closed()
+
+
+def test_pieces_of_any_size(upstream: Upstream) -> None:
+    """Neither the request nor the answer has to come in one piece."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        for byte in FORBIDDEN if len(upstream.requests) == 1 else OK:
+            connection.send(bytes([byte]))
+
+    upstream.script = script
+    core = Core(SECOND)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        request = update()
+        assert client.ask(*[request[i : i + 1] for i in range(len(request))]).body == b"ok"
+    assert bodies_of(upstream) == [BODY, SECOND]
+    assert core.asked == [(403, REFUSAL)]
+
+
+def test_body_over_the_limit(upstream: Upstream) -> None:
+    """A body that is not held can't be sent again by a core that asks for nothing; the answer passes all the same."""
+    upstream.script = reply(FORBIDDEN)
+    core = Core(holds=(), max_body=10)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        response = client.ask(update())
+        assert (response.status, response.body) == (403, REFUSAL)
+        assert response.get(b"x-litellm-sanitizer") == b'unreadable; reason="too_large"'
+    assert bodies_of(upstream) == [BODY]
+
+
+def test_slow_reader_of_the_answer_before(upstream: Upstream) -> None:
+    """Where the client has not read the answer before, an answer that was held back waits behind it, in order."""
+    size = 3_000_000
+    upstream.script = in_turn(
+        reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size), reply(FORBIDDEN), reply(OK)
+    )
+    core = Core(None)
+    with Listener(upstream, core) as listener, Client(listener.address, receive_buffer=8192) as client:
+        client.send(GET + update() + GET)
+        responses = [client.read_response() for _ in range(3)]
+        assert [(each.status, len(each.body)) for each in responses] == [(200, size), (403, len(REFUSAL)), (200, 2)]

@@ -1,0 +1,476 @@
+"""Second sends through the middleware: an answer that is held back, another body, and another answer.
+
+What is scripted is the sanitizer's second question (`tests.support.cores`). Most tests call the middleware with
+messages; the last ones are under a real server, before the real relay.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import pytest
+from starlette.applications import Starlette
+from starlette.background import BackgroundTask
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from sanitizer.address import Address, TrustedProxies
+from sanitizer.relay.asgi import Relay
+from sanitizer.relay.counters import Counters
+from sanitizer.relay.fetch import fetch
+from sanitizer.relay.headers import Forwarding
+from sanitizer.relay.upstream import Upstream as Pool
+from sanitizer.sanitize.middleware import HELD_LIMIT, SanitizerMiddleware
+from sanitizer.sanitize.stored import Caller
+from tests.sanitize.harness import JSON, Client, Fields, ask_nobody, octets
+from tests.sanitize.test_middleware import serving
+from tests.support import client as raw
+from tests.support.cores import BODY, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
+from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, in_turn, reply
+from tests.support.wire import Cut
+
+pytestmark = pytest.mark.anyio
+
+FIELD = (b"x-litellm-sanitizer", b"absent")
+SECOND = b'{"key": "sk-second"}'
+LENGTH = (b"Content-Length", b"00%d" % len(BODY))
+HEAD: Fields = [JSON, LENGTH, (b"x", b"1"), (b"x", b"2")]
+
+
+def start(status: int, *headers: tuple[bytes, bytes]) -> Message:
+    return {"type": "http.response.start", "status": status, "headers": list(headers)}
+
+
+def content(body: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more}
+
+
+FORBIDDEN: list[Message] = [start(403, (b"X-Case", b"Kept")), content(REFUSAL)]
+ALLOWED: list[Message] = [start(200), content(b"ok")]
+
+
+class Failure(Exception):
+    """Of the app."""
+
+
+def messages_of(answer: Answer) -> list[Message]:
+    """An answer, piece by piece, and an empty last message."""
+    head = start(answer.status, (b"X-Status", b"%d" % answer.status), (b"Set-Cookie", b"a=b"))
+    return [head, *[content(piece, more=True) for piece in answer.pieces], content(b"")]
+
+
+Step = Message | Exception | asyncio.Event | Callable[[], None]
+
+
+@dataclass
+class App:
+    """Reads a whole request and goes through the next of ``answers``, whose last one stands for all that follow.
+
+    Of the steps of an answer, a message is sent, an exception raised, an event waited for, and a function called.
+    """
+
+    answers: Sequence[Sequence[Step]]
+    scopes: list[Scope] = field(default_factory=list)
+    bodies: list[bytes] = field(default_factory=list)
+    received: list[Message] = field(default_factory=list)
+    cancelled: int = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        steps = self.answers[min(len(self.scopes), len(self.answers) - 1)]
+        self.scopes.append(scope)
+        body, more = b"", True
+        while more:
+            message = await receive()
+            self.received.append(message)
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        self.bodies.append(body)
+        try:
+            for step in steps:
+                if isinstance(step, Exception):
+                    raise step
+                if isinstance(step, asyncio.Event):
+                    await step.wait()
+                elif callable(step):
+                    step()
+                else:
+                    await send(step)
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+
+
+def around(app: ASGIApp, core: Core) -> SanitizerMiddleware:
+    return SanitizerMiddleware(app, sanitizer=core, caller=lambda scope: Caller(octets(scope["headers"]), ask_nobody))
+
+
+def merged(messages: Sequence[Message]) -> tuple[Message, bytes]:
+    """The start of an answer, and its content."""
+    first, *rest = messages
+    assert {message["type"] for message in rest} == {"http.response.body"}
+    assert [message.get("more_body", False) for message in rest] == [True] * (len(rest) - 1) + [False]
+    return first, b"".join([message.get("body", b"") for message in rest])
+
+
+@pytest.mark.parametrize("case", EXCHANGES)
+async def test_exchanges(case: Exchange) -> None:
+    """The app gets the same scope each time but for the length, and the client gets the last answer as it is."""
+    app = App([messages_of(answer) for answer in case.answers])
+    core = Core(*case.bodies, holds=case.holds, edited=case.edited)
+    client = await Client([BODY], HEAD).through(around(app, core))
+    last = case.answers[-1]
+    assert merged(client.sent) == (
+        start(last.status, (b"X-Status", b"%d" % last.status), (b"Set-Cookie", b"a=b"), FIELD),
+        last.content,
+    )
+    assert app.bodies == list(case.sent)
+    length = LENGTH[1] if case.edited is None else b"%d" % len(case.edited)
+    lengths = [length, *[b"%d" % len(body) for body in case.sent[1:]]]
+    assert app.scopes == [{**client.scope, "headers": [JSON, (b"Content-Length", each), *HEAD[2:]]} for each in lengths]
+    assert core.asked == [(answer.status, answer.content) for answer in case.answers[: case.held]]
+    assert all(b"\r\nX-Status: " in head for head in core.heads)
+    assert [record.status for record in core.records] == [last.status]
+    assert core.held == 0
+
+
+async def test_the_limit() -> None:
+    """The table is about the limit that is."""
+    assert HELD_LIMIT == LIMIT
+
+
+@pytest.mark.parametrize(
+    ("status", "first"),
+    [pytest.param(200, b"first", id="not held"), pytest.param(403, b"x" * (LIMIT + 1), id="held, and too long")],
+)
+async def test_streams(status: int, first: bytes) -> None:
+    """What is not held back, or no longer, reaches the client before the app sends the rest."""
+    passed: list[int] = []
+
+    def look() -> None:
+        passed.append(len(client.sent))
+
+    client = Client([BODY])
+    app = App([[start(status), look, content(first, more=True), look, content(b"last"), look]])
+    core = Core(SECOND)
+    await client.through(around(app, core))
+    assert passed == ([1, 2, 3] if status == 200 else [0, 2, 3])
+    assert merged(client.sent) == (start(status, FIELD), first + b"last")
+    assert core.asked == []
+
+
+async def test_nothing_passes_while_it_is_held() -> None:
+    """Of an answer that is held back, nothing has been sent while the core thinks."""
+    app = App([FORBIDDEN, ALLOWED])
+    core = Core(SECOND, gate=asyncio.Event())
+    client = Client([BODY])
+    request = asyncio.create_task(client.through(around(app, core)))
+    await core.thinking.wait()
+    assert client.sent == []
+    assert core.gate is not None
+    core.gate.set()
+    await request
+    assert merged(client.sent) == (start(200, FIELD), b"ok")
+
+
+async def test_scopes_are_copies() -> None:
+    """What an app does to its scope is not seen when it is called again."""
+    app = App([FORBIDDEN, ALLOWED])
+
+    async def changing(scope: Scope, receive: Receive, send: Send) -> None:
+        assert "mark" not in scope
+        assert scope["state"] == {}
+        scope["mark"] = scope["state"]["mark"] = 1
+        scope["headers"].append((b"mark", b"1"))
+        await app(scope, receive, send)
+
+    client = Client([BODY])
+    scope = {**client.scope, "state": {}}
+    await around(changing, Core(SECOND))(scope, client.receive, client.send)
+    assert [each["headers"].count((b"mark", b"1")) for each in app.scopes] == [1, 1]
+    assert scope["state"] == {}
+
+
+@pytest.mark.parametrize("sent", [[], [content(b"half", more=True)]], ids=["no content", "some"])
+@pytest.mark.parametrize("sends", [1, 2])
+async def test_held_answer_breaks_off(sends: int, sent: list[Message]) -> None:
+    """What has come of an answer that is not finished passes on, and the app's failure surfaces."""
+    app = App([*[FORBIDDEN] * (sends - 1), [start(403), *sent, Failure()]])
+    core = Core(*[SECOND] * sends)
+    client = Client([BODY])
+    with pytest.raises(Failure):
+        await client.through(around(app, core))
+    assert client.sent == [start(403, FIELD), *sent]
+    assert len(core.asked) == sends - 1
+    assert [record.status for record in core.records] == [403]
+    assert core.held == 0
+
+
+async def test_app_returns_in_its_answer() -> None:
+    """An app that returns before its answer is whole leaves it to the server to break off."""
+    app = App([[start(403), content(b"half", more=True)]])
+    client = await Client([BODY]).through(around(app, Core(SECOND)))
+    assert client.sent == [start(403, FIELD), content(b"half", more=True)]
+
+
+@pytest.mark.parametrize("first", [FORBIDDEN, []], ids=["after a refusal", "at once"])
+async def test_no_answer(first: list[Message]) -> None:
+    """An app that fails without an answer gives none; what was held back before is not passed on in its place."""
+    app = App([first, [Failure()]] if first else [[Failure()]])
+    core = Core(SECOND)
+    client = Client([BODY])
+    with pytest.raises(Failure):
+        await client.through(around(app, core))
+    assert client.sent == []
+    assert [record.status for record in core.records] == [None]
+    assert core.held == 0
+
+
+async def test_trailers() -> None:
+    """An answer with trailers passes on, in order, as soon as they come."""
+    trailers: Message = {"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": False}
+    first: Message = {**start(403), "trailers": True}
+    client = await Client([BODY]).through(around(App([[first, content(b"held"), trailers]]), Core(None)))
+    assert client.sent == [{**start(403, FIELD), "trailers": True}, content(b"held"), trailers]
+
+
+async def test_another_way_to_send_content() -> None:
+    """Content that is not in messages is not held back."""
+    sent: Message = {"type": "http.response.pathsend", "path": "/nothing"}
+    client = await Client([BODY]).through(around(App([[start(403), sent]]), Core(SECOND)))
+    assert client.sent == [start(403, FIELD), sent]
+
+
+HINT: Message = {"type": "http.response.early_hint", "links": [b"<1>"]}
+
+
+async def test_interim_answers() -> None:
+    """Interim answers to the first send pass at once, before what is held back."""
+    passed: list[int] = []
+    app = App([[HINT, lambda: passed.append(len(client.sent)), *FORBIDDEN], ALLOWED])
+    client = Client([BODY])
+    await client.through(around(app, Core(SECOND)))
+    assert passed == [1]
+    assert client.sent[0] == HINT
+    assert merged(client.sent[1:]) == (start(200, FIELD), b"ok")
+
+
+# the client leaves
+
+
+async def test_client_leaves_while_the_answer_is_held() -> None:
+    """The app sees it, as it would without the middleware."""
+    client = Client([BODY])
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(start(403))
+        await send(content(b"half", more=True))
+        client.leave()
+        assert await receive() == {"type": "http.disconnect"}
+
+    core = Core(SECOND)
+    await client.through(around(app, core))
+    assert core.asked == []
+    assert core.held == 0
+
+
+async def test_client_leaves_while_the_core_thinks() -> None:
+    """The question is cancelled, the app is not called again, and nothing is sent."""
+    app = App([FORBIDDEN, ALLOWED])
+    core = Core(SECOND, gate=asyncio.Event())
+    client = Client([BODY])
+    request = asyncio.create_task(client.through(around(app, core)))
+    await core.thinking.wait()
+    client.leave()
+    await request
+    assert core.cancelled
+    assert (app.bodies, client.sent) == ([BODY], [])
+    assert [record.status for record in core.records] == [None]
+    assert core.held == 0
+
+
+async def test_client_leaves_during_the_second_send() -> None:
+    """The app sees it in its second call too."""
+    client = Client([BODY])
+    seen: list[Message] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.append(await receive())
+        if len(seen) == 1:
+            for message in FORBIDDEN:
+                await send(message)
+        else:
+            client.leave()
+            seen.append(await receive())
+
+    core = Core(SECOND, b"{}")
+    await client.through(around(app, core))
+    assert seen == [
+        {"type": "http.request", "body": BODY, "more_body": False},
+        {"type": "http.request", "body": SECOND, "more_body": False},
+        {"type": "http.disconnect"},
+    ]
+    assert [record.status for record in core.records] == [None]
+    assert core.held == 0
+
+
+@pytest.mark.parametrize("sends", [0, 1], ids=["while the core thinks", "during the second send"])
+async def test_server_cancels(sends: int) -> None:
+    """A server that cancels the request cancels all of it, and no task is left."""
+    begun = asyncio.Event()
+    app = App([FORBIDDEN, [begun.set, asyncio.Event()]])
+    core = Core(SECOND, gate=asyncio.Event())
+    before = asyncio.all_tasks()
+    client = Client([BODY])
+    request = asyncio.create_task(client.through(around(app, core)))
+    await core.thinking.wait()
+    if sends:
+        assert core.gate is not None
+        core.gate.set()
+        await begun.wait()
+    request.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await request
+    assert (core.cancelled, app.cancelled) == (not sends, sends)
+    assert asyncio.all_tasks() == before
+    assert client.sent == []
+    assert core.held == 0
+
+
+# what kind of request it is
+
+
+async def test_chunked_request() -> None:
+    """A request without a Content-Length gets none, however it comes."""
+    app = App([FORBIDDEN, FORBIDDEN, ALLOWED])
+    core = Core(SECOND, b"")
+    headers = [JSON, (b"transfer-encoding", b"chunked")]
+    client = await Client([BODY[:5], BODY[5:], b""], headers).through(around(app, core))
+    assert app.bodies == [BODY, SECOND, b""]
+    assert [scope["headers"] for scope in app.scopes] == [headers] * 3
+    assert client.sent[0]["status"] == 200
+
+
+async def test_body_over_the_limit() -> None:
+    """A body that is not held streams, and its answer passes if the core does not want to see it."""
+    app = App([FORBIDDEN])
+    core = Core(holds=(), max_body=10)
+    client = await Client([BODY[:20], BODY[20:]]).through(around(app, core))
+    assert (app.bodies, client.sent[0]["status"]) == ([BODY], 403)
+    assert client.marks == [b'unreadable; reason="too_large"']
+
+
+# around an app of Starlette's, and before the relay
+
+
+async def test_around_starlette() -> None:
+    """Any ASGI app will do; what it does in the background of each answer is done."""
+    done: list[bytes] = []
+
+    async def key_update(request: Request) -> Response:
+        body = await request.body()
+        task = BackgroundTask(done.append, body)
+        return PlainTextResponse(body, 200 if body == SECOND else 403, background=task)
+
+    app = Starlette(routes=[Route("/key/update", key_update, methods=["POST"])])
+    client = Client([BODY], [JSON, (b"content-length", b"%d" % len(BODY))])
+    scope = {**client.scope, "http_version": "1.1", "query_string": b"", "root_path": "", "scheme": "http"}
+    await around(app, Core(SECOND))(scope, client.receive, client.send)
+    assert merged(client.sent)[1] == SECOND
+    assert done == [BODY, SECOND]
+
+
+@dataclass
+class Served:
+    """The middleware before the relay, under uvicorn."""
+
+    port: int
+
+    async def ask(self, *chunks: bytes) -> raw.Response:
+        return await asyncio.to_thread(raw.ask, ("127.0.0.1", self.port), *chunks)
+
+
+@contextlib.asynccontextmanager
+async def served(upstream: Upstream, core: Core, **options: Any) -> AsyncIterator[Served]:
+    """A server in front of ``upstream``; ``options`` are those of the connections to it."""
+    pool = Pool(Address("http", "127.0.0.1", upstream.port), **options)
+    relay = Relay(pool, Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), Counters())
+    ask = partial(fetch, pool)
+    app = SanitizerMiddleware(relay, sanitizer=core, caller=lambda scope: Caller(relay.outbound_head(scope), ask))
+    async with serving(app) as port:
+        yield Served(port)
+    pool.close()
+
+
+UPDATE = b"POST /key/update HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
+REFUSED = b"HTTP/1.1 403 Forbidden\r\nX-Case: Kept\r\nContent-Length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL)
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+async def test_before_the_relay(upstream: Upstream) -> None:
+    """Each send is a request of its own to upstream, on the same connection."""
+    upstream.script = in_turn(reply(REFUSED), reply(REFUSED), reply(OK))
+    core = Core(SECOND, b"{}")
+    async with served(upstream, core, max_connections=1) as server:
+        response = await server.ask(UPDATE)
+    assert (response.status, response.body, response.get(b"x-litellm-sanitizer")) == (200, b"ok", b"absent")
+    assert [request.body for request in upstream.requests] == [BODY, SECOND, b"{}"]
+    assert {request.connection for request in upstream.requests} == {0}
+    assert core.held == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "status"),
+    [pytest.param(reply(CLOSE), 502, id="closed"), pytest.param(reply(WAIT_CLOSED), 504, id="no answer")],
+)
+async def test_further_send_fails(upstream: Upstream, script: Any, status: int) -> None:
+    """Once any of it was sent it may have been carried out: its failure is the client's, and it is not sent again."""
+    upstream.script = in_turn(reply(REFUSED), script, reply(OK))
+    core = Core(SECOND)
+    async with served(upstream, core, response_timeout=0.3) as server:
+        response = await server.ask(UPDATE)
+    assert (response.status, response.get(b"x-litellm-sanitizer")) == (status, b"absent")
+    assert [request.body for request in upstream.requests] == [BODY, SECOND]
+    assert [record.status for record in core.records] == [status]
+
+
+async def test_held_answer_breaks_off_before_the_relay(upstream: Upstream) -> None:
+    """What has come of an answer that breaks off passes on, and then the client's connection ends in its middle."""
+    came, broken = asyncio.Event(), asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 10\r\n\r\nhalf")
+        loop.call_soon_threadsafe(came.set)
+        asyncio.run_coroutine_threadsafe(broken.wait(), loop).result(10)
+        connection.close()
+
+    upstream.script = script
+    core = Core(SECOND)
+
+    def ask() -> bytes:
+        with raw.Client(("127.0.0.1", server.port)) as client:
+            client.send(UPDATE)
+            try:
+                return client.read_to_end()
+            except Cut as cut:
+                return cut.got
+
+    async with served(upstream, core) as server:
+        request = asyncio.create_task(asyncio.to_thread(ask))
+        await came.wait()
+        broken.set()
+        got = await request
+    assert got.startswith(b"HTTP/1.1 403 Forbidden\r\n")
+    assert got.endswith(b"\r\n\r\nhalf")
+    assert core.asked == []

@@ -1,0 +1,190 @@
+"""A sanitizer whose further sends are scripted, and the table of second sends that each adapter is tested with."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Final
+
+import pytest
+
+from sanitizer.sanitize.core import Interception, Record, Sanitizer
+from sanitizer.sanitize.gates import Target
+from sanitizer.sanitize.stored import Ask, Caller
+
+LIMIT: Final = 64 * 1024
+"""Bytes of an answer's content that an adapter holds back."""
+
+BODY: Final = b'{"key": "sk-second", "models": ["as it came"]}'
+"""The body of the request: the sanitizer itself finds nothing to look up in it, and nothing to cut."""
+
+REFUSAL: Final = b'{"error": {"message": "refused", "code": "403"}}'
+
+
+class Core(Sanitizer):
+    """A `Sanitizer` that holds back answers whose status is in ``holds``, and asks for further sends of ``bodies``.
+
+    `next_body` returns the next of ``bodies``, and None when there is none left; it raises the one that is an
+    exception. Before that it sets `thinking`, and waits for ``gate`` if there is one. ``edited`` is what `edit`
+    returns, or raises, in place of the sanitizer's own finding. `ended` is set when a request is over.
+    """
+
+    def __init__(
+        self,
+        *bodies: bytes | Exception | None,
+        holds: Collection[int] = (403,),
+        edited: bytes | Exception | None = None,
+        gate: asyncio.Event | None = None,
+        max_body: int = 1024 * 1024,
+    ) -> None:
+        self.records: list[Record] = []
+        super().__init__(max_body=max_body, on_decision=self.records.append)
+        self.bodies = list(bodies)
+        self.statuses = holds
+        self.edited = edited
+        self.gate = gate
+        self.thinking = asyncio.Event()
+        self.ended = asyncio.Event()
+        self.cancelled = False
+        self.asked: list[tuple[int, bytes]] = []
+        """Status and content of each answer that `next_body` was given."""
+        self.heads: list[bytes] = []
+
+    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> Interception | None:
+        target = self._targets.find(path)
+        return None if target is None else _Scripted(self, target, head, Caller(outbound, ask))
+
+
+class _Scripted(Interception):
+    def __init__(self, core: Core, target: Target, head: bytes, caller: Caller) -> None:
+        super().__init__(core, target, head, caller)
+        self._core = core
+
+    async def edit(self) -> bytes | None:
+        if isinstance(self._core.edited, Exception):
+            raise self._core.edited
+        body = await super().edit()
+        return body if self._core.edited is None else self._core.edited
+
+    def holds(self, status: int) -> bool:
+        return status in self._core.statuses
+
+    async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
+        core = self._core
+        core.asked.append((status, content))
+        core.heads.append(head)
+        core.thinking.set()
+        if core.gate is not None:
+            try:
+                await core.gate.wait()
+            except asyncio.CancelledError:
+                core.cancelled = True
+                raise
+        body = core.bodies.pop(0) if core.bodies else None
+        if isinstance(body, Exception):
+            raise body
+        return body
+
+    def close(self, reason: str = "client_left", status: int | None = None) -> None:
+        super().close(reason, status)
+        self._core.ended.set()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer of upstream's, in pieces that are sent one by one. ``breaks``: it ends before it is whole."""
+
+    status: int
+    pieces: tuple[bytes, ...]
+    breaks: bool = False
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(self.pieces)
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """What upstream answers in turn, what the core asks for in turn, and what becomes of it.
+
+    ``sent``: the bodies of the requests that upstream gets; ``held``: how many answers the core is asked about. The
+    client gets the last of the answers.
+    """
+
+    answers: tuple[Answer, ...]
+    bodies: tuple[bytes | None, ...]
+    sent: tuple[bytes, ...]
+    held: int
+    edited: bytes | None = None
+    holds: tuple[int, ...] = (403,)
+
+
+REFUSED = Answer(403, (REFUSAL,))
+ACCEPTED = Answer(200, (b'{"ok": ', b"true}"))
+
+
+def refused(number: int) -> Answer:
+    return Answer(403, (REFUSAL, b" %d" % number))
+
+
+EXCHANGES = [
+    pytest.param(Exchange((ACCEPTED,), (b"{}",), (BODY,), 0), id="not held"),
+    pytest.param(Exchange((REFUSED,), (None,), (BODY,), 1), id="held, and passed on"),
+    pytest.param(Exchange((Answer(403, ()),), (None,), (BODY,), 1), id="held without content, and passed on"),
+    pytest.param(Exchange((REFUSED, ACCEPTED), (b'{"a": 1}',), (BODY, b'{"a": 1}'), 1), id="sent again"),
+    pytest.param(Exchange((REFUSED, ACCEPTED), (b"",), (BODY, b""), 1), id="sent again without content"),
+    pytest.param(
+        Exchange((REFUSED, ACCEPTED), (b"x" * 200_000,), (BODY, b"x" * 200_000), 1), id="sent again with more content"
+    ),
+    pytest.param(
+        Exchange((REFUSED, ACCEPTED), (b"{}",), (b'{"edited": 1}', b"{}"), 1, edited=b'{"edited": 1}'),
+        id="sent again after an edit",
+    ),
+    pytest.param(
+        Exchange((REFUSED, Answer(500, (b"failed",))), (b"{}",), (BODY, b"{}"), 1), id="sent again, another failure"
+    ),
+    pytest.param(
+        Exchange((refused(1), refused(2)), (b"1", None), (BODY, b"1"), 2), id="sent again, refused, and passed on"
+    ),
+    pytest.param(
+        Exchange(
+            (refused(1), refused(2), refused(3), refused(4), ACCEPTED),
+            (b"1", b"22", b"333", b"4444"),
+            (BODY, b"1", b"22", b"333", b"4444"),
+            4,
+        ),
+        id="sent again four times",
+    ),
+    pytest.param(
+        Exchange(
+            (Answer(400, (b"a",)), Answer(500, (b"b",)), REFUSED),
+            (b"1", b"2"),
+            (BODY, b"1", b"2"),
+            2,
+            holds=(400, 500),
+        ),
+        id="other statuses are held",
+    ),
+    pytest.param(
+        Exchange((Answer(403, (b"x" * LIMIT,)), ACCEPTED), (b"{}",), (BODY, b"{}"), 1),
+        id="as much as is held, in one piece",
+    ),
+    pytest.param(
+        Exchange((Answer(403, (b"x" * (LIMIT - 1), b"y")), ACCEPTED), (b"{}",), (BODY, b"{}"), 1),
+        id="as much as is held, in two pieces",
+    ),
+    pytest.param(Exchange((Answer(403, (b"x" * LIMIT, b"y")),), (b"{}",), (BODY,), 0), id="one byte too long"),
+    pytest.param(
+        Exchange((Answer(403, (b"x" * (LIMIT + 1),)),), (b"{}",), (BODY,), 0), id="one byte too long, in one piece"
+    ),
+    pytest.param(
+        Exchange((Answer(403, tuple(bytes([n]) * 10_000 for n in range(30))),), (b"{}",), (BODY,), 0),
+        id="much too long",
+    ),
+    pytest.param(
+        Exchange((REFUSED, Answer(403, (b"x" * LIMIT, b"y"))), (b"1", b"2"), (BODY, b"1"), 1),
+        id="sent again, and then too long",
+    ),
+]
+"""What is to be the same on each adapter, whatever carries it."""

@@ -1,0 +1,82 @@
+"""Listening sockets: which are taken over, which are left alone, and what remains of them."""
+
+from __future__ import annotations
+
+import socket
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sanitizer.listeners import address_of, listen_tcp, listen_unix
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    """A path that is short enough for a socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield str(Path(folder, "socket"))
+
+
+def connect(path: str) -> None:
+    with socket.socket(socket.AF_UNIX) as client:
+        client.connect(path)
+
+
+def leave_behind(path: str) -> None:
+    """A socket on which nobody listens any more."""
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(path)
+
+
+def test_unix_socket(path: str) -> None:
+    """Everyone may connect while it listens; then the file is gone."""
+    with listen_unix(path):
+        assert Path(path).stat().st_mode & 0o777 == 0o666
+        connect(path)
+    assert not Path(path).exists()
+
+
+def test_stale_unix_socket(path: str) -> None:
+    """A socket on which nobody listens is replaced."""
+    leave_behind(path)
+    with listen_unix(path):
+        connect(path)
+
+
+def test_unix_socket_in_use(path: str) -> None:
+    """A socket on which another process listens stays that process's."""
+    with listen_unix(path):
+        with pytest.raises(OSError, match="in use"), listen_unix(path):
+            pass
+        connect(path)
+
+
+def test_file_in_the_way(path: str) -> None:
+    """A file that is no socket is not removed."""
+    Path(path).write_text("kept")
+    with pytest.raises(OSError, match="in use"), listen_unix(path):
+        pass
+    assert Path(path).read_text() == "kept"
+
+
+def test_replaced_unix_socket(path: str) -> None:
+    """A socket that another process has put in the place of ours stays when ours ends."""
+    with listen_unix(path):
+        Path(path).unlink()
+        leave_behind(path)
+    assert Path(path).exists()
+
+
+@pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::]")])
+def test_address(host: str, shown: str) -> None:
+    """An address is shown as it stands in a URL."""
+    with listen_tcp(host, 0) as listener:
+        assert address_of(listener) == f"{shown}:{listener.getsockname()[1]}"
+
+
+def test_every_address() -> None:
+    """``::`` takes connections over IPv4 too."""
+    with listen_tcp("::", 0) as listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
+        pass

@@ -1,0 +1,208 @@
+"""One process that serves: how it starts, accepts and ends. What a drain does to requests is in tests/relay."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import trustme
+from starlette.types import Message
+
+from sanitizer.address import Address
+from sanitizer.app import Gateway as App
+from sanitizer.settings import Settings
+from tests.support.client import Client
+from tests.support.gateway import ROOT, Gateway
+from tests.support.upstream import OK, Upstream, reply
+from tests.support.wire import Cut
+
+GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
+WAIT = 10.0
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def path() -> Iterator[str]:
+    """A path that is short enough for a socket."""
+    with tempfile.TemporaryDirectory() as folder:
+        yield str(Path(folder, "socket"))
+
+
+def wait_until_refused(gateway: Gateway) -> None:
+    """Connect until nobody listens any more."""
+    until = time.monotonic() + WAIT
+    assert not isinstance(gateway.address, str)
+    while True:
+        try:
+            socket.create_connection(gateway.address).close()
+        except ConnectionRefusedError:
+            return
+        assert time.monotonic() < until, "it goes on accepting"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param("ssl_certfile='/nonexistent'", id="certificate"),
+        pytest.param("upstream=Address('https', 'a', 443), upstream_ca='/nonexistent'", id="CA of upstream"),
+    ],
+)
+def test_cannot_start(settings: str, path: str) -> None:
+    """A file that has gone since the options were read is one line and exit status 1, and nothing is left behind."""
+    code = (
+        "from sanitizer.address import Address; from sanitizer.server import serve; "
+        f"from sanitizer.settings import Settings; raise SystemExit(serve(Settings(uds={path!r}, {settings})))"
+    )
+    command = [sys.executable, "-W", "error::ResourceWarning", "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    assert result.returncode == 1
+    lines = result.stderr.splitlines()
+    assert [("can't start" in line and "No such file" in line) for line in lines] == [False, True], lines
+    assert not Path(path).exists()
+
+
+@pytest.mark.anyio
+async def test_start_again() -> None:
+    """A gateway whose start has failed has not started, and says so to the ASGI server."""
+    app = App(Settings(upstream=Address("https", "a", 443), upstream_ca="/nonexistent"))
+    sent: list[Message] = []
+
+    async def receive() -> Message:
+        return {"type": "lifespan.startup"}
+
+    async def send(message: Message) -> None:
+        sent.append(message)
+
+    await app({"type": "lifespan"}, receive, send)
+    assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
+    with pytest.raises(FileNotFoundError):
+        app.start()
+    app.close()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_signal_during_start(upstream: Upstream, path: str, workers: int, number: signal.Signals) -> None:
+    """A signal that comes as soon as the gateway listens ends it with status 0, and its socket is removed."""
+    options = ("--workers", str(workers), "--shutdown-grace", "1")
+    with Gateway(upstream.url, *options, listen=("--uds", path), admin=True) as gateway:
+        os.kill(gateway.pid, number)
+        assert gateway.wait() == 0
+    assert not Path(path).exists()
+
+
+@pytest.mark.parametrize(("number", "accepting"), [(signal.SIGTERM, 0.5), (signal.SIGINT, 0)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_accepts_no_more(upstream: Upstream, workers: int, number: signal.Signals, accepting: float) -> None:
+    """After SIGTERM a sixth of the grace passes before connections are refused, after SIGINT none; requests go on."""
+    upstream.script = reply(hold := threading.Event(), OK)
+    options = ("--workers", str(workers), "--shutdown-grace", "3")
+    with Gateway(upstream.url, *options) as gateway, gateway.connect() as client:
+        client.send(GET)
+        upstream.wait_request()
+        signalled = time.monotonic()
+        os.kill(gateway.pid, number)
+        gateway.wait_for_line("stopping")
+        wait_until_refused(gateway)
+        assert time.monotonic() - signalled >= accepting
+        hold.set()
+        assert client.read_response().body == b"ok"
+        assert gateway.wait() == 0
+        stopping = [record for record in gateway.records if record["message"] == "stopping"]
+        # one of the workers may have been starting still
+        assert {record["accepting_seconds"] for record in stopping} == {accepting}
+
+
+def test_successor_on_unix_socket(upstream: Upstream, path: str) -> None:
+    """A gateway may be started on the Unix socket of one that drains, and keeps it when that one has ended."""
+    listen = ("--uds", path)
+    upstream.script = reply(hold := threading.Event(), OK)
+    with Gateway(upstream.url, listen=listen) as first, first.connect() as client:
+        client.send(GET)
+        upstream.wait_request()
+        first.process.send_signal(signal.SIGINT)
+        first.wait_for_line("stopping")
+        until = time.monotonic() + WAIT
+        while not refused(path):
+            assert time.monotonic() < until, "it goes on accepting"
+            time.sleep(0.01)
+        with Gateway(upstream.url, listen=listen) as second:
+            hold.set()
+            assert client.read_response().body == b"ok"
+            assert first.wait() == 0
+            upstream.script = reply(OK)
+            assert second.ask(GET).status == 200
+    assert not Path(path).exists()
+
+
+def refused(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(path) != 0
+
+
+def test_handshake_under_way(upstream: Upstream, tmp_path: Path) -> None:
+    """A client that does not finish its TLS handshake does not keep the gateway from stopping."""
+    authority = trustme.CA()
+    file = tmp_path / "server.pem"
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(file)
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    options = ("--ssl-certfile", str(file), "--admin-port", "0", "--shutdown-grace", "30")
+    # not `Gateway`, which makes errors of the warnings of unclosed sockets: this one is uvloop's to close at the end
+    command = [sys.executable, "-m", "sanitizer", "--upstream", upstream.url, "--port", "0", *options]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
+        try:
+            assert process.stderr is not None
+            match = re.search(r"127\.0\.0\.1:(\d+)\"", process.stderr.readline())
+            assert match
+            address = ("127.0.0.1", int(match[1]))
+            with Client(address) as client:
+                client.send(b"\x16\x03\x01")  # the first bytes of a ClientHello
+                with Client(address, context=context) as second:  # accepted after the first
+                    assert second.ask(GET).status == 200
+                process.send_signal(signal.SIGINT)
+                assert client.closed()
+            assert process.wait(WAIT) == 0
+            assert "aborting" not in process.stderr.read()
+        finally:
+            process.kill()
+
+
+def serves(gateway: Gateway) -> bool:
+    try:
+        return gateway.ask(GET).status == 200
+    except (Cut, OSError):
+        return False
+
+
+def test_no_descriptors(upstream: Upstream) -> None:
+    """When a process has no descriptors left, it refuses connections, and accepts again when it has."""
+    with Gateway(upstream.url) as gateway:
+        assert gateway.ask(GET).status == 200
+        _, hard = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (64, hard))
+        with ExitStack() as stack:
+            clients = [stack.enter_context(gateway.connect()) for _ in range(80)]
+            assert clients[-1].closed()
+        until = time.monotonic() + WAIT
+        while not serves(gateway):  # until it has seen that the clients have gone
+            assert time.monotonic() < until, "it accepts no more"

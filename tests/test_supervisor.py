@@ -1,0 +1,102 @@
+"""Worker processes: signals reach them, none outlives its parent, and a dead one does not hold up the end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from multiprocessing.connection import Connection
+from multiprocessing.context import SpawnProcess
+from pathlib import Path
+
+import pytest
+
+from sanitizer.supervisor import STOP_SIGNALS, Supervisor
+from tests.operate.test_metrics import children
+from tests.support.gateway import Gateway
+from tests.support.upstream import OK, Upstream, reply
+
+GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
+
+
+@pytest.fixture
+def upstream() -> Iterator[Upstream]:
+    with Upstream() as upstream:
+        yield upstream
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signal_to_all(upstream: Upstream, number: signal.Signals) -> None:
+    """A signal that every process gets, as from a terminal, starts the drain, and does not end it."""
+    upstream.script = reply(hold := threading.Event(), OK)
+    with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "6") as gateway, gateway.connect() as client:
+        client.send(GET)
+        upstream.wait_request()
+        for pid in children(gateway):
+            os.kill(pid, number)
+        until = time.monotonic() + 10
+        # both have taken it: else the two signals might become one. A worker that was starting has ended by it.
+        while sum("stopping" in line or "has died" in line for line in gateway.lines) < 2:
+            assert time.monotonic() < until, gateway.lines
+            time.sleep(0.01)
+        os.kill(gateway.pid, number)
+        time.sleep(0.3)  # whatever the signal that comes from the supervisor might do, it has done
+        hold.set()
+        assert client.read_response().body == b"ok"
+        assert gateway.wait() == 0
+        assert not any("aborting" in line for line in gateway.lines), gateway.lines
+
+
+def test_parent_is_killed(upstream: Upstream) -> None:
+    """When the supervisor is killed, its workers drain and end."""
+    upstream.script = reply(hold := threading.Event(), OK)
+    with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "6") as gateway, gateway.connect() as client:
+        client.send(GET)
+        upstream.wait_request()
+        workers = children(gateway)
+        gateway.process.kill()
+        gateway.wait_for_line("stopping")
+        hold.set()
+        assert client.read_response().body == b"ok"
+        gateway.wait()  # until nobody holds its stderr
+        assert not any(map(runs, workers))
+        assert sum("stopped" in line for line in gateway.lines) == 2
+
+
+def runs(pid: int) -> bool:
+    """Whether the process runs; one that has ended may still wait to be reaped, and has no command line then."""
+    file = Path(f"/proc/{pid}/cmdline")
+    return file.exists() and bool(file.read_bytes())
+
+
+def test_stop_after_death(upstream: Upstream) -> None:
+    """A signal that comes while a dead worker waits to be replaced is not held up by that, and none is started."""
+    with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "0.6") as gateway:
+        assert gateway.ask(GET).status == 200
+        os.kill(children(gateway)[0], signal.SIGKILL)
+        gateway.wait_for_line("a worker has died")
+        gateway.terminate()
+        gateway.wait_for_line("stopping", timeout=0.9)
+        assert gateway.wait() == 0
+        assert sum("stopped" in line for line in gateway.lines) == 1
+
+
+def do_nothing(_: Connection | None) -> None:
+    """What a worker runs here."""
+
+
+def test_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that can't be started at all are exit status 1."""
+
+    def start(_: SpawnProcess) -> None:
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(SpawnProcess, "start", start)
+    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
+    try:
+        assert Supervisor(do_nothing, 2, 1.0, None, lambda: None).run() == 1
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -231,16 +231,24 @@ async def test_no_answer(first: list[Message]) -> None:
 
 async def test_trailers() -> None:
     """An answer with trailers passes on, in order, as soon as they come."""
+    passed: list[int] = []
     trailers: Message = {"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": False}
     first: Message = {**start(403), "trailers": True}
-    client = await Client([BODY]).through(around(App([[first, content(b"held"), trailers]]), Core(None)))
+    client = Client([BODY])
+    app = App([[first, content(b"held"), trailers, lambda: passed.append(len(client.sent))]])
+    await client.through(around(app, Core(None)))
+    assert passed == [3]
     assert client.sent == [{**start(403, FIELD), "trailers": True}, content(b"held"), trailers]
 
 
 async def test_another_way_to_send_content() -> None:
     """Content that is not in messages is not held back."""
+    passed: list[int] = []
     sent: Message = {"type": "http.response.pathsend", "path": "/nothing"}
-    client = await Client([BODY]).through(around(App([[start(403), sent]]), Core(SECOND)))
+    client = Client([BODY])
+    app = App([[start(403), sent, lambda: passed.append(len(client.sent))]])
+    await client.through(around(app, Core(SECOND)))
+    assert passed == [2]
     assert client.sent == [start(403, FIELD), sent]
 
 

@@ -162,6 +162,11 @@ class Interception:
         self._forward(decision)
         return decision.body
 
+    def give_up(self) -> None:
+        """`edit` or `next_body` has failed: the request, or the answer, goes on as it came."""
+        if self._decision is None:
+            self._forward(Decision(Outcome.UNKNOWN, reason="internal"))
+
     def holds(self, status: int) -> bool:
         """Whether an answer with this status has to be held back until `next_body` has seen it."""
         return False
@@ -190,13 +195,14 @@ class Interception:
         return value
 
     def close(self, reason: str = "client_left", status: int | None = None) -> None:
-        """The request is over; ``reason`` and ``status`` say how, if it was not forwarded. May be called again."""
+        """The request is over; ``reason`` says why it was not forwarded, ``status`` how the gateway refused it.
+
+        May be called again.
+        """
         decision = self._decision
         if decision is None:
             outcome = Outcome.UNREADABLE if self._submission is None else Outcome.UNKNOWN
             decision = self._decision = Decision(outcome, reason=reason)
-        else:
-            status = None
         self._report(decision, status)
         self.release()
         self._forwarding.close()

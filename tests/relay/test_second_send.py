@@ -331,6 +331,14 @@ def test_held_answer_breaks_off(upstream: Upstream, framing: bytes, sent: bytes,
     assert got.partition(b"\r\n\r\n")[2] == content
 
 
+@pytest.mark.parametrize(("framing", "sent", "content"), PARTS)
+def test_held_answer_breaks_off_beside_others(upstream: Upstream, framing: bytes, sent: bytes, content: bytes) -> None:
+    """So it is while other requests are at work, whose writes are gathered."""
+    got = break_off(upstream, 2, framing + sent, CLOSE)
+    assert got.startswith(b"HTTP/1.1 403 Not For You\r\n")
+    assert got.partition(b"\r\n\r\n")[2] == content
+
+
 def test_held_answer_is_faulty(upstream: Upstream) -> None:
     """An answer that is not HTTP in its content is one that breaks off."""
     upstream.script = reply(b"HTTP/1.1 403 Not For You\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", b"?\r\n")

@@ -68,6 +68,7 @@ class Interception(Protocol):
     def collect(self, data: bytes) -> bool: ...
     def release(self) -> bytes: ...
     async def edit(self) -> bytes | None: ...
+    def give_up(self) -> None: ...
     def holds(self, status: int) -> bool: ...
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None: ...
     def answered(self, status: int, head: bytes) -> bytes | None: ...
@@ -157,7 +158,8 @@ class _Send(Relayed):
         response, self._answer = self._answer, None
         if response is not None:
             super().on_response(response)
-            super().on_content(b"".join(self._content), last, trailers or self._trailers)
+            content, self._content = b"".join(self._content), []
+            super().on_content(content, last, trailers or self._trailers)
 
     def head_to_client(self, status: int, head: bytes) -> bytes:
         handler = self.handler
@@ -304,6 +306,7 @@ class Intercepted:
             body = None
             if (error := task.exception()) is not None:
                 message = "an interception has failed; the request goes on as it came"
+                self.interception.give_up()
                 loop.call_exception_handler({"message": message, "exception": error, "task": task})
             else:
                 body = task.result()

@@ -246,6 +246,7 @@ class RelayProtocol(asyncio.Protocol):
     def abort(self) -> None:
         """Reset the connection, so that the response can't be taken for whole."""
         self.closing = True
+        self.upstream.outbox.flush()  # what has come of it is the client's
         sock = self.transport.get_extra_info("socket")
         if sock is not None:  # else the kernel sends FIN, which ends a response that lasts until the connection closes
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))

@@ -175,6 +175,11 @@ class Interception:
         self._forward(self._decide(submission))
         return submission.without(self._cut) if self._cut and not self._sanitizer.observes else None
 
+    def give_up(self) -> None:
+        """`edit` or `next_body` has failed: the request, or the answer, goes on as it came."""
+        if self._decision is None:
+            self._forward(Decision(Outcome.UNKNOWN, reason="internal"))
+
     def holds(self, status: int) -> bool:
         """Whether an answer with this status has to be held back until `next_body` has seen it."""
         return any(gate.status == status for gate in self._candidates())
@@ -236,13 +241,14 @@ class Interception:
         return value
 
     def close(self, reason: str = "client_left", status: int | None = None) -> None:
-        """The request is over; ``reason`` and ``status`` say how, if it was not forwarded. May be called again."""
+        """The request is over; ``reason`` says why it was not forwarded, ``status`` how the gateway refused it.
+
+        May be called again.
+        """
         decision = self._decision
         if decision is None:
             outcome = Outcome.UNREADABLE if self._submission is None else Outcome.UNKNOWN
             decision = self._decision = Decision(outcome, reason=reason)
-        else:
-            status = None
         self._report(decision, status)
         self.release()
         self._forwarding.close()

@@ -11,7 +11,7 @@ Whatever is not intercepted reaches the app as if nothing were there. What can g
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -20,10 +20,12 @@ from sanitizer.sanitize.core import Interception, Sanitizer
 from sanitizer.sanitize.scopes import copy_scope, encode_header
 from sanitizer.sanitize.stored import Caller
 
-T = TypeVar("T")
-
 HELD_LIMIT: Final = 64 * 1024
 """Bytes of an answer's content that are held back; a longer answer passes on."""
+
+
+NOT_SENT: Final = "sanitizer.not_sent"
+"""In an ``http.response.start``: the app has sent nothing of the request to where it would have been answered."""
 
 
 class ClientLeft(Exception):
@@ -76,23 +78,24 @@ class SanitizerMiddleware:
     async def _handle(self, interception: Interception, scope: Scope, upload: "_Upload", send: Send) -> None:
         body = None
         if interception.inspects and await upload.read():
-            body = await upload.unless_client_leaves(interception.edit())
-        first: _Answer | None = None
+            body = await upload.ask(interception.edit())
+        previous: _Answer | None = None
         while True:
-            answer = _Answer(interception, send, first)
+            answer = _Answer(interception, send, previous)
+            returned = False
             try:
                 await self.app(_with_body(scope, body), upload.replay(body), answer.send)
+                returned = True
             finally:
-                if not answer.held:  # an answer that is not whole is the client's all the same
+                if not returned or not answer.held:  # what there is of an answer is the client's all the same
                     await answer.pass_on()
             if not answer.held:
                 return
-            status, head, content = answer.status, answer.head, answer.content
-            body = await upload.unless_client_leaves(interception.next_body(status, head, content))
+            body = await upload.ask(interception.next_body(answer.status, answer.head, answer.content))
             if body is None:
                 await answer.pass_on()
                 return
-            first = first or answer
+            previous = answer
 
 
 class _Upload:
@@ -136,8 +139,11 @@ class _Upload:
 
         return receive
 
-    async def unless_client_leaves(self, question: Coroutine[Any, Any, T]) -> T:
-        """The result of ``question``, asked after `read`. Raises `ClientLeft`, with the question cancelled."""
+    async def ask(self, question: Coroutine[Any, Any, bytes | None]) -> bytes | None:
+        """The body that ``question`` returns, asked after `read`. Raises `ClientLeft`, with the question cancelled.
+
+        A question that fails, which only a defect can cause, is reported by the event loop, and returns no body.
+        """
         work = asyncio.create_task(question)
         gone = asyncio.create_task(self._client_left())
         try:
@@ -145,6 +151,11 @@ class _Upload:
             if gone.done():
                 gone.result()
                 raise ClientLeft
+            if (error := work.exception()) is not None:
+                self._interception.give_up()
+                message = "an interception has failed; the request goes on as it came"
+                asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+                return None
             return work.result()
         finally:
             work.cancel()
@@ -160,25 +171,26 @@ class _Upload:
 class _Answer:
     """The app's answer on its way to the client, which is held back if the interception wants to see it first.
 
-    ``first`` is the first answer to the request, if this is the answer to a further send.
+    ``previous`` is the answer that is held back while the app answers a further send, `first` the first of those.
     """
 
-    def __init__(self, interception: Interception, send: Send, first: "_Answer | None") -> None:
+    def __init__(self, interception: Interception, send: Send, previous: "_Answer | None") -> None:
         self._interception = interception
         self._send = send
-        self._first = first
+        self._previous = previous
+        self.first: _Answer = previous.first if previous is not None else self
         self._start: Message | None = None  # as long as the answer is held back
+        self._passes = False
         self._messages: list[Message] = []  # what follows the start
         self._size = 0
         self._whole = False
-        self._gives_way = False  # the first answer is to be the client's
         self.status = 0
         self.head = b""
 
     @property
     def held(self) -> bool:
         """Whether the answer is whole and held back."""
-        return self._start is not None and self._whole and not self._gives_way
+        return self._start is not None and self._whole
 
     @property
     def content(self) -> bytes:
@@ -187,39 +199,36 @@ class _Answer:
 
     async def send(self, message: Message) -> None:
         """The ASGI ``send`` of the app."""
-        if message["type"] == "http.response.start":
+        if self._passes:
+            await self._send(message)
+        elif message["type"] == "http.response.start":
             self.status = message["status"]
             self.head = encode_header(message.get("headers", ())) or b""
             self._start = message
-            if not self._interception.holds(self.status):
-                await self._hold_no_longer()
+            if message.get(NOT_SENT) and self._previous is not None:
+                await self._give_way(self._previous)
+            elif not self._interception.holds(self.status):
+                await self.pass_on()
         elif self._start is None:
-            await self._send(message)
-        elif not self._gives_way:
+            if self._previous is None:  # interim answers to further sends do not pass
+                await self._send(message)
+        else:
             self._messages.append(message)
             self._size += len(message.get("body", b""))
             self._whole = message["type"] == "http.response.body" and not message.get("more_body", False)
             if self._size > HELD_LIMIT or message["type"] != "http.response.body":
-                await self._hold_no_longer()
-
-    async def _hold_no_longer(self) -> None:
-        if self._confidential:
-            self._gives_way = True
-        else:
-            await self.pass_on()
-
-    @property
-    def _confidential(self) -> bool:
-        return self._first is not None and self._interception.confidential and not 200 <= self.status < 300
+                await self.pass_on()
 
     async def pass_on(self) -> None:
-        """Hold the answer back no longer; if it is not for the client to see, the first one is the client's."""
-        if self._confidential and self._first is not None:
-            await self._first.pass_on()
+        """Hold the answer back no longer. If it is not for the client to see, the first one is the client's instead."""
+        confidential = self._interception.confidential and not 200 <= self.status < 300
+        if confidential and self.first is not self and not self._passes:
+            await self._give_way(self.first)
             return
         start, self._start = self._start, None
         if start is None:
             return
+        self._passes = True
         value = self._interception.answered(self.status, self.head)
         field = self._interception.field
         headers = [line for line in start.get("headers", ()) if line[0].lower() != field]
@@ -228,6 +237,18 @@ class _Answer:
         await self._send({**start, "headers": headers})
         for message in self._messages:
             await self._send(message)
+        self._messages.clear()
+
+    async def _give_way(self, other: "_Answer") -> None:
+        """Let an answer that is held back be the client's, and drop this one."""
+        self._start = None
+        self._passes = True
+        self._send = _send_nothing
+        await other.pass_on()
+
+
+async def _send_nothing(message: Message) -> None:
+    """Drop what the app still sends."""
 
 
 def _root_paths() -> list[str]:

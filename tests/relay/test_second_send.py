@@ -331,6 +331,14 @@ def test_held_answer_breaks_off(upstream: Upstream, framing: bytes, sent: bytes,
     assert got.partition(b"\r\n\r\n")[2] == content
 
 
+@pytest.mark.parametrize(("framing", "sent", "content"), PARTS)
+def test_held_answer_breaks_off_beside_others(upstream: Upstream, framing: bytes, sent: bytes, content: bytes) -> None:
+    """So it is while other requests are at work, whose writes are gathered."""
+    got = break_off(upstream, 2, framing + sent, CLOSE)
+    assert got.startswith(b"HTTP/1.1 403 Not For You\r\n")
+    assert got.partition(b"\r\n\r\n")[2] == content
+
+
 def test_held_answer_is_faulty(upstream: Upstream) -> None:
     """An answer that is not HTTP in its content is one that breaks off."""
     upstream.script = reply(b"HTTP/1.1 403 Not For You\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", b"?\r\n")
@@ -356,6 +364,32 @@ def test_trailers(upstream: Upstream, bodies: tuple[bytes | None]) -> None:
         number = len(upstream.requests)
         assert (response.body, response.trailers) == (b"held", [(b"X-Sum", b"%d" % number)])
         assert client.ask(GET).status == 200
+
+
+def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
+    """So it is where an answer becomes too long with its last piece."""
+    held = threading.Event()
+    first = b"HTTP/1.1 403 A\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"x" * LIMIT)
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(first)
+        held.set()
+        assert seen.wait(10)
+        connection.send(b"1\r\ny\r\n0\r\nX-Sum: 1\r\n\r\n")
+
+    seen = threading.Event()
+    upstream.script = in_turn(script, reply(OK))
+    core = Core(SECOND)
+    with Listener(upstream, core) as listener, listener.connect() as client, listener.connect() as other:
+        client.send(update())
+        assert held.wait(10)
+        assert other.ask(GET).status == 200  # which shows that what was sent before it has been read
+        seen.set()
+        response = client.read_response()
+        assert (response.body, response.trailers) == (b"x" * LIMIT + b"y", [(b"X-Sum", b"1")])
+        assert client.ask(GET).status == 200
+    assert core.asked == []
 
 
 def test_interim_answers(upstream: Upstream) -> None:
@@ -581,6 +615,18 @@ def test_client_leaves_while_the_core_thinks(upstream: Upstream, leave: Any) -> 
         leave(client)
         assert_gone(listener, upstream, [BODY])
         assert core.cancelled
+
+
+def test_client_leaves_as_the_core_answers(upstream: Upstream) -> None:
+    """A question that has just been answered, and can't be cancelled any more, leads to nothing."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
+    core = Core(SECOND)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        core.at_last = listener.front.connections.abort
+        client.send(update())
+        assert client.closed()
+        assert_gone(listener, upstream, [BODY])
+        assert len(core.asked) == 1
 
 
 def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:

@@ -229,18 +229,36 @@ async def test_no_answer(first: list[Message]) -> None:
     assert core.held == 0
 
 
+async def test_app_fails_after_its_answer() -> None:
+    """An answer that is whole is the client's, though the app fails behind it; the failure surfaces."""
+    app = App([[*FORBIDDEN, Failure()]])
+    core = Core(None)
+    client = Client([BODY])
+    with pytest.raises(Failure):
+        await client.through(around(app, core))
+    assert merged(client.sent) == (start(403, (b"X-Case", b"Kept"), FIELD), REFUSAL)
+
+
 async def test_trailers() -> None:
     """An answer with trailers passes on, in order, as soon as they come."""
+    passed: list[int] = []
     trailers: Message = {"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": False}
     first: Message = {**start(403), "trailers": True}
-    client = await Client([BODY]).through(around(App([[first, content(b"held"), trailers]]), Core(None)))
+    client = Client([BODY])
+    app = App([[first, content(b"held"), trailers, lambda: passed.append(len(client.sent))]])
+    await client.through(around(app, Core(None)))
+    assert passed == [3]
     assert client.sent == [{**start(403, FIELD), "trailers": True}, content(b"held"), trailers]
 
 
 async def test_another_way_to_send_content() -> None:
     """Content that is not in messages is not held back."""
+    passed: list[int] = []
     sent: Message = {"type": "http.response.pathsend", "path": "/nothing"}
-    client = await Client([BODY]).through(around(App([[start(403), sent]]), Core(SECOND)))
+    client = Client([BODY])
+    app = App([[start(403), sent, lambda: passed.append(len(client.sent))]])
+    await client.through(around(app, Core(SECOND)))
+    assert passed == [2]
     assert client.sent == [start(403, FIELD), sent]
 
 
@@ -256,6 +274,12 @@ async def test_interim_answers() -> None:
     assert passed == [1]
     assert client.sent[0] == HINT
     assert merged(client.sent[1:]) == (start(200, FIELD), b"ok")
+
+
+async def test_interim_answers_to_further_sends() -> None:
+    """Those to further sends do not pass: the client sees one request."""
+    client = await Client([BODY]).through(around(App([FORBIDDEN, [HINT, *ALLOWED]]), Core(SECOND)))
+    assert merged(client.sent) == (start(200, FIELD), b"ok")
 
 
 # the client leaves
@@ -339,6 +363,45 @@ async def test_server_cancels(sends: int) -> None:
     assert asyncio.all_tasks() == before
     assert client.sent == []
     assert core.held == 0
+
+
+# defects of a core
+
+
+@contextlib.contextmanager
+def reported(error: Exception) -> Iterator[None]:
+    """The event loop is told of ``error``, once and of nothing else."""
+    loop = asyncio.get_running_loop()
+    contexts: list[dict[str, Any]] = []
+    loop.set_exception_handler(lambda _, context: contexts.append(context))
+    try:
+        yield
+    finally:
+        loop.set_exception_handler(None)
+    assert [context["exception"] for context in contexts] == [error]
+
+
+async def test_edit_fails() -> None:
+    """The request goes on as it came, and the event loop reports the failure."""
+    error = LookupError("a defect")
+    app = App([ALLOWED])
+    client = Client([BODY], HEAD)
+    with reported(error):
+        await client.through(around(app, Core(edited=error)))
+    assert (app.bodies, app.scopes[0]["headers"]) == ([BODY], HEAD)
+    assert client.sent[-1] == ALLOWED[-1]
+
+
+@pytest.mark.parametrize("sends", [1, 2])
+async def test_next_body_fails(sends: int) -> None:
+    """The answer that is held back passes on, and the event loop reports the failure."""
+    error = LookupError("a defect")
+    app = App([FORBIDDEN])
+    client = Client([BODY])
+    with reported(error):
+        await client.through(around(app, Core(*[SECOND] * (sends - 1), error)))
+    assert app.bodies == [BODY, *[SECOND] * (sends - 1)]
+    assert merged(client.sent) == (start(403, (b"X-Case", b"Kept"), FIELD), REFUSAL)
 
 
 # what kind of request it is
@@ -441,6 +504,36 @@ async def test_further_send_fails(upstream: Upstream, script: Any, status: int) 
     assert (response.status, response.get(b"x-litellm-sanitizer")) == (status, b"absent")
     assert [request.body for request in upstream.requests] == [BODY, SECOND]
     assert [record.status for record in core.records] == [status]
+
+
+async def test_upstream_is_gone(upstream: Upstream) -> None:
+    """Where nothing listens any more, the answer that was held back is the client's."""
+    upstream.script = reply(REFUSED)
+    core = Core(SECOND, gate=asyncio.Event())
+    async with served(upstream, core) as server:
+        request = asyncio.create_task(server.ask(UPDATE))
+        await core.thinking.wait()
+        await asyncio.to_thread(upstream.stop)
+        assert core.gate is not None
+        core.gate.set()
+        response = await request
+    assert (response.status, response.body) == (403, REFUSAL)
+
+
+async def test_no_connection_comes_free(upstream: Upstream) -> None:
+    """Where all connections stay busy, the answer that was held back is the client's."""
+    upstream.script = in_turn(reply(REFUSED), reply(WAIT_CLOSED))
+    core = Core(SECOND, gate=asyncio.Event())
+    async with served(upstream, core, max_connections=1, connect_timeout=0.2) as server:
+        request = asyncio.create_task(server.ask(UPDATE))
+        await core.thinking.wait()
+        with raw.Client(("127.0.0.1", server.port)) as other:
+            other.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await asyncio.to_thread(upstream.wait_request, 2)
+            assert core.gate is not None
+            core.gate.set()
+            response = await request
+    assert (response.status, response.body) == (403, REFUSAL)
 
 
 async def test_held_answer_breaks_off_before_the_relay(upstream: Upstream) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,8 +26,8 @@ class Core(Sanitizer):
     """A `Sanitizer` that holds back answers whose status is in ``holds``, and asks for further sends of ``bodies``.
 
     `next_body` returns the next of ``bodies``, and None when there is none left; it raises the one that is an
-    exception. Before that it sets `thinking`, and waits for ``gate`` if there is one. ``edited`` is what `edit`
-    returns, or raises, in place of the sanitizer's own finding. `ended` is set when a request is over.
+    exception. Before that it sets `thinking`, waits for ``gate`` if there is one, and calls `at_last`. ``edited`` is
+    what `edit` returns, or raises, in place of the sanitizer's own finding. `ended` is set when a request is over.
     """
 
     def __init__(
@@ -46,6 +46,7 @@ class Core(Sanitizer):
         self.gate = gate
         self.thinking = asyncio.Event()
         self.ended = asyncio.Event()
+        self.at_last: Callable[[], object] = bool
         self.cancelled = False
         self.asked: list[tuple[int, bytes]] = []
         """Status and content of each answer that `next_body` was given."""
@@ -81,6 +82,7 @@ class _Scripted(Interception):
             except asyncio.CancelledError:
                 core.cancelled = True
                 raise
+        core.at_last()
         body = core.bodies.pop(0) if core.bodies else None
         if isinstance(body, Exception):
             raise body

@@ -27,7 +27,7 @@ from sanitizer.relay.intercepted import HELD_LIMIT, Ask, Interceptor
 from sanitizer.relay.protocol import RelayProtocol
 from sanitizer.relay.upstream import Upstream as Pool
 from tests.support.client import Client
-from tests.support.cores import BODY, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
+from tests.support.cores import BODY, CONFIDENTIAL, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
 from tests.support.upstream import (
     CLOSE,
     OK,
@@ -223,6 +223,34 @@ def test_exchanges(upstream: Upstream, case: Exchange, framing: str) -> None:
     assert [record.status for record in core.records] == [last.status]
     assert listener.front.statuses == [last.status] * 2
     assert listener.front.counters.in_flight == 0
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+@pytest.mark.parametrize(("answers", "bodies", "shown"), CONFIDENTIAL)
+def test_confidential(
+    upstream: Upstream, answers: tuple[Answer, ...], bodies: tuple[bytes | None, ...], shown: int, framing: str
+) -> None:
+    """Any answer to a further send but a 2xx is replaced by the first answer, byte for byte."""
+    upstream.script = in_turn(*[script_of(answer, framing) for answer in answers])
+    core = Core(*bodies, confidential=True)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        response = client.ask(update())
+        assert client.ask(GET).status == answers[-1].status  # the connection is as good as before
+    assert response.start == b"HTTP/1.1 %d It Is So" % answers[shown].status
+    assert response.body == answers[shown].content
+    assert response.get(b"x-status") == b"%d" % answers[shown].status
+    assert len(upstream.requests) == len(answers) + 1
+    assert [record.status for record in core.records] == [answers[shown].status]
+    assert core.held == 0
+
+
+@pytest.mark.parametrize("steps", [(CLOSE,), (b"HTTP/1.1 500 Odd\r\nContent-Length: 9\r\n\r\nhalf", CLOSE)])
+def test_confidential_send_fails(upstream: Upstream, steps: tuple[bytes | Step, ...]) -> None:
+    """A further send that fails gives way to the first answer as well."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(*steps))
+    with Listener(upstream, Core(SECOND, confidential=True)) as listener, listener.connect() as client:
+        response = client.ask(update())
+    assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
 
 
 def test_the_limit() -> None:

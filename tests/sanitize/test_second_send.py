@@ -30,7 +30,7 @@ from sanitizer.sanitize.stored import Caller
 from tests.sanitize.harness import JSON, Client, Fields, ask_nobody, octets
 from tests.sanitize.test_middleware import serving
 from tests.support import client as raw
-from tests.support.cores import BODY, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
+from tests.support.cores import BODY, CONFIDENTIAL, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, in_turn, reply
 from tests.support.wire import Cut
 
@@ -135,6 +135,28 @@ async def test_exchanges(case: Exchange) -> None:
     assert all(b"\r\nX-Status: " in head for head in core.heads)
     assert [record.status for record in core.records] == [last.status]
     assert core.held == 0
+
+
+@pytest.mark.parametrize(("answers", "bodies", "shown"), CONFIDENTIAL)
+async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | None, ...], shown: int) -> None:
+    """Any answer to a further send but a 2xx is replaced by the first answer."""
+    app = App([messages_of(answer) for answer in answers])
+    core = Core(*bodies, confidential=True)
+    client = await Client([BODY], HEAD).through(around(app, core))
+    got, body = merged(client.sent)
+    assert (got["status"], body) == (answers[shown].status, answers[shown].content)
+    assert len(app.bodies) == len(answers)
+    assert [record.status for record in core.records] == [answers[shown].status]
+    assert core.held == 0
+
+
+@pytest.mark.parametrize("steps", [(Failure(),), (start(500), content(b"half", more=True), Failure())])
+async def test_confidential_send_fails(steps: Sequence[Step]) -> None:
+    """A further send that fails gives way to the first answer as well, and the failure surfaces."""
+    client = Client([BODY])
+    with pytest.raises(Failure):
+        await client.through(around(App([FORBIDDEN, steps]), Core(SECOND, confidential=True)))
+    assert merged(client.sent) == (start(403, (b"X-Case", b"Kept"), FIELD), REFUSAL)
 
 
 async def test_the_limit() -> None:

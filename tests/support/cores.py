@@ -26,8 +26,9 @@ class Core(Sanitizer):
     """A `Sanitizer` that holds back answers whose status is in ``holds``, and asks for further sends of ``bodies``.
 
     `next_body` returns the next of ``bodies``, and None when there is none left; it raises the one that is an
-    exception. Before that it sets `thinking`, waits for ``gate`` if there is one, and calls `at_last`. ``edited`` is
-    what `edit` returns, or raises, in place of the sanitizer's own finding. `ended` is set when a request is over.
+    exception. Before that it sets `thinking`, waits for ``gate`` if there is one, and calls `at_last`. With
+    ``confidential``, the answers to further sends are. ``edited`` is what `edit` returns, or raises, in place of the
+    sanitizer's own finding. `ended` is set when a request is over.
     """
 
     def __init__(
@@ -37,7 +38,9 @@ class Core(Sanitizer):
         edited: bytes | Exception | None = None,
         gate: asyncio.Event | None = None,
         max_body: int = 1024 * 1024,
+        confidential: bool = False,
     ) -> None:
+        self.confidential = confidential
         self.records: list[Record] = []
         super().__init__(max_body=max_body, on_decision=self.records.append)
         self.bodies = list(bodies)
@@ -86,6 +89,7 @@ class _Scripted(Interception):
         body = core.bodies.pop(0) if core.bodies else None
         if isinstance(body, Exception):
             raise body
+        self.confidential = core.confidential and (self.confidential or body is not None)
         return body
 
     def close(self, reason: str = "client_left", status: int | None = None) -> None:
@@ -190,3 +194,19 @@ EXCHANGES = [
     ),
 ]
 """What is to be the same on each adapter, whatever carries it."""
+
+
+CONFIDENTIAL = [
+    pytest.param((REFUSED, ACCEPTED), (b"{}",), 1, id="2xx: the client's"),
+    pytest.param((REFUSED, Answer(204, ())), (b"{}",), 1, id="2xx without content: the client's"),
+    pytest.param((REFUSED, Answer(404, (b"none",))), (b"{}",), 0, id="another status"),
+    pytest.param((REFUSED, Answer(302, ())), (b"{}",), 0, id="a redirect"),
+    pytest.param((REFUSED, Answer(500, (b"x" * 200_000, b"y" * 200_000))), (b"{}",), 0, id="another status, long"),
+    pytest.param((REFUSED, refused(2)), (b"{}", None), 0, id="held, and nothing more to send"),
+    pytest.param((REFUSED, Answer(403, (b"x" * (LIMIT + 1),))), (b"{}",), 0, id="held until it is too long"),
+    pytest.param((REFUSED, refused(2), ACCEPTED), (b"{}", b"[]"), 2, id="held, and 2xx after another send"),
+    pytest.param((REFUSED, refused(2), Answer(400, ())), (b"{}", b"[]"), 0, id="held, and another status after that"),
+    pytest.param((REFUSED, refused(2), refused(3)), (b"{}", b"[]", None), 0, id="held three times"),
+]
+"""What upstream answers, the bodies that are sent again, and which of the answers the client gets, where answers to
+further sends are confidential."""

@@ -56,8 +56,8 @@ class Connection(asyncio.Protocol):
         "_reading_paused",
         "answering",
         "exchange",
-        "exchanges",
         "idle_since",
+        "reused",
         "transport",
         "tunnel",
         "upstream",
@@ -67,7 +67,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, upstream: "Upstream") -> None:
         self.upstream = upstream
         self.exchange: Exchange | None = None
-        self.exchanges = 0
+        self.reused = False  # it has been free since it was made, so that upstream may have closed it
         self.idle_since = 0.0
         self.answering = False  # a byte of the current response has come
         self.write_paused = False

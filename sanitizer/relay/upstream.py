@@ -94,7 +94,6 @@ class Upstream:
         while idle:
             connection = idle.pop()
             if self.loop.time() - connection.idle_since < self._keepalive and not connection.transport.is_closing():
-                connection.exchanges += 1
                 exchange.attach(connection)
                 return
             connection.close()
@@ -121,9 +120,9 @@ class Upstream:
         if self._closing:
             connection.close()
             return
+        connection.reused = True
         exchange = self._next_waiting() if self._waiting else None
         if exchange is not None:
-            connection.exchanges += 1
             exchange.attach(connection)
             return
         connection.idle_since = self.loop.time()
@@ -201,11 +200,13 @@ class Upstream:
         else:
             if not connection.transport.is_closing():
                 self._connections.add(connection)
+                user: Exchange | None = exchange
                 if exchange.done or exchange.connection is not None:
+                    user = self._next_waiting()
+                if user is None:
                     self.release(connection)
                 else:
-                    connection.exchanges += 1
-                    exchange.attach(connection)
+                    user.attach(connection)
                 return
             error = UpstreamBroken()  # lost already
         finally:

@@ -311,7 +311,7 @@ class Seen:
     number: int
     """Which request of its client it is."""
     reused: bool
-    """Whether there was one on this connection before."""
+    """Whether its connection was free before it, and may have been closed by upstream meanwhile."""
     head: int
     content: bytes = b""
     whole: bool = False
@@ -329,6 +329,8 @@ class Origin:
         self.current: Seen | None = None
         self.answer: Answer | None = None
         self.stale = False
+        self.free = not transport.written
+        """Whether it has been free: nobody had a use for it when it was made, or it has had a request."""
         self._parser = h11.Connection(h11.SERVER)
 
     @property
@@ -343,6 +345,10 @@ class Origin:
     def idle(self) -> bool:
         """Whether the gateway may use the connection for another request."""
         return self.current is None and not self.transport.closing
+
+    def go_stale(self) -> None:
+        self.stale = True
+        self.transport.socket.make_readable()
 
     def receive(self, clients: list[Client]) -> None:
         """Read what the gateway has written."""
@@ -362,7 +368,8 @@ class Origin:
                 assert client.active is not None
                 assert client.origin is None, "a request on two connections at once"
                 head = fresh.index(b"\r\n\r\n") + 4
-                self.current = Seen(event.method, event.target, client, client.finished, bool(self.seen), head)
+                self.current = Seen(event.method, event.target, client, client.finished, self.free, head)
+                self.free = True
                 self.seen.append(self.current)
                 client.origin = self
                 client.must_wait = False
@@ -613,6 +620,23 @@ class ClientMachine(RuleBasedStateMachine):
             self.accept_all()
             self.pass_time(seconds)
 
+    @precondition(lambda self: any(client.next is None and client.active is None for client in self.open_clients()))
+    @rule(data=st.data(), stale=st.booleans())
+    def ask_and_leave(self, data: st.DataObject, stale: bool) -> None:
+        """A client leaves before there is a connection for its request: one may go into the pool without any use."""
+        quiet = [client for client in self.open_clients() if client.next is None and client.active is None]
+        client = data.draw(st.sampled_from(quiet))
+        self.add_request(client, "GET", same=True, size=0)
+        self.send(client, len(client.outgoing))
+        self.consistent()
+        client.transport.reset()
+        self.left(client)
+        self.loop.settle()
+        self.consistent()
+        self.accept_all()
+        if stale and self.origins and self.origins[-1].idle and not self.origins[-1].stale:
+            self.origins[-1].go_stale()
+
     @precondition(lambda self: any(client.outgoing for client in self.open_clients()))
     @rule(data=st.data(), size=st.sampled_from([1, 5, 20, 60, 100, 1 << 20]))
     def send_some(self, data: st.DataObject, size: int) -> None:
@@ -758,17 +782,12 @@ class ClientMachine(RuleBasedStateMachine):
         if how == "reset" or origin.can_end:
             self.end(origin, how)
 
-    # Only connections that have been used: one that went into the pool unused, because the client that it was made for
-    # had left, is not polled before its first request.
-    @precondition(lambda self: any(origin.idle and origin.seen and not origin.stale for origin in self.origins))
+    @precondition(lambda self: any(origin.idle and not origin.stale for origin in self.origins))
     @rule(data=st.data())
     def go_stale(self, data: st.DataObject) -> None:
         """The end of an idle connection is in the kernel, where the gateway can find it, but the loop has not."""
-        origin = data.draw(
-            st.sampled_from([each for each in self.origins if each.idle and each.seen and not each.stale])
-        )
-        origin.stale = True
-        origin.transport.socket.make_readable()
+        origin = data.draw(st.sampled_from([each for each in self.origins if each.idle and not each.stale]))
+        origin.go_stale()
 
     @precondition(lambda self: any(origin.idle for origin in self.origins))
     @rule(data=st.data())

@@ -273,6 +273,19 @@ def test_stale(loop: VirtualLoop, method: bytes, spoil: Any) -> None:
     assert exchange.calls == second.calls == []
 
 
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+def test_stale_before_its_first_use(loop: VirtualLoop, method: bytes) -> None:
+    """A connection that has been in the pool without having been used is polled before its first request, too."""
+    world = make_world(loop)
+    unused = world.unused_connection()
+    assert world.upstream.idle == 1
+    unused.socket.make_readable()
+    exchange = world.start(method)
+    assert unused.written == b""
+    world.answer(world.accept())
+    assert exchange.calls == ANSWERED
+
+
 @pytest.mark.parametrize("how", ["eof", "reset", "bytes"])
 def test_idle_connection_ends(loop: VirtualLoop, how: str) -> None:
     """An idle connection that upstream ends, or speaks on unasked, leaves the pool; nobody fails for it."""

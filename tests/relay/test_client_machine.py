@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 import h11
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -1231,6 +1232,37 @@ def test_upload_that_upstream_does_not_take() -> None:
             upstream.unblock()
             assert client.reading
         assert upstream.written.endswith(b"\r\n\r\n" + b"content" * 3)
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
+    """The request at work is cancelled at once; the answer before it has the keep-alive timeout to be taken in."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        request = make_request("GET", b"/", b"")
+        answer = make_answer("length", b"GET", b"ok", 0)
+        client.feed(request.wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        upstream.feed(answer.wire)
+        client.feed(request.wire)
+        loop.settle()
+        client.block()
+        loop.advance(10 * KEEPALIVE)
+        assert front.counters.in_flight == 1
+        client.feed_eof()
+        loop.settle()
+        assert upstream.lost
+        assert (front.counters.in_flight, front.told[1:]) == (0, [(b"GET", b"/", 0)])
+        assert not client.lost
+        if takes:
+            client.unblock()
+            loop.settle()
+            assert (client.lost, client.ending, client.taken) == (True, "fin", answer.wire)
+        else:
+            loop.advance(KEEPALIVE)
+            assert (client.lost, client.ending) == (True, "reset")
 
 
 def test_client_connection() -> None:

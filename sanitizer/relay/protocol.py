@@ -12,7 +12,8 @@ Cases, before the code that branches on them:
   while, so that the client gets to read the response (RFC 9112 section 9.6).
 * A request that two parsers could read differently is refused, and the connection closed.
 * The client leaves, by FIN too: upstream's connection is closed at once. Only in a tunnel one side may end first.
-  After a FIN the client still gets what was answered before, if it takes it in time.
+  After a FIN the client still gets what was answered before, if it takes it in time; but if the response to the
+  request at work has begun, the connection is reset, so that the response can't be taken for whole.
 * The client reads slowly: while it takes some of its response now and then, it is given more time; if it takes none,
   the connection is reset, so that the response can't be taken for whole.
 * Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
@@ -146,8 +147,11 @@ class RelayProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self.tunnel is not None:
             return self.tunnel.tunnel_eof()
-        if not self.closing:
-            self._cancel()
+        if self.closing:
+            return False
+        if self._cancel():
+            self.abort()
+        else:
             self.close()  # when the responses to earlier requests are written
             self._progresses()  # so that at the deadline it is known whether the client takes them
         return False
@@ -210,12 +214,15 @@ class RelayProtocol(asyncio.Protocol):
             if self._waiting and not self.write_blocked:
                 self._read_waiting()
 
-    def _cancel(self) -> None:
-        """The client has left: cancel the request at work."""
+    def _cancel(self) -> bool:
+        """The client has left: cancel the request at work. Returns whether its response had begun."""
         request, self._request = self._request, None
-        if request is not None:
-            request.cancel()
-            self._ended(request)
+        if request is None:
+            return False
+        begun = request.begun
+        request.cancel()
+        self._ended(request)
+        return begun
 
     def _ended(self, request: Handler) -> None:
         """Count a request that is no longer at work: each comes here once."""

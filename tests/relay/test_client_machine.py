@@ -419,11 +419,10 @@ class Reader:
                 method = methods[len(self.responses)] if len(self.responses) < len(methods) else b""
                 self._parser.send(h11.Request(method=method or b"GET", target="/", headers=[("Host", "a")]))
                 self._parser.send(h11.EndOfMessage())
-            if data:
-                self._parser.receive_data(data)
-            if ended:
-                self._parser.receive_data(b"")
-            data = b""
+            if not data and self.partial is None:
+                return  # no response has begun, so the end ends none
+            self._parser.receive_data(data)
+            end_to_come, data = ended and bool(data), b""
             while True:
                 event = self._parser.next_event()
                 if isinstance(event, h11.InformationalResponse):
@@ -442,6 +441,8 @@ class Reader:
                     self.partial = None
                     data = self._parser.trailing_data[0]
                     self._parser = None
+                    break
+                elif end_to_come:
                     break
                 else:
                     return
@@ -475,6 +476,8 @@ class Client:
         self.reader = Reader()
         self.read = 0
         self.deadline = now + KEEPALIVE
+        self.lost_by = float("inf")
+        """When its connection must have ended, however little it takes."""
         self.head_begun = False
         """Whether the gateway has begun to read a head that is not complete."""
 
@@ -677,14 +680,12 @@ class ClientMachine(RuleBasedStateMachine):
         client = data.draw(st.sampled_from(at_work(self.open_clients())))
         transport = client.transport
         if how == "eof":
-            # A FIN is found by reading. One from a client that takes nothing is left out: the connection waits, without
-            # a limit, for all to be written, and the request stays at work.
-            if not transport.readable or transport.unsent:
-                return
-            transport.feed_eof()
+            if transport.readable:  # a FIN is found by reading
+                transport.feed_eof()
+                self.half_closed(client)
         else:
             transport.reset()
-        self.left(client)
+            self.left(client)
 
     @precondition(
         lambda self: any(each.transport.written and not each.transport.blocked for each in self.open_clients())
@@ -843,6 +844,13 @@ class ClientMachine(RuleBasedStateMachine):
                 client.ending = "fin"
 
     # The model
+
+    def half_closed(self, client: Client) -> None:
+        """The client has ended its side: an answer that has begun is cut, those before it can still be taken."""
+        client.ending = "reset" if self.status_begun(client) else "fin"
+        client.lost_by = self.loop.now + KEEPALIVE
+        if client.active is not None:
+            self.end_request(client, self.status_begun(client))
 
     def left(self, client: Client) -> None:
         """The client is gone, with the request that was at work."""
@@ -1102,6 +1110,7 @@ class ClientMachine(RuleBasedStateMachine):
             assert transport.lost or (client.ending == "fin" and transport.unsent)
             # who takes nothing does not get a response that could be taken for whole
             assert not transport.lost or transport.ending == ("reset" if transport.unsent else client.ending)
+        assert transport.lost or self.loop.now < client.lost_by
         if client.ending == "linger":
             assert transport.reading, "what a client still sends must be read, so that its response is not reset"
         if not client.ending:
@@ -1232,6 +1241,29 @@ def test_upload_that_upstream_does_not_take() -> None:
             upstream.unblock()
             assert client.reading
         assert upstream.written.endswith(b"\r\n\r\n" + b"content" * 3)
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+@pytest.mark.parametrize("kind", ["GET", "GET 1.0"])
+@pytest.mark.parametrize("framing", ["length", "chunked", "until close"])
+def test_fin_in_an_answer(framing: str, kind: str, *, blocked: bool) -> None:
+    """What a client gets of an answer that is cut because of its FIN can't be taken for whole."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        client.feed(make_request(kind, b"/", b"").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        answer = make_answer(framing, b"GET", b"content", 0)
+        upstream.feed(answer.wire[: answer.head + 1])
+        loop.settle()
+        if blocked:
+            client.block()
+        client.feed_eof()
+        loop.settle()
+        assert (client.lost, client.ending) == (True, "reset")
+        assert upstream.lost
+        assert (front.counters.in_flight, front.told) == (0, [(b"GET", b"/", 200)])
 
 
 @pytest.mark.parametrize("takes", [True, False])

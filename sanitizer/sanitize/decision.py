@@ -1,7 +1,7 @@
 """What is to become of an intercepted request: its head, its body and the stored key in, a `Decision` out. Pure."""
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from email.message import Message
 from enum import StrEnum
 from typing import Final
@@ -39,7 +39,7 @@ class Decision:
     outcome: Outcome
     fields: tuple[str, ...] = ()
     reason: str | None = None
-    body: bytes | None = None
+    body: bytes | None = field(default=None, repr=False)  # it holds a key
     lookup_key: bool = False
 
     def observed(self) -> "Decision":

@@ -518,6 +518,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.refusals = 0
         self.allowed: Counter[int] = Counter()
         """Statuses of the gateway's own that a request without a connection may get in this step, and how many."""
+        self.upstream_closed = False
         self.front: Front
 
     @initialize(
@@ -843,6 +844,18 @@ class ClientMachine(RuleBasedStateMachine):
             if client.active is None and not client.head_begun:
                 client.ending = "fin"
 
+    @precondition(lambda self: not self.upstream_closed and self.started > 5)
+    @rule()
+    def close_upstream(self) -> None:
+        """All connections to upstream are dropped, for good: whatever is at work fails, and so does what comes."""
+        self.upstream_closed = True
+        self.loop.act(self.front.upstream.close)
+        for client in self.clients:
+            if self.status_begun(client):
+                self.cut(client)
+            elif client.active is not None:
+                self.fail(client, 502)
+
     # The model
 
     def half_closed(self, client: Client) -> None:
@@ -1032,6 +1045,9 @@ class ClientMachine(RuleBasedStateMachine):
                         expected = Expected(request.refused_with, b"", True, self.interim_passed(client), own=True)
                         self.end_request(client, request.refused_with)
                         self.refuse_request(client, expected)
+                elif self.upstream_closed:
+                    self.fail(client, 502)
+                    continue
                 break
 
     def refuse_request(self, client: Client, expected: Expected) -> None:

@@ -104,10 +104,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
         sock = transport.get_extra_info("socket")
+        # first, because event loops use a connection even if this method has raised an exception
+        self._poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange

@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from sanitizer.relay.connection import Connection
 from tests.support.recorder import ANSWERED, OK, Recorder, World
-from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
+from tests.support.virtual import FakeSocket, FakeTransport, VirtualLoop, virtual_loop
 
 CONNECT_TIMEOUT = 5.0
 KEEPALIVE = 4.0
@@ -249,6 +250,10 @@ def test_keepalive_shorter_than_the_sweep(loop: VirtualLoop, keepalive: float) -
     assert serves(world.accept(), exchange)
 
 
+def _raise_os_error(*_: object) -> None:
+    raise OSError("no such option")
+
+
 def _close(transport: FakeTransport) -> None:
     transport.closing = True  # as it is between its close and `connection_lost`
 
@@ -285,6 +290,19 @@ def test_stale_before_its_first_use(loop: VirtualLoop, method: bytes) -> None:
     assert unused.written == b""
     world.answer(world.accept())
     assert exchange.calls == ANSWERED
+
+
+def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event loops report an exception of `connection_made`, and use the connection: it has to be polled, too."""
+    world = make_world(loop)
+    connection = loop.act(Connection, world.upstream)
+    transport = FakeTransport(loop, connection, peername=None, pollable=True)
+    monkeypatch.setattr(FakeSocket, "setsockopt", _raise_os_error)
+    with pytest.raises(OSError, match="option"):
+        connection.connection_made(transport)
+    assert connection.fresh
+    transport.socket.make_readable()
+    assert not connection.fresh
 
 
 @pytest.mark.parametrize("how", ["eof", "reset", "bytes"])

@@ -335,14 +335,6 @@ class Origin:
         self._parser = h11.Connection(h11.SERVER)
 
     @property
-    def can_end(self) -> bool:
-        """Whether a FIN is found at once: not before there is reading, nor while there is something to be written.
-
-        A transport that reads the end closes, and that waits until the rest of the request has been written.
-        """
-        return self.transport.readable and not self.transport.unsent
-
-    @property
     def idle(self) -> bool:
         """Whether the gateway may use the connection for another request."""
         return self.current is None and not self.transport.closing
@@ -737,7 +729,7 @@ class ClientMachine(RuleBasedStateMachine):
         origin.answer = make_answer(kind, origin.current.method, body, interim)
         if now and origin.transport.readable:
             self.go_on(origin, len(origin.answer.wire))
-            if origin.answer is not None and origin.answer.until_close and origin.can_end:
+            if origin.answer is not None and origin.answer.until_close and origin.transport.readable:
                 self.end(origin, "eof")
 
     @precondition(lambda self: self.asked())
@@ -782,7 +774,7 @@ class ClientMachine(RuleBasedStateMachine):
     def break_off(self, data: st.DataObject, how: Literal["eof", "reset"]) -> None:
         """Upstream ends a connection: one that is idle, or whatever it has answered so far."""
         origin = data.draw(st.sampled_from([each for each in self.origins if not each.transport.closing]))
-        if how == "reset" or origin.can_end:
+        if how == "reset" or origin.transport.readable:  # a FIN is found by reading
             self.end(origin, how)
 
     @precondition(lambda self: any(origin.idle and not origin.stale for origin in self.origins))

@@ -249,6 +249,32 @@ def test_request_whole_before_the_response_is(world: World) -> None:
     assert world.upstream.idle == 1
 
 
+@pytest.mark.parametrize(
+    ("answer", "end"),
+    [
+        pytest.param(b"HTTP/1.1 413 Content Too Large\r\n\r\nno", ("content", b"", True), id="until close"),
+        pytest.param(OK[:-1], BROKEN, id="length"),
+        pytest.param(OK[:9], BROKEN, id="part of a head"),
+        pytest.param(b"", BROKEN, id="none"),
+    ],
+)
+@pytest.mark.parametrize("sent", [True, False])
+def test_fin_while_upstream_takes_nothing(world: World, answer: bytes, end: tuple[object, ...], *, sent: bool) -> None:
+    """Upstream's FIN ends its answer at once, whether or not all has been written that is on its way to it."""
+    exchange = world.start(b"POST", 300_000)
+    transport = world.accept()
+    transport.block()
+    world.send(exchange, bytes(300_000 if sent else 200_000))
+    if answer:
+        world.answer(transport, answer)
+    transport.feed_eof()
+    world.loop.settle()
+    assert exchange.calls[-1] == end
+    assert exchange.done
+    assert transport.lost
+    assert world.upstream.open == 0
+
+
 # The response timeout
 
 

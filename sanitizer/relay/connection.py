@@ -5,6 +5,7 @@ declares. Cases, before the code that branches on them:
 
 * Bytes after the response's end, or on an idle connection: nobody asked for them; the connection is closed.
 * The connection ends where the content's end is not: an error, unless the content lasts until the connection closes.
+  Upstream's FIN is the end of it, however much of the request is still on its way: upstream may never take that.
 * 101: what follows the head is no HTTP any more; a tunnel if the exchange has asked for it, an error if not.
 """
 
@@ -56,8 +57,8 @@ class Connection(asyncio.Protocol):
         "_reading_paused",
         "answering",
         "exchange",
-        "exchanges",
         "idle_since",
+        "reused",
         "transport",
         "tunnel",
         "upstream",
@@ -67,7 +68,7 @@ class Connection(asyncio.Protocol):
     def __init__(self, upstream: "Upstream") -> None:
         self.upstream = upstream
         self.exchange: Exchange | None = None
-        self.exchanges = 0
+        self.reused = False  # it has been free since it was made, so that upstream may have closed it
         self.idle_since = 0.0
         self.answering = False  # a byte of the current response has come
         self.write_paused = False
@@ -104,10 +105,11 @@ class Connection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
         sock = transport.get_extra_info("socket")
+        # first, because event loops use a connection even if this method has raised an exception
+        self._poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        self._poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange
@@ -138,18 +140,14 @@ class Connection(asyncio.Protocol):
         if exchange is not None and self.tunnel:
             exchange.on_tunnel_eof()
             return self.transport.can_write_eof()
+        self.close()  # not when all has been written, which may be never
+        self._upstream_ended(exchange, in_order=True)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
         exchange, self.exchange = self.exchange, None
         self.upstream.closed(self)
-        if exchange is None or exchange.done:
-            return
-        response = exchange.response
-        if exc is None and response is not None and response.length is Framing.UNTIL_CLOSE and not self.tunnel:
-            exchange.complete(b"", b"")
-        else:
-            exchange.lost(UpstreamBroken())
+        self._upstream_ended(exchange, in_order=exc is None)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -215,6 +213,16 @@ class Connection(asyncio.Protocol):
         else:
             left, self._left = self._left, 0
             self._end(exchange, data[:left], b"", surplus=len(data) > left)
+
+    def _upstream_ended(self, exchange: Exchange | None, *, in_order: bool) -> None:
+        """Upstream has ended the connection, which ends a response that lasts until then, if it was ``in_order``."""
+        if exchange is None or exchange.done:
+            return
+        response = exchange.response
+        if in_order and response is not None and response.length is Framing.UNTIL_CLOSE:
+            exchange.complete(b"", b"")
+        else:
+            exchange.lost(UpstreamBroken())
 
     def _end(self, exchange: Exchange, content: bytes, trailers: bytes, *, surplus: bool) -> None:
         """The response is whole: give the connection back, or close it, then tell the face."""

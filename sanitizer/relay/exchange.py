@@ -167,7 +167,7 @@ class Exchange:
         connection = self.connection
         if self.done or connection is None or self.transmitted or connection.transport.is_closing():
             return
-        if connection.exchanges > 1 and not connection.fresh:
+        if connection.reused and not connection.fresh:
             connection.close()
             self.lost(UpstreamBroken())
             return
@@ -196,12 +196,12 @@ class Exchange:
         connection, self.connection = self.connection, None
         if self.done:
             return
-        if not self.transmitted and connection is not None and connection.exchanges > 1:
+        if not self.transmitted and connection is not None and connection.reused:
             # it had been closed while it was idle, as all others may have been; nothing has been sent
             self.upstream.loop.call_soon(Exchange.start, self)
             return
         may_repeat = not self.transmitted or (
-            connection is not None and connection.exchanges > 1 and not connection.answering and self._held is not None
+            connection is not None and connection.reused and not connection.answering and self._held is not None
         )
         if may_repeat and not self.retried:
             self.retried = True

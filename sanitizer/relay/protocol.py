@@ -12,6 +12,8 @@ Cases, before the code that branches on them:
   while, so that the client gets to read the response (RFC 9112 section 9.6).
 * A request that two parsers could read differently is refused, and the connection closed.
 * The client leaves, by FIN too: upstream's connection is closed at once. Only in a tunnel one side may end first.
+  After a FIN the client still gets what was answered before, if it takes it in time; but if the response to the
+  request at work has begun, the connection is reset, so that the response can't be taken for whole.
 * The client reads slowly: while it takes some of its response now and then, it is given more time; if it takes none,
   the connection is reset, so that the response can't be taken for whole.
 * Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
@@ -124,10 +126,7 @@ class RelayProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        if self._request is not None:
-            request, self._request = self._request, None
-            request.cancel()
-            self._ended(request)
+        self._cancel()
         if self.tunnel is not None:
             self.tunnel.leave()
             self.tunnel = None
@@ -146,7 +145,16 @@ class RelayProtocol(asyncio.Protocol):
             self._read(data)
 
     def eof_received(self) -> bool:
-        return self.tunnel is not None and self.tunnel.tunnel_eof()
+        if self.tunnel is not None:
+            return self.tunnel.tunnel_eof()
+        if self.closing:
+            return False
+        if self._cancel():
+            self.abort()
+        else:
+            self.close()  # when the responses to earlier requests are written
+            self._progresses()  # so that at the deadline it is known whether the client takes them
+        return False
 
     def pause_writing(self) -> None:
         self.write_blocked = True
@@ -205,6 +213,16 @@ class RelayProtocol(asyncio.Protocol):
             self._expire_in(self.front.keepalive_timeout)
             if self._waiting and not self.write_blocked:
                 self._read_waiting()
+
+    def _cancel(self) -> bool:
+        """The client has left: cancel the request at work. Returns whether its response had begun."""
+        request, self._request = self._request, None
+        if request is None:
+            return False
+        begun = request.begun
+        request.cancel()
+        self._ended(request)
+        return begun
 
     def _ended(self, request: Handler) -> None:
         """Count a request that is no longer at work: each comes here once."""

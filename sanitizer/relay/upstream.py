@@ -11,6 +11,7 @@ import asyncio
 import ssl
 from collections import deque
 from collections.abc import Callable
+from typing import Final
 
 from sanitizer.address import Address
 from sanitizer.errors import (
@@ -28,6 +29,7 @@ from sanitizer.relay.outbox import Outbox
 
 _ERRORS = (PoolExhausted, ConnectTimeout, ResponseTimeout, UpstreamUnreachable, UpstreamBroken)
 """All that an exchange can fail with."""
+_CLOSED: Final = "the gateway has closed its connections to upstream"
 
 
 class Upstream:
@@ -62,9 +64,8 @@ class Upstream:
         self._on_error = on_error
         self._idle: deque[Connection] = deque()
         self._connections: set[Connection] = set()
-        self._connecting: set[Connection] = set()
+        self._connecting: dict[Connection, tuple[asyncio.Task[None], Exchange]] = {}
         self._waiting: deque[Exchange] = deque()
-        self._tasks: set[asyncio.Task[None]] = set()
         self._closing = False
         self._sweep_timer: asyncio.TimerHandle | None = None
 
@@ -94,14 +95,19 @@ class Upstream:
         while idle:
             connection = idle.pop()
             if self.loop.time() - connection.idle_since < self._keepalive and not connection.transport.is_closing():
-                connection.exchanges += 1
                 exchange.attach(connection)
                 return
             connection.close()
         self.connect(exchange)
 
     def connect(self, exchange: Exchange) -> None:
-        """Attach ``exchange`` to a new connection, or to the first that comes free while all are taken."""
+        """Attach ``exchange`` to a new connection, or to the first that comes free while all are taken.
+
+        After `close` it fails, in a turn of its own: it may be one of many requests, each begun by the end of another.
+        """
+        if self._closing:
+            exchange.timer = self.loop.call_later(0, exchange.fail, UpstreamUnreachable(_CLOSED))
+            return
         if self._max is not None and self.open >= self._max:
             while self._waiting and self._waiting[0].done:
                 self._waiting.popleft()
@@ -109,21 +115,16 @@ class Upstream:
             exchange.timer = self.loop.call_later(self._connect_timeout, exchange.fail, PoolExhausted())
             return
         connection = Connection(self)
-        self._connecting.add(connection)
         task = self.loop.create_task(self._connect(connection, exchange))
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._connecting[connection] = task, exchange
 
     def release(self, connection: Connection) -> None:
         """Take a connection back that is free again."""
         if connection.transport.is_closing():
             return
-        if self._closing:
-            connection.close()
-            return
+        connection.reused = True
         exchange = self._next_waiting() if self._waiting else None
         if exchange is not None:
-            connection.exchanges += 1
             exchange.attach(connection)
             return
         connection.idle_since = self.loop.time()
@@ -134,7 +135,6 @@ class Upstream:
     def closed(self, connection: Connection) -> None:
         """A connection is gone: whoever waits for one may make a new one."""
         self._connections.discard(connection)
-        self._connecting.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._slot_free()
@@ -145,14 +145,23 @@ class Upstream:
             self._on_error(error.kind, str(error.__cause__ or error))
 
     def close(self) -> None:
-        """Drop every connection, busy ones too."""
+        """Drop every connection, and fail every exchange that has no answer yet, or not all of it."""
         self._closing = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
-        for task in tuple(self._tasks):
+        connecting = tuple(self._connecting.values())
+        self._connecting.clear()  # a task that has not begun is not told that it is cancelled
+        for task, exchange in connecting:
             task.cancel()
+            if not exchange.done:
+                exchange.fail(UpstreamUnreachable(_CLOSED))
+        while (waiting := self._next_waiting()) is not None:
+            waiting.fail(UpstreamUnreachable(_CLOSED))
         for connection in tuple(self._connections):
-            connection.transport.abort()
+            if connection.exchange is not None and not connection.exchange.done:
+                connection.exchange.fail(UpstreamBroken(_CLOSED))
+            else:
+                connection.close()
 
     def _slot_free(self) -> None:
         if not self._closing and (self._max is None or self.open < self._max):
@@ -179,7 +188,7 @@ class Upstream:
 
     async def _connect(self, connection: Connection, exchange: Exchange) -> None:
         address = self.address
-        error: GatewayError
+        error: GatewayError | None = UpstreamUnreachable()  # of an exception that nobody has thought of, too
         try:
             async with asyncio.timeout(self._connect_timeout):
                 if address.uds is not None:
@@ -193,23 +202,26 @@ class Upstream:
                         ssl=self._tls,
                         server_hostname=address.host if self._tls else None,
                     )
+            error = None
         except TimeoutError:
             error = ConnectTimeout()
         except (OSError, ValueError) as cause:  # ssl.SSLError is one; the other: a name that IDNA can't encode
             error = UpstreamUnreachable()
             error.__cause__ = cause
-        else:
-            if not connection.transport.is_closing():
-                self._connections.add(connection)
-                if exchange.done or exchange.connection is not None:
-                    self.release(connection)
-                else:
-                    connection.exchanges += 1
-                    exchange.attach(connection)
-                return
-            error = UpstreamBroken()  # lost already
         finally:
-            self._connecting.discard(connection)
-        if not exchange.done and exchange.connection is None:
-            exchange.fail(error)
+            self._connecting.pop(connection, None)
+            self._connected(connection, exchange, error)
+
+    def _connected(self, connection: Connection, exchange: Exchange, error: GatewayError | None) -> None:
+        """Use a connection that has been made for ``exchange``, or could not be made because of ``error``."""
+        if error is None and not connection.transport.is_closing():
+            self._connections.add(connection)
+            user = self._next_waiting() if exchange.done else exchange
+            if user is None:
+                self.release(connection)
+            else:
+                user.attach(connection)
+            return
+        if not exchange.done:
+            exchange.fail(error or UpstreamBroken())  # without an error it has been made, and lost since
         self._slot_free()

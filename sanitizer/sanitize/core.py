@@ -87,6 +87,10 @@ class Sanitizer:
         self.on_decision = on_decision
         self._targets = Targets(() if mode == "off" else fields, prefixes)
 
+    def intercepts(self, path: str) -> bool:
+        """Whether a POST to ``path`` (decoded) is intercepted."""
+        return self._targets.find(path) is not None
+
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> "Interception | None":
         """The interception of a POST to ``path`` (decoded), or None: then the request is an ordinary one.
 

@@ -64,7 +64,7 @@ class SanitizerMiddleware:
             interception.close()
 
     def _intercept(self, scope: Scope) -> Interception | None:
-        if scope["type"] != "http" or scope["method"] != "POST":
+        if scope["type"] != "http" or scope["method"] != "POST" or not self.sanitizer.intercepts(scope["path"]):
             return None
         head = encode_header(scope["headers"])
         if head is None:

@@ -6,14 +6,17 @@ from typing import Final
 
 from starlette.types import Scope
 
-_FIELD_LINE: Final = re.compile(rb"[^:\r\n]+: [^\r\n]*")
+_NAME: Final = re.compile(rb"[^:\r\n]+")
+_VALUE: Final = re.compile(rb"[^\r\n]*")
 
 
 def encode_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
     """A head in octets: an empty start line, the field lines, an empty line. None if a field is malformed."""
-    lines = [b"%b: %b" % line for line in headers]
-    if not all(map(_FIELD_LINE.fullmatch, lines)):
-        return None
+    lines: list[bytes] = []
+    for name, value in headers:
+        if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
+            return None
+        lines.append(b"%b: %b" % (name, value))
     return b"".join([b"\r\n", *(line + b"\r\n" for line in lines), b"\r\n"])
 
 

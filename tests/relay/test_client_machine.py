@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
 
 import h11
+import pytest
 from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -311,7 +312,7 @@ class Seen:
     number: int
     """Which request of its client it is."""
     reused: bool
-    """Whether there was one on this connection before."""
+    """Whether its connection was free before it, and may have been closed by upstream meanwhile."""
     head: int
     content: bytes = b""
     whole: bool = False
@@ -329,20 +330,18 @@ class Origin:
         self.current: Seen | None = None
         self.answer: Answer | None = None
         self.stale = False
+        self.free = not transport.written
+        """Whether it has been free: nobody had a use for it when it was made, or it has had a request."""
         self._parser = h11.Connection(h11.SERVER)
-
-    @property
-    def can_end(self) -> bool:
-        """Whether a FIN is found at once: not before there is reading, nor while there is something to be written.
-
-        A transport that reads the end closes, and that waits until the rest of the request has been written.
-        """
-        return self.transport.readable and not self.transport.unsent
 
     @property
     def idle(self) -> bool:
         """Whether the gateway may use the connection for another request."""
         return self.current is None and not self.transport.closing
+
+    def go_stale(self) -> None:
+        self.stale = True
+        self.transport.socket.make_readable()
 
     def receive(self, clients: list[Client]) -> None:
         """Read what the gateway has written."""
@@ -362,7 +361,8 @@ class Origin:
                 assert client.active is not None
                 assert client.origin is None, "a request on two connections at once"
                 head = fresh.index(b"\r\n\r\n") + 4
-                self.current = Seen(event.method, event.target, client, client.finished, bool(self.seen), head)
+                self.current = Seen(event.method, event.target, client, client.finished, self.free, head)
+                self.free = True
                 self.seen.append(self.current)
                 client.origin = self
                 client.must_wait = False
@@ -411,11 +411,10 @@ class Reader:
                 method = methods[len(self.responses)] if len(self.responses) < len(methods) else b""
                 self._parser.send(h11.Request(method=method or b"GET", target="/", headers=[("Host", "a")]))
                 self._parser.send(h11.EndOfMessage())
-            if data:
-                self._parser.receive_data(data)
-            if ended:
-                self._parser.receive_data(b"")
-            data = b""
+            if not data and self.partial is None:
+                return  # no response has begun, so the end ends none
+            self._parser.receive_data(data)
+            end_to_come, data = ended and bool(data), b""
             while True:
                 event = self._parser.next_event()
                 if isinstance(event, h11.InformationalResponse):
@@ -434,6 +433,8 @@ class Reader:
                     self.partial = None
                     data = self._parser.trailing_data[0]
                     self._parser = None
+                    break
+                elif end_to_come:
                     break
                 else:
                     return
@@ -467,6 +468,8 @@ class Client:
         self.reader = Reader()
         self.read = 0
         self.deadline = now + KEEPALIVE
+        self.lost_by = float("inf")
+        """When its connection must have ended, however little it takes."""
         self.head_begun = False
         """Whether the gateway has begun to read a head that is not complete."""
 
@@ -507,6 +510,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.refusals = 0
         self.allowed: Counter[int] = Counter()
         """Statuses of the gateway's own that a request without a connection may get in this step, and how many."""
+        self.upstream_closed = False
         self.front: Front
 
     @initialize(
@@ -613,6 +617,23 @@ class ClientMachine(RuleBasedStateMachine):
             self.accept_all()
             self.pass_time(seconds)
 
+    @precondition(lambda self: any(client.next is None and client.active is None for client in self.open_clients()))
+    @rule(data=st.data(), stale=st.booleans())
+    def ask_and_leave(self, data: st.DataObject, stale: bool) -> None:
+        """A client leaves before there is a connection for its request: one may go into the pool without any use."""
+        quiet = [client for client in self.open_clients() if client.next is None and client.active is None]
+        client = data.draw(st.sampled_from(quiet))
+        self.add_request(client, "GET", same=True, size=0)
+        self.send(client, len(client.outgoing))
+        self.consistent()
+        client.transport.reset()
+        self.left(client)
+        self.loop.settle()
+        self.consistent()
+        self.accept_all()
+        if stale and self.origins and self.origins[-1].idle and not self.origins[-1].stale:
+            self.origins[-1].go_stale()
+
     @precondition(lambda self: any(client.outgoing for client in self.open_clients()))
     @rule(data=st.data(), size=st.sampled_from([1, 5, 20, 60, 100, 1 << 20]))
     def send_some(self, data: st.DataObject, size: int) -> None:
@@ -652,14 +673,12 @@ class ClientMachine(RuleBasedStateMachine):
         client = data.draw(st.sampled_from(at_work(self.open_clients())))
         transport = client.transport
         if how == "eof":
-            # A FIN is found by reading. One from a client that takes nothing is left out: the connection waits, without
-            # a limit, for all to be written, and the request stays at work.
-            if not transport.readable or transport.unsent:
-                return
-            transport.feed_eof()
+            if transport.readable:  # a FIN is found by reading
+                transport.feed_eof()
+                self.half_closed(client)
         else:
             transport.reset()
-        self.left(client)
+            self.left(client)
 
     @precondition(
         lambda self: any(each.transport.written and not each.transport.blocked for each in self.open_clients())
@@ -710,7 +729,7 @@ class ClientMachine(RuleBasedStateMachine):
         origin.answer = make_answer(kind, origin.current.method, body, interim)
         if now and origin.transport.readable:
             self.go_on(origin, len(origin.answer.wire))
-            if origin.answer is not None and origin.answer.until_close and origin.can_end:
+            if origin.answer is not None and origin.answer.until_close and origin.transport.readable:
                 self.end(origin, "eof")
 
     @precondition(lambda self: self.asked())
@@ -755,20 +774,15 @@ class ClientMachine(RuleBasedStateMachine):
     def break_off(self, data: st.DataObject, how: Literal["eof", "reset"]) -> None:
         """Upstream ends a connection: one that is idle, or whatever it has answered so far."""
         origin = data.draw(st.sampled_from([each for each in self.origins if not each.transport.closing]))
-        if how == "reset" or origin.can_end:
+        if how == "reset" or origin.transport.readable:  # a FIN is found by reading
             self.end(origin, how)
 
-    # Only connections that have been used: one that went into the pool unused, because the client that it was made for
-    # had left, is not polled before its first request.
-    @precondition(lambda self: any(origin.idle and origin.seen and not origin.stale for origin in self.origins))
+    @precondition(lambda self: any(origin.idle and not origin.stale for origin in self.origins))
     @rule(data=st.data())
     def go_stale(self, data: st.DataObject) -> None:
         """The end of an idle connection is in the kernel, where the gateway can find it, but the loop has not."""
-        origin = data.draw(
-            st.sampled_from([each for each in self.origins if each.idle and each.seen and not each.stale])
-        )
-        origin.stale = True
-        origin.transport.socket.make_readable()
+        origin = data.draw(st.sampled_from([each for each in self.origins if each.idle and not each.stale]))
+        origin.go_stale()
 
     @precondition(lambda self: any(origin.idle for origin in self.origins))
     @rule(data=st.data())
@@ -822,7 +836,26 @@ class ClientMachine(RuleBasedStateMachine):
             if client.active is None and not client.head_begun:
                 client.ending = "fin"
 
+    @precondition(lambda self: not self.upstream_closed and self.started > 5)
+    @rule()
+    def close_upstream(self) -> None:
+        """All connections to upstream are dropped, for good: whatever is at work fails, and so does what comes."""
+        self.upstream_closed = True
+        self.loop.act(self.front.upstream.close)
+        for client in self.clients:
+            if self.status_begun(client):
+                self.cut(client)
+            elif client.active is not None:
+                self.fail(client, 502)
+
     # The model
+
+    def half_closed(self, client: Client) -> None:
+        """The client has ended its side: an answer that has begun is cut, those before it can still be taken."""
+        client.ending = "reset" if self.status_begun(client) else "fin"
+        client.lost_by = self.loop.now + KEEPALIVE
+        if client.active is not None:
+            self.end_request(client, self.status_begun(client))
 
     def left(self, client: Client) -> None:
         """The client is gone, with the request that was at work."""
@@ -1004,6 +1037,9 @@ class ClientMachine(RuleBasedStateMachine):
                         expected = Expected(request.refused_with, b"", True, self.interim_passed(client), own=True)
                         self.end_request(client, request.refused_with)
                         self.refuse_request(client, expected)
+                elif self.upstream_closed:
+                    self.fail(client, 502)
+                    continue
                 break
 
     def refuse_request(self, client: Client, expected: Expected) -> None:
@@ -1082,6 +1118,7 @@ class ClientMachine(RuleBasedStateMachine):
             assert transport.lost or (client.ending == "fin" and transport.unsent)
             # who takes nothing does not get a response that could be taken for whole
             assert not transport.lost or transport.ending == ("reset" if transport.unsent else client.ending)
+        assert transport.lost or self.loop.now < client.lost_by
         if client.ending == "linger":
             assert transport.reading, "what a client still sends must be read, so that its response is not reset"
         if not client.ending:
@@ -1212,6 +1249,60 @@ def test_upload_that_upstream_does_not_take() -> None:
             upstream.unblock()
             assert client.reading
         assert upstream.written.endswith(b"\r\n\r\n" + b"content" * 3)
+
+
+@pytest.mark.parametrize("blocked", [True, False])
+@pytest.mark.parametrize("kind", ["GET", "GET 1.0"])
+@pytest.mark.parametrize("framing", ["length", "chunked", "until close"])
+def test_fin_in_an_answer(framing: str, kind: str, *, blocked: bool) -> None:
+    """What a client gets of an answer that is cut because of its FIN can't be taken for whole."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        client.feed(make_request(kind, b"/", b"").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        answer = make_answer(framing, b"GET", b"content", 0)
+        upstream.feed(answer.wire[: answer.head + 1])
+        loop.settle()
+        if blocked:
+            client.block()
+        client.feed_eof()
+        loop.settle()
+        assert (client.lost, client.ending) == (True, "reset")
+        assert upstream.lost
+        assert (front.counters.in_flight, front.told) == (0, [(b"GET", b"/", 200)])
+
+
+@pytest.mark.parametrize("takes", [True, False])
+def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
+    """The request at work is cancelled at once; the answer before it has the keep-alive timeout to be taken in."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        request = make_request("GET", b"/", b"")
+        answer = make_answer("length", b"GET", b"ok", 0)
+        client.feed(request.wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        upstream.feed(answer.wire)
+        client.feed(request.wire)
+        loop.settle()
+        client.block()
+        loop.advance(10 * KEEPALIVE)
+        assert front.counters.in_flight == 1
+        client.feed_eof()
+        loop.settle()
+        assert upstream.lost
+        assert (front.counters.in_flight, front.told[1:]) == (0, [(b"GET", b"/", 0)])
+        assert not client.lost
+        if takes:
+            client.unblock()
+            loop.settle()
+            assert (client.lost, client.ending, client.taken) == (True, "fin", answer.wire)
+        else:
+            loop.advance(KEEPALIVE)
+            assert (client.lost, client.ending) == (True, "reset")
 
 
 def test_client_connection() -> None:

@@ -38,8 +38,8 @@ class Loss:
     """A request whose connection is lost, and whether it is then sent on another."""
 
     method: bytes
-    connection: Literal["pooled", "new"]
-    """Whether there was an exchange on it before."""
+    connection: Literal["pooled", "unused", "new"]
+    """Whether it was in the pool before, and if so, whether there was an exchange on it before that."""
     sent: bool
     """Whether any of the request had been written by then."""
     again: bool
@@ -69,6 +69,10 @@ LOSSES = {
     "PUT with content that is held": Loss(b"PUT", "pooled", sent=True, again=True, body=HELD - 100),
     "PUT with content too large to be held": Loss(b"PUT", "pooled", sent=True, again=False, body=HELD),
     "POST with content, pooled, sent": Loss(b"POST", "pooled", sent=True, again=False, body=10),
+    # so may one that was in the pool without having been used
+    "POST, unused, not sent": Loss(b"POST", "unused", sent=False, again=True),
+    "GET, unused, sent": Loss(b"GET", "unused", sent=True, again=True),
+    "POST, unused, sent": Loss(b"POST", "unused", sent=True, again=False),
     # upstream had begun to answer
     "GET, pooled, a byte of the answer": Loss(b"GET", "pooled", sent=True, again=False, answer=b"H"),
     "GET, pooled, an interim answer": Loss(
@@ -87,8 +91,8 @@ def lose(world: World, loss: Loss) -> tuple[Recorder, FakeTransport]:
     """Let it come to the loss, and past it. The exchange, and the connection that it has lost."""
     loop = world.loop
     exchange = world.make(loss.method, loss.body)
-    if loss.connection == "pooled":
-        transport = world.idle_connection()
+    if loss.connection != "new":
+        transport = world.idle_connection() if loss.connection == "pooled" else world.unused_connection()
         if not loss.sent:
             transport.socket.make_readable()  # its end has come, and the loop has not read it
         loop.act(exchange.start)
@@ -243,6 +247,32 @@ def test_request_whole_before_the_response_is(world: World) -> None:
     assert [call for call in exchange.calls if call[0] == "response"] == [("response", 200)]
     assert not transport.closing
     assert world.upstream.idle == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "end"),
+    [
+        pytest.param(b"HTTP/1.1 413 Content Too Large\r\n\r\nno", ("content", b"", True), id="until close"),
+        pytest.param(OK[:-1], BROKEN, id="length"),
+        pytest.param(OK[:9], BROKEN, id="part of a head"),
+        pytest.param(b"", BROKEN, id="none"),
+    ],
+)
+@pytest.mark.parametrize("sent", [True, False])
+def test_fin_while_upstream_takes_nothing(world: World, answer: bytes, end: tuple[object, ...], *, sent: bool) -> None:
+    """Upstream's FIN ends its answer at once, whether or not all has been written that is on its way to it."""
+    exchange = world.start(b"POST", 300_000)
+    transport = world.accept()
+    transport.block()
+    world.send(exchange, bytes(300_000 if sent else 200_000))
+    if answer:
+        world.answer(transport, answer)
+    transport.feed_eof()
+    world.loop.settle()
+    assert exchange.calls[-1] == end
+    assert exchange.done
+    assert transport.lost
+    assert world.upstream.open == 0
 
 
 # The response timeout

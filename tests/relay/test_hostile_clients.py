@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from tests.relay.test_streaming import send_until_blocked
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, reply
@@ -86,6 +87,43 @@ def test_client_leaves_with_more_behind_its_request(upstream: Upstream, path: by
         upstream.wait_request(1)
         client.close()
         assert left.wait(30)
+
+
+@pytest.mark.parametrize("path", [b"/", b"/key/update"])
+def test_half_close_of_a_client_that_does_not_read(upstream: Upstream, path: bytes) -> None:
+    """Its FIN is no less a departure for the response that it has stopped reading: the exchange ends at once."""
+    stuck = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\n")
+        send_until_blocked(connection, 100 * MIB)
+        stuck.set()
+        assert connection.closed()
+
+    upstream.script = script
+    with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
+        client.send(b"POST %b HTTP/1.0\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}" % path)
+        assert stuck.wait(30)
+        client.half_close()
+        upstream.wait_closed()
+        with pytest.raises(Cut) as cut:
+            client.read_to_end()
+        assert cut.value.reset
+
+
+@pytest.mark.parametrize("path", [b"/", b"/key/update"])
+def test_half_close_in_an_answer(upstream: Upstream, path: bytes) -> None:
+    """An answer that lasts until the connection closes is not whole when it is cut for a client's FIN: it is reset."""
+    upstream.script = reply(b"HTTP/1.1 200 OK\r\n\r\ncontent", WAIT_CLOSED)
+    with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
+        client.send(b"POST %b HTTP/1.0\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}" % path)
+        client.read_until(b"content")
+        client.half_close()
+        with pytest.raises(Cut) as cut:
+            client.read_to_end()
+        assert cut.value.reset
+        upstream.wait_closed()
 
 
 def test_slow_readers_get_it_all(upstream: Upstream) -> None:

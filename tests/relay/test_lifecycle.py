@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.relay.test_streaming import send_until_blocked
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Connection, Upstream, reply
@@ -184,6 +185,30 @@ def test_upstream_restarts_under_load(upstream: Upstream) -> None:
         assert [client.ask(GET).status for client in clients] == [200] * 4
         for client in clients:
             client.close()
+
+
+def test_answer_to_an_upload_that_upstream_does_not_take() -> None:
+    """An answer that lasts until upstream closes ends with upstream's FIN, though the upload is stuck on its way."""
+    stuck, answered = threading.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        assert stuck.wait(30)
+        connection.send(b"HTTP/1.1 413 Content Too Large\r\n\r\nno")
+        connection.half_close()
+        assert answered.wait(30)  # nothing is read meanwhile
+
+    with (
+        Upstream(script, receive_buffer=8192) as upstream,
+        Gateway(upstream.url) as gateway,
+        gateway.connect() as client,
+    ):
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100000000\r\n\r\n")
+        send_until_blocked(client, 100_000_000)
+        stuck.set()
+        response = client.read_response()
+        answered.set()
+        assert (response.status, response.body, response.complete) == (413, b"no", True)
 
 
 def test_client_without_an_address(upstream: Upstream) -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import gc
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from sanitizer.relay.connection import Connection
 from tests.support.recorder import ANSWERED, OK, Recorder, World
-from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
+from tests.support.virtual import FakeSocket, FakeTransport, VirtualLoop, virtual_loop
 
 CONNECT_TIMEOUT = 5.0
 KEEPALIVE = 4.0
@@ -248,6 +250,10 @@ def test_keepalive_shorter_than_the_sweep(loop: VirtualLoop, keepalive: float) -
     assert serves(world.accept(), exchange)
 
 
+def _raise_os_error(*_: object) -> None:
+    raise OSError("no such option")
+
+
 def _close(transport: FakeTransport) -> None:
     transport.closing = True  # as it is between its close and `connection_lost`
 
@@ -271,6 +277,32 @@ def test_stale(loop: VirtualLoop, method: bytes, spoil: Any) -> None:
     second = world.start(method)
     assert serves(world.accept(), second)
     assert exchange.calls == second.calls == []
+
+
+@pytest.mark.parametrize("method", [b"GET", b"POST"])
+def test_stale_before_its_first_use(loop: VirtualLoop, method: bytes) -> None:
+    """A connection that has been in the pool without having been used is polled before its first request, too."""
+    world = make_world(loop)
+    unused = world.unused_connection()
+    assert world.upstream.idle == 1
+    unused.socket.make_readable()
+    exchange = world.start(method)
+    assert unused.written == b""
+    world.answer(world.accept())
+    assert exchange.calls == ANSWERED
+
+
+def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Event loops report an exception of `connection_made`, and use the connection: it has to be polled, too."""
+    world = make_world(loop)
+    connection = loop.act(Connection, world.upstream)
+    transport = FakeTransport(loop, connection, peername=None, pollable=True)
+    monkeypatch.setattr(FakeSocket, "setsockopt", _raise_os_error)
+    with pytest.raises(OSError, match="option"):
+        connection.connection_made(transport)
+    assert connection.fresh
+    transport.socket.make_readable()
+    assert not connection.fresh
 
 
 @pytest.mark.parametrize("how", ["eof", "reset", "bytes"])
@@ -385,56 +417,123 @@ def test_an_end_that_nobody_waits_for_is_no_error(loop: VirtualLoop) -> None:
 # Closing
 
 
-def test_close(loop: VirtualLoop) -> None:
-    """All connections are dropped, idle, busy, or being made, and no timer is left that does anything."""
-    world = make_world(loop)
-    busy, done, connecting = (world.start(b"POST") for _ in range(3))
-    transports = [world.accept(), world.accept()]
-    world.answer(transports[1])
-    assert (world.upstream.open, world.upstream.idle, world.upstream.connecting) == (3, 1, 1)
+def _busy(world: World) -> list[Recorder]:
+    return [world.run(b"POST")[0]]
+
+
+def _busy_on_a_reused_connection(world: World) -> list[Recorder]:
+    world.idle_connection()
+    return [world.start()]
+
+
+def _to_be_written(world: World) -> list[Recorder]:
+    busy = world.run(b"POST")[0]
+    world.idle_connection()
+    exchange = world.make()
+    world.loop.act(exchange.start)  # which another exchange at work puts off to the end of the turn
+    return [busy, exchange]
+
+
+def _stale(world: World) -> list[Recorder]:
+    world.idle_connection().socket.make_readable()
+    exchange = world.make()
+    world.loop.act(exchange.start)  # which is found, so that it is started again in the next turn
+    return [exchange]
+
+
+def _to_connect(world: World) -> list[Recorder]:
+    exchange = world.make()
+    world.loop.act(exchange.start)  # the attempt has not begun
+    return [exchange]
+
+
+def _connecting(world: World) -> list[Recorder]:
+    return [world.start()]
+
+
+def _connected(world: World) -> list[Recorder]:
+    exchange = world.start()
+    world.loop.attempts[0].outcome.set_result(None)  # the attempt has succeeded, and nobody knows of it
+    return [exchange]
+
+
+def _waiting(world: World) -> list[Recorder]:
+    return [world.start(b"POST") for _ in range(4)]
+
+
+@pytest.mark.parametrize(
+    "bring_about",
+    [_busy, _busy_on_a_reused_connection, _to_be_written, _stale, _to_connect, _connecting, _connected, _waiting],
+)
+def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[World], list[Recorder]]) -> None:
+    """Each exchange at work fails, once; no connection is left, and none is opened."""
+    world = make_world(loop, max_connections=2)
+    exchanges = bring_about(world)
     loop.act(world.upstream.close)
     loop.settle()
-    assert all(transport.lost for transport in transports)
-    assert (world.upstream.open, world.upstream.idle) == (0, 0)
     assert loop.attempts == []
     loop.advance(100)
-    assert busy.calls == [("error", "broken")]
-    assert done.calls == ANSWERED
-    assert connecting.calls == []
-    assert world.upstream.open == 0
+    assert [len(exchange.calls) for exchange in exchanges] == [1] * len(exchanges)
+    assert {exchange.calls[0][0] for exchange in exchanges} == {"error"}
+    assert sum(world.upstream.errors.values()) == len(world.told) == len(exchanges)
+    assert all(transport.lost for transport in loop.transports)
+    assert (world.upstream.open, world.upstream.idle) == (0, 0)
 
 
-def test_close_while_connecting(loop: VirtualLoop) -> None:
-    """A connection that is being made is given up, and no other is made."""
-    world = make_world(loop, max_connections=1)
-    world.start()
-    world.start()
-    assert len(loop.attempts) == 1
-    loop.act(world.upstream.close)
-    loop.settle()
-    assert loop.attempts == []
-    assert loop.given_up == 1
-    assert world.upstream.open == 0
-
-
-def test_close_while_others_wait(loop: VirtualLoop) -> None:
-    """The place of a connection that is dropped is nobody's: no connection is made any more."""
-    world = make_world(loop, max_connections=1)
-    busy, _ = world.run(b"POST")
-    world.start()
-    loop.act(world.upstream.close)
-    loop.settle()
-    assert busy.calls == [("error", "broken")]
-    assert loop.attempts == []
-    assert world.upstream.open == 0
-
-
-def test_release_while_closing(loop: VirtualLoop) -> None:
-    """A request that comes after `close` is answered, but its connection is not kept."""
+@pytest.mark.parametrize("head", [OK[:-2], b"HTTP/1.1 200 OK\r\n\r\n"], ids=["length", "until close"])
+def test_close_breaks_answers_off(loop: VirtualLoop, head: bytes) -> None:
+    """An answer that has begun is not whole, even one that lasts until the connection closes."""
     world = make_world(loop)
-    loop.act(world.upstream.close)
     exchange, transport = world.run()
+    world.answer(transport, head + b"o")
+    loop.act(world.upstream.close)
+    loop.settle()
+    assert exchange.calls == [("response", 200), ("content", b"o", False), ("error", "broken")]
+
+
+def test_close_leaves_alone_what_is_over(loop: VirtualLoop) -> None:
+    """Idle connections are dropped; nothing is told to exchanges that are answered or cancelled."""
+    world = make_world(loop, max_connections=3)
+    busy, _ = world.run(b"POST")
+    answered, transport = world.run()
+    connecting, waiting = world.start(b"POST"), world.start()
+    for exchange in (connecting, waiting):
+        loop.act(exchange.cancel)
     world.answer(transport)
-    assert exchange.calls == ANSWERED
-    assert transport.lost
-    assert world.upstream.open == 0
+    assert (world.upstream.open, world.upstream.idle) == (3, 1)
+    loop.act(world.upstream.close)
+    loop.settle()
+    loop.advance(100)
+    assert answered.calls == ANSWERED
+    assert busy.calls == [("error", "broken")]
+    assert connecting.calls == waiting.calls == []
+    assert (loop.attempts, world.upstream.open, world.upstream.idle) == ([], 0, 0)
+
+
+@pytest.mark.parametrize("cancelled", [True, False])
+def test_request_after_close(loop: VirtualLoop, cancelled: bool) -> None:
+    """It fails, in a turn of its own: a face that goes on with its next request at once must not go too deep."""
+    world = make_world(loop)
+    world.idle_connection()
+    loop.act(world.upstream.close)
+    exchange = world.make()
+    loop.act(exchange.start)
+    assert exchange.calls == []
+    if cancelled:
+        loop.act(exchange.cancel)
+    loop.settle()
+    assert exchange.calls == ([] if cancelled else [("error", "unreachable")])
+    assert loop.attempts == []
+
+
+def test_an_attempt_that_fails_in_an_unexpected_way(loop: VirtualLoop) -> None:
+    """No exchange is left without an end by an exception that nobody has thought of, and its place comes free."""
+    world = make_world(loop, max_connections=1)
+    exchange, waiting = world.start(), world.start()
+    loop.attempts[0].refuse(RuntimeError("a defect"))
+    assert exchange.calls == [("error", "unreachable")]
+    world.answer(world.accept())
+    assert waiting.calls == ANSWERED
+    gc.collect()
+    assert [str(failure["exception"]) for failure in loop.failures] == ["a defect"]
+    loop.failures.clear()

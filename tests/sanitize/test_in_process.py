@@ -229,6 +229,7 @@ async def test_fields(sent: Fields, asked: Fields) -> None:
         pytest.param((b"x", b"1\rauthorization: Bearer sk-other"), id="CR"),
         pytest.param((b"authorization: Bearer sk-other\r\nx", b"1"), id="in a name"),
         pytest.param((b"authorization:x", b"Bearer sk-other"), id="a colon in a name"),
+        pytest.param((b"authorization: x", b"Bearer sk-other"), id="a colon and a space in a name"),
         pytest.param((b"", b"authorization: Bearer sk-other"), id="no name"),
     ],
 )

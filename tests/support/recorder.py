@@ -87,6 +87,12 @@ class World:
         transport.written.clear()
         return transport
 
+    def unused_connection(self) -> FakeTransport:
+        """A connection in the pool that has had no exchange: the one that it was made for was cancelled."""
+        exchange = self.start()
+        self.loop.act(exchange.cancel)
+        return self.accept()
+
     def send(self, exchange: Recorder, data: bytes, *, last: bool = False) -> None:
         """The client sends content."""
         self.loop.act(exchange.send, data, last)

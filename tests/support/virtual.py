@@ -241,6 +241,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self, when: float, callback: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> asyncio.TimerHandle:
         heapq.heappush(self._due, when)
+        self._calls += when <= self.now
         return super().call_at(when, callback, *args, **kwargs)
 
     def call_soon(  # type: ignore[override]  # passes on whatever it is called with

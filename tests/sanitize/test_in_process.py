@@ -492,3 +492,24 @@ async def test_callers_at_once() -> None:
 
     clients = await asyncio.gather(*map(ask, range(8)))
     assert [client.marks for client in clients] == [[DROPPED], [b'unknown; reason="lookup_403"']] * 4
+
+
+async def test_alias() -> None:
+    """A key that is named by its alias is asked for with a POST that the app reads whole."""
+    seen: list[tuple[str, str, bytes]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        message = await receive()
+        seen.append((scope["method"], scope["path"], message["body"]))
+        row = {"key_alias": "mine", "allowed_routes": ["/a"]}
+        body = json.dumps({"info": [row]} if scope["path"] == "/v2/key/info" else {}).encode()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": body})
+
+    sent = b'{"key_alias": "mine", "allowed_routes": ["/a"]}'
+    client = await through(SanitizerMiddleware(app), sent)
+    assert client.marks == [DROPPED]
+    assert seen == [
+        ("POST", "/v2/key/info", b'{"key_aliases": ["mine"]}'),
+        ("POST", "/key/update", b'{"key_alias": "mine" }'),
+    ]

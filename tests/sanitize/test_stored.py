@@ -28,7 +28,7 @@ from sanitizer.errors import (
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.upstream import Upstream as GatewayUpstream
 from sanitizer.sanitize.decision import Stored, Unknown
-from sanitizer.sanitize.stored import MAX_ANSWER, MAX_TOKEN, Ask, Caller, StoredKeys, key_hash, token_of
+from sanitizer.sanitize.stored import MAX_ANSWER, MAX_TOKEN, Ask, Caller, LookupOutcome, StoredKeys, key_hash, token_of
 from tests.sanitize.harness import Fields, octets
 from tests.support.upstream import (
     CLOSE,
@@ -427,3 +427,55 @@ async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 async def test_key_hash(key: str, prefix: str) -> None:
     """A key has one name in logs, whether it is sent raw or hashed, and that name never shows it."""
     assert key_hash(key) == prefix
+
+
+def aliases(*rows: Any) -> bytes:
+    return json.dumps({"key": ["ignored"], "info": list(rows)}).encode()
+
+
+async def test_bytes_sent_for_an_alias() -> None:
+    """A key is looked up by its alias with a POST, whose content alone is the gateway's."""
+    with Upstream(reply(ok(aliases({"key_alias": "ä", "spend": None})))) as upstream:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
+            caller = Caller(octets([HOST, (b"Content-Type", b"text/x"), (b"Content-Length", b"9")]), look_up.ask)
+            found, lookup = await look_up.stored.get_by_alias(caller, "ä", "/p")
+        assert found == Stored({"key_alias": "ä", "spend": None})
+        assert lookup is not None
+        assert lookup.outcome is LookupOutcome.OK
+        upstream.settle()
+        body = b'{"key_aliases": ["\\u00e4"]}'
+        assert upstream.received == b"\r\n".join(
+            [
+                b"POST /p/v2/key/info HTTP/1.1",
+                b"Host: proxy.example",
+                b"Accept-Encoding: identity",
+                b"Content-Type: application/json",
+                b"Content-Length: %d" % len(body),
+                b"",
+                body,
+            ]
+        )
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "result"),
+    [
+        pytest.param(200, aliases({"key_alias": "a"}), Stored({"key_alias": "a"}), id="the key"),
+        pytest.param(200, aliases(), Unknown("lookup_shape"), id="none that the caller may see"),
+        pytest.param(200, aliases({"key_alias": "b"}), Unknown("lookup_shape"), id="another"),
+        pytest.param(200, aliases({"key_alias": "a"}, {"key_alias": "a"}), Unknown("lookup_shape"), id="two"),
+        pytest.param(200, aliases([]), Unknown("lookup_shape"), id="a list"),
+        pytest.param(200, aliases({"key_alias": "a", "status": "deleted"}), Unknown("key_deleted"), id="a deleted one"),
+        pytest.param(200, b'{"info": {"key_alias": "a"}}', Unknown("lookup_shape"), id="an object"),
+        pytest.param(200, b" " * (MAX_ANSWER + 1), Unknown("lookup_size"), id="over the limit"),
+        pytest.param(403, b"{}", Unknown("lookup_403", refused=True), id="forbidden"),
+        pytest.param(404, b"{}", Unknown("lookup_404"), id="a release that has no such endpoint"),
+    ],
+)
+async def test_answers_for_an_alias(status: int, body: bytes, result: Stored | Unknown) -> None:
+    """Only one row with that very alias is the key."""
+    head = b"HTTP/1.1 %d Odd\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+    with Upstream(reply(head + body), keep=False) as upstream:
+        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
+            caller = Caller(octets([HOST]), look_up.ask)
+            assert (await look_up.stored.get_by_alias(caller, "a", ""))[0] == result

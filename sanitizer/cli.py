@@ -48,7 +48,7 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
     parser = _Parser(
         prog="litellm-sanitizer",
-        description="A gateway in front of LiteLLM that drops key fields resent unchanged from POST /key/update.",
+        description="A gateway in front of LiteLLM that drops key fields from key updates if they are unchanged.",
         epilog="`litellm-sanitizer serve --help` lists the options; each can be given as SANITIZER_<NAME> in the "
         "environment too, flags win.",
         allow_abbrev=False,

@@ -155,7 +155,7 @@ class Settings:
         ),
     )
     fields: frozenset[str] = field(
-        default=FIELDS, metadata=_option(_fields, "NAMES", "comma list narrowing which fields may be dropped")
+        default=FIELDS, metadata=_option(_fields, "NAMES", "comma list of the only fields that may be dropped")
     )
     root_path: tuple[str, ...] = field(
         default=("",),
@@ -173,15 +173,15 @@ class Settings:
         default=1024**2, metadata=_option(_size, "SIZE", "largest body inspected; larger ones pass untouched")
     )
     lookup_timeout: float = field(
-        default=5.0, metadata=_option(_seconds(), "SECONDS", "for the whole lookup of a key's stored state")
+        default=5.0, metadata=_option(_seconds(), "SECONDS", "limit of each lookup of a stored key")
     )
     lookup_key_file: str | None = field(
         default=None,
         metadata=_option(
             _key_file,
             "FILE",
-            "LiteLLM key to look a key up with when the caller's own lookup is refused with 403; "
-            "SANITIZER_LOOKUP_KEY can hold the key itself",
+            "LiteLLM key for lookups, used when LiteLLM has refused an update because of a guarded field and the "
+            "caller's own lookup with 403; SANITIZER_LOOKUP_KEY can hold the key itself",
         ),
     )
     lookup_key: str | None = field(default=None, repr=False)

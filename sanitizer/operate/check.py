@@ -1,14 +1,13 @@
 """``litellm-sanitizer check``: is the upstream a LiteLLM, which of the defects does it have, will the gateway see them.
 
-Nothing is changed: the check sends some GET requests, as the holder of a key if one is given. What can be wrong, and
-how it is told:
+The check changes nothing: it sends some GET requests, with a key if it is given one. It recognises these problems:
 
-- No connection, or the port speaks the other of http and https: told apart by trying both.
-- The certificate is not trusted: `--upstream-ca`.
-- Something answers, but not as LiteLLM does.
+- There is no connection, or the port speaks https where http is configured, or http where https is.
+- The certificate is not trusted (`--upstream-ca`).
+- A server answers, but not as LiteLLM does.
 - LiteLLM has a ``SERVER_ROOT_PATH`` that the gateway does not know, or the gateway one that LiteLLM does not.
-- ``PROXY_BASE_URL`` is the upstream itself: the dashboard then calls LiteLLM past the gateway.
-- The key is not one that LiteLLM knows, or may not read itself.
+- ``PROXY_BASE_URL`` names the upstream itself, so that the dashboard's requests do not pass the gateway.
+- LiteLLM does not know the key, or does not let it read itself.
 """
 
 import ipaddress
@@ -59,22 +58,27 @@ class Finding:
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """One gate, as far as the release is concerned: the unchanged values it refuses, and those it did not always."""
+    """One field of one endpoint: the unchanged values that the release refuses, and those that it accepts again."""
 
     endpoint: str
     field: str
     refused: list[str]
     fixed: list[str]
     error: str
+    """A part of LiteLLM's refusal."""
     repaired: bool
     """Whether the gateway is set to repair it."""
 
 
 @dataclass(slots=True)
 class Report:
-    """All that was found out. ``release`` is None if LiteLLM did not tell it; ``defects`` are then not known."""
+    """All findings. ``release`` is None if LiteLLM did not tell it; ``defects`` are then unknown.
+
+    ``proven_on`` is the newest LiteLLM release on which the table of defects was proven.
+    """
 
     upstream: str
+    proven_on: str = NEWEST
     release: str | None = None
     findings: list[Finding] = field(default_factory=list)
     defects: list[Defect] | None = None
@@ -270,8 +274,12 @@ def _release(report: Report, ask: Asking, key: str | None) -> None:
         report.add("release", Result.NOTE, detail + (refused or ": --key-file"))
     elif (release := _numbers(report.release)) is None:
         report.add("release", Result.NOTE, f"{report.release}, which can't be compared with others")
-    elif release > (_numbers(NEWEST) or ()):
-        detail = f"{report.release}, newer than the newest whose defects are known, {NEWEST}: told as for that one"
+    elif release > _NEWEST:
+        detail = f"{report.release}, newer than {NEWEST}, the newest release whose defects are known and shown here"
+        report.add("release", Result.NOTE, detail)
+    elif release < _OLDEST:
+        oldest = ".".join(map(str, _OLDEST))
+        detail = f"{report.release}, older than {oldest}, the oldest release whose defects are known and shown here"
         report.add("release", Result.NOTE, detail)
     else:
         report.add("release", Result.OK, report.release)
@@ -283,20 +291,36 @@ def _numbers(release: str) -> Release | None:
     return tuple(map(int, match.groups())) if match else None
 
 
+_NEWEST = _numbers(NEWEST) or ()
+_OLDEST = min(_numbers(row.since) or () for gate in GATES for row in gate.refused)
+
+
 def _defects(report: Report, settings: Settings) -> None:
     release = _numbers(report.release or "")
-    if release is not None:
-        report.defects = [_defect(gate, release, settings) for gate in GATES]
+    if release is None:
+        return
+    gates: dict[tuple[str, str], list[Gate]] = {}
+    for gate in GATES:
+        gates.setdefault((gate.endpoint, gate.field), []).append(gate)
+    report.defects = [_defect(of_field, max(release, _OLDEST), settings) for of_field in gates.values()]
 
 
-def _defect(gate: Gate, release: Release, settings: Settings) -> Defect:
+def _defect(gates: list[Gate], release: Release, settings: Settings) -> Defect:
+    """The defect of a field. ``gates`` are all on it; more than one may name the same values.
+
+    A row that ends in the release in which another one begins has been replaced by that one; nothing is fixed.
+    """
     refused: list[str] = []
     fixed: list[str] = []
-    for since, before, value in gate.refused:
+    rows = list(dict.fromkeys(row for gate in gates for row in gate.refused))
+    begins = {row.since for row in rows}
+    for since, before, value in rows:
         if before is not None and release >= (_numbers(before) or ()):
-            fixed.append(value)
+            if before not in begins:
+                fixed.append(value)
         elif release >= (_numbers(since) or ()):
             refused.append(value)
+    gate = gates[0]
     repaired = settings.mode == "enforce" and gate.field in settings.fields
     return Defect(gate.endpoint, gate.field, refused, fixed, gate.fragments[0], repaired)
 
@@ -369,7 +393,7 @@ _OF_A_KEY = {
     ),
     404: (
         Result.NOTE,
-        "LiteLLM takes this key, but has none such stored (404): the master key, which needs no gateway",
+        "LiteLLM takes this key, but does not store it (404): it is the master key, most likely",
     ),
 }
 
@@ -411,7 +435,7 @@ def _json(report: Report) -> str:
 
 
 def _text(report: Report, settings: Settings) -> str:
-    lines = [f"litellm-sanitizer {__version__}: check of {report.upstream}", ""]
+    lines = [f"litellm-sanitizer {__version__}, proven on LiteLLM {report.proven_on}: check of {report.upstream}", ""]
     for finding in report.findings:
         word = "PROBLEM" if finding.result is Result.PROBLEM else finding.result
         lines += _item(f"{word:9}{finding.check:12}", finding.detail)
@@ -430,18 +454,35 @@ def _defect_lines(defects: list[Defect], release: str, settings: Settings) -> li
     present = [defect for defect in defects if defect.refused]
     if not present:
         return [f"LiteLLM {release} refuses nothing that is sent unchanged: it needs no gateway."]
-    lines = [f"LiteLLM {release} refuses these fields, though unchanged, from anyone but a proxy admin:"]
-    for defect in present:
+    lines = [f"LiteLLM {release} refuses these fields, though unchanged, most of them from all but proxy admins:"]
+
+    def values(defect: Defect) -> str:
         missing = "" if defect.repaired else " - NOT REPAIRED: " + _not_repaired(settings)
-        lines += _item(f"  {defect.endpoint:24}{defect.field:18}", "; ".join(defect.refused) + missing)
+        return "; ".join(defect.refused) + missing
+
+    lines += _by_endpoint(present, values)
     fixed = [defect for defect in defects if defect.fixed]
     if fixed:
         lines.append("Fixed in this release:")
-    for defect in fixed:
-        lines += _item(f"  {defect.endpoint:24}{defect.field:18}", "; ".join(defect.fixed))
+        lines += _by_endpoint(fixed, lambda defect: "; ".join(defect.fixed))
     if all(defect.repaired for defect in present):
         lines.append("The gateway repairs all of these." if len(present) > 1 else "The gateway repairs this.")
     return lines
+
+
+def _by_endpoint(defects: list[Defect], values: Callable[[Defect], str]) -> Iterator[str]:
+    """The fields of each endpoint with their ``values``. Endpoints that have the same are shown together."""
+    of_endpoint: dict[str, list[tuple[str, str]]] = {}
+    for defect in defects:
+        of_endpoint.setdefault(defect.endpoint, []).append((defect.field, values(defect)))
+    endpoints: dict[tuple[tuple[str, str], ...], list[str]] = {}
+    for endpoint, rows in of_endpoint.items():
+        endpoints.setdefault(tuple(rows), []).append(endpoint)
+    width = max(len(defect.field) for defect in defects) + 2
+    for fields, names in endpoints.items():
+        yield "  POST " + ", ".join(names)
+        for name, text in fields:
+            yield from _item(f"    {name:{width}}", text)
 
 
 def _not_repaired(settings: Settings) -> str:

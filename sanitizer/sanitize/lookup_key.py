@@ -1,15 +1,14 @@
 """The lookup credential: a LiteLLM key of the gateway's own, for callers who may update a key but not read it.
 
-A key limited to ``/key/update``, for one, is refused by ``GET /key/info``. With this credential the gateway reads for
-such callers, after their own lookup was refused with 403: LiteLLM knows them then, and only does not let them read.
-It is never used after a 401, nor for anything but a lookup; the update goes on as the caller, with their own fields.
+``GET /key/info`` refuses a key limited to ``/key/update``, for example. With the credential, the gateway reads for such
+a caller, and only after two refusals: LiteLLM has refused the update because of a guarded member, and has answered the
+caller's own lookup with 403. It therefore knows the caller, and only does not let them read. The credential is sent
+with lookups alone; the update itself always carries the caller's own fields.
 
-What that gives away. The caller is never shown what was read, and `Sanitizer` keeps its response field back unless
-LiteLLM answered with success, that is, unless the caller may write what they cannot read. But LiteLLM itself refuses a
-request with a guarded field in other words, or with another status, than one without. So a stranger who may call
-``/key/update`` and knows someone's key, or its hash, can send a guess and see from the refusal whether it was right;
-without the credential the refusal is the same for every guess. What keys hold in guarded fields is then open to
-guessing by whoever has a key to LiteLLM. Nothing else about them is, and nobody can write more than before.
+It opens no oracle. The caller is never shown what was read. LiteLLM refuses an update in different words, depending on
+the members in it; so the answer to a further send is the caller's only if it is a success. Any other answer is replaced
+by the first refusal, without the gateway's response field. A stranger who sends guesses at a stored value gets the same
+answer for a right one as for a wrong one; only the time that it takes differs.
 """
 
 import os

@@ -10,7 +10,19 @@ from typing import Any
 import pytest
 
 from sanitizer.operate import logs
-from tests.operate.test_metrics import CUT, HANDSHAKE, KEY, SWITCH, lookup, request, stored, update
+from tests.operate.test_metrics import (
+    BUDGET,
+    CUT,
+    HANDSHAKE,
+    KEY,
+    SPEND,
+    SWITCH,
+    lookup,
+    refusing,
+    request,
+    stored,
+    update,
+)
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Upstream, reply
 from tests.support.wire import Cut
@@ -139,6 +151,29 @@ def test_decision(upstream: Upstream) -> None:
         }
 
 
+def test_decision_after_a_refusal(upstream: Upstream) -> None:
+    """A request that is sent again is one line, which says what LiteLLM had refused, and the status of the last answer.
+
+    With ``--access-log`` it is one request.
+    """
+    upstream.script = refusing("403 No", BUDGET, {"spend": 1.5}, b"spend")
+    with Gateway(upstream.url, "--access-log") as gateway:
+        assert gateway.ask(SPEND).status == 200
+        gateway.stop()
+        (line,) = [record for record in gateway.records if record["message"].startswith("/key/update")]
+        del line["time"], line["key"], line["lookup_ms"]
+        assert line == {
+            "level": "info",
+            "message": "/key/update dropped",
+            "outcome": "dropped",
+            "endpoint": "/key/update",
+            "fields": "spend",
+            "after_refusal": "spend",
+            "status": 200,
+        }
+        assert [(line["path"], line["status"]) for line in accesses(gateway)] == [("/key/update", 200)]
+
+
 def test_decision_without_an_answer(upstream: Upstream) -> None:
     """If the client leaves before the answer, the decision is logged all the same, without a status."""
     upstream.script = reply(WAIT_CLOSED)
@@ -152,7 +187,7 @@ def test_decision_without_an_answer(upstream: Upstream) -> None:
         assert "status" not in line
 
 
-@pytest.mark.parametrize("message", [request(), update(b"{")], ids=["fast", "through ASGI"])
+@pytest.mark.parametrize("message", [request(), update(b"{")], ids=["relayed", "intercepted"])
 def test_aborted_stream(upstream: Upstream, message: bytes) -> None:
     """Streams that upstream breaks off are one line, with the first of them, and one that sums up; no traceback."""
     upstream.script = reply(CUT, CLOSE)

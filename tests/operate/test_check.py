@@ -19,10 +19,11 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from sanitizer import __version__
 from sanitizer.cli import main
 from sanitizer.demo.background import serving
 from sanitizer.operate.check import MAX_ANSWER
-from sanitizer.sanitize.gates import NEWEST
+from sanitizer.sanitize.gates import GATES, NEWEST
 from sanitizer.sanitize.stored import token_of
 from tests.support.upstream import CLOSE, RESET, WAIT_CLOSED, Upstream, refusing_port, reply
 
@@ -103,7 +104,7 @@ def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
         checked = Checked(capsys, "--upstream", url, "--key-file", key_file)
     assert (checked.status, checked.err) == (0, "")
     head, *lines = checked.out.splitlines()
-    assert head.endswith(f": check of {url}")
+    assert head == f"litellm-sanitizer {__version__}, proven on LiteLLM {NEWEST}: check of {url}"
     assert lines == [
         "",
         f"ok       connection  LiteLLM answers at {url}",
@@ -112,14 +113,62 @@ def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
         "                     from",
         "ok       key         LiteLLM answers /key/info with this key about itself",
         "",
-        "LiteLLM 1.83.13 refuses these fields, though unchanged, from anyone but a proxy admin:",
-        "  /key/update             allowed_routes    the lists of key types LLM API and read-only; the list",
-        "                                            of key type management, and custom lists; a custom list",
-        "                                            in another order",
-        "The gateway repairs this.",
+        "LiteLLM 1.83.13 refuses these fields, though unchanged, most of them from all but proxy admins:",
+        "  POST /key/update",
+        "    allowed_routes              the lists of key types LLM API and read-only; the list of key type",
+        "                                management, and custom lists; a custom list in another order",
+        "    allowed_passthrough_routes  any list that is not empty; up to 1.91.5 the empty one too",
+        *(
+            line
+            for name in ("guardrails", "policies", "prompts", "tags")
+            for line in (
+                f"    {name:28}any list that is not empty, without a licence; up to 1.91.5 the",
+                "                                empty one too",
+            )
+        ),
+        "    team_id                     the empty string, of a key without a team",
+        "    key_alias                   the empty string, from the second key without an alias on",
+        "The gateway repairs all of these.",
         "",
         "No problem.",
     ]
+
+
+def test_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
+    """Endpoints that refuse the same are shown once; so are values that several gates of a field name."""
+    with running(ready={**READY, "litellm_version": NEWEST}) as (_, url):
+        lines = Checked(capsys, "--upstream", url).out.splitlines()
+    heading = "  POST /key/regenerate, /key/{key}/regenerate"
+    assert [line.split(None, 1) for line in lines[lines.index(heading) + 1 :][:3]] == [
+        ["allowed_routes", "any value"],
+        ["permissions", "any value"],
+        ["access_group_ids", "a list that is not empty (read, not run)"],
+    ]
+    assert [line for line in lines if line.startswith("  POST")] == [
+        "  POST /key/update",
+        heading,
+        "  POST /key/update",
+    ]
+    assert lines[lines.index("Fixed in this release:") :] == [
+        "Fixed in this release:",
+        "  POST /key/update",
+        "    allowed_routes  the lists of key types LLM API and read-only; the list of key type management,",
+        "                    and custom lists; the empty list",
+        "    team_id         the empty string, of a key without a team",
+        "The gateway repairs all of these.",
+        "",
+        "No problem.",
+    ]
+
+
+def test_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A release that is known to refuse nothing needs no gateway."""
+    monkeypatch.setattr("sanitizer.operate.check.GATES", ())
+    with running() as (_, url):
+        checked = Checked(capsys, "--upstream", url)
+    assert checked.status == 0
+    assert "LiteLLM 1.83.13 refuses nothing that is sent unchanged: it needs no gateway." in checked.words
+    assert "The gateway repairs" not in checked.words
 
 
 def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
@@ -129,10 +178,22 @@ def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
     assert checked.status == 0
     report = checked.report
     assert (report["ok"], report["upstream"], report["release"]) == (True, url, "1.83.13")
+    assert report["proven_on"] == NEWEST == "1.110.2"
     assert checked.findings() == [("connection", "ok"), ("release", "ok"), ("dashboard", "ok"), ("key", "ok")]
-    assert [(each["endpoint"], each["field"]) for each in report["defects"] if each["refused"]] == [
-        ("/key/update", "allowed_routes")
-    ]
+    fields = [(each["endpoint"], each["field"]) for each in report["defects"]]
+    assert fields == list(dict.fromkeys((gate.endpoint, gate.field) for gate in GATES))
+    assert report["defects"][0] == {
+        "endpoint": "/key/update",
+        "field": "allowed_routes",
+        "refused": [
+            "the lists of key types LLM API and read-only",
+            "the list of key type management, and custom lists",
+            "a custom list in another order",
+        ],
+        "fixed": [],
+        "error": "Only proxy admins can set `allowed_routes` on a key",
+        "repaired": True,
+    }
     assert litellm.asked == [
         ("/health/readiness", None),
         ("/.well-known/litellm-ui-config", None),
@@ -140,60 +201,90 @@ def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
     ]
 
 
+PREMIUM = ["allowed_passthrough_routes 1", "guardrails 1", "policies 1", "prompts 1", "tags 1"]
+EMPTY = ["team_id 1", "key_alias 1"]
+SINCE_1_91_5 = ["access_group_ids 1", "budget_limits 1", "spend 1"]
+SINCE_1_92_0 = ["permissions 1", *SINCE_1_91_5, "user_id 1", "object_permission 1", "metadata 1", *PREMIUM]
+SINCE_1_105_0 = [*SINCE_1_92_0[:4], "soft_budget 1", *SINCE_1_92_0[4:], "key_alias 1"]
+GROUPS = ["access_group_ids 1"]
+REGENERATE = ["allowed_routes 1", "permissions 1", "access_group_ids 1"]
+ROUTES_AND_TEAM = ["allowed_routes 3", "team_id 1"]
+
+
 @pytest.mark.parametrize(
-    ("release", "refused", "fixed"),
+    ("release", "update", "regenerate", "fixed"),
     [
-        pytest.param("1.83.6", [], [], id="before it began"),
-        pytest.param("1.83.7", ["update.allowed_routes 3"], [], id="its first release"),
-        pytest.param("1.83.13.post1", ["update.allowed_routes 3"], [], id="more behind the number"),
+        pytest.param("1.83.4", [*PREMIUM, *EMPTY], [], [], id="an older one"),
+        pytest.param("1.83.5", [*PREMIUM, *EMPTY], [], [], id="the oldest known"),
+        pytest.param("1.83.6", [*PREMIUM, *EMPTY], [], [], id="before the comparison went"),
+        pytest.param("1.83.7", ["allowed_routes 3", *PREMIUM, *EMPTY], [], [], id="its first release"),
+        pytest.param("1.83.13.post1", ["allowed_routes 3", *PREMIUM, *EMPTY], [], [], id="more behind the number"),
         pytest.param(
-            "1.91.5",
-            ["update.allowed_routes 3", "update.budget_limits 1", "update.access_group_ids 1"],
-            [],
-            id="budgets and access groups",
+            "1.91.5", ["allowed_routes 3", *SINCE_1_91_5, *PREMIUM, *EMPTY], GROUPS, [], id="budgets and access groups"
         ),
-        pytest.param("1.92.0", ["update.allowed_routes 4", "*"], [], id="all"),
-        pytest.param("1.92.0.rc1", ["update.allowed_routes 4", "*"], [], id="a candidate"),
-        pytest.param("1.101.0", ["update.allowed_routes 2", "*"], ["update.allowed_routes 2"], id="half fixed"),
-        pytest.param("1.109.0", ["update.allowed_routes 1", "*"], ["update.allowed_routes 3"], id="but for the order"),
-        pytest.param(NEWEST, ["update.allowed_routes 1", "*"], ["update.allowed_routes 3"], id="the newest known"),
-        pytest.param("2.0.0", ["update.allowed_routes 1", "*"], ["update.allowed_routes 3"], id="a newer one"),
+        pytest.param("1.92.0", ["allowed_routes 4", *SINCE_1_92_0, *EMPTY], REGENERATE, [], id="most"),
+        pytest.param("1.92.0.rc1", ["allowed_routes 4", *SINCE_1_92_0, *EMPTY], REGENERATE, [], id="a candidate"),
+        pytest.param(
+            "1.101.0", ["allowed_routes 2", *SINCE_1_92_0, *EMPTY], REGENERATE, ["allowed_routes 2"], id="half fixed"
+        ),
+        pytest.param(
+            "1.105.0",
+            ["allowed_routes 2", *SINCE_1_105_0],
+            REGENERATE,
+            ["allowed_routes 2", "team_id 1"],
+            id="soft budgets",
+        ),
+        pytest.param(
+            "1.109.0", ["allowed_routes 1", *SINCE_1_105_0], REGENERATE, ROUTES_AND_TEAM, id="but for the order"
+        ),
+        pytest.param(NEWEST, ["allowed_routes 1", *SINCE_1_105_0], REGENERATE, ROUTES_AND_TEAM, id="the newest known"),
+        pytest.param("2.0.0", ["allowed_routes 1", *SINCE_1_105_0], REGENERATE, ROUTES_AND_TEAM, id="a newer one"),
     ],
 )
-def test_defects(release: str, refused: list[str], fixed: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Which unchanged values a release refuses, and which no more: how many kinds, by endpoint and field."""
-    everywhere = [
-        "update.permissions 1",
-        "update.budget_limits 1",
-        "update.access_group_ids 1",
-        "regenerate.allowed_routes 1",
-        "regenerate.permissions 1",
-        "{key}.allowed_routes 1",
-        "{key}.permissions 1",
-    ]
-    if refused[-1:] == ["*"]:
-        refused = [*refused[:-1], *everywhere]
+def test_defects(
+    release: str, update: list[str], regenerate: list[str], fixed: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Which unchanged values a release refuses, and which it accepts again: how many kinds, by endpoint and field."""
     with running(ready={**READY, "litellm_version": release}) as (_, url):
         checked = Checked(capsys, "--upstream", url, "--json")
         text = Checked(capsys, "--upstream", url).words
-    found: dict[str, list[str]] = {"refused": [], "fixed": []}
-    for defect in checked.report["defects"]:
-        name = f"{defect['endpoint'].removeprefix('/key/').split('/')[0]}.{defect['field']}"
-        for list_, names in found.items():
-            if defect[list_]:
-                names.append(f"{name} {len(defect[list_])}")
-    assert found == {"refused": refused, "fixed": fixed}
+    defects = checked.report["defects"]
+
+    def found(kind: str, endpoint: str) -> list[str]:
+        rows = [each for each in defects if each["endpoint"] == endpoint and each[kind]]
+        return [f"{each['field']} {len(each[kind])}" for each in rows]
+
+    assert found("refused", "/key/update") == update
+    assert found("fixed", "/key/update") == fixed
+    for endpoint in ("/key/regenerate", "/key/{key}/regenerate"):
+        assert (found("refused", endpoint), found("fixed", endpoint)) == (regenerate, [])
     assert checked.status == 0
     assert ("Fixed in this release:" in text) is bool(fixed)
-    assert (f"LiteLLM {release} refuses nothing that is sent unchanged: it needs no gateway." in text) is (not refused)
-    assert (f"newer than the newest whose defects are known, {NEWEST}" in text) is (release == "2.0.0")
+    assert (f"newer than {NEWEST}, the newest release whose defects are known" in text) is (release == "2.0.0")
+    assert ("older than 1.83.5, the oldest release whose defects are known" in text) is (release == "1.83.4")
+    assert dict(checked.findings())["release"] == ("note" if release in ("2.0.0", "1.83.4") else "ok")
+
+
+@pytest.mark.parametrize(
+    ("release", "refused"),
+    [
+        ("1.109.1", "a list that is not empty, from a caller who is no admin of the key's team"),
+        ("1.110.0", "a list that is not empty, from a caller who is no proxy admin"),
+    ],
+)
+def test_access_groups(release: str, refused: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """From 1.110.0 on, admins of the key's team are refused too: the older rule is replaced, not fixed."""
+    with running(ready={**READY, "litellm_version": release}) as (_, url):
+        defects = Checked(capsys, "--upstream", url, "--json").report["defects"]
+    (defect,) = [each for each in defects if (each["endpoint"], each["field"]) == ("/key/update", "access_group_ids")]
+    assert (defect["refused"], defect["fixed"]) == ([refused], [])
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         pytest.param((), "The gateway repairs all of these.", id="all"),
-        pytest.param(("--fields", "permissions"), "another order; the empty list - NOT REPAIRED: not in", id="fields"),
+        pytest.param(("--fields", "permissions"), "in another order - NOT REPAIRED: not in --fields", id="fields"),
         pytest.param(("--mode", "observe"), "any value - NOT REPAIRED: --mode observe", id="observe"),
         pytest.param(("--mode", "off"), "any value - NOT REPAIRED: --mode off", id="off"),
     ],
@@ -255,7 +346,7 @@ def test_release(
         pytest.param({KEY: 200}, 0, "ok", "LiteLLM answers /key/info with this key", id="200"),
         pytest.param({}, 1, "problem", "LiteLLM does not know this key (401)", id="401"),
         pytest.param({KEY: 403}, 0, "note", "this key may not call /key/info (403)", id="403"),
-        pytest.param({KEY: 404}, 0, "note", "the master key, which needs no gateway", id="404"),
+        pytest.param({KEY: 404}, 0, "note", "it is the master key, most likely", id="404"),
         pytest.param({KEY: 500}, 1, "problem", "LiteLLM answers /key/info with 500", id="500"),
         pytest.param({KEY: 307}, 1, "problem", "LiteLLM answers /key/info with 307", id="a redirect"),
     ],

@@ -65,6 +65,21 @@ def lookup(*steps: bytes | object, then: bytes = OK) -> Script:
     return script
 
 
+def refusing(status: str, message: str, info: dict[str, object], *fields: bytes) -> Script:
+    """An upstream that has stored ``info``, and refuses what has one of ``fields`` in it; all else it takes."""
+    refusal = answer(status, {"error": {"message": message, "type": "auth_error", "param": None, "code": status[:3]}})
+
+    def script(connection: Connection) -> None:
+        request = connection.read_request()
+        if request.target.startswith(b"/key/info"):
+            connection.send(answer("200 OK", {"key": HASH, "info": info}))
+        else:
+            refused = any(b'"%b":' % field in request.body for field in fields)
+            connection.send(refusal if refused else OK)
+
+    return script
+
+
 def stored(routes: object) -> bytes:
     return answer("200 OK", {"key": HASH, "info": {"allowed_routes": routes}})
 
@@ -82,6 +97,14 @@ def looked_up(outcome: str) -> str:
 
 
 HEAD = "sanitizer_upstream_seconds_count"
+RESENT = 'sanitizer_resent_total{endpoint="/key/update"}'
+BUDGET = "Only admins, or users with permission, can call /key/update (max_budget/spend). Your role=internal_user."
+SPEND = update(json.dumps({"key": KEY, "models": [], "spend": 1.5}).encode())
+
+
+def dropped(*fields: str) -> dict[str, float]:
+    return {decided("dropped"): 1, **{f'sanitizer_dropped_fields_total{{field="{name}"}}': 1 for name in fields}}
+
 
 CASES: dict[str, tuple[bytes, Script, dict[str, float]]] = {
     "relayed": (request(), reply(OK), {ended("GET", "2xx"): 1, HEAD: 1}),
@@ -141,6 +164,42 @@ CASES: dict[str, tuple[bytes, Script, dict[str, float]]] = {
     "changed": (
         update(),
         lookup(stored(["/b"]), then=answer("403 No")),
+        {decided("changed"): 1, looked_up("ok"): 1, ended("POST", "4xx"): 1, HEAD: 2},
+    ),
+    "accepted": (SPEND, reply(OK), {decided("changed"): 1, ended("POST", "2xx"): 1, HEAD: 1}),
+    "refused for another reason": (
+        SPEND,
+        reply(answer("403 No", {"error": {"message": "no"}})),
+        {decided("changed"): 1, ended("POST", "4xx"): 1, HEAD: 1},
+    ),
+    "sent again": (
+        SPEND,
+        refusing("403 No", BUDGET, {"spend": 1.5}, b"spend"),
+        {**dropped("spend"), RESENT: 1, looked_up("ok"): 1, ended("POST", "2xx"): 1, HEAD: 3},
+    ),
+    "sent again, and refused again": (
+        update(json.dumps({"key": KEY, "spend": 1.5, "soft_budget": 2}).encode()),
+        refusing("403 No", BUDGET, {"spend": 1.5, "litellm_budget_table": None}, b"spend", b"soft_budget"),
+        {**dropped("spend"), RESENT: 1, looked_up("ok"): 1, ended("POST", "4xx"): 1, HEAD: 3},
+    ),
+    "sent again after another cut": (
+        update(json.dumps({"key": KEY, "permissions": {}, "spend": 1.5}).encode()),
+        refusing("403 No", BUDGET, {"permissions": {}, "spend": 1.5}, b"spend"),
+        {**dropped("permissions", "spend"), RESENT: 1, looked_up("ok"): 1, ended("POST", "2xx"): 1, HEAD: 3},
+    ),
+    "sent again after a 400": (
+        update(json.dumps({"key": KEY, "key_alias": ""}).encode()),
+        refusing(
+            "400 No",
+            "Key with alias '' already exists. Unique key aliases across all keys are required.",
+            {"key_alias": None},
+            b"key_alias",
+        ),
+        {**dropped("key_alias"), RESENT: 1, looked_up("ok"): 1, ended("POST", "2xx"): 1, HEAD: 3},
+    ),
+    "a real change, refused": (
+        SPEND,
+        refusing("403 No", BUDGET, {"spend": 2}, b"spend"),
         {decided("changed"): 1, looked_up("ok"): 1, ended("POST", "4xx"): 1, HEAD: 2},
     ),
     "absent": (update(b'{"key":"sk-1"}'), reply(OK), {decided("absent"): 1, ended("POST", "2xx"): 1, HEAD: 1}),
@@ -354,6 +413,18 @@ def test_observed(upstream: Upstream) -> None:
         gateway.wait_for_line("observed")
         (line,) = [record for record in gateway.records if record["message"] == "/key/update observed"]
         assert (line["outcome"], line["fields"], line["status"]) == ("observed", "allowed_routes", 200)
+
+
+def test_observed_refusal(upstream: Upstream) -> None:
+    """Mode observe: a refusal is looked up, but the request is not sent again, and LiteLLM's answer is passed on."""
+    upstream.script = refusing("403 No", BUDGET, {"spend": 1.5}, b"spend")
+    with Gateway(upstream.url, "--mode", "observe", admin=True) as gateway:
+        response = gateway.ask(SPEND)
+        assert response.status == 403
+        assert response.all(b"x-litellm-sanitizer") == [b'observed; fields="spend"; after-refusal="spend"']
+        numbers = wait_for(gateway, lambda numbers: numbers[decided("observed")] == 1)
+        assert numbers[RESENT] == numbers['sanitizer_dropped_fields_total{field="spend"}'] == 0
+        assert numbers[looked_up("ok")] == 1
 
 
 def test_unreachable() -> None:

@@ -108,6 +108,7 @@ class Upstream:
         if self._closing:
             exchange.timer = self.loop.call_later(0, exchange.fail, UpstreamUnreachable(_CLOSED))
             return
+        exchange.on_blocked()
         if self._max is not None and self.open >= self._max:
             while self._waiting and self._waiting[0].done:
                 self._waiting.popleft()

@@ -365,7 +365,6 @@ class Origin:
                 self.free = True
                 self.seen.append(self.current)
                 client.origin = self
-                client.must_wait = False
                 client.transmissions.append(self.current)
             elif isinstance(event, h11.Data):
                 assert self.current is not None
@@ -460,8 +459,6 @@ class Client:
         self.origin: Origin | None = None
         self.transmissions: list[Seen] = []
         self.retried = False
-        self.must_wait = False
-        """Whether content has come that upstream does not take, or that there is no connection for."""
         self.last = False
         self.ending: Ending = ""
         self.expected: list[Expected] = []
@@ -644,20 +641,9 @@ class ClientMachine(RuleBasedStateMachine):
         if not client.transport.readable:
             return
         piece, client.outgoing = client.outgoing[:size], client.outgoing[size:]
-        request = client.active
-        stuck = request is not None and (client.origin is None or client.origin.transport.blocked)
-        content = request.sent_content() if request else b""
         client.delivered(len(piece))
         client.transport.feed(piece)
         self.loop.settle()
-        # the first piece that upstream does not take is kept, and is the last
-        client.must_wait = (
-            stuck
-            and request is not None
-            and request is client.active
-            and not request.whole
-            and request.sent_content() != content
-        )
 
     @precondition(lambda self: any(client.ending == "linger" for client in self.clients))
     @rule()
@@ -802,8 +788,6 @@ class ClientMachine(RuleBasedStateMachine):
         origin = data.draw(st.sampled_from(reading or origins))
         if origin.transport.blocked:
             origin.transport.unblock()
-            if origin.current is not None:
-                origin.current.client.must_wait = False
         else:
             origin.transport.block()
 
@@ -876,7 +860,6 @@ class ClientMachine(RuleBasedStateMachine):
         client.active = None
         client.finished += 1
         client.retried = False
-        client.must_wait = False
         client.transmissions = []
         if client.origin is not None:
             client.origin.current = client.origin.answer = None
@@ -1144,7 +1127,7 @@ class ClientMachine(RuleBasedStateMachine):
             return True
         if request is None or request.whole:
             return False
-        return client.must_wait and (client.origin is None or client.origin.transport.blocked)
+        return client.origin is None or client.origin.transport.blocked
 
     def check_content(self, client: Client, origin: Origin) -> None:
         """Upstream has got of the request at work what the client has sent of it."""
@@ -1230,6 +1213,32 @@ def test_repeated_head() -> None:
             assert client.written == answer.wire * (number + 1)
 
 
+@pytest.mark.parametrize("what", ["stale", "reset"])
+def test_upload_whose_connection_is_lost(what: str) -> None:
+    """A client is not read from the loss of its request's connection until there is another."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client, other = make_connection(front, loop), make_connection(front, loop)
+        request = make_request("GET", b"/", b"")
+        for each in (client, other):  # the other's request is at work, so that writes wait for the end of a turn
+            each.feed(request.wire)
+            loop.settle()
+        first, _ = [attempt.accept() for attempt in loop.attempts.copy()]
+        first.feed(make_answer("length", b"GET", b"ok", 0).wire)
+        loop.settle()
+        if what == "stale":
+            first.socket.make_readable()
+        client.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
+        loop.settle()
+        if what == "reset":
+            assert client.reading
+            first.reset()
+            loop.settle()
+        assert not client.reading
+        loop.attempts[0].accept()
+        assert client.reading
+
+
 def test_upload_that_upstream_does_not_take() -> None:
     """A client is not read while upstream takes nothing of its request, and is read on when it does."""
     with virtual_loop() as loop:
@@ -1241,10 +1250,9 @@ def test_upload_that_upstream_does_not_take() -> None:
         upstream = loop.attempts[0].accept()
         assert client.reading
         for _ in range(3):
-            upstream.block()
-            assert client.reading
             client.feed(b"content")
             loop.settle()
+            upstream.block()
             assert not client.reading
             upstream.unblock()
             assert client.reading

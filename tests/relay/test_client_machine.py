@@ -740,20 +740,27 @@ class ClientMachine(RuleBasedStateMachine):
         self.go_on(data.draw(st.sampled_from(self.answering())), size)
 
     @precondition(lambda self: self.answering())
-    @rule(data=st.data())
-    def answer_who_leaves(self, data: st.DataObject) -> None:
-        """The rest of an answer comes in the very turn in which the loop has found its client gone."""
+    @rule(data=st.data(), more=st.booleans())
+    def answer_who_leaves(self, data: st.DataObject, *, more: bool) -> None:
+        """The rest of an answer comes in the very turn in which the loop has found its client gone.
+
+        It may have sent ``more`` before: another request, behind the one that is answered.
+        """
         origin = data.draw(st.sampled_from(self.answering()))
         assert origin.answer is not None
         assert origin.current is not None
         client = origin.current.client
-        if client.waiting():
-            return  # its next request would still be sent, before the connection is told that it is lost
+        if more:
+            self.add_request(client, "POST", same=False, size=12)
+            self.send(client, len(client.outgoing))
+            self.consistent()
+            if origin.current is None:
+                return  # what came first has ended the request
         expected = list(client.expected)
         client.transport.reset()
         self.go_on(origin, len(origin.answer.wire))
         client.expected = expected  # nothing can be written any more
-        self.left(client)
+        self.left(client)  # none of its requests is begun any more
 
     @precondition(lambda self: any(not origin.transport.closing for origin in self.origins))
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
@@ -1211,6 +1218,26 @@ def test_repeated_head() -> None:
             upstream.feed(answer.wire)
             loop.settle()
             assert client.written == answer.wire * (number + 1)
+
+
+@pytest.mark.parametrize("kind", ["GET", "POST"])
+def test_request_of_a_client_that_has_left(kind: str) -> None:
+    """A request that has waited for the one before it is not begun when the client is gone with the answer to that."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        first = make_request("GET", b"/1", b"")
+        client.feed(first.wire + make_request(kind, b"/2", b"content").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        client.reset()
+        upstream.feed(make_answer("length", b"GET", b"ok", 0).wire)
+        loop.settle()
+        assert upstream.written.count(b" HTTP/1.1\r\n") == 1
+        assert loop.attempts == []
+        assert front.told == [(b"GET", b"/1", 200)]
+        assert front.counters.in_flight == 0
+        assert front.upstream.idle == 1
 
 
 @pytest.mark.parametrize("what", ["stale", "reset"])

@@ -14,6 +14,7 @@ The model does not say which request a new connection is for, or in which order 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections import Counter
@@ -1218,6 +1219,68 @@ def test_repeated_head() -> None:
             upstream.feed(answer.wire)
             loop.settle()
             assert client.written == answer.wire * (number + 1)
+
+
+class Deciding:
+    """An interception that waits for a decision which never comes."""
+
+    inspects = True
+    field = b"x-test"
+    body = b""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.closed: list[tuple[str, int | None]] = []
+
+    def collect(self, data: bytes) -> bool:
+        return True
+
+    def release(self) -> bytes:
+        raise AssertionError("the content is not too large")
+
+    async def edit(self) -> bytes | None:
+        never: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        try:
+            return await never
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+    def holds(self, status: int) -> bool:
+        return False
+
+    async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
+        raise AssertionError("there is no answer")
+
+    def answered(self, status: int, head: bytes) -> bytes | None:
+        return None
+
+    def close(self, reason: str = "", status: int | None = None) -> None:
+        self.closed.append((reason, status))
+
+
+def test_fin_while_it_is_decided_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIN cancels the task of an intercepted request at once, though an answer before it is not taken yet."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        client.feed(make_request("GET", b"/", b"").wire)
+        loop.settle()
+        loop.attempts[0].accept().feed(make_answer("length", b"GET", b"ok", 0).wire)
+        interception = Deciding()
+        monkeypatch.setattr(front, "intercept", lambda *_: interception)
+        client.feed(make_request("POST", b"/", b"content").wire)
+        loop.settle()
+        client.block()
+        assert front.counters.in_flight == 1
+        client.feed_eof()
+        loop.settle()
+        assert interception.cancelled
+        assert interception.closed == [("client_left", None)]
+        assert front.told == [(b"GET", b"/", 200), (b"POST", b"/", 0)]
+        assert not client.lost
+        loop.advance(KEEPALIVE)
+        assert (client.lost, client.ending) == (True, "reset")
 
 
 @pytest.mark.parametrize("kind", ["GET", "POST"])

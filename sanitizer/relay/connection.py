@@ -151,6 +151,8 @@ class Connection(asyncio.Protocol):
 
     def pause_writing(self) -> None:
         self.write_paused = True
+        if self.exchange is not None:
+            self.exchange.on_blocked()
 
     def resume_writing(self) -> None:
         self.write_paused = False

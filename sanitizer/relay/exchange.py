@@ -127,7 +127,7 @@ class Exchange:
 
     @property
     def blocked(self) -> bool:
-        """Whether the face should stop sending for now; `on_unblocked` tells when it may go on."""
+        """Whether the face should stop sending for now; `on_blocked` and `on_unblocked` tell when that changes."""
         return not self.done and (self.connection is None or self.connection.write_paused)
 
     @property
@@ -176,8 +176,11 @@ class Exchange:
         self._unsent = []
         if self.upstream.response_timeout is not None:
             self._arm()
-        if not self._sent_last and not connection.write_paused:
-            self.on_unblocked()
+        if not self._sent_last:
+            if connection.write_paused:
+                self.on_blocked()
+            else:
+                self.on_unblocked()
 
     def respond(self, response: Response) -> None:
         if self.timer is not None:
@@ -255,6 +258,9 @@ class Exchange:
     def on_error(self, error: GatewayError) -> None:
         """The exchange has failed; before `on_response` an answer can still be given, after it none."""
         raise NotImplementedError
+
+    def on_blocked(self) -> None:
+        """There is no connection yet, or none any more, or upstream is slower: no more content should be sent."""
 
     def on_unblocked(self) -> None:
         """More content of the request may be sent."""

@@ -301,8 +301,8 @@ class Intercepted:
 
         def done(task: asyncio.Task[bytes | None]) -> None:
             self._task = None
-            if self._state is _DONE or task.cancelled():
-                return
+            if self._state is _DONE or task.cancelled() or self.client.transport.is_closing():
+                return  # the client has left, or is about to be found to have
             body = None
             if (error := task.exception()) is not None:
                 message = "an interception has failed; the request goes on as it came"

@@ -236,6 +236,8 @@ class RelayProtocol(asyncio.Protocol):
             self._on_ended(client, method, self._target, status, perf_counter() - self._arrived)
 
     def _read_waiting(self) -> None:
+        if self.transport.is_closing():  # the client has left in this very turn: no request of its is begun any more
+            return
         data, self._waiting = self._waiting, b""
         self.resume("pipelined")
         self._read(data)

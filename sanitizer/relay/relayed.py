@@ -43,15 +43,10 @@ class Relayed(Exchange):
 
     def start(self) -> None:
         self.started = True
-        if not self.done:
-            self.upstream.acquire(self)
-            if not self._sent_last and self.blocked:
-                self.client.pause("upstream")
+        super().start()
 
     def content(self, data: bytes) -> None:
         self.send(data)
-        if self.started and self.blocked:
-            self.client.pause("upstream")
 
     def end(self, trailers: bytes) -> None:
         if not self._sent_last:
@@ -63,6 +58,10 @@ class Relayed(Exchange):
         self.keep_alive = False
 
     # Exchange
+
+    def on_blocked(self) -> None:
+        if not self._sent_last:
+            self.client.pause("upstream")
 
     def on_unblocked(self) -> None:
         self.client.resume("upstream")

@@ -5,6 +5,7 @@ Cases, before the code that branches on them:
 * A pooled connection that upstream has closed meanwhile: seen by polling its socket before use, never handed out.
 * ``max_connections`` are open: an exchange waits for the first that comes free, in order, for a limited time.
 * A connection comes free before the one being made is ready: whoever waits takes it, the new one goes into the pool.
+* The pool is closed: every exchange at work fails, wherever it is, and nothing is opened any more.
 """
 
 import asyncio
@@ -108,6 +109,7 @@ class Upstream:
         if self._closing:
             exchange.timer = self.loop.call_later(0, exchange.fail, UpstreamUnreachable(_CLOSED))
             return
+        exchange.on_blocked()
         if self._max is not None and self.open >= self._max:
             while self._waiting and self._waiting[0].done:
                 self._waiting.popleft()

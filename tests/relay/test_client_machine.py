@@ -14,6 +14,7 @@ The model does not say which request a new connection is for, or in which order 
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections import Counter
@@ -365,7 +366,6 @@ class Origin:
                 self.free = True
                 self.seen.append(self.current)
                 client.origin = self
-                client.must_wait = False
                 client.transmissions.append(self.current)
             elif isinstance(event, h11.Data):
                 assert self.current is not None
@@ -460,8 +460,6 @@ class Client:
         self.origin: Origin | None = None
         self.transmissions: list[Seen] = []
         self.retried = False
-        self.must_wait = False
-        """Whether content has come that upstream does not take, or that there is no connection for."""
         self.last = False
         self.ending: Ending = ""
         self.expected: list[Expected] = []
@@ -644,20 +642,9 @@ class ClientMachine(RuleBasedStateMachine):
         if not client.transport.readable:
             return
         piece, client.outgoing = client.outgoing[:size], client.outgoing[size:]
-        request = client.active
-        stuck = request is not None and (client.origin is None or client.origin.transport.blocked)
-        content = request.sent_content() if request else b""
         client.delivered(len(piece))
         client.transport.feed(piece)
         self.loop.settle()
-        # the first piece that upstream does not take is kept, and is the last
-        client.must_wait = (
-            stuck
-            and request is not None
-            and request is client.active
-            and not request.whole
-            and request.sent_content() != content
-        )
 
     @precondition(lambda self: any(client.ending == "linger" for client in self.clients))
     @rule()
@@ -754,20 +741,27 @@ class ClientMachine(RuleBasedStateMachine):
         self.go_on(data.draw(st.sampled_from(self.answering())), size)
 
     @precondition(lambda self: self.answering())
-    @rule(data=st.data())
-    def answer_who_leaves(self, data: st.DataObject) -> None:
-        """The rest of an answer comes in the very turn in which the loop has found its client gone."""
+    @rule(data=st.data(), more=st.booleans())
+    def answer_who_leaves(self, data: st.DataObject, *, more: bool) -> None:
+        """The rest of an answer comes in the very turn in which the loop has found its client gone.
+
+        It may have sent ``more`` before: another request, behind the one that is answered.
+        """
         origin = data.draw(st.sampled_from(self.answering()))
         assert origin.answer is not None
         assert origin.current is not None
         client = origin.current.client
-        if client.waiting():
-            return  # its next request would still be sent, before the connection is told that it is lost
+        if more:
+            self.add_request(client, "POST", same=False, size=12)
+            self.send(client, len(client.outgoing))
+            self.consistent()
+            if origin.current is None:
+                return  # what came first has ended the request
         expected = list(client.expected)
         client.transport.reset()
         self.go_on(origin, len(origin.answer.wire))
         client.expected = expected  # nothing can be written any more
-        self.left(client)
+        self.left(client)  # none of its requests is begun any more
 
     @precondition(lambda self: any(not origin.transport.closing for origin in self.origins))
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
@@ -802,8 +796,6 @@ class ClientMachine(RuleBasedStateMachine):
         origin = data.draw(st.sampled_from(reading or origins))
         if origin.transport.blocked:
             origin.transport.unblock()
-            if origin.current is not None:
-                origin.current.client.must_wait = False
         else:
             origin.transport.block()
 
@@ -876,7 +868,6 @@ class ClientMachine(RuleBasedStateMachine):
         client.active = None
         client.finished += 1
         client.retried = False
-        client.must_wait = False
         client.transmissions = []
         if client.origin is not None:
             client.origin.current = client.origin.answer = None
@@ -1144,7 +1135,7 @@ class ClientMachine(RuleBasedStateMachine):
             return True
         if request is None or request.whole:
             return False
-        return client.must_wait and (client.origin is None or client.origin.transport.blocked)
+        return client.origin is None or client.origin.transport.blocked
 
     def check_content(self, client: Client, origin: Origin) -> None:
         """Upstream has got of the request at work what the client has sent of it."""
@@ -1230,6 +1221,114 @@ def test_repeated_head() -> None:
             assert client.written == answer.wire * (number + 1)
 
 
+class Deciding:
+    """An interception that waits for a decision which never comes."""
+
+    inspects = True
+    field = b"x-test"
+    body = b""
+
+    def __init__(self) -> None:
+        self.cancelled = False
+        self.closed: list[tuple[str, int | None]] = []
+
+    def collect(self, data: bytes) -> bool:
+        return True
+
+    def release(self) -> bytes:
+        raise AssertionError("the content is not too large")
+
+    async def edit(self) -> bytes | None:
+        never: asyncio.Future[bytes | None] = asyncio.get_running_loop().create_future()
+        try:
+            return await never
+        except asyncio.CancelledError:
+            self.cancelled = True
+            raise
+
+    def holds(self, status: int) -> bool:
+        return False
+
+    async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
+        raise AssertionError("there is no answer")
+
+    def answered(self, status: int, head: bytes) -> bytes | None:
+        return None
+
+    def close(self, reason: str = "", status: int | None = None) -> None:
+        self.closed.append((reason, status))
+
+
+def test_fin_while_it_is_decided_about(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A FIN cancels the task of an intercepted request at once, though an answer before it is not taken yet."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        client.feed(make_request("GET", b"/", b"").wire)
+        loop.settle()
+        loop.attempts[0].accept().feed(make_answer("length", b"GET", b"ok", 0).wire)
+        interception = Deciding()
+        monkeypatch.setattr(front, "intercept", lambda *_: interception)
+        client.feed(make_request("POST", b"/", b"content").wire)
+        loop.settle()
+        client.block()
+        assert front.counters.in_flight == 1
+        client.feed_eof()
+        loop.settle()
+        assert interception.cancelled
+        assert interception.closed == [("client_left", None)]
+        assert front.told == [(b"GET", b"/", 200), (b"POST", b"/", 0)]
+        assert not client.lost
+        loop.advance(KEEPALIVE)
+        assert (client.lost, client.ending) == (True, "reset")
+
+
+@pytest.mark.parametrize("kind", ["GET", "POST"])
+def test_request_of_a_client_that_has_left(kind: str) -> None:
+    """A request that has waited for the one before it is not begun when the client is gone with the answer to that."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        first = make_request("GET", b"/1", b"")
+        client.feed(first.wire + make_request(kind, b"/2", b"content").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        client.reset()
+        upstream.feed(make_answer("length", b"GET", b"ok", 0).wire)
+        loop.settle()
+        assert upstream.written.count(b" HTTP/1.1\r\n") == 1
+        assert loop.attempts == []
+        assert front.told == [(b"GET", b"/1", 200)]
+        assert front.counters.in_flight == 0
+        assert front.upstream.idle == 1
+
+
+@pytest.mark.parametrize("what", ["stale", "reset"])
+def test_upload_whose_connection_is_lost(what: str) -> None:
+    """A client is not read from the loss of its request's connection until there is another."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client, other = make_connection(front, loop), make_connection(front, loop)
+        request = make_request("GET", b"/", b"")
+        for each in (client, other):  # the other's request is at work, so that writes wait for the end of a turn
+            each.feed(request.wire)
+            loop.settle()
+        first, _ = [attempt.accept() for attempt in loop.attempts.copy()]
+        first.feed(make_answer("length", b"GET", b"ok", 0).wire)
+        loop.settle()
+        if what == "stale":
+            first.socket.make_readable()
+        client.feed(b"PUT / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
+        loop.settle()
+        if what == "reset":
+            assert client.reading
+            first.reset()
+            loop.settle()
+        assert not client.reading
+        loop.attempts[0].accept()
+        assert client.reading
+
+
 def test_upload_that_upstream_does_not_take() -> None:
     """A client is not read while upstream takes nothing of its request, and is read on when it does."""
     with virtual_loop() as loop:
@@ -1241,10 +1340,9 @@ def test_upload_that_upstream_does_not_take() -> None:
         upstream = loop.attempts[0].accept()
         assert client.reading
         for _ in range(3):
-            upstream.block()
-            assert client.reading
             client.feed(b"content")
             loop.settle()
+            upstream.block()
             assert not client.reading
             upstream.unblock()
             assert client.reading

@@ -14,12 +14,20 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """Someone ``wrote`` the value, or else read it, between two times on one clock."""
+    """Someone ``wrote`` the value, or else read it, between two times on one clock.
+
+    ``or_else``: values that may have been stored as well when someone read, who cannot tell them apart.
+    """
 
     wrote: bool
     value: str
     begun: float
     ended: float
+    or_else: tuple[str, ...] = ()
+
+    def read(self, value: str) -> bool:
+        """Whether this may have been a reading of the value."""
+        return not self.wrote and (value == self.value or value in self.or_else)
 
 
 def unexplained(events: Sequence[Event], initial: str) -> Event | None:
@@ -40,10 +48,13 @@ def unexplained(events: Sequence[Event], initial: str) -> Event | None:
         seen.add((first, later, value))
         furthest = max(furthest, first)
         next_ones = _next(events, first, later)
-        fitting = [index for index in next_ones if not events[index].wrote and events[index].value == value]
         # a reading that fits may as well come now: it changes nothing
-        for index in fitting[:1] or [index for index in next_ones if events[index].wrote]:
-            pending.append((first, later | {index}, events[index].value))
+        if fitting := [index for index in next_ones if events[index].read(value)]:
+            pending.append((first, later | {fitting[0]}, value))
+            continue
+        for index in next_ones:
+            if events[index].wrote:
+                pending.append((first, later | {index}, events[index].value))
     return events[furthest]
 
 

@@ -1,12 +1,17 @@
 """Every gate, by every caller, in every case, on real LiteLLMs: the answers, what is stored, and the rule for both.
 
-The rule: what changes nothing and is refused direct succeeds through the gateway, unless LiteLLM refuses the caller for
-another reason; everything else has the status, the body and the stored key of a direct request without its unchanged
-members. A caller who may not read the key has LiteLLM's answer to the request as it is: the gateway cannot tell.
+The rule: what LiteLLM accepts direct has the same status, body and stored key through the gateway, whoever sends it:
+an administrator's reorder, budget windows and spend are LiteLLM's to store. What LiteLLM refuses direct has the status,
+the body and the stored key of a direct request without those of its unchanged members that it is refused for: what
+changes nothing succeeds, unless LiteLLM refuses the caller for another reason, and a real change is refused in
+LiteLLM's words. A caller who may not read the key has LiteLLM's answer to the request as it is: the gateway cannot
+tell. A refused request writes nothing, the time of the last update included.
 
-A cell is three requests on one key, which the admin puts back into its state after any that wrote: the request direct,
-the same less its unchanged members direct, and the request through the gateway. Answers are compared byte for byte and
-stored keys column for column, but for `VOLATILE`. What is unchanged is said here, and never asked of the gateway.
+A cell is some requests on one key, which the admin puts back into its state after any that wrote: the request direct;
+if it is refused, each of several unchanged members alone, and the request less those that are refused, direct; and the
+request through the gateway. Answers are compared byte for byte and stored keys column for column, null and empty told
+apart; a time or a name that LiteLLM made for the request reads "new" (see `FRESH`). What is unchanged is said here, and
+never asked of the gateway.
 
 ``python -m tests.litellm.matrix`` plays all of it on the LiteLLMs of ``LITELLM_RELEASES`` and prints it in Markdown;
 exit status 1 if a cell breaks the rule, 2 if there is no such LiteLLM.
@@ -14,16 +19,18 @@ exit status 1 if a cell breaks the rule, 2 if there is no such LiteLLM.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import groupby
-from typing import Any
+from typing import Any, Literal
 
 import httpx
 
@@ -33,14 +40,21 @@ from tests.litellm.conftest import before, releases
 Columns = dict[str, Any]
 
 VOLATILE = ("updated_at", "settings_updated_at")
-"""Columns of a key that differ between two equal updates."""
-_VOLATILE = re.compile(rb'"(?:%b)":"[^"]*"' % b"|".join(name.encode() for name in VOLATILE))
+"""Columns of a key that every update sets anew."""
+FRESH = (*VOLATILE, "created_at", "object_permission_id", "budget_id", "key_name")
+"""Columns and members, of joined rows too, that LiteLLM makes by itself: only whether they are kept is compared."""
+_FRESH = re.compile(rf'"({"|".join(FRESH)})": ?"([^"]*)"')
 
 ROUTES = ["/chat/completions", "/models", "/key/info"]
 PRESETS = ["llm_api_routes", "info_routes"]
 PERMISSIONS = {"get_spend_routes": True, "limits": {"a": 1, "b": [0.5, None]}}
 WINDOWS = [{"budget_duration": "7d", "max_budget": 1.5}, {"budget_duration": "30d", "max_budget": 10}]
 GROUPS = ["group-a", "group-b"]  # LiteLLM does not ask whether there are such groups
+STORES: Columns = {"vector_stores": ["store-a"], "agents": ["agent-a"]}
+EMPTY_STORES: Columns = {"vector_stores": [], "mcp_servers": [], "mcp_access_groups": [], "mcp_toolsets": []}
+PASSTHROUGH: Columns = {"allowed_passthrough_routes": ["/through"], "team": {"name": "blue", "size": 1.5}}
+PREMIUM = ("allowed_passthrough_routes", "guardrails", "policies", "prompts", "tags")
+"""Members that LiteLLM keeps in ``metadata``."""
 
 HELD: Columns = {
     "models": MODELS,
@@ -48,40 +62,57 @@ HELD: Columns = {
     "permissions": PERMISSIONS,
     "budget_limits": WINDOWS,
     "access_group_ids": GROUPS,
+    "spend": 2.5,
+    "soft_budget": 7,
 }
-"""A key with something in every guarded column."""
-BARE: Columns = {
-    "models": MODELS,
-    "allowed_routes": [],
-    "permissions": {},
-    "budget_limits": None,
-    "access_group_ids": [],
-}
+"""A key with something in most guarded columns."""
+BARE: Columns = {"models": MODELS}
 """A key as it is made."""
 CHANGED: Columns = {
     "allowed_routes": ["management_routes"],
     "permissions": {"get_spend_routes": False},
     "budget_limits": [{"budget_duration": "7d", "max_budget": 2}],
     "access_group_ids": ["group-c"],
+    "spend": 9.5,
+    "soft_budget": 8,
 }
-
 
 AS_READ = object()
 """Stands for the value that ``GET /key/info`` shows."""
+OWN_ALIAS = object()
+"""Stands for an alias that no other key has."""
+OTHER_ALIAS = object()
+"""Stands for another one."""
+OTHER_TEAM = object()
+"""Stands for a team that the key is not in, though its user is."""
+
+BEFORE = ("allowed_routes", "permissions", "access_group_ids")
+"""Fields that are cut before a request is forwarded, if they are unchanged to the letter."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """``sent`` to a key that holds ``held``; the members ``unchanged`` of it change nothing."""
+    """``sent`` to a key that holds ``held``; the members ``unchanged`` of it change nothing.
+
+    ``late``: those of them that LiteLLM must have refused first, although they are `BEFORE`. ``on``: keys that it is
+    played with.
+    """
 
     name: str
     sent: Columns
     unchanged: tuple[str, ...] = ()
     held: Columns = field(default_factory=lambda: HELD)
+    late: tuple[str, ...] = ()
+    on: Literal["any", "personal", "team"] = "any"
 
     @property
     def changes_nothing(self) -> bool:
         return bool(self.sent) and set(self.unchanged) == set(self.sent)
+
+    @property
+    def at_once(self) -> set[str]:
+        """The members that the gateway cuts before it forwards the request."""
+        return set(self.unchanged) & set(BEFORE) - set(self.late)
 
 
 @dataclass(frozen=True)
@@ -97,21 +128,28 @@ class Row:
         return f"{self.endpoint} {', '.join(self.fields)}{self.variant}"
 
 
-def row(endpoint: str, name: str, *more: Case, reordered: Any, same: bool, held: Any = None, variant: str = "") -> Row:
-    """The cases of one field, and ``more``; ``same``: its value ``reordered`` is the same value still."""
-    columns = HELD if held is None else {**HELD, name: held}
-    value, other = columns[name], "permissions" if name == "allowed_routes" else "allowed_routes"
-    empty: Any = type(value)()
+def row(
+    endpoint: str,
+    name: str,
+    *more: Case,
+    held: Any = AS_READ,
+    empty: Any = AS_READ,
+    changed: Any = AS_READ,
+    variant: str = "",
+) -> Row:
+    """The cases of one field, and ``more``; values are `HELD`'s and `CHANGED`'s unless they are given."""
+    columns = HELD if held is AS_READ else {**HELD, name: held}
+    other = "permissions" if name == "allowed_routes" else "allowed_routes"
+    empty = type(columns[name])() if empty is AS_READ else empty
     return Row(
         endpoint,
         (name,),
         (
             Case("unchanged", {name: AS_READ}, (name,), columns),
-            Case("reordered", {name: reordered}, (name,) if same else (), columns),
             Case("still empty", {name: empty}, (name,), BARE),
             Case("emptied", {name: empty}, held=columns),
             Case("null", {name: None}, held=columns),
-            Case("changed", {name: CHANGED[name]}, held=columns),
+            Case("changed", {name: CHANGED[name] if changed is AS_READ else changed}, held=columns),
             Case("absent", {}, held=columns),
             Case("beside a change", {name: AS_READ, other: CHANGED[other]}, (name,), columns),
             *more,
@@ -120,46 +158,222 @@ def row(endpoint: str, name: str, *more: Case, reordered: Any, same: bool, held:
     )
 
 
-def together(endpoint: str, fields: tuple[str, ...]) -> Row:
-    """The cases of a client that sends the whole key back."""
-    held, bare = ({name: columns[name] for name in fields} for columns in (HELD, {**BARE, "budget_limits": []}))
-    others = fields[1:]
+def routes(endpoint: str, held: list[str] = ROUTES, variant: str = "") -> Row:
+    """The cases of ``allowed_routes``, whose order only an administrator can change."""
+    name = "allowed_routes"
+    columns = {**HELD, name: held}
+    reordered = Case("reordered", {name: held[::-1]}, (name,), columns, late=(name,))
+    return row(endpoint, name, reordered, held=held, variant=variant)
+
+
+def permissions(endpoint: str) -> Row:
+    reordered = dict(reversed(PERMISSIONS.items()))
+    return row(endpoint, "permissions", Case("reordered", {"permissions": reordered}, ("permissions",)))
+
+
+def access_groups(endpoint: str) -> Row:
+    name = "access_group_ids"
+    more = [Case("reordered", {name: GROUPS[::-1]})]
+    if endpoint == UPDATE:
+        more += [
+            Case("with its team", {name: AS_READ, "team_id": AS_READ}, (name,)),
+            Case("to another team", {name: AS_READ, "team_id": OTHER_TEAM}),
+        ]
+    return row(endpoint, name, *more)
+
+
+def stored_in_metadata(name: str, *more: Case) -> Row:
+    """The cases of a member that LiteLLM keeps in ``metadata``, where null says nothing."""
+    held: Columns = {"models": MODELS, "metadata": {name: ["a"], "other": 1}}
     return Row(
-        endpoint,
-        fields,
+        UPDATE,
+        (name,),
         (
-            Case("unchanged", held, fields),
-            Case("still empty", bare, fields, BARE),
-            Case("beside a change", {**held, fields[0]: CHANGED[fields[0]]}, others),
+            Case("unchanged", {name: AS_READ}, (name,), held),
+            Case("still empty", {name: []}, (name,), BARE),
+            Case("still null", {name: None}, (name,), BARE),
+            Case("emptied", {name: []}, held=held),
+            Case("null", {name: None}, held=held),
+            Case("changed", {name: ["b"]}, held=held),
+            Case("beside a change", {name: AS_READ, "permissions": CHANGED["permissions"]}, (name,), held),
+            Case("with its metadata", {name: AS_READ, "metadata": {name: ["a"], "more": 2}}, (name,), held),
+            Case("with other metadata", {name: AS_READ, "metadata": {"more": 2}}, held=held),
+            *more,
         ),
     )
 
 
-def reversed_object(value: dict[str, Any]) -> dict[str, Any]:
-    return dict(reversed(value.items()))
+def together(endpoint: str, fields: tuple[str, ...]) -> Row:
+    """The cases of a client that sends several members back."""
+    as_read = dict.fromkeys(fields, AS_READ)
+    return Row(
+        endpoint,
+        fields,
+        (
+            Case("unchanged", as_read, fields),
+            Case("still empty", as_read, fields, BARE),
+            Case("beside a change", {**as_read, fields[0]: CHANGED[fields[0]]}, fields[1:]),
+        ),
+    )
+
+
+def one_changes(fields: tuple[str, ...], changed: Columns, held: Columns, variant: str) -> Row:
+    """One of ``fields`` changes, each in its turn, and the others are sent as they were read."""
+    as_read = dict.fromkeys(fields, AS_READ)
+    cases = [Case("unchanged", as_read, fields, held)]
+    for name in fields:
+        others = tuple(other for other in fields if other != name)
+        cases.append(Case(f"{name} changes", {**as_read, name: changed[name]}, others, held))
+    return Row(UPDATE, fields, tuple(cases), variant)
 
 
 UPDATE, REGENERATE = "/key/update", ("/key/regenerate", "/key/{key}/regenerate")
+_WITH_STORES: Columns = {"models": MODELS, "object_permission": STORES}
+_WITH_PASSTHROUGH: Columns = {"models": MODELS, "metadata": PASSTHROUGH}
+_WITH_TAGS: Columns = {"models": MODELS, "metadata": {"tags": ["a"], "prompts": ["a"]}}
+_WITH_ALIAS: Columns = {"models": MODELS, "key_alias": OWN_ALIAS}
+_NOBODYS: Columns = {"models": MODELS, "user_id": None}
+_FULL: Columns = {**HELD, "object_permission": STORES, "metadata": PASSTHROUGH}
+_BUDGET = ("spend", "budget_limits", "soft_budget")
+WHOLE = (*BEFORE, *_BUDGET, "object_permission", "metadata", "policies")
 TABLE = (
-    row(UPDATE, "allowed_routes", reordered=ROUTES[::-1], same=True),
-    row(UPDATE, "allowed_routes", reordered=PRESETS[::-1], same=True, held=PRESETS, variant=" (presets)"),
-    row(UPDATE, "permissions", reordered=reversed_object(PERMISSIONS), same=True),
+    routes(UPDATE),
+    routes(UPDATE, PRESETS, " (presets)"),
+    permissions(UPDATE),
+    access_groups(UPDATE),
     row(
         UPDATE,
         "budget_limits",
+        Case("reordered", {"budget_limits": WINDOWS[::-1]}),
+        Case("renewed", {"budget_limits": WINDOWS}, ("budget_limits",)),
         Case("still null", {"budget_limits": None}, ("budget_limits",), BARE),
-        reordered=WINDOWS[::-1],
-        same=False,
     ),
-    row(UPDATE, "access_group_ids", reordered=GROUPS[::-1], same=False),
-    together(UPDATE, ("allowed_routes", "permissions", "budget_limits", "access_group_ids")),
+    row(UPDATE, "spend", empty=0),
+    row(UPDATE, "soft_budget", empty=None),
+    Row(
+        UPDATE,
+        ("user_id",),
+        (
+            Case("still null", {"user_id": None}, ("user_id",), _NOBODYS),
+            Case("null", {"user_id": None}, held=BARE, on="personal"),
+            Case("unchanged", {"user_id": AS_READ}, held=BARE, on="personal"),
+            Case(
+                "beside a change",
+                {"user_id": None, "permissions": CHANGED["permissions"]},
+                ("user_id",),
+                _NOBODYS,
+            ),
+        ),
+    ),
+    Row(
+        UPDATE,
+        ("object_permission",),
+        (
+            Case("unchanged", {"object_permission": AS_READ}, ("object_permission",), _WITH_STORES),
+            Case(
+                "in part",
+                {"object_permission": {"vector_stores": ["store-a"], "mcp_servers": []}},
+                ("object_permission",),
+                _WITH_STORES,
+            ),
+            Case("still empty", {"object_permission": EMPTY_STORES}, ("object_permission",), BARE),
+            Case("still null", {"object_permission": None}, ("object_permission",), BARE),
+            Case("emptied", {"object_permission": EMPTY_STORES}, held=_WITH_STORES),
+            Case("null", {"object_permission": None}, held=_WITH_STORES),
+            Case("changed", {"object_permission": {**STORES, "vector_stores": ["store-b"]}}, held=_WITH_STORES),
+            Case("beside its own", {"object_permission": {**STORES, "agents": ["agent-b"]}}, held=_WITH_STORES),
+            Case("set", {"object_permission": STORES}, held=BARE),
+            Case("absent", {}, held=_WITH_STORES),
+            Case(
+                "beside a change",
+                {"object_permission": AS_READ, "permissions": CHANGED["permissions"]},
+                ("object_permission",),
+                _WITH_STORES,
+            ),
+            Case(
+                "with its team",
+                {"object_permission": AS_READ, "team_id": AS_READ},
+                ("object_permission",),
+                _WITH_STORES,
+            ),
+            Case("to another team", {"object_permission": AS_READ, "team_id": OTHER_TEAM}, held=_WITH_STORES),
+        ),
+    ),
+    Row(
+        UPDATE,
+        ("metadata",),
+        (
+            Case("unchanged", {"metadata": AS_READ}, ("metadata",), _WITH_PASSTHROUGH),
+            Case("reordered", {"metadata": dict(reversed(PASSTHROUGH.items()))}, ("metadata",), _WITH_PASSTHROUGH),
+            Case("still empty", {"metadata": {}}, ("metadata",), BARE),
+            Case("emptied", {"metadata": {}}, held=_WITH_PASSTHROUGH),
+            Case("null", {"metadata": None}, held=_WITH_PASSTHROUGH),
+            Case("changed", {"metadata": {**PASSTHROUGH, "team": {"name": "red"}}}, held=_WITH_PASSTHROUGH),
+            Case("absent", {}, held=_WITH_PASSTHROUGH),
+            Case(
+                "beside a change",
+                {"metadata": AS_READ, "permissions": CHANGED["permissions"]},
+                ("metadata",),
+                _WITH_PASSTHROUGH,
+            ),
+        ),
+    ),
+    *(stored_in_metadata(name) for name in PREMIUM),
+    Row(
+        UPDATE,
+        ("team_id",),
+        (
+            Case("still empty", {"team_id": ""}, ("team_id",), BARE, on="personal"),
+            Case("still null", {"team_id": None}, held=BARE, on="personal"),
+            Case("emptied", {"team_id": ""}, held=BARE, on="team"),
+            Case("unchanged", {"team_id": AS_READ}, held=BARE, on="team"),
+            Case("changed", {"team_id": OTHER_TEAM}, held=BARE),
+        ),
+    ),
+    Row(
+        UPDATE,
+        ("key_alias",),
+        (
+            Case("still empty", {"key_alias": ""}, ("key_alias",), BARE),
+            Case("still null", {"key_alias": None}, held=BARE),
+            Case("emptied", {"key_alias": ""}, held=_WITH_ALIAS),
+            Case("unchanged", {"key_alias": AS_READ}, held=_WITH_ALIAS),
+            Case("changed", {"key_alias": OTHER_ALIAS}, held=_WITH_ALIAS),
+        ),
+    ),
+    together(UPDATE, (*BEFORE, "budget_limits")),
+    one_changes(_BUDGET, CHANGED, HELD, " (one changes)"),
+    one_changes(("tags", "prompts"), {"tags": ["b"], "prompts": ["b"]}, _WITH_TAGS, " (one changes)"),
+    Row(
+        UPDATE,
+        WHOLE,
+        (
+            Case("unchanged", dict.fromkeys(WHOLE, AS_READ), WHOLE, _FULL),
+            Case("still empty", dict.fromkeys(WHOLE, AS_READ), WHOLE, BARE),
+            Case(
+                "beside a change",
+                {**dict.fromkeys(WHOLE, AS_READ), "spend": CHANGED["spend"]},
+                tuple(name for name in WHOLE if name != "spend"),
+                _FULL,
+            ),
+            Case(
+                "empty strings",
+                {"team_id": "", "key_alias": "", "permissions": {}, "budget_limits": []},
+                ("team_id", "key_alias", "permissions", "budget_limits"),
+                BARE,
+                on="personal",
+            ),
+        ),
+        " (whole key)",
+    ),
     *(
         made
         for endpoint in REGENERATE
         for made in (
-            row(endpoint, "allowed_routes", reordered=ROUTES[::-1], same=True),
-            row(endpoint, "permissions", reordered=reversed_object(PERMISSIONS), same=True),
-            together(endpoint, ("allowed_routes", "permissions")),
+            routes(endpoint),
+            permissions(endpoint),
+            access_groups(endpoint),
+            together(endpoint, BEFORE),
         )
     ),
 )
@@ -167,27 +381,25 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Caller:
-    """Someone with a ``credential``, and the ``key`` that they edit; ``reads``: LiteLLM shows them its state."""
+    """Someone with a ``credential``; ``new_key`` makes another key that they edit, in a team's or not."""
 
     name: str
     credential: str
-    key: str
-    reads: bool
+    new_key: Callable[[], str]
+    in_team: bool = False
+    other_team: str = ""
 
 
 CALLERS = ("owner", "dashboard session", "team member", "team admin", "org admin", "admin", "update-only key")
 
 
 def callers(litellm: LiteLLM) -> list[Caller]:
-    """One of each of `CALLERS`, each with a key of their own to edit.
+    """One of each of `CALLERS`, each with keys of their own to edit.
 
     Keys of people are made by themselves: newer releases refuse an owner a key that an admin made. Team and
-    organisation admins edit the team's own key, for only its owner may edit a member's. The organisation admin is in
+    organisation admins edit the team's own keys, for only its owner may edit a member's. The organisation admin is in
     no team. Where LiteLLM makes no organisation without an Enterprise licence, there is none.
     """
-
-    def generate(**members: Any) -> str:
-        return litellm.new_secret(str(litellm.call("/key/generate", {"models": MODELS, **members})["key"]))
 
     owner, member, team_admin, org_admin = (litellm.new_user() for _ in range(4))
     grants = ["/key/info", "/key/health", "/key/generate", "/key/update", "/key/regenerate"]
@@ -203,24 +415,34 @@ def callers(litellm: LiteLLM) -> list[Caller]:
     team_id = litellm.call("/team/new", team)["team_id"]
     update_only = litellm.new_key(owner)
     litellm.call("/key/update", {"key": update_only, "allowed_routes": ["/key/update"]})
-    made = {
-        "owner": (owner.key, litellm.new_key(owner)),
-        "dashboard session": (litellm.new_session(owner), litellm.new_key(owner)),
-        "team member": (member.key, litellm.new_key(member, team_id=team_id)),
-        "team admin": (team_admin.key, generate(team_id=team_id)),
-        "org admin": (org_admin.key, generate(team_id=team_id)),
-        "admin": (litellm.master_key, litellm.new_key(owner)),
-        "update-only key": (update_only, litellm.new_key(owner)),
-    }
-    if not organization:
-        del made["org admin"]
-    return [Caller(name, *made[name], reads=reads(litellm, *made[name])) for name in CALLERS if name in made]
 
+    others = [{"role": "user", "user_id": user.user_id} for user in (owner, member, team_admin)]
+    other_team = litellm.call("/team/new", {"team_alias": f"other-{team['team_alias']}", "members_with_roles": others})
 
-def reads(litellm: LiteLLM, credential: str, key: str) -> bool:
-    answer = litellm.http.get("/key/info", params={"key": hashed(key)}, headers=bearer(credential))
-    assert answer.status_code in (200, 403), answer.text
-    return answer.status_code == 200
+    def personal() -> str:
+        return litellm.new_key(owner)
+
+    def members() -> str:
+        return litellm.new_key(member, team_id=team_id)
+
+    def service() -> str:
+        made = litellm.call("/key/generate", {"models": MODELS, "team_id": team_id})
+        return litellm.new_secret(str(made["key"]))
+
+    made = (
+        ("owner", owner.key, personal),
+        ("dashboard session", litellm.new_session(owner), personal),
+        ("team member", member.key, members),
+        ("team admin", team_admin.key, service),
+        ("org admin", org_admin.key, service),
+        ("admin", litellm.master_key, personal),
+        ("update-only key", update_only, personal),
+    )
+    return [
+        Caller(name, credential, new_key, new_key is not personal, other_team["team_id"])
+        for name, credential, new_key in made
+        if organization or name != "org admin"
+    ]
 
 
 def new_organization(litellm: LiteLLM, admin: str) -> str | None:
@@ -237,8 +459,21 @@ def new_organization(litellm: LiteLLM, admin: str) -> str | None:
 
 
 @dataclass(frozen=True)
+class Held:
+    """A key that holds what a case asks for, ``columns`` as the admin reads them; ``reads``: so does the caller."""
+
+    key: str
+    columns: Columns
+    reads: bool
+
+    def holds_as(self, other: Held) -> bool:
+        """Whether it holds what the other does, but for the time of its last update."""
+        return {**self.columns, **dict.fromkeys(VOLATILE)} == {**other.columns, **dict.fromkeys(VOLATILE)}
+
+
+@dataclass(frozen=True)
 class Result:
-    """An answer, and the key as the admin reads it afterwards, both less what is volatile."""
+    """An answer, and the key as the admin reads it afterwards, both with what is `FRESH` marked."""
 
     status: int
     body: bytes
@@ -247,10 +482,17 @@ class Result:
     stored: Columns
     wrote: tuple[str, ...]
     """The columns that hold another value than before."""
+    touched: bool
+    """Whether anything of the key was written, the time of its last update included."""
+    reads: bool
+    """Whether LiteLLM shows the caller the key."""
 
     @property
     def success(self) -> bool:
         return 200 <= self.status < 300
+
+
+_DECISION = re.compile(r"(\w+)(?:; fields=\"([^\"]*)\")?(?:; after-refusal=\"([^\"]*)\")?(?:; reason=\"(\w+)\")?")
 
 
 @dataclass(frozen=True)
@@ -261,8 +503,12 @@ class Cell:
     case: Case
     direct: Result
     without: Result
-    """Direct, less the members that change nothing."""
+    """If that is refused: direct, less the members that change nothing and that LiteLLM refuses."""
     through: Result
+
+    @property
+    def reads(self) -> bool:
+        return self.through.reads
 
     @property
     def repaired(self) -> bool:
@@ -276,9 +522,14 @@ class Cell:
             return True
         return not self.through.success and self.direct.body != self.through.body
 
+    @property
+    def expected(self) -> Result:
+        """The direct request that the one through the gateway has to be like."""
+        return self.direct if self.direct.success or not self.reads else self.without
+
     def broken(self) -> list[str]:
         """How the cell breaks the rule, a line each."""
-        case, expected = self.case, self.without if self.caller.reads else self.direct
+        expected = self.expected
         found = []
         if self.through.status != expected.status:
             found.append(f"answered {self.through.status}, not {expected.status}: {self.through.body[:200]!r}")
@@ -286,27 +537,51 @@ class Cell:
             found.append(f"body {self.through.body!r}, not {expected.body!r}")
         if changed := differences(self.through.stored, expected.stored):
             found.append(f"stored otherwise than it should be: {changed}")
-        if not self.through.decision.startswith(self.decision()):
-            found.append(f"decided {self.through.decision}, not {self.decision()}")
-        # leaving the value out is what sending it is: but for its order, and for `reset_at`, which LiteLLM sets anew
-        if self.direct.success and case.changes_nothing and case.name != "reordered":
-            direct, without = (without_resets(result.stored) for result in (self.direct, self.without))
-            if changed := differences(direct, without):
-                found.append(f"sent unchanged it is stored otherwise than left out: {changed}")
+        for how, result in (("direct", self.direct), ("without", self.without), ("through", self.through)):
+            if result.touched and not result.success:
+                found.append(f"{how}: refused, and yet written: {result.wrote}")
+        if complaint := self.misjudged():
+            found.append(f"decided {self.through.decision}, but {complaint}")
         return found
 
-    def decision(self) -> str:
-        """How the gateway's response header must begin."""
-        if not self.case.sent:
-            return "absent"
-        if all(value is None and name != "budget_limits" for name, value in self.case.sent.items()):
-            return "changed"  # LiteLLM has no such field as null, so nothing is looked up
-        if not self.caller.reads:
-            return 'unknown; reason="lookup_403"'
-        if self.case.unchanged:
-            fields = ",".join(name for name in self.case.sent if name in self.case.unchanged)
-            return f'dropped; fields="{fields}"'
-        return "changed"
+    def misjudged(self) -> str | None:
+        """Why the gateway's response header cannot be right, or None."""
+        match = _DECISION.fullmatch(self.through.decision)
+        if not match:
+            return "it should be there"
+        outcome, reason = match[1], match[4]
+        fields, after = ({*(match[number] or "").split(",")} - {""} for number in (2, 3))
+        guarded = {name for name, value in self.case.sent.items() if is_guarded(name, value)}
+        looked_up = any(name in BEFORE and self.case.sent[name] is not None for name in guarded)
+        if not guarded:
+            return None if outcome == "absent" else "nothing is guarded"
+        if not self.reads:
+            if (outcome, reason) == ("unknown", "lookup_403"):
+                return None if looked_up or not self.through.success else "there was nothing to look up for"
+            if looked_up or (outcome, reason) not in (("changed", None), ("changed", "accepted")):
+                return "the caller may not read the key"
+            return None
+        at_once, may_follow = self.case.at_once, set(self.case.unchanged) - self.case.at_once
+        if fields != at_once | after:
+            return f"before it is forwarded it is cut by {sorted(at_once)}"
+        if outcome != ("dropped" if fields else "changed"):
+            return "that is not the name for it"
+        if not after <= may_follow or (after and self.direct.success):
+            return f"after a refusal it can be cut by {sorted(may_follow)} at most"
+        if self.repaired and not fields:
+            return "something must have been cut"
+        if reason == "accepted" and (looked_up or not self.through.success):
+            return "it was not accepted without a comparison"
+        return None
+
+
+def is_guarded(name: str, value: object) -> bool:
+    """Whether the gateway has anything to do with a member of this value."""
+    if name in ("team_id", "key_alias"):
+        return value == ""
+    if name == "user_id":
+        return value is None
+    return value is not None or name not in ("spend", "metadata")
 
 
 def differences(one: Columns, other: Columns) -> dict[str, tuple[Any, Any]]:
@@ -314,10 +589,13 @@ def differences(one: Columns, other: Columns) -> dict[str, tuple[Any, Any]]:
     return {name: (one.get(name), other.get(name)) for name in names if one.get(name) != other.get(name)}
 
 
-def without_resets(stored: Columns) -> Columns:
-    """``stored`` without the time at which each budget window begins anew; no windows at all are None."""
-    windows = [{**window, "reset_at": None} for window in stored["budget_limits"] or ()]
-    return {**stored, "budget_limits": windows or None}
+def marked(text: str, held: Held) -> str:
+    """``text`` about a key, in which what is `FRESH` reads "kept" or "new", and the key has no name of its own."""
+    known = {found[2] for found in _FRESH.finditer(json.dumps(held.columns))}
+    text = _FRESH.sub(lambda found: f'"{found[1]}":"{"kept" if found[2] in known else "new"}"', text)
+    for name, value in (("key", held.key), ("hash", hashed(held.key)), ("alias", hashed(held.key)[:12])):
+        text = text.replace(value, f"<{name}>")
+    return text
 
 
 class Table:
@@ -328,7 +606,12 @@ class Table:
         self.release = ".".join(map(str, litellm.release))
         self.callers = callers
         self._gateway = client(gateway)
-        self._kept: dict[str, tuple[Columns, Columns]] = {}
+        self._held: dict[tuple[str, int], Held] = {}
+        self._written: set[str] = set()
+        # the first key may have an empty alias, and only further ones are refused it
+        first = callers[0].new_key()
+        with suppress(AssertionError):
+            litellm.call("/key/update", {"key": first, "key_alias": ""})
 
     def play(self, row: Row, only: Collection[str] = CALLERS) -> list[Cell]:
         """The row's cells, caller by caller: those of the callers ``only``."""
@@ -337,42 +620,83 @@ class Table:
             return [cell for cells in pool.map(partial(self._cells, row), who) for cell in cells]
 
     def _cells(self, row: Row, caller: Caller) -> list[Cell]:
-        return [self._cell(row, caller, case) for case in row.cases]
+        played = ("any", "team" if caller.in_team else "personal")
+        return [self._cell(row, caller, case) for case in row.cases if case.on in played]
 
     def _cell(self, row: Row, caller: Caller, case: Case) -> Cell:
         request = partial(self._request, row, caller, case.held)
         direct = request(self.litellm.http, case.sent)
         without = direct
-        if case.unchanged:
-            left = {name: value for name, value in case.sent.items() if name not in case.unchanged}
+        if case.unchanged and not direct.success and direct.reads:
+            cut = set(case.unchanged)
+            if len(cut) > 1:
+                alone = {name: request(self.litellm.http, {name: case.sent[name]}) for name in cut - case.at_once}
+                cut -= {name for name, result in alone.items() if result.success}
+            left = {name: value for name, value in case.sent.items() if name not in cut}
             without = request(self.litellm.http, left)
         return Cell(self.release, row, caller, case, direct, without, request(self._gateway, case.sent))
 
     def _request(self, row: Row, caller: Caller, held: Columns, http: httpx.Client, members: Columns) -> Result:
-        old = self._prepare(caller.key, held)
-        body = {name: old[name] if value is AS_READ else value for name, value in members.items()}
+        old = self._prepare(caller, held)
+        body = {name: self._value(caller, old, name, value) for name, value in members.items()}
         body["models"] = OTHER_MODELS
         if "{key}" not in row.endpoint:
-            body["key"] = caller.key
-        path = row.endpoint.replace("{key}", hashed(caller.key))
+            body["key"] = old.key
+        path = row.endpoint.replace("{key}", hashed(old.key))
         answer = http.post(path, json=body, headers=bearer(caller.credential))
-        new = self._stored(caller.key)
-        if new != old:
-            del self._kept[caller.key]
-        content = _VOLATILE.sub(b"", answer.content)
+        new = self.litellm.stored(old.key)
+        touched = new != old.columns
+        if touched:
+            self._written.add(old.key)
+        before, after = (json.loads(marked(json.dumps(columns), old)) for columns in (old.columns, new))
+        wrote = tuple(name for name in differences(before, after) if name not in FRESH)
+        content = marked(answer.text, old).encode()
         decision = answer.headers.get("x-litellm-sanitizer", "")
-        return Result(answer.status_code, content, decision, new, tuple(differences(old, new)))
+        return Result(answer.status_code, content, decision, after, wrote, touched, old.reads)
 
-    def _prepare(self, key: str, held: Columns) -> Columns:
-        """The key as it is stored with ``held``, which the admin sees to unless nothing has been written since."""
-        kept = self._kept.get(key)
-        if kept is None or kept[0] is not held:
-            self.litellm.call("/key/update", {"key": key, **held})
-            kept = self._kept[key] = held, self._stored(key)
-        return kept[1]
+    def _value(self, caller: Caller, held: Held, name: str, value: Any) -> Any:
+        """What is sent, or held, for a value of a `Case`."""
+        if value is OWN_ALIAS:
+            return f"alias-{hashed(held.key)[:12]}"
+        if value is OTHER_ALIAS:
+            return f"other-{hashed(held.key)[:12]}"
+        if value is OTHER_TEAM:
+            return caller.other_team
+        if value is not AS_READ:
+            return value
+        if name == "soft_budget":
+            return (held.columns["litellm_budget_table"] or {}).get(name)
+        if (name in PREMIUM and name not in held.columns) or (
+            name == "policies" and held.columns["metadata"].get(name)
+        ):
+            return held.columns["metadata"].get(name)
+        return held.columns[name]
 
-    def _stored(self, key: str) -> Columns:
-        return {name: value for name, value in self.litellm.stored(key).items() if name not in VOLATILE}
+    def _prepare(self, caller: Caller, columns: Columns) -> Held:
+        """A key with these columns, which the admin sees to unless nothing has been written since.
+
+        For what the admin cannot put back, such as the null of an object permission, there is another key.
+        """
+        slot = (caller.name, id(columns))
+        held = self._held.get(slot)
+        if held is not None and held.key in self._written:
+            again = None
+            with suppress(AssertionError):
+                again = self._set(caller, held.key, columns)
+            self._written.discard(held.key)
+            held = again if again and again.holds_as(held) else None
+        if held is None:
+            held = self._set(caller, caller.new_key(), columns)
+        self._held[slot] = held
+        return held
+
+    def _set(self, caller: Caller, key: str, columns: Columns) -> Held:
+        unset = Held(key, {}, reads=False)
+        body = {name: self._value(caller, unset, name, value) for name, value in columns.items()}
+        self.litellm.call("/key/update", {"key": key, **body})
+        answer = self.litellm.http.get("/key/info", params={"key": hashed(key)}, headers=bearer(caller.credential))
+        assert answer.status_code in (200, 403), answer.text
+        return Held(key, self.litellm.stored(key), reads=answer.status_code == 200)
 
 
 # --- in Markdown
@@ -388,9 +712,11 @@ def markdown(cells: list[Cell]) -> Iterator[str]:
         for title, of_row in groupby(of_table, lambda cell: cell.row):
             lines: dict[str, list[str]] = {}
             for caller, of_caller in groupby(of_row, lambda cell: cell.caller):
-                shown = {cell.case.name: show(cell) for cell in of_caller}
+                played = list(of_caller)
+                shown = {cell.case.name: show(cell) for cell in played}
                 line = " | ".join(shown.get(name, "") for name in names)
-                lines.setdefault(line, []).append(caller.name + ("" if caller.reads else " (may not read the key)"))
+                unseen = "" if all(cell.reads for cell in played) else " (may not read the key)"
+                lines.setdefault(line, []).append(caller.name + unseen)
             what = ", ".join(f"`{name}`" for name in title.fields) + title.variant
             for line, who in lines.items():
                 yield f"| {what} | {', '.join(who)} | {line} |"
@@ -412,10 +738,10 @@ def show(cell: Cell) -> str:
 
 LEGEND = """# What the gateway changes, cell by cell
 
-By `python -m tests.litellm.matrix`, whose text says what the rule is. A cell shows the status that LiteLLM answers
-directly and, where the answer is another one, the one through the gateway (→); then the columns of the key that the
-request through the gateway wrote. **Bold**: refused direct, done through the gateway. 403 → 403: refused direct for the
-field, then for something else. ✗: breaks the rule.
+By `python -m tests.litellm.matrix`, whose text says what the rule is, on LiteLLM {releases}. A cell shows the status
+that LiteLLM answers directly and, where the answer is another one, the one through the gateway (→); then the columns of
+the key that the request through the gateway wrote. **Bold**: refused direct, done through the gateway. 403 → 403:
+refused direct for the field, then for something else. ✗: breaks the rule.
 
 Every request also sends `models`; *unchanged* sends what `/key/info` shows, *beside a change* adds another guarded
 field that is changed. Regenerating ends with 500 for want of an Enterprise licence, unless the gate comes first; where
@@ -442,7 +768,8 @@ def main() -> int:
     except httpx.ConnectError as error:
         print(f"{error.request.url}: {error}", file=sys.stderr)
         return 2
-    print(LEGEND + "\n".join(markdown(cells)))
+    played = list(dict.fromkeys(cell.release for cell in cells))
+    print(LEGEND.format(releases=", ".join(played)) + "\n".join(markdown(cells)))
     broken = sum(bool(cell.broken()) for cell in cells)
     print(f"{len(cells)} cells, {sum(cell.repaired for cell in cells)} repaired, {broken} break the rule.")
     return 1 if broken else 0

@@ -1,11 +1,13 @@
 """BerriAI/litellm#26555 on a real LiteLLM: what is refused because it is present, and what because it changes.
 
-The rule behind every test here: the gateway's answer is the one that LiteLLM gives to the same request with its
-unchanged ``allowed_routes`` left out; whatever is not unchanged gets LiteLLM's answer as it is.
+The rule behind every test here: what is the stored value to the letter is left out for everybody; what is unchanged in
+meaning, such as a list in another order, is left out for whom LiteLLM has refused it, and stored for whom it has not;
+whatever is not unchanged gets LiteLLM's answer as it is.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -114,15 +116,66 @@ def test_what_the_dashboard_sends(litellm: LiteLLM, gateway: str, owner: User, s
 
 
 def test_reordered(litellm: LiteLLM, gateway: str, owner: User, caller: str) -> None:
-    """Routes are a set: another order changes nothing, and is not stored."""
+    """Another order: refused for an owner, and then left out, so that the rest of the update is done."""
     key = litellm.new_key(owner, "custom")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": CUSTOM_ROUTES[::-1]}
-    if litellm.release >= (1, 83, 7):
-        assert update(litellm.url, caller, body).status_code == 403
+    stored = litellm.stored(key)
+    refused = update(litellm.url, caller, body).status_code == 403
+    assert refused is (litellm.release >= (1, 83, 7))
+    if not refused:
+        return
+    assert litellm.stored(key) == stored
     through = update(gateway, caller, body)
-    assert (through.status_code, through.headers["x-litellm-sanitizer"]) == (200, DROPPED)
+    expected = f'{DROPPED}; after-refusal="allowed_routes"'
+    assert (through.status_code, through.headers["x-litellm-sanitizer"]) == (200, expected)
     after = litellm.stored(key)
     assert (after["models"], after["allowed_routes"]) == (OTHER_MODELS, CUSTOM_ROUTES)
+
+
+def test_reordered_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None:
+    """An admin's order is LiteLLM's to store, and it stores it."""
+    key = litellm.new_key(owner, "custom")
+    body = {"key": key, "models": OTHER_MODELS, "allowed_routes": CUSTOM_ROUTES[::-1]}
+    answer = update(gateway, litellm.master_key, body)
+    assert (answer.status_code, answer.headers["x-litellm-sanitizer"]) == (200, "changed")
+    after = litellm.stored(key)
+    assert (after["models"], after["allowed_routes"]) == (OTHER_MODELS, CUSTOM_ROUTES[::-1])
+
+
+def test_spend_reset_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None:
+    """Spend that an admin sets, or sets again, reaches LiteLLM without a lookup; an owner's resend is left out."""
+    key = litellm.new_key(owner)
+    for spend in (2.5, 2.5, 0):
+        answer = update(gateway, litellm.master_key, {"key": key, "spend": spend})
+        assert (answer.status_code, answer.headers["x-litellm-sanitizer"]) == (200, 'changed; reason="accepted"')
+        assert litellm.stored(key)["spend"] == spend
+    answer = update(gateway, owner.key, {"key": key, "models": OTHER_MODELS, "spend": 0})
+    assert answer.status_code == 200
+    refused = litellm.release >= (1, 91, 5)
+    expected = 'dropped; fields="spend"; after-refusal="spend"' if refused else 'changed; reason="accepted"'
+    assert answer.headers["x-litellm-sanitizer"] == expected
+    assert (litellm.stored(key)["models"], litellm.stored(key)["spend"]) == (OTHER_MODELS, 0)
+
+
+def test_windows_renewed_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None:
+    """Budget windows that are sent again begin anew through the gateway if they do so direct.
+
+    A window of a second begins anew so soon that it is seen.
+    """
+    key = litellm.new_key(owner)
+    windows = [{"budget_duration": "1s", "max_budget": 5}]
+
+    def renewed(url: str) -> bool:
+        update(litellm.url, litellm.master_key, {"key": key, "budget_limits": windows}).raise_for_status()
+        before = litellm.stored(key)["budget_limits"]
+        deadline = time.monotonic() + 2.5
+        while time.monotonic() < deadline:
+            update(url, litellm.master_key, {"key": key, "budget_limits": windows}).raise_for_status()
+            if litellm.stored(key)["budget_limits"] != before:
+                return True
+        return False
+
+    assert renewed(gateway) is renewed(litellm.url)
 
 
 @pytest.mark.parametrize("key_type", ["llm_api", "custom"])

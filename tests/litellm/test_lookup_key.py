@@ -14,7 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
+from sanitizer.sanitize.gates import GATES, UPDATE
 from tests.litellm.actors import CUSTOM_ROUTES, OTHER_MODELS, LiteLLM, User, bearer, hashed, update
+from tests.litellm.answers import assert_same_answer
 from tests.litellm.conftest import before
 from tests.support.gateway import Gateway
 
@@ -55,6 +57,15 @@ def plain(release: LiteLLM) -> Iterator[Gateway]:
         yield gateway
 
 
+METADATA: dict[str, Any] = {
+    "allowed_passthrough_routes": ["/through"],
+    "guardrails": ["a"],
+    "policies": ["a"],
+    "prompts": ["a"],
+    "tags": ["a"],
+}
+
+
 def body(key: str, *routes: str) -> dict[str, object]:
     return {"key": hashed(key), "models": OTHER_MODELS, "permissions": {}, "allowed_routes": list(routes)}
 
@@ -69,52 +80,145 @@ def assert_same(one: httpx.Response, other: httpx.Response) -> None:
     assert (one.status_code, one.content) == (other.status_code, other.content)
 
 
+#: A guess at each guarded member, right for a key that holds `STORED`, and a wrong one.
+GUESSES: dict[str, tuple[Any, Any]] = {
+    "allowed_routes": (CUSTOM_ROUTES, ["/guess"]),
+    "permissions": ({"secret": 1}, {"secret": 2}),
+    "access_group_ids": (["group-a"], ["group-b"]),
+    "budget_limits": ([{"budget_duration": "7d", "max_budget": 1.5}], [{"budget_duration": "7d", "max_budget": 2}]),
+    "spend": (2.5, 2),
+    "soft_budget": (7, 8),
+    "user_id": (None, None),
+    "object_permission": ({"vector_stores": ["store-a"]}, {"vector_stores": ["store-b"]}),
+    "metadata": (METADATA, {**METADATA, "tags": ["b"]}),
+    **{name: (METADATA.get(name), ["b"]) for name in ("allowed_passthrough_routes", "guardrails", "policies")},
+    **{name: (METADATA.get(name), ["b"]) for name in ("prompts", "tags")},
+    "team_id": ("", ""),
+    "key_alias": ("", ""),
+}
+STORED = {name: GUESSES[name][0] for name in GUESSES if name not in (*METADATA, "user_id", "team_id", "key_alias")}
+
+
+@pytest.fixture(scope="module")
+def full(release: LiteLLM, owner: User) -> str:
+    """A key with something in every guarded column."""
+    key = release.new_key(owner)
+    release.call("/key/update", {"key": key, **STORED})
+    return key
+
+
+def test_every_gate_is_guessed_at() -> None:
+    assert GUESSES.keys() == {gate.field for gate in GATES if gate.endpoint == UPDATE}
+
+
 def test_key_limited_to_update(release: LiteLLM, owner: User, limited: str, plain: Gateway, helped: Gateway) -> None:
-    """Who may update a key but not read it is helped, and is told so; without the credential nothing changes."""
+    """Who may update a key but not read it is repaired, and is told so; without the credential nothing changes."""
     key = release.new_key(owner, "custom")
     refused = update(plain.url, limited, body(key, *CUSTOM_ROUTES))
     assert refused.headers["x-litellm-sanitizer"] == 'unknown; reason="lookup_403"'
-    if release.release < (1, 109, 0):
-        assert refused.status_code == 403
-        assert "Only proxy admins can set `allowed_routes`" in refused.text
+    direct = update(release.url, limited, body(key, *CUSTOM_ROUTES))
+    assert refused.status_code == direct.status_code
+    if direct.status_code == 403:
+        assert refused.content == direct.content
 
     answer = update(helped.url, limited, body(key, *CUSTOM_ROUTES))
     assert answer.status_code == 200, answer.text
-    assert answer.headers["x-litellm-sanitizer"] == 'dropped; fields="permissions,allowed_routes"'
     stored = release.stored(key)
     assert (stored["models"], stored["allowed_routes"]) == (OTHER_MODELS, CUSTOM_ROUTES)
-    assert decision(helped, key)["lookup_key"] is True
+    # nothing is cut before LiteLLM has refused it, and then only what it refuses
+    refusals = [name for name in ("permissions", "allowed_routes") if refuses(release, limited, owner, name)]
+    if refusals:
+        fields = ",".join(refusals)
+        assert answer.headers["x-litellm-sanitizer"] == f'dropped; fields="{fields}"; after-refusal="{fields}"'
+        assert decision(helped, key)["lookup_key"] is True
+    else:
+        assert answer.headers["x-litellm-sanitizer"].startswith(("changed", "unknown"))
+
+
+def refuses(release: LiteLLM, credential: str, owner: User, name: str) -> bool:
+    """Whether LiteLLM refuses this member alone, unchanged."""
+    key = release.new_key(owner, "custom")
+    sent = {"key": hashed(key), "models": OTHER_MODELS, name: body(key, *CUSTOM_ROUTES)[name]}
+    return update(release.url, credential, sent).status_code == 403
+
+
+@pytest.mark.parametrize("name", ["budget_limits", "spend", "soft_budget", "object_permission", "metadata"])
+def test_repaired_after_refusal(release: LiteLLM, owner: User, limited: str, helped: Gateway, name: str) -> None:
+    """The other gates: a right value is left out where it is refused, and only the change beside it is stored."""
+    key = release.new_key(owner)
+    release.call("/key/update", {"key": key, name: STORED[name]})
+    stored = release.stored(key)
+    sent: dict[str, object] = {"key": hashed(key), "models": OTHER_MODELS, name: STORED[name]}
+    direct = update(release.url, limited, sent)
+    if direct.is_success:
+        return
+    assert release.stored(key) == stored
+    answer = update(helped.url, limited, sent)
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-litellm-sanitizer"] == f'dropped; fields="{name}"; after-refusal="{name}"'
+    assert release.stored(key)[COLUMNS.get(name, name)] == stored[COLUMNS.get(name, name)]
+
+
+#: Where a member is stored, if not in the column of its name.
+COLUMNS = {"soft_budget": "litellm_budget_table"}
 
 
 def test_a_real_change(release: LiteLLM, owner: User, limited: str, helped: Gateway) -> None:
     """LiteLLM judges it in its own words, and the gateway does not say that it is one."""
     key = release.new_key(owner, "custom")
-    direct, answer = (update(url, limited, body(key, "/chat/completions")) for url in (release.url, helped.url))
-    assert_same(answer, direct)
+    sent = {"key": hashed(key), "models": OTHER_MODELS, "allowed_routes": ["/chat/completions"]}
+    direct, answer = (update(url, limited, sent) for url in (release.url, helped.url))
+    assert_same_answer(direct, answer)
     assert answer.status_code == 403
     assert "x-litellm-sanitizer" not in answer.headers
     assert release.stored(key)["allowed_routes"] == CUSTOM_ROUTES
 
 
-def test_stranger(release: LiteLLM, owner: User, helped: Gateway) -> None:
-    """Another's key stays as it is. What LiteLLM's refusal tells by itself, as the README says: whether a guess was
-    right, which without the credential nobody can tell."""
-    key = release.new_key(owner, "custom")
-    stranger = release.new_user().key
-    assert release.http.get("/key/info", params={"key": hashed(key)}, headers=bearer(stranger)).status_code == 403
-    stored = release.stored(key)
+@pytest.mark.parametrize("name", GUESSES)
+def test_stranger(release: LiteLLM, full: str, helped: Gateway, name: str) -> None:
+    """Guesses at another's key, right and wrong: the answers differ in nothing but what differs by itself.
 
-    omitted = {"key": hashed(key), "models": OTHER_MODELS}
-    without = update(release.url, stranger, omitted)
-    right = update(helped.url, stranger, body(key, *CUSTOM_ROUTES))
-    wrong = update(helped.url, stranger, body(key, "/guess"))
-    assert_same(right, without)
-    assert_same(wrong, update(release.url, stranger, body(key, "/guess")))
-    for answer in (right, wrong):
-        assert answer.status_code in (401, 403)
-        assert "x-litellm-sanitizer" not in answer.headers
-    assert right.content != wrong.content
-    assert release.stored(key) == stored
+    Where LiteLLM's own answers differ by the value that was sent, each is LiteLLM's own.
+    """
+    stranger = release.new_user().key
+    assert release.http.get("/key/info", params={"key": hashed(full)}, headers=bearer(stranger)).status_code == 403
+    stored = release.stored(full)
+    directs, answers = [], []
+    for guess in GUESSES[name]:
+        sent = {"key": hashed(full), "models": OTHER_MODELS, name: guess}
+        directs.append(update(release.url, stranger, sent))
+        answers.append(update(helped.url, stranger, sent))
+    for direct, answer in zip(directs, answers, strict=True):
+        assert not answer.is_success
+        assert_same_answer(direct, answer)
+    if directs[0].content == directs[1].content:
+        assert_nothing_told(*answers)
+    assert release.stored(full) == stored
+
+
+def test_stranger_with_the_whole_key(release: LiteLLM, full: str, helped: Gateway) -> None:
+    """One wrong guess among right ones is not told from right ones alone, unless LiteLLM itself tells them apart.
+
+    From 1.101.0 on it does so with ``allowed_routes``, which it compares before it asks whose the key is.
+    """
+    stranger = release.new_user().key
+    right = {name: GUESSES[name][0] for name in STORED}
+    told: dict[bytes, list[httpx.Response]] = {}
+    for change in ({}, *({name: GUESSES[name][1]} for name in STORED)):
+        sent = {"key": hashed(full), "models": OTHER_MODELS, **right, **change}
+        direct, answer = update(release.url, stranger, sent), update(helped.url, stranger, sent)
+        assert not answer.is_success
+        assert_same_answer(direct, answer)
+        told.setdefault(direct.content, []).append(answer)
+    for alike in told.values():
+        assert_nothing_told(*alike)
+
+
+def assert_nothing_told(*answers: httpx.Response) -> None:
+    """The answers are one answer, and the gateway has said the same of each, if anything."""
+    for answer in answers:
+        assert_same_answer(answers[0], answer)
+        assert answer.headers.get("x-litellm-sanitizer") == answers[0].headers.get("x-litellm-sanitizer")
 
 
 @pytest.mark.parametrize("caller", ["sk-nobody", "x", "not a key"])
@@ -150,9 +254,11 @@ def test_organisation_admin(release: LiteLLM, helped: Gateway) -> None:
     assert release.http.get("/key/info", params={"key": hashed(key)}, headers=bearer(admin.key)).status_code == 403
 
     answer = update(helped.url, admin.key, body(key, *CUSTOM_ROUTES))
-    assert_same(answer, update(release.url, admin.key, {"key": hashed(key), "models": OTHER_MODELS}))
-    assert answer.status_code == 401
-    assert "does not belong to team" in answer.text
+    assert_same(answer, update(release.url, admin.key, body(key, *CUSTOM_ROUTES)))
+    assert not answer.is_success
+    without = update(release.url, admin.key, {"key": hashed(key), "models": OTHER_MODELS})
+    assert without.status_code == 401
+    assert "does not belong to team" in without.text
 
 
 def test_replaced_file(release: LiteLLM, owner: User, limited: str, key_file: Path, helped: Gateway) -> None:

@@ -68,6 +68,14 @@ def info(value: object, status: str = "200 OK") -> Script:
     return script
 
 
+def refusing(connection: Connection) -> None:
+    """Refuses a lookup, and an update of the routes in LiteLLM's words."""
+    read = connection.read_request()
+    words = "Only proxy admins can set `allowed_routes` on a key."
+    content = json.dumps({"error": {"message": words if b"allowed_routes" in read.body else "no"}}).encode()
+    connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content))
+
+
 STORED = info({"key": HASH, "info": {"allowed_routes": ["llm_api_routes"], "secret": SECRETS["answer"]}})
 STORED_BY_PATH = info({"key": PATH_HASH, "info": {"permissions": {"secret": SECRETS["answer"]}}})
 PERMISSIONS = json.dumps({"permissions": {"secret": SECRETS["answer"]}, "new_key": KEY})
@@ -115,6 +123,7 @@ CASES: dict[str, tuple[bytes, Script]] = {
     "an update, unreadable": (update(RESEND[:-1]), STORED),
     "an update of another type": (update(RESEND, fields=f"Content-Type: {SECRETS['header']}\r\n"), STORED),
     "an update, its lookup refused": (update(RESEND), info({"error": KEY}, "403 Forbidden")),
+    "an update, refused as its lookup is": (update(RESEND), refusing),
     "an update, its lookup not found": (update(RESEND), info({"detail": KEY}, "404 Not Found")),
     "an update, its lookup of another shape": (update(RESEND), info([KEY])),
     "an update, its lookup broken off": (update(RESEND), reply(RESET)),
@@ -202,7 +211,7 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
             assert_no_secret(upstream.received.decode("latin-1"), "what upstream received, as it should")
         assert SECRETS["own"].encode() in upstream.received
         own.write_text(f"{SECRETS['own']} {SECRETS['own']}")  # no key
-        upstream.script = info({"error": KEY}, "403 Forbidden")
+        upstream.script = refusing
         play_out(gateway, update(RESEND))
         if face == "fast":
             assert_no_secret_in_admin(gateway)

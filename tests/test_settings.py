@@ -60,7 +60,7 @@ def test_authority() -> None:
         ),
         *(("port", text) for text in ("99999", "-1", "x", "", "1.5", "\u0661")),
         *(("mode", text) for text in ("on", "")),
-        *(("fields", text) for text in ("spend", "", ",")),
+        *(("fields", text) for text in ("models", "", ",")),
         *(("root_path", text) for text in ("/a?b", "/a//b", "/a b", "/%61")),
         *(("workers", text) for text in ("0", "257")),
         *(("max_body", text) for text in ("1GiB", "-1", "1 MiB", "65MiB")),

@@ -1,7 +1,7 @@
 """LiteLLM's own dashboard, as someone sees it who signs in with a browser.
 
 What is waited for is what is seen or answered, never time; the bound is generous, for slow machines. The pages are
-those of 1.83.13 to 1.109.1. Where they differ by release, `Dashboard` is the newest, `AntDashboard` what came before.
+those of 1.83.13 to 1.110.2. Where they differ by release, `Dashboard` is the newest, `AntDashboard` what came before.
 """
 
 from __future__ import annotations

@@ -1,5 +1,7 @@
 """LiteLLM's own dashboard in a real browser: an internal user opens a key of theirs, adds a model and saves.
 
+The same is done with a key on which an admin has set a vector store: LiteLLM refuses its owner what it shows them.
+
 It needs Debian's `chromium` or a Chrome. Pictures of what the user sees at the end are left in artifacts/dashboard.
 README shows one pair, made anew by
 
@@ -32,9 +34,11 @@ class Fact(NamedTuple):
     """What one release's dashboard sends, and LiteLLM answers, when nothing but the models was touched."""
 
     unchanged: set[str]
-    """Guarded fields that it sends nevertheless."""
+    """Guarded fields that it sends nevertheless, and that the gateway cuts."""
     error: str = ""
     """For one of them; without it, LiteLLM does as it is told."""
+    vector_store: str = ""
+    """The error for a key on which an admin has set a vector store; without it, it makes no difference."""
 
 
 FACTS = {
@@ -46,9 +50,10 @@ FACTS = {
     "1.100.0": Fact({"access_group_ids"}),
     "1.105.0": Fact({"access_group_ids"}),
     "1.109.1": Fact({"access_group_ids"}),
+    "1.110.2": Fact({"access_group_ids"}, vector_store="Vector stores cannot be assigned to personal keys"),
 }
 #: Asked for even if LITELLM_RELEASES names them not: they are skipped then, and in CI that is a failure.
-NEEDED = ("1.83.13", "1.92.0", "1.109.1")
+NEEDED = ("1.83.13", "1.92.0", "1.109.1", "1.110.2")
 #: What each page of the menu shows; where there are two, by release.
 PAGES = {
     "Virtual Keys": ["/key/list"],
@@ -60,7 +65,9 @@ PAGES = {
     "Logs": ["/spend/logs/ui"],
     "Teams": ["/v1/mcp/access_groups", "/team/metadata_schema"],
 }
-GUARDED = {gate.field for gate in GATES if gate.endpoint == "/key/update"}
+#: Columns that a save leaves as they are. The dashboard writes the metadata and an object permission of its own.
+UNTOUCHED = {gate.field for gate in GATES if gate.endpoint == "/key/update"} - {"metadata", "object_permission"}
+VECTOR_STORES = ["store-a"]
 SUCCESS = "Key updated successfully"
 
 
@@ -104,7 +111,7 @@ def user(release: LiteLLM) -> User:
 class Saved:
     """What came of a user's pressing the button."""
 
-    sent: dict[str, object]
+    sent: dict[str, Any]
     status: int
     dropped: set[str]
     """As the gateway says in its response header."""
@@ -113,10 +120,17 @@ class Saved:
     after: dict[str, Any]
 
 
-def save(browser: Browser, litellm: LiteLLM, url: str, user: User, name: str) -> Saved:
-    """Sign in at ``url``, add a model to a key of type "LLM API", save; a picture called ``name`` shows the end."""
+def save(
+    browser: Browser, litellm: LiteLLM, url: str, user: User, name: str, *, vector_stores: list[str] | None = None
+) -> Saved:
+    """Sign in at ``url``, add a model to a key of type "LLM API", save; a picture called ``name`` shows the end.
+
+    An admin has set the ``vector_stores``, if any, on the key.
+    """
     alias = f"{user.user_id}-{uuid.uuid4().hex[:4]}"
     key = litellm.new_key(user, "llm_api", key_alias=alias)
+    if vector_stores:
+        litellm.call("/key/update", {"key": key, "object_permission": {"vector_stores": vector_stores}})
     before = litellm.stored(key)
     with visit(browser, litellm, url, name) as dashboard:
         dashboard.sign_in(user)
@@ -126,7 +140,7 @@ def save(browser: Browser, litellm: LiteLLM, url: str, user: User, name: str) ->
         notice = dashboard.read_notice()
         dashboard.show(*OTHER_MODELS)
         dashboard.picture(name)
-    said = re.fullmatch(r'dropped; fields="(.*)"', answer.headers.get("x-litellm-sanitizer", ""))
+    said = re.match(r'dropped; fields="([^"]*)"', answer.headers.get("x-litellm-sanitizer", ""))
     return Saved(
         sent=json.loads(answer.request.post_data or ""),
         status=answer.status,
@@ -142,7 +156,7 @@ def test_direct(release: LiteLLM, browser: Browser, user: User) -> None:
     fact = FACTS[version(release)]
     saved = save(browser, release, release.url, user, f"{version(release)}-direct")
     assert saved.sent["models"] == MODELS + OTHER_MODELS
-    assert saved.sent.keys() & GUARDED == fact.unchanged
+    assert fact.unchanged <= saved.sent.keys()
     if fact.error:
         assert saved.status == 403
         assert fact.error in saved.notice
@@ -158,13 +172,31 @@ def test_through_the_gateway(release: LiteLLM, release_gateway: Gateway, browser
     fact = FACTS[version(release)]
     saved = save(browser, release, release_gateway.url, user, f"{version(release)}-gateway")
     assert saved.sent["models"] == MODELS + OTHER_MODELS
-    assert saved.sent.keys() & GUARDED == fact.unchanged
+    assert fact.unchanged <= saved.sent.keys()
     assert saved.status == 200
     assert saved.dropped == fact.unchanged
     assert SUCCESS in saved.notice
     assert saved.after["models"] == MODELS + OTHER_MODELS
-    for field in GUARDED:
+    for field in UNTOUCHED & saved.before.keys():
         assert saved.after[field] == saved.before[field], field
+
+
+@pytest.mark.parametrize("release", [release for release in FACTS if FACTS[release].vector_store], indirect=True)
+def test_a_vector_store(release: LiteLLM, release_gateway: Gateway, browser: Browser, user: User) -> None:
+    """A key with a vector store that an admin has set: an error direct, a success through the gateway, and it stays."""
+    fact, name = FACTS[version(release)], f"{version(release)}-vector-store"
+    direct = save(browser, release, release.url, user, f"{name}-direct", vector_stores=VECTOR_STORES)
+    assert direct.sent["object_permission"]["vector_stores"] == VECTOR_STORES
+    assert direct.status == 403
+    assert fact.vector_store in direct.notice
+    assert direct.after == direct.before
+
+    through = save(browser, release, release_gateway.url, user, f"{name}-gateway", vector_stores=VECTOR_STORES)
+    assert through.status == 200
+    assert through.dropped == fact.unchanged | {"object_permission"}
+    assert SUCCESS in through.notice
+    assert through.after["models"] == MODELS + OTHER_MODELS
+    assert through.after["object_permission"] == through.before["object_permission"]
 
 
 def test_pages(release: LiteLLM, release_gateway: Gateway, browser: Browser, user: User) -> None:

@@ -124,12 +124,16 @@ def test_teams_key(table: Table, fields: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.endpoint in REGENERATE], ids=str)
 def test_regenerate(table: Table, row: Row) -> None:
-    """The gate's refusal gives way to the next one, which is for want of a licence."""
+    """The gate's refusal gives way to the next one, which is for want of a licence.
+
+    LiteLLM asks for the licence before it looks at ``access_group_ids``.
+    """
     cells = table.play(row, only=("owner",))
     assert not broken(cells), broken(cells)
     for cell in cells:
         if cell.case.changes_nothing:
-            assert cell.direct.status == (403 if table.litellm.release >= (1, 92, 0) else 500)
+            gate_first = table.litellm.release >= COMPARED and row.fields != ("access_group_ids",)
+            assert cell.direct.status == (403 if gate_first else 500)
             assert (cell.through.status, LICENCE in cell.through.body) == (500, True)
 
 

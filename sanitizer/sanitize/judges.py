@@ -150,6 +150,13 @@ def premium(name: str) -> Judge:
     return judge
 
 
+def object_permission(sent: Sent, row: Row) -> bool | None:
+    """The judge of ``object_permission``, a row of its own that a lookup by alias does not show."""
+    if "object_permission" not in row or (row["object_permission"] is None and row.get("object_permission_id")):
+        return None
+    return same_permission(sent["object_permission"], row["object_permission"])
+
+
 def soft_budget(sent: Sent, row: Row) -> bool | None:
     """The judge of ``soft_budget``, which is stored in a table of budgets that a key need not have."""
     table = row.get("litellm_budget_table", False)

@@ -9,6 +9,7 @@ from sanitizer.sanitize.judges import (
     both_null,
     column,
     empty_for_null,
+    object_permission,
     of_the_team,
     premium,
     same_list,
@@ -278,6 +279,24 @@ TAGS = premium("tags")
         ),
         pytest.param(TAGS, '{"tags":[]}', '{"metadata":null}', None, id="premium: no metadata stored"),
         pytest.param(TAGS, '{"tags":[]}', "{}", None, id="premium: metadata missing"),
+        pytest.param(
+            object_permission, '{"object_permission":{}}', '{"object_permission":null}', True, id="permission: none"
+        ),
+        pytest.param(
+            object_permission,
+            '{"object_permission":{}}',
+            '{"object_permission":null,"object_permission_id":"1"}',
+            None,
+            id="permission: one that is not shown",
+        ),
+        pytest.param(
+            object_permission,
+            '{"object_permission":{"agents":["a"]}}',
+            '{"object_permission":{"agents":["a"]},"object_permission_id":"1"}',
+            True,
+            id="permission: the same",
+        ),
+        pytest.param(object_permission, '{"object_permission":{}}', "{}", None, id="permission: missing"),
         pytest.param(soft_budget, '{"soft_budget":null}', '{"litellm_budget_table":null}', True, id="no table"),
         pytest.param(soft_budget, '{"soft_budget":1}', '{"litellm_budget_table":null}', False, id="no table, a budget"),
         pytest.param(

@@ -126,6 +126,7 @@ class Interception:
         self._submission: Submission | None = None
         self._found: Stored | Unknown | None = None  # by a lookup made for this request; None: there was none
         self._lookups: list[Lookup] = []
+        self._withholds = False  # what is decided is for the caller to know only with a 2xx
         self._cut: list[str] = []  # or, in mode observe, what would have been cut
         self._after_refusal: list[str] = []  # those of them
         self._resent = 0
@@ -224,7 +225,8 @@ class Interception:
     def answered(self, status: int, head: bytes) -> bytes | None:
         """Report the answer; returns what its field `field` says, None if it is not to have one.
 
-        What the lookup credential has read is for those whom LiteLLM lets write it: others are not told the decision.
+        A caller who may not read the key, where the gateway has a credential that may, learns the decision only with a
+        2xx: what the credential has read is for those whom LiteLLM lets write it.
         """
         decision = self._decision
         if decision is None:
@@ -233,7 +235,7 @@ class Interception:
             decision = Decision(Outcome.CHANGED, reason="accepted")
         self._report(decision, status, head)
         self.release()
-        if decision.lookup_key and not 200 <= status < 300:
+        if self._withholds and not 200 <= status < 300:
             return None
         value = decision.outcome.encode()
         if decision.fields:
@@ -290,6 +292,8 @@ class Interception:
             found, lookup = await stored.get_by_alias(self._caller, submission.alias or "", prefix)
         if lookup is not None:
             self._lookups.append(lookup)
+        # the caller may not read the key: nothing may depend on what a lookup with the credential finds
+        self._withholds = isinstance(found, Unknown) and found.refused and stored.has_lookup_key
         return found
 
     async def _stored_now(self, submission: Submission) -> Stored | Unknown:

@@ -422,6 +422,19 @@ async def test_lookup_key_tells_strangers_nothing(guess: dict[str, Any], found: 
     assert played.mark is None
 
 
+@pytest.mark.parametrize(
+    ("refusals", "mark"),
+    [
+        pytest.param(STRANGER[1:], None, id="refused for another reason"),
+        pytest.param([], b'unknown; reason="lookup_403"', id="accepted"),
+    ],
+)
+async def test_what_a_caller_who_may_not_read_is_told(refusals: Refusals, mark: bytes | None) -> None:
+    """LiteLLM's words can depend on what is stored, so our field must not depend on LiteLLM's words."""
+    played = await play({**KEY, "permissions": {"x": 1}}, refusals, may_not_read(stored()))
+    assert played.mark == mark
+
+
 async def test_lookup_key_is_not_used_for_those_who_may_read() -> None:
     """The caller's own lookup comes first, and is enough."""
     played = await play({**KEY, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(with_key=stored()))

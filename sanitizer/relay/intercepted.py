@@ -136,6 +136,9 @@ class _Send(Relayed):
             self.handler.held(self, self._answer, b"".join(self._content))
 
     def on_error(self, error: GatewayError) -> None:
+        if self.response is not None and self._answer is None:  # the client has some of it
+            super().on_error(error)
+            return
         if self._give_way():
             return
         if self._answer is not None:
@@ -287,6 +290,7 @@ class Intercepted:
     def pass_on(self, send: _Send) -> None:
         """Let the answer to ``send``, which is whole, be the client's."""
         self._send = send
+        send.keep_alive = send.keep_alive and self.keep_alive
         send.pass_on(True)
 
     def answered(self, keep_alive: bool) -> None:

@@ -128,6 +128,7 @@ class Interception:
         self._lookups: list[Lookup] = []
         self._withholds = False  # what is decided is for the caller to know only with a 2xx
         self._cut: list[str] = []  # or, in mode observe, what would have been cut
+        self._cut_by_cache = False  # by a value that was read for an earlier request
         self._after_refusal: list[str] = []  # those of them
         self._resent = 0
         self._reason: str | None = None  # why nothing could be compared
@@ -208,6 +209,8 @@ class Interception:
             self._reason = found.reason
         else:
             self._reason = None
+            if self._cut_by_cache:
+                self._restore(submission, found)
             unchanged, known = submission.unchanged(refusing, found.info)
             unchanged = [name for name in dict.fromkeys(unchanged) if name not in self._cut]
             if not known:
@@ -273,6 +276,7 @@ class Interception:
             unchanged, _ = submission.unchanged(gates, found.info)
             if len(unchanged) == len(gates):
                 self._cut = unchanged
+                self._cut_by_cache = True
                 return
             # only "unchanged" may rest on a cached value
             found = await self._look_up(submission, fresh=True)
@@ -283,6 +287,13 @@ class Interception:
         self._cut, known = submission.unchanged(gates, found.info)
         if not known:
             self._reason = "stored_shape"
+
+    def _restore(self, submission: Submission, found: Stored) -> None:
+        """Cut no member that is changed, as a fresh lookup shows, though the cached value did not."""
+        self._cut_by_cache = False
+        unchanged, _ = submission.unchanged(submission.comparable, found.info)
+        self._cut = [name for name in self._cut if name in unchanged]
+        self._forwarding.enter_context(self._sanitizer.stored.writing(submission.key))
 
     async def _look_up(self, submission: Submission, *, fresh: bool) -> Stored | Unknown:
         stored, prefix = self._sanitizer.stored, self._target.prefix

@@ -253,6 +253,21 @@ def test_confidential_send_fails(upstream: Upstream, steps: tuple[bytes | Step, 
     assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
 
 
+@pytest.mark.parametrize(
+    "framing", [b"Content-Length: 9\r\n\r\nhalf", b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"]
+)
+def test_confidential_answer_breaks_off(upstream: Upstream, framing: bytes) -> None:
+    """A 2xx that breaks off is cut, whatever was held back before: nothing follows it on the connection."""
+    upstream.script = in_turn(reply(FORBIDDEN), reply(b"HTTP/1.1 200 OK\r\n" + framing, CLOSE), reply(OK))
+    with Listener(upstream, Core(SECOND, confidential=True)) as listener, listener.connect() as client:
+        client.send(update() + GET)
+        with pytest.raises(Cut) as cut:
+            client.read_to_end()
+    assert cut.value.reset
+    assert bytes(client.received).count(b"HTTP/1.1") == 1
+    assert b"half" in client.received
+
+
 def test_the_limit() -> None:
     """The table is about the limit that is."""
     assert HELD_LIMIT == LIMIT

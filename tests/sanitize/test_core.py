@@ -374,6 +374,14 @@ async def test_cached_value_is_not_for_refusals() -> None:
     assert played.mark == b'dropped; fields="permissions"'
 
 
+async def test_cached_cut_is_taken_back() -> None:
+    """A member that was cut by a cached value is sent again if a fresh lookup shows that it is a change."""
+    keys = Keys(own=[Stored(stored().info, cached=True), stored(permissions={"x": 2})])
+    played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
+    assert played.bodies == [{**KEY, "spend": 1.5}, {**KEY, "permissions": {"x": 1}}]
+    assert played.mark == b'dropped; fields="spend"; after-refusal="spend"'
+
+
 @pytest.mark.parametrize(
     ("sent", "refusals", "mark", "resent"),
     [

@@ -11,6 +11,7 @@ Whatever is not intercepted reaches the app as if nothing were there. What can g
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from types import TracebackType
 from typing import Any, Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -83,12 +84,13 @@ class SanitizerMiddleware:
         while True:
             answer = _Answer(interception, send, previous)
             returned = False
-            try:
-                await self.app(_with_body(scope, body), upload.replay(body), answer.send)
-                returned = True
-            finally:
-                if not returned or not answer.held:  # what there is of an answer is the client's all the same
-                    await answer.pass_on()
+            with _Reported(answer):
+                try:
+                    await self.app(_with_body(scope, body), upload.replay(body), answer.send)
+                    returned = True
+                finally:
+                    if not returned or not answer.held:  # what there is of an answer is the client's all the same
+                        await answer.pass_on()
             if not answer.held:
                 return
             body = await upload.ask(interception.next_body(answer.status, answer.head, answer.content))
@@ -197,6 +199,11 @@ class _Answer:
         """The content of the answer, if it is held back."""
         return b"".join([message.get("body", b"") for message in self._messages])
 
+    @property
+    def gave_way(self) -> bool:
+        """Whether an answer that was held back is the client's in place of this one."""
+        return self._send is _send_nothing
+
     async def send(self, message: Message) -> None:
         """The ASGI ``send`` of the app."""
         if self._passes:
@@ -245,6 +252,27 @@ class _Answer:
         self._passes = True
         self._send = _send_nothing
         await other.pass_on()
+
+
+class _Reported:
+    """Lets the event loop report an app's failure, and no server see it, if the answer has given way to another.
+
+    A server closes the connection when an app fails, and the client would learn from that what the answer was.
+    """
+
+    def __init__(self, answer: _Answer) -> None:
+        self._answer = answer
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, Exception) or not self._answer.gave_way:
+            return False
+        message = "the app has failed in a further send, whose answer is not the client's"
+        asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+        return True
 
 
 async def _send_nothing(message: Message) -> None:

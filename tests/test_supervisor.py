@@ -74,7 +74,11 @@ def runs(pid: int) -> bool:
 def test_stop_after_death(upstream: Upstream) -> None:
     """A signal that comes while a dead worker waits to be replaced is not held up by that, and none is started."""
     with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "0.6") as gateway:
-        assert gateway.ask(GET).status == 200
+        for _ in range(2000):  # until both workers serve: each has a connection to upstream of its own
+            assert gateway.ask(GET).status == 200
+            if len(upstream.connections) > 1:
+                break
+        assert len(upstream.connections) > 1
         os.kill(children(gateway)[0], signal.SIGKILL)
         gateway.wait_for_line("a worker has died")
         gateway.terminate()

@@ -128,8 +128,8 @@ class Interception:
         self._lookups: list[Lookup] = []
         self._withholds = False  # what is decided is for the caller to know only with a 2xx
         self._cut: list[str] = []  # or, in mode observe, what would have been cut
-        self._cut_by_cache = False  # by a value that was read for an earlier request
-        self._after_refusal: list[str] = []  # those of them
+        self._after_refusal: list[str] = []  # those members of `_cut` that LiteLLM had refused first
+        self._cut_by_cache = False  # `_cut` rests on a value that was read for an earlier request
         self._resent = 0
         self._reason: str | None = None  # why nothing could be compared
         self._decision: Decision | None = None  # as soon as the request is forwarded
@@ -234,7 +234,7 @@ class Interception:
         decision = self._decision
         if decision is None:
             return None
-        if decision.outcome is Outcome.CHANGED and self._found is None and 200 <= status < 300 and self._may_compare:
+        if decision.outcome is Outcome.CHANGED and self._found is None and 200 <= status < 300 and self._candidates():
             decision = Decision(Outcome.CHANGED, reason="accepted")
         self._report(decision, status, head)
         self.release()
@@ -323,11 +323,6 @@ class Interception:
     @property
     def _with_lookup_key(self) -> bool:
         return any(lookup.lookup_key for lookup in self._lookups)
-
-    @property
-    def _may_compare(self) -> bool:
-        """Whether there is a member that could be cut after a refusal."""
-        return bool(self._candidates())
 
     def _candidates(self) -> list[Gate]:
         """The gates whose members may still be cut, if LiteLLM refuses the request because of them."""

@@ -157,6 +157,18 @@ async def rest(gateway: Process, most: int) -> int:
     return count
 
 
+async def growth(gateway: Process, before: Counter[str]) -> Counter[str]:
+    """Wait, but not for ever, until the idle gateway holds as many objects as ``before``: what it holds beyond that.
+
+    Failures are summed up in the log for some seconds after the last one, with a timer for each kind.
+    """
+    most = before + Counter(dict.fromkeys(before, CACHED))
+    deadline = now() + REST
+    while (more := await census(gateway) - most) and now() < deadline:  # noqa: ASYNC110 - another process's
+        await asyncio.sleep(0.5)
+    return more
+
+
 async def soak(options: Options) -> Report:
     """Run a soak; nothing of it is left behind."""
     async with contextlib.AsyncExitStack() as stack:
@@ -199,7 +211,7 @@ async def watch(options: Options, report: Report, upstream: Upstream, gateway: P
 
     left = await rest(gateway, most)
     report.verdict("file descriptors as before", left <= most, f"{most} -> {left}")
-    grown = await census(gateway) - objects - Counter(dict.fromkeys(objects, CACHED))
+    grown = await growth(gateway, objects)
     figures = ", ".join(f"{name} +{count}" for name, count in grown.most_common(5)) or f"{sum(objects.values())}"
     report.verdict("tasks, connections and other objects as before", not grown, figures)
     judge_memory(report, options)

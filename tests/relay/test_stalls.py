@@ -233,7 +233,7 @@ def test_upstream_that_never_reads(face: Face, path: bytes) -> None:
 def test_client_leaves_an_upstream_that_never_reads(what: str, how: str) -> None:
     """No descriptor stays behind, though the client is not read because upstream does not read.
 
-    The reset of an upload is seen as such. Elsewhere the stall of upstream ends it: an orderly end is behind octets that
+    The reset of an upload is seen as such. Else the stall of upstream ends it: an orderly end is behind octets that
     the client's kernel can't deliver, and what a tunnel's client has sent before it left is upstream's to take.
     """
     options = ("--stall-timeout", "1.6", "--shutdown-grace", "0")

@@ -1214,7 +1214,7 @@ def test_repeated_head() -> None:
         for number in range(3):
             client.feed(request.wire)
             loop.settle()
-            upstream = loop.transports[-1] if number else loop.attempts[0].accept()
+            upstream = loop.attempts[0].accept() if loop.attempts else loop.transports[-1]
             loop.advance(10 * KEEPALIVE)
             upstream.feed(answer.wire)
             loop.settle()

@@ -36,6 +36,7 @@ from hypothesis.stateful import (
 
 from sanitizer.address import TrustedProxies
 from sanitizer.connections import Connections
+from sanitizer.relay.connection import Connection
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.intercepted import Ask
@@ -339,6 +340,11 @@ class Origin:
     def idle(self) -> bool:
         """Whether the gateway may use the connection for another request."""
         return self.current is None and not self.transport.closing
+
+    def old(self, now: float) -> bool:
+        """Whether the gateway has used the connection for long enough."""
+        assert isinstance(self.transport.protocol, Connection)
+        return now >= self.transport.protocol.renew_at
 
     def go_stale(self) -> None:
         self.stale = True
@@ -928,7 +934,7 @@ class ClientMachine(RuleBasedStateMachine):
         if answer.faulty_at and answer.sent >= answer.faulty_at:
             self.broken(origin, retry=False)
         elif not answer.until_close and answer.sent >= answer.end:
-            reusable = answer.reusable and seen.whole and answer.sent == answer.end
+            reusable = answer.reusable and seen.whole and answer.sent == answer.end and not origin.old(self.loop.now)
             self.complete(origin)
             self.loop.settle()
             assert origin.transport.closing != reusable

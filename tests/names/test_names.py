@@ -27,6 +27,7 @@ CLOSING = reply(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), CLOSE
 """A script after which the next request takes another connection."""
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 FIRST, SECOND = "127.0.0.2", "127.0.0.3"
+NOWHERE = "192.0.2.1"  # to which there is no route
 TIMES = 8
 
 faces = pytest.mark.parametrize("face", ["fast", "asgi"])
@@ -106,6 +107,34 @@ def test_a_dead_address(face: Face, dead: Callable[[str], contextlib.AbstractCon
         if face == "fast":
             wait_until_ready(gateway)
             assert "not ready" not in str(gateway.records)
+    if face == "fast":
+        assert_json(gateway)
+
+
+@pytest.mark.parametrize(
+    ("addresses", "reason", "detail"),
+    [
+        pytest.param([FIRST, SECOND], "connection refused", "Connection refused", id="in one way"),
+        pytest.param(
+            [FIRST, NOWHERE],
+            "none of its addresses could be reached",
+            f"{FIRST}.*Network is unreachable|Network is unreachable.*{FIRST}",
+            id="in different ways",
+        ),
+    ],
+)
+def test_all_addresses_are_dead(addresses: list[str], reason: str, detail: str) -> None:
+    """What has happened to the addresses is for the operator to read, the client reads none of them."""
+    configure()
+    with Nameserver(addresses), Gateway(URL, admin=True) as gateway:
+        assert curl() == 0
+        answer = gateway.ask(GET)
+        assert answer.status == 502
+        assert b"127.0.0" not in answer.body
+        body = json.loads(wait_until_ready(gateway, False, because="upstream can't be reached"))
+        assert body["reason"] == f"upstream can't be reached: {reason}"
+        gateway.wait_for_line(f"upstream failed.*({detail})")
+    assert_json(gateway)
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -235,6 +264,27 @@ def test_exit_while_a_name_is_looked_up(how: str) -> None:
             assert gateway.wait(10) == 0
             for client in clients:
                 client.close()
+    assert_json(gateway)
+
+
+def test_exit_while_addresses_are_tried() -> None:
+    """Connections to several addresses that are being made do not keep the process from ending, nor write anything."""
+    configure()
+    with (
+        Nameserver([FIRST, SECOND]) as dns,
+        black_hole(FIRST),
+        black_hole(SECOND),
+        Gateway(URL, "--connect-timeout", "60", "--shutdown-grace", "1", admin=True) as gateway,
+    ):
+        clients = [gateway.connect() for _ in range(20)]
+        for client in clients:
+            client.send(GET)
+        while not dns.queries:
+            os.sched_yield()
+        gateway.terminate()
+        assert gateway.wait(10) == 0
+        for client in clients:
+            client.close()
     assert_json(gateway)
 
 

@@ -15,6 +15,8 @@ import stat
 from collections.abc import Iterator
 from typing import Final
 
+from sanitizer.keepalive import probe_when_silent
+
 BACKLOG: Final = 2048
 """Connections that the kernel completes before they are accepted."""
 
@@ -25,6 +27,7 @@ def listen_tcp(host: str, port: int) -> Iterator[socket.socket]:
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     dual = host == "::" and socket.has_dualstack_ipv6()
     with socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual) as listener:
+        probe_when_silent(listener)
         listener.setblocking(False)
         yield listener
 

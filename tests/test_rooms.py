@@ -15,6 +15,7 @@ RELAY = [f"sanitizer.relay.{module.name}" for module in pkgutil.iter_modules(san
 ADAPTER = {"sanitizer.sanitize.in_process", "sanitizer.sanitize.middleware", "sanitizer.sanitize.scopes"}
 """What sanitizes ASGI requests; the rest of `sanitize` knows no transport."""
 
+BOTH = [f"sanitizer.{name}" for name in ("address", "connecting", "errors", "keepalive", "resolver")]
 GATEWAY = ("sanitizer.app", "sanitizer.cli", "sanitizer.operate", "sanitizer.server", "sanitizer.settings")
 SERVERS = ("httpx", "starlette", "uvicorn")
 
@@ -36,7 +37,7 @@ def loaded(*modules: str) -> set[str]:
         ),
         pytest.param(["sanitizer.sanitize.middleware"], ("sanitizer.relay", *GATEWAY, "uvicorn"), id="the middleware"),
         pytest.param(["sanitizer.server"], ("httpx",), id="the command"),
-        pytest.param(["sanitizer.errors", "sanitizer.address"], ("sanitizer.relay", "sanitizer.sanitize"), id="both"),
+        pytest.param(BOTH, ("sanitizer.relay", "sanitizer.sanitize", *GATEWAY, *SERVERS), id="both"),
     ],
 )
 def test_loads(modules: list[str], strangers: tuple[str, ...]) -> None:

@@ -1,13 +1,14 @@
 """Whether upstream can be reached: asked in the background, so that `/readyz` answers at once."""
 
 import asyncio
-import contextlib
 import os
 import ssl
 from collections.abc import Callable
 from typing import Final
 
 from sanitizer.address import Address
+from sanitizer.connecting import Connector
+from sanitizer.resolver import LookupFailed
 
 INTERVAL: Final = 2.0
 """Seconds from one connection to the next."""
@@ -16,17 +17,16 @@ FAILURES: Final = 2
 
 
 class Probe:
-    """Connects to upstream (TCP or a unix socket, with a TLS handshake where ``tls`` is) and leaves again.
+    """Connects to upstream, as a request would be, and leaves again.
 
-    ``timeout`` in seconds is for one connection. ``reason``: why upstream counts as unreachable; None if it does not.
-    ``on_change`` is called with it whenever it has changed from None or to None.
+    ``tls`` and ``timeout`` are those of `Connector`. ``reason``: why upstream counts as unreachable; None if it does
+    not. ``on_change`` is called with it whenever it has changed from None or to None.
     """
 
     def __init__(
         self, address: Address, tls: ssl.SSLContext | None, timeout: float, on_change: Callable[[str | None], None]
     ) -> None:
-        self._address = address
-        self._tls = tls
+        self._connector = Connector(address, tls, timeout)
         self._timeout = timeout
         self._on_change = on_change
         self._failures = 0
@@ -54,34 +54,42 @@ class Probe:
                 self._on_change(self.reason)
 
     async def _connect(self) -> str | None:
-        address = self._address
+        ended = asyncio.Event()
         try:
-            async with asyncio.timeout(self._timeout):
-                if address.uds is not None:
-                    _, writer = await asyncio.open_unix_connection(address.uds)
-                else:
-                    name = address.host if self._tls else None
-                    _, writer = await asyncio.open_connection(
-                        address.host, address.port, ssl=self._tls, server_hostname=name
-                    )
+            transport = await self._connector.connect(lambda: _Visit(ended))
         except TimeoutError:
             return "timed out"
         except (OSError, ValueError) as error:  # ssl.SSLError is one; the other: a name that IDNA can't encode
             return _said(error)
-        writer.close()
-        with contextlib.suppress(OSError, TimeoutError):
+        transport.close()
+        try:
             async with asyncio.timeout(self._timeout):
-                await writer.wait_closed()
-        writer.transport.abort()
+                await ended.wait()
+        except TimeoutError:
+            transport.abort()
         return None
+
+
+class _Visit(asyncio.Protocol):
+    """A connection that has no use. Sets ``ended`` when it is gone."""
+
+    def __init__(self, ended: asyncio.Event) -> None:
+        self._ended = ended
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._ended.set()
 
 
 def _said(error: Exception) -> str:
     """What is wrong, without the address."""
+    if isinstance(error, LookupFailed):
+        return str(error)
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"certificate not trusted ({error.verify_message})"
     if isinstance(error, ssl.SSLError):
         return "TLS handshake failed"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno).lower()
+    if isinstance(error, OSError):  # one for each address
+        return "none of its addresses could be reached"
     return type(error).__name__

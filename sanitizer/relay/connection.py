@@ -10,6 +10,7 @@ declares. Cases, before the code that branches on them:
 """
 
 import asyncio
+import random
 import select
 import socket
 from time import perf_counter
@@ -18,6 +19,7 @@ from typing import TYPE_CHECKING, Final, cast
 import httptools
 
 from sanitizer.errors import UpstreamBroken, UpstreamNotReading
+from sanitizer.keepalive import probe_when_silent
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Framing, response_length
 from sanitizer.relay.headers import read_head
@@ -30,6 +32,8 @@ if TYPE_CHECKING:
 
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
+LIFETIME: Final = 120.0
+"""Seconds, a quarter more or less, after which a connection has its last exchange."""
 
 
 class Connection(asyncio.Protocol):
@@ -46,6 +50,7 @@ class Connection(asyncio.Protocol):
         "answering",
         "exchange",
         "idle_since",
+        "renew_at",
         "reused",
         "transport",
         "tunnel",
@@ -113,12 +118,14 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
+        # by chance, so that connections that were made together are not all renewed together
+        self.renew_at = self.upstream.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
         sock = transport.get_extra_info("socket")
         # first, because event loops use a connection even if this method has raised an exception
         self._poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            probe_when_silent(sock)
 
     def data_received(self, data: bytes) -> None:
         exchange = self.exchange

@@ -5,6 +5,8 @@ Cases, before the code that branches on them:
 * A pooled connection that upstream has closed meanwhile: seen by polling its socket before use, never handed out.
 * ``max_connections`` are open: an exchange waits for the first that comes free, in order, for a limited time.
 * A connection comes free before the one being made is ready: whoever waits takes it, the new one goes into the pool.
+* A connection is old: it is closed when its answer has ended, even if somebody waits. A new one may reach an instance
+  that has been started since.
 * The pool is closed: every exchange at work fails, wherever it is, and nothing is opened any more.
 """
 
@@ -15,6 +17,7 @@ from collections.abc import Callable
 from typing import Final
 
 from sanitizer.address import Address
+from sanitizer.connecting import Connector
 from sanitizer.errors import (
     ConnectTimeout,
     GatewayError,
@@ -59,7 +62,7 @@ class Upstream:
         self.response_timeout = response_timeout
         self.errors = dict.fromkeys((error.kind for error in _ERRORS), 0)
         self.seconds = Histogram()  # from an exchange's making to its response's head
-        self._tls = tls
+        self._connector = Connector(address, tls, connect_timeout)
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
         self._max = max_connections
@@ -122,15 +125,19 @@ class Upstream:
         self._connecting[connection] = task, exchange
 
     def release(self, connection: Connection) -> None:
-        """Take a connection back that is free again."""
+        """Take a connection back that is free again, unless it has grown old."""
         if connection.transport.is_closing():
+            return
+        now = self.loop.time()
+        if now >= connection.renew_at:
+            connection.close()
             return
         connection.reused = True
         exchange = self._next_waiting() if self._waiting else None
         if exchange is not None:
             exchange.attach(connection)
             return
-        connection.idle_since = self.loop.time()
+        connection.idle_since = now
         self._idle.append(connection)
         if self._sweep_timer is None:
             self._sweep_timer = self.loop.call_later(max(self._keepalive, 0.1), self._sweep)
@@ -190,21 +197,9 @@ class Upstream:
             self._sweep_timer = self.loop.call_later(max(self._idle[0].idle_since - limit, 0.1), self._sweep)
 
     async def _connect(self, connection: Connection, exchange: Exchange) -> None:
-        address = self.address
         error: GatewayError | None = UpstreamUnreachable()  # of an exception that nobody has thought of, too
         try:
-            async with asyncio.timeout(self._connect_timeout):
-                if address.uds is not None:
-                    await self.loop.create_unix_connection(lambda: connection, address.uds)
-                else:
-                    # the name is resolved anew, and each of its addresses tried, for every connection
-                    await self.loop.create_connection(
-                        lambda: connection,
-                        address.host,
-                        address.port,
-                        ssl=self._tls,
-                        server_hostname=address.host if self._tls else None,
-                    )
+            await self._connector.connect(lambda: connection)
             error = None
         except TimeoutError:
             error = ConnectTimeout()

@@ -36,6 +36,7 @@ from hypothesis.stateful import (
 
 from sanitizer.address import TrustedProxies
 from sanitizer.connections import Connections
+from sanitizer.relay.connection import Connection
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.intercepted import Ask
@@ -339,6 +340,11 @@ class Origin:
     def idle(self) -> bool:
         """Whether the gateway may use the connection for another request."""
         return self.current is None and not self.transport.closing
+
+    def old(self, now: float) -> bool:
+        """Whether the gateway has used the connection for long enough."""
+        assert isinstance(self.transport.protocol, Connection)
+        return now >= self.transport.protocol.renew_at
 
     def go_stale(self) -> None:
         self.stale = True
@@ -928,7 +934,7 @@ class ClientMachine(RuleBasedStateMachine):
         if answer.faulty_at and answer.sent >= answer.faulty_at:
             self.broken(origin, retry=False)
         elif not answer.until_close and answer.sent >= answer.end:
-            reusable = answer.reusable and seen.whole and answer.sent == answer.end
+            reusable = answer.reusable and seen.whole and answer.sent == answer.end and not origin.old(self.loop.now)
             self.complete(origin)
             self.loop.settle()
             assert origin.transport.closing != reusable
@@ -1214,7 +1220,7 @@ def test_repeated_head() -> None:
         for number in range(3):
             client.feed(request.wire)
             loop.settle()
-            upstream = loop.transports[-1] if number else loop.attempts[0].accept()
+            upstream = loop.attempts[0].accept() if loop.attempts else loop.transports[-1]
             loop.advance(10 * KEEPALIVE)
             upstream.feed(answer.wire)
             loop.settle()

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sanitizer.relay.connection import Connection
+from sanitizer.relay.connection import LIFETIME, Connection
 from tests.support.recorder import ANSWERED, OK, Recorder, World
 from tests.support.virtual import FakeSocket, FakeTransport, VirtualLoop, virtual_loop
 
@@ -128,7 +128,7 @@ def test_waiting_is_limited(loop: VirtualLoop) -> None:
     assert last.calls == []
     loop.advance(2)
     assert last.calls == [("error", "pool_exhausted")]
-    loop.advance(100)
+    loop.advance(LIFETIME / 2)
     assert served.calls == []
     assert world.upstream.errors["pool_exhausted"] == 2
     world.answer(transport)
@@ -347,6 +347,59 @@ def test_kept_in_http_1_0_by_its_own_word(loop: VirtualLoop) -> None:
     _, transport = world.run()
     world.answer(transport, OK.replace(b"1.1", b"1.0").replace(b"\r\n\r\n", b"\r\nConnection: keep-alive, x\r\n\r\n"))
     assert world.upstream.idle == 1
+
+
+# Old connections
+
+
+def keep_busy(world: World, transport: FakeTransport, seconds: float) -> None:
+    """One request after another for so long, a second each, on one connection that is at work already."""
+    for _ in range(int(seconds)):
+        world.loop.advance(1)
+        world.answer(transport)
+        exchange = world.start()
+        assert serves(transport, exchange)
+
+
+def test_renewed_by_age(loop: VirtualLoop) -> None:
+    """However busy it is, a connection is closed after its lifetime, when an answer has ended, and not before."""
+    world = make_world(loop)
+    _, transport = world.run(b"POST")
+    keep_busy(world, transport, 0.75 * LIFETIME - 1)
+    loop.advance(LIFETIME)
+    assert not transport.closing, "an answer is on its way"
+    world.answer(transport)
+    assert transport.lost
+    assert world.upstream.open == 0
+    following = world.start()
+    assert serves(world.accept(), following)
+
+
+def test_renewed_although_somebody_waits(loop: VirtualLoop) -> None:
+    """With all connections taken all the time, they are renewed as well; whoever waits gets the new one."""
+    world = make_world(loop, max_connections=1)
+    _, transport = world.run()
+    loop.advance(2 * LIFETIME)
+    waiting = world.start()
+    world.answer(transport)
+    assert transport.lost
+    new = world.accept()
+    assert serves(new, waiting)
+    assert world.upstream.open == 1
+
+
+def test_not_all_at_once(loop: VirtualLoop) -> None:
+    """What was made together is renewed at different times, a quarter of the lifetime before or after it."""
+    world = make_world(loop)
+    ages = [
+        connection.renew_at - loop.now
+        for _, transport in (world.run() for _ in range(100))
+        if isinstance(connection := transport.protocol, Connection)
+    ]
+    assert len(ages) == 100
+    assert 0.75 * LIFETIME <= min(ages) < 0.85 * LIFETIME
+    assert 1.15 * LIFETIME < max(ages) <= 1.25 * LIFETIME
+    assert len(set(ages)) == 100
 
 
 # Errors

@@ -130,13 +130,14 @@ def in_turn(*scripts: Script) -> Script:
 
 
 class Upstream:
-    """A listening socket on loopback (or ``uds``), one thread a connection. A context manager."""
+    """A listening socket on ``host`` (or ``uds``), one thread a connection. A context manager."""
 
     def __init__(
         self,
         script: Script | None = None,
         *,
         uds: str | None = None,
+        host: str = "127.0.0.1",
         port: int = 0,
         context: ssl.SSLContext | None = None,
         keep: bool = True,
@@ -154,7 +155,7 @@ class Upstream:
         if receive_buffer is not None:
             self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._listener.bind(uds or ("127.0.0.1", port))
+        self._listener.bind(uds or (host, port))
         self._listener.listen(256)
         self.address: Address = uds or self._listener.getsockname()
         self._stopping = False

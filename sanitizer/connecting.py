@@ -1,0 +1,88 @@
+"""One way to connect to upstream, for the connections that carry requests and for the readiness probe."""
+
+import asyncio
+import ipaddress
+import itertools
+import os
+import random
+import socket
+import ssl
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from aiohappyeyeballs import start_connection
+
+from sanitizer.address import Address
+from sanitizer.resolver import AddrInfo, resolver_of
+
+_HEAD_START: Final = 0.25
+"""Seconds until the next address is tried as well (RFC 8305 section 5)."""
+
+
+class Connector:
+    """Makes connections to ``address``: TCP, with TLS where ``tls`` is, or a Unix socket.
+
+    ``timeout`` is in seconds, for one connection with its handshake and for all addresses of a name together; the
+    look-up of the name has time of its own.
+    """
+
+    def __init__(self, address: Address, tls: ssl.SSLContext | None, timeout: float) -> None:
+        self._address = address
+        self._tls = tls
+        self._timeout = timeout
+        named = address.uds is None and not _is_ip_address(address.host)
+        self._resolver = resolver_of(address.host, address.port) if named else None
+        self._turns = itertools.count(random.randrange(1 << 16))  # noqa: S311 - spreads load
+
+    async def connect(self, make_protocol: Callable[[], asyncio.Protocol]) -> asyncio.WriteTransport:
+        """A new connection. Raises `OSError`, of which `TimeoutError`, `ssl.SSLError` and
+        `sanitizer.resolver.LookupFailed` are some, or `ValueError` for a name that can't be encoded.
+        """
+        loop = asyncio.get_running_loop()
+        address = self._address
+        name = address.host if self._tls else None
+        found = await self._resolver.addresses() if self._resolver else []
+        async with asyncio.timeout(self._timeout):
+            if address.uds is not None:
+                transport, _ = await loop.create_unix_connection(make_protocol, address.uds)
+            elif not found:
+                transport, _ = await loop.create_connection(
+                    make_protocol, address.host, address.port, ssl=self._tls, server_hostname=name
+                )
+            else:
+                sock = await _open(in_turn(found, next(self._turns)))
+                transport, _ = await loop.create_connection(
+                    make_protocol, sock=sock, ssl=self._tls, server_hostname=name
+                )
+        return transport
+
+
+async def _open(addresses: Sequence[AddrInfo]) -> socket.socket:
+    """A socket that is connected to the first of ``addresses`` that answers. Raises `OSError`."""
+    try:
+        return await start_connection(addresses, happy_eyeballs_delay=_HEAD_START)
+    except OSError as error:
+        if error.errno is None:  # addresses have failed in different ways, which the message tells
+            raise
+        raise OSError(error.errno, os.strerror(error.errno)) from None
+
+
+def in_turn(addresses: Sequence[AddrInfo], turn: int) -> list[AddrInfo]:
+    """``addresses``, beginning with another one each ``turn``. The family that the system prefers stays the first."""
+    families: dict[int, list[AddrInfo]] = {}
+    for address in addresses:
+        families.setdefault(address[0], []).append(address)
+    ordered = []
+    for group in families.values():
+        group.sort()  # servers change the order with each answer
+        start = turn % len(group)
+        ordered += group[start:] + group[:start]
+    return ordered
+
+
+def _is_ip_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True

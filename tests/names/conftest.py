@@ -1,0 +1,40 @@
+"""Each test of this folder runs in network and mount namespaces of its own, where it may have any address and resolver.
+
+pytest calls the test function in a pytest of its own, which `unshare` has started. It takes root, or the right to make
+user namespaces; `ip` is of iproute2.
+"""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+UNSHARE = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--net", "--mount"]
+INSIDE = "IN_A_NAMESPACE"
+TIMEOUT = 120.0
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run the test in a namespace of its own."""
+    if INSIDE in os.environ:
+        subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=TIMEOUT)
+        return None
+    probe = subprocess.run([*UNSHARE, "ip", "link"], capture_output=True, text=True, timeout=TIMEOUT, check=False)
+    if probe.returncode:
+        pytest.skip(f"takes namespaces and iproute2: {probe.stderr.strip()}")
+    name = pyfuncitem.nodeid.partition("::")[2]
+    result = subprocess.run(
+        [*UNSHARE, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{pyfuncitem.path}::{name}"],
+        env=os.environ | {INSIDE: "1"},
+        cwd=pyfuncitem.config.rootpath,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=TIMEOUT,
+        check=False,
+    )
+    if result.returncode:
+        pytest.fail(result.stdout, pytrace=False)
+    return True

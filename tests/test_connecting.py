@@ -1,0 +1,161 @@
+"""One way to connect: which addresses, in which order, within which time, and what is left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+
+import pytest
+import trustme
+
+from sanitizer import connecting, keepalive
+from sanitizer.address import Address, parse_address
+from sanitizer.connecting import Connector, in_turn
+from sanitizer.listeners import listen_tcp
+from sanitizer.relay.connection import Connection
+from sanitizer.relay.upstream import Upstream
+from sanitizer.resolver import AddrInfo
+
+pytestmark = pytest.mark.anyio
+
+
+def info(host: str) -> AddrInfo:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    return (family, socket.SOCK_STREAM, 6, "", (host, 80))
+
+
+def hosts(addresses: list[AddrInfo]) -> list[str]:
+    return [address[4][0] for address in addresses]
+
+
+@pytest.mark.parametrize(
+    ("turn", "expected"),
+    [
+        (0, ["fd00::1", "fd00::2", "10.0.0.1", "10.0.0.2", "10.0.0.3"]),
+        (1, ["fd00::2", "fd00::1", "10.0.0.2", "10.0.0.3", "10.0.0.1"]),
+        (5, ["fd00::2", "fd00::1", "10.0.0.3", "10.0.0.1", "10.0.0.2"]),
+    ],
+)
+def test_order(turn: int, expected: list[str]) -> None:
+    """Each turn begins with another address, in whatever order they came; the system's preferred family stays first."""
+    for found in (
+        ["fd00::2", "10.0.0.3", "fd00::1", "10.0.0.1", "10.0.0.2"],
+        ["fd00::1", "fd00::2", "10.0.0.2", "10.0.0.1", "10.0.0.3"],
+    ):
+        assert hosts(in_turn([info(host) for host in found], turn)) == expected
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "http://[::1]:{port}"])
+async def test_no_look_up_for_an_ip_address(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An IP address is connected to as it is."""
+    monkeypatch.setattr(connecting, "resolver_of", lambda *_: pytest.fail("looked up"))
+    address = parse_address(url.format(port=1))
+    with listen_tcp(address.host, 0) as listener:
+        address = parse_address(url.format(port=listener.getsockname()[1]))
+        transport = await Connector(address, None, 5).connect(asyncio.Protocol)
+        transport.abort()
+
+
+async def test_refused() -> None:
+    """The system's word is passed on, whatever the name's addresses are."""
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+        with pytest.raises(ConnectionRefusedError) as failure:
+            await Connector(Address("http", "localhost", port), None, 5).connect(asyncio.Protocol)
+    assert str(failure.value) == "[Errno 111] Connection refused"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+async def test_a_handshake_that_does_not_end(host: str) -> None:
+    """The time holds for the TLS handshake too, and its socket is closed."""
+    context = ssl.create_default_context()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        connector = Connector(Address("https", host, listener.getsockname()[1]), context, 0.2)
+        with pytest.raises(TimeoutError):
+            await connector.connect(asyncio.Protocol)
+        accepted, _ = listener.accept()
+        with accepted:
+            accepted.settimeout(10)
+            while await asyncio.to_thread(accepted.recv, 65536):
+                pass
+
+
+@pytest.mark.parametrize("trusted", [True, False])
+async def test_name_in_the_certificate(trusted: bool) -> None:
+    """The certificate has to be for the name, whatever address it leads to."""
+    authority = trustme.CA()
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert("localhost" if trusted else "other.test").configure_cert(server)
+    authority.configure_trust(client)
+    listening = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=server)
+    try:
+        port = listening.sockets[0].getsockname()[1]
+        connector = Connector(Address("https", "localhost", port), client, 5)
+        if trusted:
+            (await connector.connect(asyncio.Protocol)).abort()
+        else:
+            with pytest.raises(ssl.SSLCertVerificationError):
+                await connector.connect(asyncio.Protocol)
+    finally:
+        listening.close()
+
+
+OPTIONS = {
+    (socket.SOL_SOCKET, socket.SO_KEEPALIVE): 1,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE): keepalive.IDLE,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL): keepalive.INTERVAL,
+    (socket.IPPROTO_TCP, socket.TCP_KEEPCNT): keepalive.COUNT,
+}
+
+
+def options_of(transport: asyncio.BaseTransport) -> dict[tuple[int, int], int]:
+    sock = transport.get_extra_info("socket")
+    return {option: sock.getsockopt(*option) for option in OPTIONS}
+
+
+async def test_keep_alive_probes() -> None:
+    """The kernel probes silent peers on both sides: connections that are accepted have what their listener has."""
+    loop = asyncio.get_running_loop()
+    accepted: asyncio.Future[asyncio.BaseTransport] = loop.create_future()
+
+    class Accepting(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted.set_result(transport)
+
+    with listen_tcp("127.0.0.1", 0) as listener:
+        port = listener.getsockname()[1]
+        server = await loop.create_server(Accepting, sock=listener)
+        upstream = Upstream(Address("http", "127.0.0.1", port))
+        made = await Connector(upstream.address, None, 5).connect(lambda: Connection(upstream))
+        try:
+            assert options_of(made) == OPTIONS
+            assert options_of(await accepted) == OPTIONS
+        finally:
+            made.abort()
+            upstream.close()
+            server.close()
+
+
+@pytest.mark.parametrize("names", [{"TCP_KEEPALIVE"}, {"TCP_KEEPALIVE", "TCP_KEEPINTVL", "TCP_KEEPCNT"}, set()])
+def test_other_platforms(names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the system has no such options, or another name for one, the rest is set."""
+    for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"):
+        monkeypatch.delattr(socket, name)
+    for number, name in enumerate(sorted(names), start=100):
+        monkeypatch.setattr(socket, name, number, raising=False)
+    done: list[tuple[int, int, int]] = []
+
+    class Sock:
+        def setsockopt(self, *option: int) -> None:
+            done.append(option)  # type: ignore[arg-type]
+
+    keepalive.probe_when_silent(Sock())  # type: ignore[arg-type]
+    values = {"TCP_KEEPALIVE": keepalive.IDLE, "TCP_KEEPINTVL": keepalive.INTERVAL, "TCP_KEEPCNT": keepalive.COUNT}
+    assert sorted(done) == sorted(
+        [
+            (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
+            *((socket.IPPROTO_TCP, getattr(socket, name), values[name]) for name in names),
+        ]
+    )

@@ -189,7 +189,6 @@ class Intercepted:
         self._head = outbound
         self._length = request.length
         self._expects_continue = request.version == b"1.1" and bool(_EXPECTS_CONTINUE.search(request.octets))
-        self._trailers = b""
         self._send: _Send | None = None
         self._task: asyncio.Task[bytes | None] | None = None
         if not interception.inspects:
@@ -221,12 +220,11 @@ class Intercepted:
             if self.started:
                 send.start()
 
-    def end(self, trailers: bytes) -> None:
+    def end(self) -> None:
         if self._send is not None:
-            self._send.end(trailers)
+            self._send.end()
             return
         self._state = _DECIDING
-        self._trailers = trailers
         if self.started:
             self._ask(self.interception.edit(), self._send_body)
 
@@ -270,7 +268,7 @@ class Intercepted:
         self._send = send = _Send(self, head, length, previous)
         if body:
             send.content(body)
-        send.end(self._trailers)
+        send.end()
         send.start()
 
     def held(self, send: _Send, response: Response, content: bytes) -> None:

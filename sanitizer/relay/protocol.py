@@ -35,7 +35,7 @@ from sanitizer.relay.connection import Transport
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.framing import Framing
 from sanitizer.relay.handler import Handler, Pause, Tunnel
-from sanitizer.relay.headers import Forwarding, Peer, passed_trailers
+from sanitizer.relay.headers import Forwarding, Peer
 from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
 from sanitizer.relay.relayed import Relayed, error_response
@@ -341,7 +341,7 @@ class RelayProtocol(asyncio.Protocol):
             self._refuse(error, head)
             return None
         if not self._receiving:
-            self._request.end(b"")
+            self._request.end()
         return rest
 
     def _note(self, head: bytes) -> None:
@@ -382,7 +382,7 @@ class RelayProtocol(asyncio.Protocol):
             self._left = length
             self._receiving = True
         else:
-            request.end(b"")
+            request.end()
         return request
 
     def _read_content(self, data: bytes) -> bytes | None:
@@ -396,7 +396,6 @@ class RelayProtocol(asyncio.Protocol):
                     request.content(data)
                 return None
             content, rest = data[: self._left], data[self._left :]
-            trailers = b""
         else:
             try:
                 content, end = self._chunks.feed(data)
@@ -408,12 +407,12 @@ class RelayProtocol(asyncio.Protocol):
                 if content:
                     request.content(content)
                 return None
-            rest, trailers = end, self._chunks.trailers
+            rest = end
             self._chunks = None
         if content:
             request.content(content)
         self._receiving = False
-        request.end(passed_trailers(trailers) if trailers else b"")
+        request.end()
         return rest
 
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:

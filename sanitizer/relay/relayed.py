@@ -48,9 +48,9 @@ class Relayed(Exchange):
     def content(self, data: bytes) -> None:
         self.send(data)
 
-    def end(self, trailers: bytes) -> None:
+    def end(self) -> None:
         if not self._sent_last:
-            self.send(b"", True, trailers)
+            self.send(b"", True)
         self.client.resume("upstream")  # to see the client leave
 
     def last(self) -> None:

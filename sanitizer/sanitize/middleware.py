@@ -77,6 +77,7 @@ class SanitizerMiddleware:
         return self.sanitizer.intercept(scope["path"], head, caller.head, caller.ask)
 
     async def _handle(self, interception: Interception, scope: Scope, upload: "_Upload", send: Send) -> None:
+        scope = copy_scope(scope)  # uvicorn would append the request's trailers to its list of fields
         body = None
         if interception.inspects and await upload.read():
             body = await upload.ask(interception.edit())

@@ -18,7 +18,7 @@ from cachetools import TTLCache
 
 from sanitizer.errors import GatewayError, PoolExhausted, UpstreamTimeout
 from sanitizer.sanitize.decision import Stored, Unknown
-from sanitizer.sanitize.jsonedit import Json, NotInspectable, loads
+from sanitizer.sanitize.jsonedit import Json, NotInspectable, loads, most_values
 from sanitizer.sanitize.judges import Row
 
 
@@ -74,6 +74,9 @@ class Lookup:
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read; a key's row takes a few thousand."""
+MAX_ANSWER_VALUES = 50_000
+"""Values of an answer that is parsed; a key with a budget for each of a thousand models has some thousands. Parsing the
+500,000 that fit into `MAX_ANSWER` would hold the event loop for a fifth of a second; these take a tenth of that."""
 MAX_TOKEN = 512
 """Characters of a key that goes into a URL as it is: a hash has 64."""
 CACHE_SIZE = 4 * 1024 * 1024
@@ -236,7 +239,8 @@ class StoredKeys:
                 refused = status == 403 and not lookup_key
                 found, outcome = Unknown(reason, refused), LookupOutcome.of_status(status)
             else:
-                found = query.read(answer) if len(answer) <= MAX_ANSWER else Unknown("lookup_size")
+                too_large = len(answer) > MAX_ANSWER or most_values(answer) > MAX_ANSWER_VALUES
+                found = Unknown("lookup_size") if too_large else query.read(answer)
                 outcome = LookupOutcome.OK if isinstance(found, Stored) else LookupOutcome.UNUSABLE
         return found, Lookup(outcome, perf_counter() - since, lookup_key), answer
 

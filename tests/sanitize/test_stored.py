@@ -47,6 +47,8 @@ pytestmark = pytest.mark.anyio
 KEY = "sk-secret"
 TOKEN = hashlib.sha256(KEY.encode()).hexdigest()
 HOST = (b"Host", b"proxy.example")
+LARGE = {f"openai/model-{n}": {"budget_limit": "0.5", "time_period": "1d", "models": ["a"]} for n in range(8000)}
+"""More than a key has that has a budget for each of its models."""
 
 
 def answer(info: Any = None, key: Any = TOKEN, **more: Any) -> bytes:
@@ -183,8 +185,12 @@ async def test_too_long_for_a_url() -> None:
         pytest.param(200, b"<html>", Unknown("lookup_shape"), id="a page"),
         pytest.param(200, answer()[:-1], Unknown("lookup_shape"), id="cut off"),
         pytest.param(200, answer().decode().encode("utf-16"), Unknown("lookup_shape"), id="not UTF-8"),
-        pytest.param(200, b"[" * 100_000, Unknown("lookup_shape"), id="nested"),
+        pytest.param(200, b"[" * 40_000, Unknown("lookup_shape"), id="nested"),
         pytest.param(200, b" " * (MAX_ANSWER + 1), Unknown("lookup_size"), id="over the limit"),
+        pytest.param(200, answer({"metadata": LARGE}), Stored({"metadata": LARGE}), id="many values"),
+        pytest.param(200, answer({"metadata": [0] * 340_000}), Unknown("lookup_size"), id="1 MB of integers"),
+        pytest.param(200, answer({"metadata": [[]] * 250_000}), Unknown("lookup_size"), id="1 MB of lists"),
+        pytest.param(200, answer({str(n): 0 for n in range(80_000)}), Unknown("lookup_size"), id="1 MB of members"),
         pytest.param(204, b"", Unknown("lookup_204"), id="no content"),
         pytest.param(206, answer(), Unknown("lookup_206"), id="partial"),
         pytest.param(307, b"", Unknown("lookup_307"), id="a redirect is not followed"),
@@ -468,6 +474,7 @@ async def test_bytes_sent_for_an_alias() -> None:
         pytest.param(200, aliases({"key_alias": "a", "status": "deleted"}), Unknown("key_deleted"), id="a deleted one"),
         pytest.param(200, b'{"info": {"key_alias": "a"}}', Unknown("lookup_shape"), id="an object"),
         pytest.param(200, b" " * (MAX_ANSWER + 1), Unknown("lookup_size"), id="over the limit"),
+        pytest.param(200, aliases(*[{}] * 100_000), Unknown("lookup_size"), id="100,000 rows"),
         pytest.param(403, b"{}", Unknown("lookup_403", refused=True), id="forbidden"),
         pytest.param(404, b"{}", Unknown("lookup_404"), id="a release that has no such endpoint"),
     ],

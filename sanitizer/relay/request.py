@@ -40,8 +40,10 @@ class Request(NamedTuple):
 
     @property
     def repeatable(self) -> bool:
-        """Whether all that may vary when the head comes again is the value of Content-Length."""
-        return self.version == b"1.1" and not self.upgrade and self.length is not Framing.CHUNKED
+        """Whether the head can come again, with any value of Content-Length, and mean the same but for that value."""
+        if self.method == b"GET" and self.head.upgrade:  # which counts or not, depending on the length
+            return False
+        return self.version == b"1.1" and self.length is not Framing.CHUNKED
 
     def onward(self, forwarding: Forwarding, peer: Peer, authority: str) -> bytes:
         """The head for upstream, whose ``authority`` stands for a Host that is missing. Raises `LoopDetected`."""

@@ -47,7 +47,7 @@ pytestmark = pytest.mark.anyio
 KEY = "sk-secret"
 TOKEN = hashlib.sha256(KEY.encode()).hexdigest()
 HOST = (b"Host", b"proxy.example")
-LARGE = {f"openai/model-{n}": {"budget_limit": "0.5", "time_period": "1d", "models": ["a"]} for n in range(8000)}
+LARGE: Any = {f"openai/model-{n}": {"budget_limit": "0.5", "time_period": "1d", "models": ["a"]} for n in range(8000)}
 """More than a key has that has a budget for each of its models."""
 
 

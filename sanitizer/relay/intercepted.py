@@ -28,6 +28,7 @@ Cases, before the code that branches on them:
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol
@@ -76,8 +77,14 @@ class Interception(Protocol):
 
 
 class Interceptor(Protocol):
-    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets."""
+    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets.
 
+    ``writing`` is given the path of each request that is not, unless its method is one that only reads. It returns what
+    has to be entered while that request is under way, or None. It is itself None if there is never anything to enter.
+    """
+
+    @property
+    def writing(self) -> Callable[[str], AbstractContextManager[None] | None] | None: ...
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> Interception | None: ...
 
 

@@ -38,7 +38,7 @@ from sanitizer.relay.handler import Handler, Pause, Tunnel
 from sanitizer.relay.headers import Forwarding, Peer
 from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
-from sanitizer.relay.relayed import Relayed, error_response
+from sanitizer.relay.relayed import Relayed, Writing, error_response
 from sanitizer.relay.repeat import Repeat
 from sanitizer.relay.request import decoded_path, read_request
 from sanitizer.relay.upstream import Upstream
@@ -53,6 +53,8 @@ _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEW_HEADS: Final = 8
 """Heads on one connection that are remembered; a client that never repeats one is not worth it."""
+_READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
 _NEVER: Final = float("inf")
 _PIPELINED: Final = 64 * 1024
 """Bytes of requests waiting for their turn; beyond, the client is not read, and so not seen to leave."""
@@ -368,6 +370,10 @@ class RelayProtocol(asyncio.Protocol):
                 front.counters.in_flight += 1
                 return Intercepted(self, request, outbound, interception)
         front.counters.in_flight += 1
+        if front.interceptor.writing is not None and request.method not in _READS:
+            writing = front.interceptor.writing(decoded_path(request.target))
+            if writing is not None:
+                return Writing(writing, self, request.method, outbound, length, request.keep_alive, request.version)
         if self._new_heads < _NEW_HEADS and request.repeatable and request.octets is octets:
             self._new_heads += 1
             self._repeat = Repeat.of(octets, outbound, request.method, request.keep_alive)

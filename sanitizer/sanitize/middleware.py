@@ -11,6 +11,7 @@ Whatever is not intercepted reaches the app as if nothing were there. What can g
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ HELD_LIMIT: Final = 64 * 1024
 """Bytes of an answer's content that are held back; a longer answer passes on."""
 
 
+_READS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+"""Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
 NOT_SENT: Final = "sanitizer.not_sent"
 """In an ``http.response.start``: the app has sent nothing of the request to where it would have been answered."""
 
@@ -55,7 +58,12 @@ class SanitizerMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         interception = self._intercept(scope)
         if interception is None:
-            await self.app(scope, receive, send)
+            writing = self._writing(scope)
+            if writing is None:
+                await self.app(scope, receive, send)
+                return
+            with writing:
+                await self.app(scope, receive, send)
             return
         try:
             await self._handle(interception, scope, _Upload(interception, receive), send)
@@ -75,6 +83,12 @@ class SanitizerMiddleware:
         except GatewayError:
             return None
         return self.sanitizer.intercept(scope["path"], head, caller.head, caller.ask)
+
+    def _writing(self, scope: Scope) -> AbstractContextManager[None] | None:
+        writing = self.sanitizer.writing
+        if writing is None or scope["type"] != "http" or scope["method"] in _READS:
+            return None
+        return writing(scope["path"])
 
     async def _handle(self, interception: Interception, scope: Scope, upload: "_Upload", send: Send) -> None:
         scope = copy_scope(scope)  # uvicorn would append the request's trailers to its list of fields

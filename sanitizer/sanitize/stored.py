@@ -198,6 +198,11 @@ class StoredKeys:
         found, lookup, _ = await self._look_up(caller, own_header(caller.head, own), query, lookup_key=True)
         return found, lookup
 
+    @property
+    def caches(self) -> bool:
+        """Whether answers are reused."""
+        return self._cache is not None
+
     @contextmanager
     def writing(self, key: str | None) -> Iterator[None]:
         """While a request is on its way that may write the key (None: any key), the cache holds nothing of it."""

@@ -123,7 +123,8 @@ class _Send(Relayed):
             super().on_interim(head)
 
     def on_response(self, response: Response) -> None:
-        if self.handler.interception.holds(response.status):
+        too_long = isinstance(response.length, int) and response.length > HELD_LIMIT
+        if not too_long and self.handler.interception.holds(response.status):
             self._answer = response
         elif 200 <= response.status < 300 or not self._give_way():
             super().on_response(response)

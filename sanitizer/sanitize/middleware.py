@@ -229,7 +229,7 @@ class _Answer:
             self._start = message
             if message.get(NOT_SENT) and self._previous is not None:
                 await self._give_way(self._previous)
-            elif not self._interception.holds(self.status):
+            elif _length(message) > HELD_LIMIT or not self._interception.holds(self.status):
                 await self.pass_on()
         elif self._start is None:
             if self._previous is None:  # interim answers to further sends do not pass
@@ -288,6 +288,12 @@ class _Reported:
         message = "the app has failed in a further send, whose answer is not the client's"
         asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
         return True
+
+
+def _length(start: Message) -> int:
+    """What the Content-Length of an answer says, 0 if nothing."""
+    values = [value for name, value in start.get("headers", ()) if name.lower() == b"content-length"]
+    return int(values[0]) if values and values[0].isdigit() and len(values[0]) <= 18 else 0
 
 
 async def _send_nothing(message: Message) -> None:

@@ -7,7 +7,7 @@ empty variable counts as not set. A bad value raises `SettingError`, which names
 import math
 import re
 import ssl
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
@@ -302,10 +302,22 @@ OPTIONS: tuple[Option, ...] = tuple(
 )
 
 
-def unknown_variables(environ: Iterable[str]) -> list[str]:
-    """Variables that look like options and are none: spelled wrongly, perhaps."""
+_SERVICE_LINK = re.compile(r"SANITIZER_(?:.+_)?(?:SERVICE_(?:HOST|PORT)|PORT_[0-9]+_(?:TCP|UDP|SCTP))(?:_.+)?")
+_SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://")
+"""What Kubernetes tells a pod of the Services in its namespace: NAME_PORT is a URL, and there are others besides."""
+
+
+def unknown_variables(environ: Mapping[str, str]) -> list[str]:
+    """Variables that look like options and are none: spelled wrongly, perhaps. Those of Kubernetes are left out."""
     known = {"SANITIZER_LOOKUP_KEY", "SANITIZER_CHECK_KEY", *(name for option in OPTIONS for name in option.variables)}
-    return sorted(name for name in environ if name.startswith("SANITIZER_") and name not in known)
+    return sorted(
+        name
+        for name, value in environ.items()
+        if name.startswith("SANITIZER_")
+        and name not in known
+        and not _SERVICE_LINK.fullmatch(name)
+        and not _SERVICE_URL.match(value)
+    )
 
 
 def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
@@ -319,7 +331,11 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
             try:
                 values[option.name] = option.parse(text)
             except ValueError as error:
-                raise SettingError(source, text, str(error)) from None
+                takes = str(error)
+                if source.endswith("_PORT") and _SERVICE_URL.match(text):
+                    service = source.removesuffix("_PORT").lower().replace("_", "-")
+                    takes += f"; a Kubernetes Service named {service}? Set enableServiceLinks: false in the pod's spec"
+                raise SettingError(source, text, takes) from None
             break
     if key := environ.get("SANITIZER_LOOKUP_KEY"):
         try:
@@ -327,6 +343,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
         except ValueError as error:
             raise SettingError("SANITIZER_LOOKUP_KEY", "***", f"takes {error}") from None
     settings = Settings(**values)
+    if settings.upstream_ca and settings.upstream.scheme != "https":
+        raise SettingError("--upstream-ca", settings.upstream_ca, "needs an https upstream (--upstream https://...)")
     if settings.ssl_keyfile and not settings.ssl_certfile:
         raise SettingError("--ssl-keyfile", settings.ssl_keyfile, "needs --ssl-certfile as well")
     if settings.ssl_certfile:

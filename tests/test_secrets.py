@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -16,7 +18,10 @@ from tests.support.wire import Cut
 
 SECRETS = {
     # LiteLLM's keys can be told by their form
-    **{name: f"sk-{name}-0a1b2c3d4e5f6071" for name in ("path", "header", "update", "protocol")},
+    **{name: f"sk-{name}-0a1b2c3d4e5f6071" for name in ("path", "header", "update", "protocol", "padded", "trailer")},
+    "slash": "sk-slash-0a1b2c3d/behind-a-slash-4e5f6071",
+    # so can JSON Web Tokens
+    "jwt": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJqd3QifQ.c2lnbmF0dXJlLTRlNWY2MDcx",
     # tokens of other kinds cannot
     **{
         name: f"eyJ{name}.0a1b2c3d"
@@ -76,6 +81,12 @@ def refusing(connection: Connection) -> None:
     connection.send(b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content))
 
 
+def trailers(target: str) -> bytes:
+    """A POST with a trailer that authenticates at LiteLLM."""
+    head = f"POST {target} HTTP/1.1\r\n{FIELDS}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    return f"{head}{len(RESEND):x}\r\n{RESEND}\r\n0\r\nx-api-key: {SECRETS['trailer']}\r\n\r\n".encode()
+
+
 STORED = info({"key": HASH, "info": {"allowed_routes": ["llm_api_routes"], "secret": SECRETS["answer"]}})
 STORED_BY_PATH = info({"key": PATH_HASH, "info": {"permissions": {"secret": SECRETS["answer"]}}})
 PERMISSIONS = json.dumps({"permissions": {"secret": SECRETS["answer"]}, "new_key": KEY})
@@ -105,6 +116,24 @@ CASES: dict[str, tuple[bytes, Script]] = {
     "a path with an encoded key": (request(target=TARGET.replace("sk-", "%73k%2D")), reply(OK)),
     "a path with a key encoded twice": (request(target=TARGET.replace("sk-", "%2573k-")), reply(OK)),
     "a path with a hash": (request("GET", target=f"/key/{PATH_HASH}/info"), reply(OK)),
+    "a path with a key that has a slash": (request(target=f"/key/{SECRETS['slash']}/regenerate"), reply(OK)),
+    "a path that ends with such a key": (request("DELETE", target=f"/key/{SECRETS['slash']}"), reply(OK)),
+    "a path with such a key, encoded": (
+        request(target=f"/key/{SECRETS['slash']}/reset_spend".replace("/behind", "%2Fbehind").replace("sk-", "%73k-")),
+        reply(OK),
+    ),
+    "a path with a token": (request("GET", target=f"/sso/{SECRETS['jwt']}/callback"), reply(OK)),
+    "a path with an encoded token": (
+        request("GET", target=f"/sso/{SECRETS['jwt']}".replace(".", "%2E").replace("eyJ", "%65yJ")),
+        reply(OK),
+    ),
+    "a refused request with a key in its path": (
+        request(target=f"/key/{SECRETS['slash']}/{SECRETS['jwt']}", fields="Content-Length: 1\r\n"),
+        reply(OK),
+    ),
+    "trailers": (trailers("/other"), reply(OK)),
+    "trailers of an update": (trailers("/key/update"), STORED),
+    "trailers that are malformed": (trailers("/other").replace(b"x-api-key:", b"x-api-key"), reply(OK)),
     "a length that is a key": (request(length=SECRETS["body"]), reply(OK)),
     "a faulty method": (SECRETS["body"].encode() + b" " + request(), reply(OK)),
     "a faulty field": (request(fields=f"{SECRETS['header']}\r\n"), reply(OK)),
@@ -126,6 +155,18 @@ CASES: dict[str, tuple[bytes, Script]] = {
     "an update, refused as its lookup is": (update(RESEND), refusing),
     "an update, its lookup not found": (update(RESEND), info({"detail": KEY}, "404 Not Found")),
     "an update, its lookup of another shape": (update(RESEND), info([KEY])),
+    **{
+        f"an update, its key {name}": (update(json.dumps({**json.loads(RESEND), "key": key})), STORED)
+        for name, key in {
+            "padded": f" {SECRETS['padded']}\n",
+            "in quotes": f"'{SECRETS['padded']}'",
+            "in double quotes": f'"{SECRETS["padded"]}"',
+            "with its scheme": f"Bearer {SECRETS['padded']}",
+            "a token": SECRETS["jwt"],
+        }.items()
+    },
+    "a regeneration, its key padded": (regenerate(PERMISSIONS, key=f"%20{SECRETS['padded']}"), STORED_BY_PATH),
+    "a regeneration, its key in quotes": (regenerate(PERMISSIONS, key=f"%22{SECRETS['padded']}%22"), STORED_BY_PATH),
     "an update, its lookup broken off": (update(RESEND), reply(RESET)),
     "an update, its lookup unanswered": (update(RESEND), reply(WAIT_CLOSED)),
     "a regeneration, dropped": (regenerate(PERMISSIONS), STORED_BY_PATH),
@@ -163,13 +204,14 @@ def play_out(gateway: Gateway, message: bytes) -> bytes:
 
 def assert_no_secret(text: str, where: str) -> None:
     for name, secret in SECRETS.items():
-        assert secret.removeprefix("sk-") not in text, f"the {name} secret is in {where}"
+        for part in (secret.removeprefix("sk-"), *(secret.split("/" if name == "slash" else ".")[1:])):
+            assert part not in text or part == "0a1b2c3d", f"the {name} secret is in {where}"
     assert HASH not in text, f"the key's whole hash is in {where}"
     assert PATH_HASH not in text, f"the whole hash of the path's key is in {where}"
 
 
 def assert_no_secret_in_admin(gateway: Gateway) -> None:
-    for path in ("/metrics", "/readyz", "/livez", TARGET):
+    for path in ("/metrics", "/readyz", "/livez", TARGET, f"/{SECRETS['jwt']}/{SECRETS['slash']}"):
         answer = gateway.ask_admin(path)
         assert answer.body
         assert_no_secret(answer.raw_head.decode("latin-1") + answer.body.decode(), f"the admin listener's {path}")
@@ -205,8 +247,10 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
         upstream.errors.clear()
         lookups = [each.target for each in upstream.requests if each.method == b"GET" and b"/key/info" in each.target]
         assert lookups
-        for key in (KEY, SECRETS["path"]):
-            assert key.encode() not in b"".join(lookups), "the key is in the URL of a lookup"
+        for secret in (KEY, SECRETS["path"], SECRETS["padded"], SECRETS["jwt"]):
+            assert secret.encode() not in b"".join(lookups), "the key is in the URL of a lookup"
+        if face == "fast":  # uvicorn merges trailers into the fields that it hands out
+            assert SECRETS["trailer"].encode() not in upstream.received, "a trailer has been passed on"
         with pytest.raises(AssertionError):
             assert_no_secret(upstream.received.decode("latin-1"), "what upstream received, as it should")
         assert SECRETS["own"].encode() in upstream.received
@@ -242,3 +286,24 @@ def test_no_secret_while_upstream_is_away() -> None:
         assert str(port).encode() not in wait_until_ready(gateway, False, because="can't be reached")
         gateway.stop()
         assert_no_secret("\n".join(gateway.lines), "the log")
+
+
+@pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
+def test_no_secret_in_a_check(options: tuple[str, ...], tmp_path: Path) -> None:
+    """A check says nothing of the key that it asks with, nor of other secrets, though LiteLLM's answers repeat them."""
+    file = tmp_path / "key"
+    file.write_text(KEY)
+    secrets = {name: SECRETS[name] for name in ("slash", "jwt", "update")}
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        words = " ".join(secrets.values())
+        content = json.dumps({"status": words, "db": words, "litellm_version": words, "error": {"message": words}})
+        connection.send(b"HTTP/1.1 503 No\r\nContent-Length: %d\r\n\r\n%b" % (len(content), content.encode()))
+
+    with Upstream(script) as upstream:
+        command = [sys.executable, "-m", "sanitizer", "check", "--upstream", upstream.url, "--key-file", str(file)]
+        done = subprocess.run([*command, *options], capture_output=True, text=True, timeout=60, check=False)
+        assert done.returncode == 1
+        assert "***" in done.stdout
+        assert_no_secret(done.stdout + done.stderr, "what a check says")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+import trustme
 
 from sanitizer.address import Address
 from sanitizer.sanitize.gates import FIELDS
@@ -204,8 +205,53 @@ def test_unknown_variables() -> None:
         "PATH",
         "SANITIZER_MOED",
         "SANITIZER_MODE",
+        "SANITIZER_ADMN_PORT",
         "SANITIZER_LOOKUP_KEY",
         "SANITIZER_CHECK_KEY",
         "SERVER_ROOT_PATH",
     ]
-    assert unknown_variables(names) == ["SANITIZER_MOED"]
+    assert unknown_variables(dict.fromkeys(names, "1")) == ["SANITIZER_ADMN_PORT", "SANITIZER_MOED"]
+
+
+def service_links(name: str, port: int) -> dict[str, str]:
+    """What Kubernetes tells a pod of a Service with one port, which is named http."""
+    link = f"tcp://10.0.0.1:{port}"
+    return {
+        f"{name}_SERVICE_HOST": "10.0.0.1",
+        f"{name}_SERVICE_PORT": str(port),
+        f"{name}_SERVICE_PORT_HTTP": str(port),
+        f"{name}_PORT": link,
+        f"{name}_PORT_{port}_TCP": link,
+        f"{name}_PORT_{port}_TCP_PROTO": "tcp",
+        f"{name}_PORT_{port}_TCP_PORT": str(port),
+        f"{name}_PORT_{port}_TCP_ADDR": "10.0.0.1",
+    }
+
+
+@pytest.mark.parametrize(
+    ("variables", "service", "port", "flag"),
+    [("SANITIZER", "sanitizer", 4001, "port"), ("SANITIZER_ADMIN", "sanitizer-admin", 9464, "admin_port")],
+)
+def test_service_links(variables: str, service: str, port: int, flag: str) -> None:
+    """Kubernetes names its variables after a Service as options are named: the error says so, and no warning."""
+    environment = service_links(variables, port)
+    words = f"named {service}\\? Set enableServiceLinks: false"
+    with pytest.raises(SettingError, match=rf"^{variables}_PORT 'tcp://10.0.0.1:{port}': takes a port, .*{words}"):
+        load({}, environment)
+    assert load({flag: "1"}, environment) == load({flag: "1"}, {})
+    assert unknown_variables({**environment, **service_links("SANITIZER_LITELLM", 4000)}) == []
+    with pytest.raises(SettingError) as refused:
+        load({}, {f"{variables}_PORT": "x"})
+    assert "Kubernetes" not in str(refused.value)
+
+
+@pytest.mark.parametrize("upstream", ["http://a", "unix:/run/a.sock"])
+def test_ca_without_tls(upstream: str, tmp_path: Path) -> None:
+    """A CA that would go unused is refused: who names one means to have TLS."""
+    file = tmp_path / "ca"
+    trustme.CA().cert_pem.write_to_path(str(file))
+    with pytest.raises(SettingError, match=r"^--upstream-ca .*: needs an https upstream"):
+        load({"upstream": upstream, "upstream_ca": str(file)}, {})
+    with pytest.raises(SettingError, match=r"^--upstream-ca .*: needs an https upstream"):
+        load({}, {"SANITIZER_UPSTREAM": upstream, "SANITIZER_UPSTREAM_CA": str(file)})
+    assert load({"upstream": "https://a", "upstream_ca": str(file)}, {}).upstream_ca == str(file)

@@ -13,8 +13,13 @@ from urllib.parse import unquote
 logger = logging.getLogger("sanitizer")
 _access_logger: Final = logging.getLogger("sanitizer.access")
 
-_KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-[^\s"'/?#&,;<>()\[\]{}\\]+""")
-_KEY_IN_PATH: Final = re.compile(r"(?<![A-Za-z0-9])sk-[^/]+")
+# a key that was chosen by hand may have slashes; one that is masked already may have a path behind it
+_KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-(?!\*\*\*)[^\s"'?#&,;<>()\[\]{}\\]+""")
+# up to what LiteLLM has behind a key in a path: a key may have any character
+_KEY_IN_PATH: Final = re.compile(r"(?<![A-Za-z0-9])sk-.+?(?=(?:/regenerate|/reset_spend)?\Z)", re.DOTALL)
+# JSON Web Tokens in compact form, signed (RFC 7515 section 7.1) or encrypted (RFC 7516 section 7.1), whatever is before
+# them; possessive, so that no text takes long
+_JWT: Final = re.compile(r"(?<![A-Za-z0-9_-])((?:(?!eyJ)[A-Za-z0-9_-])*+)eyJ[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]*+){2,4}")
 _HASH_DIGITS: Final = 64
 _HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0-9A-Fa-f])")
 _USER: Final = re.compile(r"(?<=//)[^/?#@\s]+@")
@@ -25,21 +30,25 @@ _ENCODE: Final = json.JSONEncoder(default=str).encode
 
 
 def mask(text: str) -> str:
-    """``text`` with all masked that looks like a LiteLLM key, a key's hash less its first 8 digits, a user in a URL."""
+    """``text`` with all masked that looks like a secret.
+
+    That is a LiteLLM key, a key's hash less its first 8 digits, a JSON Web Token, or the user in a URL.
+    """
     # most of what is logged has none of these, and so nothing to look for
     if "sk-" in text:
         text = _KEY.sub("sk-***", text)
+    if "eyJ" in text:
+        text = _JWT.sub(r"\1eyJ***", text)
     if len(text) >= _HASH_DIGITS:
         text = _HASH.sub(r"\1***", text)
     return _USER.sub("***@", text) if "//" in text else text
 
 
 def path_of(target: bytes) -> str:
-    """The path of a request target for a log: no query, and what looks like a key masked however it is encoded."""
+    """The path of a request target for a log: no query, and what looks like a secret masked however it is encoded."""
     path = plain = re.split("[?#]", target.decode("latin-1"), maxsplit=1)[0]
     for _ in range(_ENCODED):
         plain = unquote(plain)
-    # up to the next slash: a key that was chosen by hand may have any other character
     masked = mask(_KEY_IN_PATH.sub("sk-***", plain))
     return masked if masked != plain else path
 

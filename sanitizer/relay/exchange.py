@@ -95,8 +95,8 @@ class Exchange:
         if not self.done:
             self.upstream.acquire(self)
 
-    def send(self, data: bytes, last: bool = False, trailers: bytes = b"") -> None:
-        """Pass on content of the request; ``last`` ends it, with trailer lines.
+    def send(self, data: bytes, last: bool = False) -> None:
+        """Pass on content of the request; ``last`` ends it.
 
         Raises `BadRequest` if there is more or less of it than the request's Content-Length says.
         """
@@ -105,7 +105,7 @@ class Exchange:
         if self.chunked:
             framed = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
             if last:
-                framed += b"0\r\n" + trailers + b"\r\n"
+                framed += b"0\r\n\r\n"
         else:
             framed = data
             self._owed -= len(data)

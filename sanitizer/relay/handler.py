@@ -32,8 +32,8 @@ class Handler(Protocol):
     def content(self, data: bytes) -> None:
         """Content of the request has come."""
 
-    def end(self, trailers: bytes) -> None:
-        """The request is whole; ``trailers`` are field lines, each with its CRLF."""
+    def end(self) -> None:
+        """The request is whole. Its trailers are not passed on: some servers merge them into the head's fields."""
 
     def last(self) -> None:
         """The connection takes no further request: the response should say so."""

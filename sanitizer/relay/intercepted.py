@@ -28,6 +28,7 @@ Cases, before the code that branches on them:
 import asyncio
 import re
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractContextManager
 from enum import Enum
 from functools import partial
 from typing import Any, Final, Protocol
@@ -76,8 +77,14 @@ class Interception(Protocol):
 
 
 class Interceptor(Protocol):
-    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets."""
+    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets.
 
+    ``writing`` is given the path of each request that is not, unless its method is one that only reads. It returns what
+    has to be entered while that request is under way, or None. It is itself None if there is never anything to enter.
+    """
+
+    @property
+    def writing(self) -> Callable[[str], AbstractContextManager[None] | None] | None: ...
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> Interception | None: ...
 
 
@@ -116,7 +123,8 @@ class _Send(Relayed):
             super().on_interim(head)
 
     def on_response(self, response: Response) -> None:
-        if self.handler.interception.holds(response.status):
+        too_long = isinstance(response.length, int) and response.length > HELD_LIMIT
+        if not too_long and self.handler.interception.holds(response.status):
             self._answer = response
         elif 200 <= response.status < 300 or not self._give_way():
             super().on_response(response)
@@ -199,7 +207,6 @@ class Intercepted:
         self._head = outbound
         self._length = request.length
         self._expects_continue = request.expects_continue
-        self._trailers = b""
         self._send: _Send | None = None
         self._task: asyncio.Task[bytes | None] | None = None
         if not interception.inspects:
@@ -231,12 +238,11 @@ class Intercepted:
             if self.started:
                 send.start()
 
-    def end(self, trailers: bytes) -> None:
+    def end(self) -> None:
         if self._send is not None:
-            self._send.end(trailers)
+            self._send.end()
             return
         self._state = _DECIDING
-        self._trailers = trailers
         if self.started:
             self._ask(self.interception.edit(), self._send_body)
 
@@ -283,7 +289,7 @@ class Intercepted:
         self._send = send = _Send(self, head, length, previous)
         if body:
             send.content(body)
-        send.end(self._trailers)
+        send.end()
         send.start()
 
     def held(self, send: _Send, response: Response, content: bytes) -> None:

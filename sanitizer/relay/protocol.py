@@ -37,10 +37,10 @@ from sanitizer.errors import BadRequest, ClientNotReading, ClientNotSending, Gat
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.framing import Framing
 from sanitizer.relay.handler import Handler, Pause, Tunnel
-from sanitizer.relay.headers import Forwarding, Peer, passed_trailers
+from sanitizer.relay.headers import Forwarding, Peer
 from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
-from sanitizer.relay.relayed import Relayed, error_response
+from sanitizer.relay.relayed import Relayed, Writing, error_response
 from sanitizer.relay.repeat import Repeat
 from sanitizer.relay.request import decoded_path, read_request
 from sanitizer.relay.stalls import Pending
@@ -57,6 +57,8 @@ _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEW_HEADS: Final = 8
 """Heads on one connection that are remembered; a client that never repeats one is not worth it."""
+_READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
 _NEVER: Final = float("inf")
 _PIPELINED: Final = 64 * 1024
 """Bytes of requests waiting for their turn; beyond, the client is not read, and so not seen to leave."""
@@ -386,7 +388,7 @@ class RelayProtocol(asyncio.Protocol):
             self._refuse(error, head)
             return None
         if not self._receiving:
-            self._request.end(b"")
+            self._request.end()
         return rest
 
     def _note(self, head: bytes) -> None:
@@ -414,6 +416,10 @@ class RelayProtocol(asyncio.Protocol):
                 front.counters.in_flight += 1
                 return Intercepted(self, request, outbound, interception)
         front.counters.in_flight += 1
+        if front.interceptor.writing is not None and request.method not in _READS:
+            writing = front.interceptor.writing(decoded_path(request.target))
+            if writing is not None:
+                return Writing(writing, self, request.method, outbound, length, request.keep_alive, request.version)
         if self._new_heads < _NEW_HEADS and request.repeatable and request.octets is octets:
             self._new_heads += 1
             self._repeat = Repeat.of(octets, outbound, request.method, request.keep_alive)
@@ -429,7 +435,7 @@ class RelayProtocol(asyncio.Protocol):
             self._receiving = True
             self._awaits_continue = False
         else:
-            request.end(b"")
+            request.end()
         return request
 
     def _read_content(self, data: bytes) -> bytes | None:
@@ -446,7 +452,6 @@ class RelayProtocol(asyncio.Protocol):
                     request.content(data)
                 return None
             content, rest = data[: self._left], data[self._left :]
-            trailers = b""
         else:
             try:
                 content, end = self._chunks.feed(data)
@@ -458,12 +463,12 @@ class RelayProtocol(asyncio.Protocol):
                 if content:
                     request.content(content)
                 return None
-            rest, trailers = end, self._chunks.trailers
+            rest = end
             self._chunks = None
         if content:
             request.content(content)
         self._receiving = False
-        request.end(passed_trailers(trailers) if trailers else b"")
+        request.end()
         return rest
 
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:

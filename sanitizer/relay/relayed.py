@@ -1,5 +1,6 @@
 """A request that is relayed below ASGI: what upstream answers goes out on the client's connection."""
 
+from contextlib import AbstractContextManager, ExitStack
 from http import HTTPStatus
 
 from sanitizer.errors import GatewayError
@@ -49,9 +50,9 @@ class Relayed(Exchange):
     def content(self, data: bytes) -> None:
         self.send(data)
 
-    def end(self, trailers: bytes) -> None:
+    def end(self) -> None:
         if not self._sent_last:
-            self.send(b"", True, trailers)
+            self.send(b"", True)
         self.client.resume("upstream")  # to see the client leave
 
     def last(self) -> None:
@@ -165,6 +166,30 @@ class Relayed(Exchange):
             self.client.close()
         else:
             transport.write_eof()
+
+
+class Writing(Relayed):
+    """A request that is relayed inside of ``writing``, from its head to its end."""
+
+    __slots__ = ("_writing",)
+
+    def __init__(
+        self,
+        writing: AbstractContextManager[None],
+        client: Client,
+        method: bytes,
+        head: bytes,
+        length: Length,
+        keep_alive: bool,
+        version: bytes,
+    ) -> None:
+        super().__init__(client, method, head, length, False, keep_alive, version)
+        self._writing = ExitStack()
+        self._writing.enter_context(writing)
+
+    def _finish(self) -> None:
+        super()._finish()
+        self._writing.close()
 
 
 def error_response(error: GatewayError, keep_alive: bool, method: bytes = b"GET") -> tuple[bytes, bytes]:

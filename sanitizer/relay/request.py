@@ -46,8 +46,10 @@ class Request(NamedTuple):
 
     @property
     def repeatable(self) -> bool:
-        """Whether all that may vary when the head comes again is the value of Content-Length."""
-        if self.version != b"1.1" or self.upgrade or self.length is Framing.CHUNKED:
+        """Whether the head can come again, with any value of Content-Length, and mean the same but for that value."""
+        if self.version != b"1.1" or self.length is Framing.CHUNKED:
+            return False
+        if self.method == b"GET" and self.head.upgrade:  # which counts or not, depending on the length
             return False
         return not self.expects_continue
 

@@ -13,7 +13,7 @@ and an origin may still refuse by it (RFC 9110 section 10.1.1). A second 100 fro
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Final
 
@@ -31,6 +31,9 @@ MAX_RESENDS: Final = 4
 
 FIELD: Final = b"x-litellm-sanitizer"
 """The response field that says what was decided."""
+
+_MAY_WRITE: Final = "/key|/team|/user|/access_group|/v1/access_group|/v1/unified_access_group"
+"""LiteLLM's endpoints under which a request may change keys, those that it does not name among them."""
 
 _CALL_ID: Final = re.compile(rb"\r\nx-litellm-call-id:[ \t]*([\x21-\x7e]{1,128})[ \t]*\r\n", re.IGNORECASE)
 # W3C Trace Context section 3.2.2
@@ -85,11 +88,20 @@ class Sanitizer:
         self.observes = mode == "observe"
         self.max_body = max_body
         self.on_decision = on_decision
+        prefixes = tuple(prefixes)
         self._targets = Targets(() if mode == "off" else fields, prefixes)
+        self._may_write = re.compile(f"(?:{'|'.join(map(re.escape, prefixes))})(?:{_MAY_WRITE})(?:/|\\Z)")
+        self.writing = self._writing if self.stored.caches else None
 
     def intercepts(self, path: str) -> bool:
         """Whether a POST to ``path`` (decoded) is intercepted."""
         return self._targets.find(path) is not None
+
+    def _writing(self, path: str) -> AbstractContextManager[None] | None:
+        """What to enter while a request to ``path`` (decoded) is under way that is not intercepted, and does not only
+        read; None: nothing. `writing` is this method, or None if there is no cache that such a request might outdate.
+        """
+        return self.stored.writing(None) if self._may_write.match(path) else None
 
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> "Interception | None":
         """The interception of a POST to ``path`` (decoded), or None: then the request is an ordinary one.

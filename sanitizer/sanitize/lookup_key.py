@@ -17,6 +17,9 @@ from collections.abc import Callable
 
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
 _MOST = 4096
+_BOMS = ("\ufeff", "\xef\xbb\xbf", "\xff\xfe", "\xfe\xff")
+"""Byte order marks: decoded; and in UTF-8 and both kinds of UTF-16, each byte as a character."""
+_QUOTES = ('"', "'", "`")
 
 
 def read_key(path: str) -> str:
@@ -27,6 +30,10 @@ def read_key(path: str) -> str:
 def checked_key(text: str) -> str:
     """``text``, less white space around it, if it can be sent as a key. Raises `ValueError`, which does not say it."""
     key = text.strip()
+    if key.startswith(_BOMS):
+        raise ValueError("one key and nothing else: it begins with a byte order mark; save it as plain ASCII")
+    if key.startswith(_QUOTES) or key.endswith(_QUOTES):
+        raise ValueError("one key and nothing else: it has quotes around it; remove them")
     if not _KEY.fullmatch(key):
         raise ValueError("one key and nothing else: 1 to 512 visible ASCII characters")
     return key

@@ -11,6 +11,7 @@ Whatever is not intercepted reaches the app as if nothing were there. What can g
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import Any, Final
 
@@ -25,6 +26,8 @@ HELD_LIMIT: Final = 64 * 1024
 """Bytes of an answer's content that are held back; a longer answer passes on."""
 
 
+_READS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+"""Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
 NOT_SENT: Final = "sanitizer.not_sent"
 """In an ``http.response.start``: the app has sent nothing of the request to where it would have been answered."""
 
@@ -63,7 +66,12 @@ class SanitizerMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         interception = self._intercept(scope)
         if interception is None:
-            await self.app(scope, receive, send)
+            writing = self._writing(scope)
+            if writing is None:
+                await self.app(scope, receive, send)
+                return
+            with writing:
+                await self.app(scope, receive, send)
             return
         try:
             await self._handle(interception, scope, _Upload(interception, receive, self._stall_timeout), send)
@@ -84,7 +92,14 @@ class SanitizerMiddleware:
             return None
         return self.sanitizer.intercept(scope["path"], head, caller.head, caller.ask)
 
+    def _writing(self, scope: Scope) -> AbstractContextManager[None] | None:
+        writing = self.sanitizer.writing
+        if writing is None or scope["type"] != "http" or scope["method"] in _READS:
+            return None
+        return writing(scope["path"])
+
     async def _handle(self, interception: Interception, scope: Scope, upload: "_Upload", send: Send) -> None:
+        scope = copy_scope(scope)  # uvicorn would append the request's trailers to its list of fields
         body = None
         if interception.inspects and await upload.read():
             body = await upload.ask(interception.edit())
@@ -228,7 +243,7 @@ class _Answer:
             self._start = message
             if message.get(NOT_SENT) and self._previous is not None:
                 await self._give_way(self._previous)
-            elif not self._interception.holds(self.status):
+            elif _length(message) > HELD_LIMIT or not self._interception.holds(self.status):
                 await self.pass_on()
         elif self._start is None:
             if self._previous is None:  # interim answers to further sends do not pass
@@ -287,6 +302,12 @@ class _Reported:
         message = "the app has failed in a further send, whose answer is not the client's"
         asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
         return True
+
+
+def _length(start: Message) -> int:
+    """What the Content-Length of an answer says, 0 if nothing."""
+    values = [value for name, value in start.get("headers", ()) if name.lower() == b"content-length"]
+    return int(values[0]) if values and values[0].isdigit() and len(values[0]) <= 18 else 0
 
 
 async def _send_nothing(message: Message) -> None:

@@ -18,7 +18,7 @@ from cachetools import TTLCache
 
 from sanitizer.errors import GatewayError, PoolExhausted, UpstreamTimeout
 from sanitizer.sanitize.decision import Stored, Unknown
-from sanitizer.sanitize.jsonedit import Json, NotInspectable, loads
+from sanitizer.sanitize.jsonedit import Json, NotInspectable, loads, most_values
 from sanitizer.sanitize.judges import Row
 
 
@@ -74,8 +74,9 @@ class Lookup:
 
 MAX_ANSWER = 1024 * 1024
 """Bytes of an answer that are read; a key's row takes a few thousand."""
-MAX_TOKEN = 512
-"""Characters of a key that goes into a URL as it is: a hash has 64."""
+MAX_ANSWER_VALUES = 50_000
+"""Values of an answer that is parsed; a key with a budget for each of a thousand models has some thousands. Parsing the
+500,000 that fit into `MAX_ANSWER` would hold the event loop for a fifth of a second; these take a tenth of that."""
 CACHE_SIZE = 4 * 1024 * 1024
 """Bytes of answers that the cache keeps."""
 
@@ -86,6 +87,9 @@ _OF_THE_ROUTE = re.compile(rb"\r\n(?:host|via|x-forwarded-(?:for|host|proto)):[^
 _IDENTITY = b"\r\nAccept-Encoding: identity"
 
 
+_HASH = re.compile("[0-9a-f]{64}")
+
+
 def token_of(key: str) -> str:
     """What LiteLLM stores for ``key``: its SHA-256 in hex if it starts with ``sk-``; anything else as it is."""
     return hashlib.sha256(key.encode()).hexdigest() if key.startswith("sk-") else key
@@ -94,7 +98,7 @@ def token_of(key: str) -> str:
 def key_hash(key: str) -> str:
     """The first 8 hex digits of the key's SHA-256, which tell keys apart in a log and reveal none."""
     token = token_of(key)
-    return (token if re.fullmatch("[0-9a-f]{64}", token) else hashlib.sha256(key.encode()).hexdigest())[:8]
+    return (token if _HASH.fullmatch(token) else hashlib.sha256(key.encode()).hexdigest())[:8]
 
 
 def lookup_header(head: bytes) -> bytes:
@@ -152,13 +156,13 @@ class StoredKeys:
         """The state of ``key`` (not empty, encodable as UTF-8) as the caller may see it, and the lookup made for it.
 
         ``prefix`` is the path prefix, ``""`` for none; ``fresh`` bypasses the cache. Cancelling closes the lookup.
-        `Unknown` reasons: ``key_length``, ``lookup_<status>``, ``lookup_timeout``, ``lookup_failed``, ``lookup_size``,
+        `Unknown` reasons: ``key_form``, ``lookup_<status>``, ``lookup_timeout``, ``lookup_failed``, ``lookup_size``,
         ``lookup_shape``, ``key_deleted``.
         """
         token = token_of(key)
         query = _by_key(token, prefix)
         if query is None:
-            return Unknown("key_length"), None
+            return Unknown("key_form"), None
         header = lookup_header(caller.head)
         identity = b""
         if self._cache is not None:
@@ -193,6 +197,11 @@ class StoredKeys:
             return Unknown("lookup_403"), None
         found, lookup, _ = await self._look_up(caller, own_header(caller.head, own), query, lookup_key=True)
         return found, lookup
+
+    @property
+    def caches(self) -> bool:
+        """Whether answers are reused."""
+        return self._cache is not None
 
     @contextmanager
     def writing(self, key: str | None) -> Iterator[None]:
@@ -236,7 +245,8 @@ class StoredKeys:
                 refused = status == 403 and not lookup_key
                 found, outcome = Unknown(reason, refused), LookupOutcome.of_status(status)
             else:
-                found = query.read(answer) if len(answer) <= MAX_ANSWER else Unknown("lookup_size")
+                too_large = len(answer) > MAX_ANSWER or most_values(answer) > MAX_ANSWER_VALUES
+                found = Unknown("lookup_size") if too_large else query.read(answer)
                 outcome = LookupOutcome.OK if isinstance(found, Stored) else LookupOutcome.UNUSABLE
         return found, Lookup(outcome, perf_counter() - since, lookup_key), answer
 
@@ -252,10 +262,10 @@ class _Query:
 
 
 def _by_key(token: str, prefix: str) -> _Query | None:
-    """None if the token is too long for a URL."""
-    if len(token) > MAX_TOKEN:
+    """None if the token is no hash. It may then be a secret, a padded key for example, which no URL must have in it."""
+    if not _HASH.fullmatch(token):
         return None
-    target = f"{quote(prefix)}/key/info?key={quote(token, safe='')}".encode()
+    target = f"{quote(prefix)}/key/info?key={token}".encode()
     return _Query(target, partial(_read_key, token))
 
 

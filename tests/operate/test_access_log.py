@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 from typing import Any
@@ -39,15 +40,33 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
         pytest.param("/a#b?c", "/a", id="fragment"),
         pytest.param("/a%20b", "/a%20b", id="encoded, as it came"),
         pytest.param("/key/sk-0123456789/regenerate", "/key/sk-***/regenerate", id="key"),
-        pytest.param("/key/sk-a.b~c%2Fd/x", "/key/sk-***/d/x", id="key with odd characters"),
-        pytest.param("/key/sk-a,b&c;d(e)%20f/x", "/key/sk-***/x", id="key with delimiters"),
-        pytest.param("/key/%73k-0123456789/x", "/key/sk-***/x", id="encoded s"),
-        pytest.param("/key/sk%2d0123456789/x", "/key/sk-***/x", id="encoded hyphen"),
+        pytest.param("/key/sk-0123456789/reset_spend", "/key/sk-***/reset_spend", id="key, another endpoint"),
+        pytest.param("/key/sk-0123456789/x", "/key/sk-***", id="key, and what may be part of it"),
+        pytest.param("/key/sk-ab/cd", "/key/sk-***", id="key with a slash at the end"),
+        pytest.param("/key/sk-ab/cd/regenerate", "/key/sk-***/regenerate", id="key with a slash"),
+        pytest.param("/key/sk-ab/c/d//e/regenerate", "/key/sk-***/regenerate", id="key with slashes"),
+        pytest.param("/key/sk-ab%2Fcd/regenerate", "/key/sk-***/regenerate", id="key with an encoded slash"),
+        pytest.param("/key/sk-ab%252Fcd%2fregenerate", "/key/sk-***/regenerate", id="key with a slash encoded twice"),
+        pytest.param("/key/sk-ab/regenerate/cd/regenerate", "/key/sk-***/regenerate", id="key with an endpoint's name"),
+        pytest.param("/key/sk-ab/regenerate/cd", "/key/sk-***", id="key that ends behind an endpoint's name"),
+        pytest.param("/key/sk-a.b~c%2Fd/regenerate", "/key/sk-***/regenerate", id="key with odd characters"),
+        pytest.param("/key/sk-a,b&c;d(e)%20%0Af/regenerate", "/key/sk-***/regenerate", id="key with delimiters"),
+        pytest.param("/key/%20sk-ab/regenerate", "/key/ sk-***/regenerate", id="key behind a space"),
+        pytest.param("/key/%22sk-ab%22/regenerate", '/key/"sk-***/regenerate', id="key in quotes"),
+        pytest.param("/key/%73k-0123456789/regenerate", "/key/sk-***/regenerate", id="encoded s"),
+        pytest.param("/key/sk%2d0123456789/regenerate", "/key/sk-***/regenerate", id="encoded hyphen"),
         pytest.param("/key/%73%6B%2D0123456789", "/key/sk-***", id="all encoded"),
         pytest.param("/key/%2573k-0123456789", "/key/sk-***", id="encoded twice"),
         pytest.param("/key/%0Ask-0123456789", "/key/\nsk-***", id="after a line feed"),
         pytest.param("/key/" + "ab" * 32, "/key/abababab***", id="hash"),
         pytest.param("/v1/risk-free/task-1", "/v1/risk-free/task-1", id="no key"),
+        pytest.param("/sso/eyJhbGci.eyJzdWIi.c2ln-_9/cb", "/sso/eyJ***/cb", id="JWT"),
+        pytest.param("/sso/eyJhbGci%2EeyJzdWIi%2Ec2ln", "/sso/eyJ***", id="JWT, encoded dots"),
+        pytest.param("/sso/%65yJhbGci.eyJzdWIi.", "/sso/eyJ***", id="JWT without a signature"),
+        pytest.param("/sso/eyJhbGci..aXY.Y3Q.dGFn/cb", "/sso/eyJ***/cb", id="encrypted JWT"),
+        pytest.param("/sso/token_eyJhbGci.eyJzdWIi.c2ln", "/sso/token_eyJ***", id="JWT behind a name"),
+        pytest.param("/a.b/eyJhbGci.eyJzdWIi.c2ln", "/a.b/eyJ***", id="JWT behind a dot"),
+        pytest.param("/a/eyJ/eyJhbGci.b/heyJude", "/a/eyJ/eyJhbGci.b/heyJude", id="no JWT"),
     ],
 )
 def test_path(target: str, path: str) -> None:
@@ -67,7 +86,7 @@ def test_access_log(upstream: Upstream) -> None:
         with gateway.connect() as client:
             for _ in range(2):  # the second head is known again
                 assert client.ask(request(target=f"/key/{KEY}/x?token=secret")).status == 200
-                expected.append(("GET", "/key/sk-***/x", 200))
+                expected.append(("GET", "/key/sk-***", 200))
             assert client.ask(update(b"{")).status == 200
             expected.append(("POST", "/key/update", 200))
             upstream.script = reply(CLOSE)
@@ -249,3 +268,15 @@ def test_key_is_masked(capsys: pytest.CaptureFixture[str], style: str, before: s
     assert written.count("sk-***") == 2
     if style == "json":
         assert json.loads(written)["message"] == f"{before}sk-***"
+
+
+@pytest.mark.parametrize("style", ["json", "text"])
+@pytest.mark.parametrize("secret", ["sk-0123/4567", "sk-0123/4567/regenerate", "eyJhbGci.eyJ0123.4567"])
+def test_whole_secret_is_masked(capsys: pytest.CaptureFixture[str], style: str, secret: str) -> None:
+    """A key is masked beyond a slash that it has, and so is a JWT, wherever they are written."""
+    logs.configure("info", style)
+    logs.event(logging.ERROR, f"no such file: {secret}", file=secret)
+    written = capsys.readouterr().err
+    assert "0123" not in written
+    assert "4567" not in written
+    assert written.count("***") == 2

@@ -76,6 +76,7 @@ class Front:
         self.counters = Counters(lambda kind, detail: self.refusals.append(kind))
         self.connections = Connections()
         self.interceptor = self
+        self.writing = None
         self.draining = False
         self.refusals: list[str] = []
         self.told: list[tuple[bytes, bytes, int]] = []

@@ -82,7 +82,7 @@ def update(body: bytes = UPDATE, *lines: bytes) -> bytes:
 
 def updates(upstream: Upstream) -> list[Request]:
     """The requests that are no lookups."""
-    return [request for request in upstream.requests if not request.target.startswith(b"/key/info?")]
+    return [request for request in upstream.requests if b"/key/info" not in request.target]
 
 
 def lookups(upstream: Upstream) -> int:
@@ -357,14 +357,14 @@ def test_chunked_request(upstream: Upstream, client: Client, body: bytes, sent: 
 
 
 def test_trailers_of_a_request(upstream: Upstream, client: Client) -> None:
-    """What becomes of a request's trailers does not depend on whether it is intercepted; no field comes of them."""
-    content = chunked(UPDATE).removesuffix(b"\r\n") + b"X-Sum: 1\r\nAuthorization: forged\r\n\r\n"
+    """The trailers of a request are dropped, whether it is intercepted or not; no field comes of them."""
+    content = chunked(UPDATE).removesuffix(b"\r\n") + b"X-Sum: 1\r\nx-api-key: forged\r\n\r\n"
     for path in (b"update", b"other"):
         client.ask(head(b"Transfer-Encoding: chunked", start=b"POST /key/%b HTTP/1.1" % path) + content)
     intercepted, ordinary = updates(upstream)
-    assert intercepted.trailers == ordinary.trailers
-    assert not {b"x-sum", b"authorization"} & {name.lower() for name in intercepted.names}
-    assert b"authorization" not in {name.lower() for name, _ in intercepted.trailers}
+    for received, body in ((intercepted, CUT), (ordinary, UPDATE)):
+        assert (received.framing, received.body, received.trailers) == ("chunked", body, [])
+        assert not {b"x-sum", b"x-api-key"} & {name.lower() for name in received.names}
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])

@@ -435,6 +435,22 @@ def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
     assert core.asked == []
 
 
+@pytest.mark.parametrize("length", [b"%d" % (LIMIT + 1), b"00%d" % (LIMIT + 1)])
+def test_length_over_the_limit(upstream: Upstream, length: bytes) -> None:
+    """An answer that says itself to be longer than what is held back passes on at once."""
+    seen = threading.Event()
+    upstream.script = reply(b"HTTP/1.1 403 A\r\nContent-Length: %b\r\n\r\n" % length, seen, b"x" * (LIMIT + 1))
+    core = Core(SECOND)
+    with Listener(upstream, core) as listener, listener.connect() as client:
+        client.send(update())
+        with contextlib.ExitStack() as stack:
+            stack.callback(seen.set)
+            assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 403 A\r\n")
+        assert client.read_exactly(LIMIT + 1) == b"x" * (LIMIT + 1)
+        assert client.ask(GET).status == 403
+    assert core.asked == []
+
+
 def test_interim_answers(upstream: Upstream) -> None:
     """Interim answers to the first send pass at once, those to further sends do not."""
     seen = threading.Event()

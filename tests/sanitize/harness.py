@@ -41,6 +41,7 @@ class Lookups(StoredKeys):
     """Answers lookups with ``results`` in turn, the last one for good; a lookup waits for ``gate``, if there is one."""
 
     def __init__(self, *results: Stored | Unknown, gate: asyncio.Event | None = None) -> None:
+        super().__init__()
         self.results = list(results)
         self.gate = gate
         self.started = asyncio.Event()

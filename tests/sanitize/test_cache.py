@@ -80,6 +80,7 @@ async def test_off_by_default(litellm: LiteLLM) -> None:
     for _ in range(3):
         assert await send(app, update()) == b"dropped"
     assert litellm.lookups == 3
+    assert app.sanitizer.writing is None, "there is nothing that other requests could outdate"
 
 
 async def test_reuse(litellm: LiteLLM, keys: StoredKeys) -> None:

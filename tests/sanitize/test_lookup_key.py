@@ -62,6 +62,36 @@ def test_key(content: str, key: str | None, tmp_path: Path) -> None:
     assert "sk-" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        *((f"{quote}sk-1{quote}\n".encode(), "it has quotes around it") for quote in ('"', "'", "`")),
+        (b'"sk-1', "it has quotes around it"),
+        (b"sk-1'", "it has quotes around it"),
+        ("\ufeffsk-1".encode(), "begins with a byte order mark"),
+        ('\ufeff"sk-1"'.encode(), "begins with a byte order mark"),
+        ("sk-1\r\n".encode("utf-16"), "begins with a byte order mark"),
+        (b"\xfe\xff" + "sk-1".encode("utf-16-be"), "begins with a byte order mark"),
+    ],
+)
+def test_key_in_a_wrapping(content: bytes, words: str, tmp_path: Path) -> None:
+    """What an editor or a shell has put around a key is named, and not sent as part of it."""
+    path = tmp_path / "key"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^one key and nothing else: .*{words}") as refused:
+        read_key(str(path))
+    assert "sk-" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"), [("'sk-1'", "it has quotes around it"), ("\ufeffsk-1", "begins with a byte order mark")]
+)
+def test_text_in_a_wrapping(text: str, words: str) -> None:
+    """The same of a variable's value."""
+    with pytest.raises(ValueError, match=words):
+        checked_key(text)
+
+
 class TestKeyFile:
     """The key in a file, as the file changes."""
 

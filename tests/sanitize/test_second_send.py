@@ -262,6 +262,19 @@ async def test_app_fails_after_its_answer() -> None:
     assert merged(client.sent) == (start(403, (b"X-Case", b"Kept"), FIELD), REFUSAL)
 
 
+async def test_length_over_the_limit() -> None:
+    """An answer that says itself to be longer than what is held back passes on at once."""
+    passed: list[int] = []
+    length = (b"Content-Length", b"%d" % (LIMIT + 1))
+    app = App([[start(403, length), lambda: passed.append(len(client.sent)), content(b"x" * (LIMIT + 1))]])
+    client = Client([BODY], HEAD)
+    core = Core(SECOND)
+    await client.through(around(app, core))
+    assert passed == [1]
+    assert client.sent == [start(403, length, FIELD), content(b"x" * (LIMIT + 1))]
+    assert core.asked == []
+
+
 async def test_trailers() -> None:
     """An answer with trailers passes on, in order, as soon as they come."""
     passed: list[int] = []

@@ -31,6 +31,7 @@ import httptools
 
 from sanitizer.connections import Connections
 from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
+from sanitizer.relay.advice import HTTP_1_0_UPGRADE, advise
 from sanitizer.relay.connection import Transport
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.framing import Framing
@@ -371,6 +372,8 @@ class RelayProtocol(asyncio.Protocol):
         if self._new_heads < _NEW_HEADS and request.repeatable and request.octets is octets:
             self._new_heads += 1
             self._repeat = Repeat.of(octets, outbound, request.method, request.keep_alive)
+        elif request.version == b"1.0" and request.head.upgrade and b"upgrade" in request.head.connection:
+            advise(HTTP_1_0_UPGRADE)
         upgrade = bool(request.upgrade)
         return Relayed(self, request.method, outbound, length, upgrade, request.keep_alive, request.version)
 

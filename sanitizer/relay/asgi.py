@@ -13,10 +13,11 @@ from urllib.parse import quote
 from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer.errors import BadRequest, ClientNotSending, GatewayError, LoopDetected, ResponseCut, UpstreamBroken
+from sanitizer.relay.advice import HTTP_1_0_STREAM, advise
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import Length, checked_head, request_length
-from sanitizer.relay.headers import Fields, Forwarding, head_fields, read_head
+from sanitizer.relay.framing import Framing, Length, checked_head, request_length
+from sanitizer.relay.headers import Forwarding, buffering_is_set, head_fields, read_head
 from sanitizer.relay.request import check_host
 from sanitizer.relay.upstream import Upstream
 
@@ -166,13 +167,13 @@ class Relay:
             if not reader.cancelled() and (failure := reader.exception()) is not None:
                 answer.give_up(failure)
 
-        expects_continue = _expects_continue(scope["headers"])
+        expects_continue = _expects_continue(scope)
         reader = self._upstream.loop.create_task(_read_client(answer, receive, expects_continue, self._stall_timeout))
         reader.add_done_callback(done)
         try:
             # after the reader's first turn: a head and the content that has come with it are to be one write
             self._upstream.loop.call_soon(answer.start)
-            await _respond(answer, send)
+            await _respond(answer, send, scope["http_version"])
         finally:
             answer.cancel()
             reader.cancel()
@@ -220,10 +221,12 @@ async def send_error(send: Send, error: GatewayError, *, close: bool = False, no
     await send({"type": "http.response.body", "body": content})
 
 
-def _expects_continue(headers: Fields) -> bool:
-    for name, value in headers:
+def _expects_continue(scope: Scope) -> bool:
+    if scope["http_version"] == "1.0":  # then it is to be ignored (RFC 9110 section 10.1.1)
+        return False
+    for name, value in scope["headers"]:
         if name == b"expect":
-            return value.lower() == b"100-continue"
+            return bool(value.lower() == b"100-continue")
     return False
 
 
@@ -237,13 +240,17 @@ def _pass_on(answer: Answer, message: Message) -> bool:
     return True
 
 
-async def _respond(answer: Answer, send: Send) -> None:
+async def _respond(answer: Answer, send: Send, version: str) -> None:
     response = await answer.head()
     if response is None:
         return
     headers = [(name.lower(), value) for name, value in head_fields(response.head)]
     if response.status in (204, 304):
         headers = [line for line in headers if line[0] != b"content-length"]
+    if version == "1.0" and isinstance(response.length, Framing) and not buffering_is_set(response.head):
+        # uvicorn's httptools sends it chunked even so, which nginx takes; servers with h11 end it with the connection
+        advise(HTTP_1_0_STREAM)
+        headers.append((b"x-accel-buffering", b"no"))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     last = False
     while not last:

@@ -34,6 +34,7 @@ _KEPT: Final = frozenset((b"host", b"content-length", b"via", b"date", b"set-coo
 _NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name none worth looking for
 _PSEUDONYM: Final = b"litellm-sanitizer-"
 _GATEWAYS_IN_LINE: Final = 8
+_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
 
 
 def _lines(names: Iterable[bytes]) -> re.Pattern[bytes]:
@@ -145,6 +146,11 @@ def with_field(head: bytes, name: bytes, value: bytes | None) -> bytes:
     return head if value is None else b"%b%b: %b\r\n\r\n" % (head[:-2], name, value)
 
 
+def buffering_is_set(head: bytes) -> bool:
+    """Whether ``head`` itself tells nginx whether to buffer the answer."""
+    return b"\r\nx-accel-buffering:" in head.lower()
+
+
 def passed_trailers(lines: bytes) -> bytes:
     """The trailers that are passed on, out of ``lines``, each with its CRLF."""
     return b"".join([line for line in lines.splitlines(keepends=True) if not _NOT_IN_TRAILERS.match(line)])
@@ -196,13 +202,17 @@ class Forwarding:
         as they are; X-Forwarded-For, -Proto and -Host are written where they are missing or the peer is not trusted,
         for LiteLLM's own server believes them from 127.0.0.1. Framing is left to who sends the head: Content-Length
         passes, Transfer-Encoding does not. ``version``: of HTTP, as received. Raises `LoopDetected`.
+
+        In HTTP/1.0 the expectation of a 100 is to be ignored (RFC 9110 section 10.1.1). Upstream, which gets the
+        request in HTTP/1.1, would not know that it is: it does not get the field.
         """
         if head.via:
             self._check_loop(head.via)
         way = self._missing(head.told, peer) if head.told else peer.way
         if head.host and b"x-forwarded-host" not in head.told:
             way += b"X-Forwarded-Host: " + head.host + b"\r\n"
-        return head.octets[:-2] + way + b"Via: " + version + self._via
+        octets = head.octets if version != b"1.0" else _EXPECTS_CONTINUE.sub(b"", head.octets)
+        return octets[:-2] + way + b"Via: " + version + self._via
 
     def _missing(self, told: Sequence[bytes], peer: Peer) -> bytes:
         lines = peer.way.splitlines(keepends=True)

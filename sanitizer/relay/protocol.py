@@ -34,6 +34,7 @@ import httptools
 
 from sanitizer.connections import Connections
 from sanitizer.errors import BadRequest, ClientNotReading, ClientNotSending, GatewayError, HeadTooLarge
+from sanitizer.relay.advice import HTTP_1_0_UPGRADE, advise
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.framing import Framing
 from sanitizer.relay.handler import Handler, Pause, Tunnel
@@ -423,6 +424,8 @@ class RelayProtocol(asyncio.Protocol):
         if self._new_heads < _NEW_HEADS and request.repeatable and request.octets is octets:
             self._new_heads += 1
             self._repeat = Repeat.of(octets, outbound, request.method, request.keep_alive)
+        elif request.version == b"1.0" and request.head.upgrade and b"upgrade" in request.head.connection:
+            advise(HTTP_1_0_UPGRADE)
         upgrade = bool(request.upgrade)
         return Relayed(self, request.method, outbound, length, upgrade, request.keep_alive, request.version)
 

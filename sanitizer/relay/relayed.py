@@ -4,11 +4,12 @@ from contextlib import AbstractContextManager, ExitStack
 from http import HTTPStatus
 
 from sanitizer.errors import GatewayError
+from sanitizer.relay.advice import HTTP_1_0_STREAM, advise
 from sanitizer.relay.counters import CLIENT_LEFT
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Framing, Length
 from sanitizer.relay.handler import Client
-from sanitizer.relay.headers import encode_head, passed_trailers
+from sanitizer.relay.headers import buffering_is_set, encode_head, passed_trailers
 from sanitizer.relay.stalls import Pending
 from sanitizer.relay.transport import Transport
 
@@ -88,6 +89,9 @@ class Relayed(Exchange):
                 head = head[:-2] + b"Transfer-Encoding: chunked\r\n\r\n"
             else:
                 self.keep_alive = False
+                if not buffering_is_set(head):
+                    advise(HTTP_1_0_STREAM)
+                    head = head[:-2] + b"X-Accel-Buffering: no\r\n\r\n"
         self._head = head if self.keep_alive else head[:-2] + b"Connection: close\r\n\r\n"
 
     def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:

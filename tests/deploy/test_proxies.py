@@ -71,6 +71,24 @@ def accepts(port: int) -> bool:
     return False
 
 
+@contextlib.contextmanager
+def running(command: list[str], directory: Path, port: int) -> Iterator[None]:
+    """Run a proxy, which accepts at ``port`` of loopback; its output goes into ``directory``."""
+    log = directory / "log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    try:
+        until = time.monotonic() + START_TIMEOUT
+        while not accepts(port):
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < until, log.read_text()
+            time.sleep(0.05)
+        yield
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
 @pytest.fixture(scope="module", params=["nginx.conf", "haproxy.cfg", "envoy.yaml"])
 def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
     file = DEPLOY / "proxies" / request.param
@@ -88,21 +106,8 @@ def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
             assert count == 1, shown
         configuration = directory / request.param
         configuration.write_text(text)
-        log = directory / "log"
-        with log.open("wb") as output:
-            process = subprocess.Popen(
-                command(name, directory, configuration), stdout=output, stderr=output, stdin=subprocess.DEVNULL
-            )
-        try:
-            until = time.monotonic() + START_TIMEOUT
-            while not accepts(port):
-                assert process.poll() is None, log.read_text()
-                assert time.monotonic() < until, log.read_text()
-                time.sleep(0.05)
+        with running(command(name, directory, configuration), directory, port):
             yield Proxy(name, ("127.0.0.1", port), gateway, litellm)
-        finally:
-            process.terminate()
-            process.wait(30)
 
 
 ROUTES = {

@@ -1,0 +1,21 @@
+"""Advice for the operator about what stands before and behind the gateway. Each piece is logged once a process."""
+
+import logging
+from functools import cache
+from typing import Final
+
+HTTP_1_0_STREAM: Final = (
+    "an HTTP/1.0 client gets an answer that only the end of the connection can end, which nginx would hold back; the "
+    "gateway has added 'X-Accel-Buffering: no' to it; if the client is nginx, set 'proxy_http_version 1.1;' and "
+    "'proxy_set_header Connection \"\";', or 'proxy_buffering off;'"
+)
+HTTP_1_0_UPGRADE: Final = (
+    "an HTTP/1.0 client has asked for an upgrade, such as a WebSocket, which HTTP/1.0 does not have (RFC 9110 section "
+    "7.8), so the request was relayed without it; if the client is nginx, set 'proxy_http_version 1.1;'"
+)
+
+
+@cache
+def advise(advice: str) -> None:
+    """Log ``advice`` as a warning, the first time."""
+    logging.getLogger("sanitizer").warning(advice)

@@ -1,0 +1,121 @@
+"""Clients that speak HTTP/1.0, as a default nginx does; `tests.deploy.test_default_nginx` has a real one."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+
+from tests.support.client import Client
+from tests.support.gateway import Face, Gateway
+from tests.support.upstream import CLOSE, OK, Connection, Upstream, in_turn, perform, reply
+
+GET = b"GET / HTTP/1.0\r\n\r\n"
+CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n%b\r\n2\r\nok\r\n0\r\n\r\n"
+UPDATE = b'{"key":"k","allowed_routes":["info_routes"],"models":[]}'
+
+ANSWERS = {
+    "chunked": (GET, CHUNKED % b"", [b"no"]),
+    "until the connection closes": (GET, b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok", [b"no"]),
+    "of an intercepted request": (
+        b"POST /key/update HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
+        CHUNKED % b"",
+        [b"no"],
+    ),
+    "upstream wants none": (GET, CHUNKED % b"X-Accel-Buffering: no\r\n", [b"no"]),
+    "upstream wants it": (GET, CHUNKED % b"x-ACCEL-buffering: yes\r\n", [b"yes"]),
+    "its length is known": (GET, OK, []),
+    "it has no content": (GET, b"HTTP/1.1 204 No Content\r\n\r\n", []),
+    "to HEAD": (GET.replace(b"GET", b"HEAD"), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", []),
+    "HTTP/1.1": (
+        b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
+        CHUNKED % b"",
+        [],
+    ),
+}
+
+
+@pytest.mark.parametrize(("request_", "answer", "expected"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_an_answer_of_unknown_length_is_not_to_be_buffered(
+    gateway: Gateway, upstream: Upstream, request_: bytes, answer: bytes, expected: list[bytes]
+) -> None:
+    """It asks a proxy of HTTP/1.0 not to hold it back, unless LiteLLM has said what it wants."""
+    steps = [answer] if b"close" not in answer else [answer, CLOSE]
+    upstream.script = reply(*steps)
+    response = gateway.ask(request_)
+    assert response.all(b"x-accel-buffering") == expected
+    if b"ok" in answer:
+        assert response.body == b"ok"
+
+
+def test_what_to_set_is_said_once(face: Face, upstream: Upstream) -> None:
+    """The first answer that nginx would buffer is logged, with what helps; not the others, nor one that is not ours."""
+    upstream.script = in_turn(reply(CHUNKED % b"X-Accel-Buffering: no\r\n"), reply(CHUNKED % b""))
+    with Gateway(upstream.url, face=face) as gateway:
+        gateway.ask(GET)
+        assert not any("proxy_buffering" in line for line in gateway.lines)
+        for _ in range(3):
+            gateway.ask(GET)
+        gateway.wait_for_line("proxy_http_version 1.1;.*proxy_set_header Connection.*proxy_buffering off;")
+    assert sum("proxy_buffering" in line for line in gateway.lines) == 1
+
+
+@pytest.mark.parametrize("alias", [False, True], ids=["by key", "by alias"])
+def test_an_update_without_host_is_looked_up(gateway: Gateway, upstream: Upstream, alias: bool) -> None:
+    """HTTP/1.0 needs no Host, but what goes to LiteLLM is HTTP/1.1: the lookup has upstream's, as the update has."""
+    info = {"allowed_routes": ["info_routes"], "key_alias": "k"}
+    stored = json.dumps({"info": [info]} if alias else {"key": "k", "info": info}).encode()
+
+    def script(connection: Connection) -> None:
+        content = stored if b"/key/info" in connection.read_request().target else b"{}"
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
+
+    upstream.script = script
+    body = UPDATE.replace(b'"key"', b'"key_alias"') if alias else UPDATE
+    response = gateway.ask(b"POST /key/update HTTP/1.0\r\nContent-Length: %d\r\n\r\n" % len(body), body)
+    assert response.get(b"x-litellm-sanitizer") == b'dropped; fields="allowed_routes"'
+    assert [request.all(b"host") for request in upstream.requests] == [[b"127.0.0.1:%d" % upstream.port]] * 2
+
+
+@pytest.mark.parametrize("path", [b"/", b"/key/update"])
+def test_an_expectation_is_ignored(gateway: Gateway, upstream: Upstream, path: bytes) -> None:
+    """Upstream, which would take it for one of HTTP/1.1, does not get it (RFC 9110 section 10.1.1)."""
+    arrived = threading.Event()
+
+    def script(connection: Connection) -> None:
+        request = connection.read_request()
+        assert request.all(b"expect") == []
+        arrived.set()
+        perform(connection, OK)
+
+    upstream.script = script
+    head = b"POST %b HTTP/1.0\r\nExpect: 100-Continue \r\nX-A: 1\r\nContent-Length: 2\r\n\r\n{}" % path
+    with Client(gateway.address) as client:
+        client.send(head)
+        assert arrived.wait(10)
+        interim: list[object] = []
+        assert client.read_response(interim=interim).status == 200  # type: ignore[arg-type]
+    assert upstream.requests[0].get(b"x-a") == b"1"
+    if gateway.face == "fast":  # uvicorn sends its 100 in every version
+        assert interim == []
+
+
+def test_another_expectation_passes(gateway: Gateway, upstream: Upstream) -> None:
+    """What is not known is LiteLLM's to judge."""
+    assert gateway.ask(b"GET / HTTP/1.0\r\nExpect: something\r\n\r\n").status == 200
+    assert upstream.requests[0].get(b"expect") == b"something"
+
+
+def test_an_upgrade_is_explained(upstream: Upstream) -> None:
+    """It is relayed as the ordinary request that it is in HTTP/1.0, and the log says why, once."""
+    asks = b"GET / HTTP/1.%b\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
+    with Gateway(upstream.url) as gateway:
+        gateway.ask(asks % b"1")
+        gateway.ask(b"GET / HTTP/1.0\r\nUpgrade: websocket\r\n\r\n")  # which asks for none
+        assert not any("upgrade" in line for line in gateway.lines)
+        for _ in range(2):
+            assert gateway.ask(asks % b"0").body == b"ok"
+        gateway.wait_for_line("upgrade.*proxy_http_version 1.1")
+    assert sum("upgrade" in line for line in gateway.lines) == 1
+    assert [request.get(b"upgrade") for request in upstream.requests] == [b"websocket", None, None, None]

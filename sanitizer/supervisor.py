@@ -71,7 +71,7 @@ class Supervisor:
             for number in STOP_SIGNALS:
                 signal.signal(number, self._signalled)
             try:
-                for _ in range(self._count):
+                while len(self._workers) < self._count and not self._signals:
                     self._workers.append(self._start())
                 while not self._signals:
                     self._wait(self._workers)

@@ -35,7 +35,7 @@ from typing import Any, Final
 import uvloop
 
 from sanitizer.app import Gateway, make_pseudonym
-from sanitizer.listeners import BACKLOG, address_of, listen_tcp, listen_unix, tls_context
+from sanitizer.listeners import BACKLOG, address_of, authority, listen_tcp, listen_unix, tls_context
 from sanitizer.operate import logs, snapshots
 from sanitizer.operate.admin import Admin
 from sanitizer.operate.metrics import gather
@@ -185,14 +185,14 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     _exit_at_signals()
     _raise_descriptor_limit()
     with contextlib.ExitStack() as stack:
-        where = settings.uds or f"{settings.host}:{settings.port}"
+        where = settings.uds or authority(settings.host, settings.port)
         admin_listener = None
         try:
             listener = stack.enter_context(
                 listen_unix(settings.uds) if settings.uds else listen_tcp(settings.host, settings.port)
             )
             if settings.admin_port:
-                where = f"{settings.admin_host}:{settings.admin_port} (--admin-port)"
+                where = f"{authority(settings.admin_host, settings.admin_port)} (--admin-port)"
                 admin_listener = stack.enter_context(listen_tcp(settings.admin_host, settings.admin_port))
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (while")[0]

@@ -80,6 +80,23 @@ def test_cannot_start(settings: str, path: str) -> None:
     assert not Path(path).exists()
 
 
+@pytest.mark.parametrize("option", ["host", "admin-host"])
+def test_brackets(upstream: Upstream, option: str) -> None:
+    """An IPv6 address in brackets is listened on, and shown in brackets, also where it can't be had."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        named = {"host": f"--port={port}", "admin-host": f"--admin-port={port}"}[option]
+        arguments = ["--upstream", upstream.url, "--admin-port=0", "--port=0", f"--{option}=[::1]", named]
+        command = [sys.executable, "-m", "sanitizer", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    assert result.returncode == 1
+    assert f"can't listen on [::1]:{port}" in result.stderr
+    with Gateway(upstream.url, f"--{option}=[::1]", admin=True) as gateway:
+        where = gateway.address if option == "host" else gateway.admin
+        assert f"http://[::1]:{where[1]}" in gateway.lines[0]
+        socket.create_connection(("::1", int(where[1]))).close()
+
+
 @pytest.mark.anyio
 async def test_start_again() -> None:
     """A gateway whose start has failed has not started, and says so to the ASGI server."""

@@ -71,9 +71,25 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     Raises `OSError`, of which `ssl.SSLError` is one.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certfile, keyfile)
+    context.load_cert_chain(
+        certfile, keyfile, password=""
+    )  # else OpenSSL asks the terminal for that of an encrypted key
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
+    """Let the connections that are made on ``context`` from now on present this certificate chain.
+
+    Raises `OSError`; then nothing has changed. It is another context that loads the files, and that each handshake
+    changes to: a context that has loaded a chain and then fails to load its key can serve nobody any more.
+    """
+    fresh = tls_context(certfile, keyfile)
+
+    def present(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = fresh
+
+    context.sni_callback = present  # called in each handshake, also of a client that names no server
 
 
 def _unlink_if_stale(path: str) -> None:

@@ -90,7 +90,7 @@ def test_stop_after_death(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    """A signal that comes while workers are being started is obeyed before the next one is."""
+    """A signal that comes while workers are being started is obeyed before the next one is, and ends the started one."""
     started: list[SpawnProcess] = []
     start = SpawnProcess.start
 
@@ -101,8 +101,15 @@ def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch, number: signal.Sig
 
     monkeypatch.setattr(SpawnProcess, "start", start_and_signal)
     with kept_handlers():
-        assert Supervisor(do_nothing, 5, 1.0, None, lambda: None).run() == 0
-    assert len(started) == 1
+        assert Supervisor(take_no_signal, 5, 1.0, None, lambda: None).run() == 0
+    assert [worker.exitcode for worker in started] == [-number]
+
+
+def take_no_signal(_: Connection | None) -> None:
+    """What a worker runs that does not get to handling signals."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    signal.pause()
 
 
 @contextlib.contextmanager

@@ -90,7 +90,7 @@ def test_stop_after_death(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    """A signal that comes while workers are being started is obeyed before the next one is, and ends the started one."""
+    """A signal that comes while workers are being started is obeyed before the next one is, and ends the first one."""
     started: list[SpawnProcess] = []
     start = SpawnProcess.start
 

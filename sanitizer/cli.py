@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -110,6 +111,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         from sanitizer.demo.walkthrough import run
 
         return run(serve=parsed.serve)
+    if parsed.command == "serve":
+        # it asks a gateway to load its certificate again: one that is starting takes it up when it serves
+        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     flags = {option.name: value for option in OPTIONS if (value := getattr(parsed, option.name)) is not None}
     try:
         settings = load(flags, os.environ)

@@ -4,14 +4,19 @@ A Unix socket is a file that outlives the process that made it. Cases, before th
 
 * A process that was killed has left its socket behind: nobody answers there, and the next process replaces it.
 * Another process listens there: its socket stays, and binding fails.
-* Another process has replaced the socket while this one drained: the file is the other's, and stays at the end.
+* Another process has replaced the socket while this one drained: the file is the other's, and stays at the end. The
+  file system may have given it the same inode number, but not the same time.
+* Another process starts or ends on the same path at the same time: each looks at the file and acts on what it has seen
+  while it holds a lock on the folder.
 """
 
 import contextlib
+import fcntl
 import os
 import socket
 import ssl
 import stat
+import time
 from collections.abc import Iterator
 from typing import Final
 
@@ -19,6 +24,8 @@ from sanitizer.keepalive import probe_when_silent
 
 BACKLOG: Final = 2048
 """Connections that the kernel completes before they are accepted."""
+_LOCK_TIMEOUT: Final = 1.0
+"""Seconds to wait for the lock on a socket's folder. A gateway holds it for some system calls."""
 
 
 @contextlib.contextmanager
@@ -35,24 +42,29 @@ def listen_tcp(host: str, port: int) -> Iterator[socket.socket]:
 @contextlib.contextmanager
 def listen_unix(path: str) -> Iterator[socket.socket]:
     """A Unix socket that listens at ``path``, closed and removed at the end. Raises `OSError`."""
-    _unlink_if_stale(path)
     with socket.socket(socket.AF_UNIX) as listener:
-        listener.bind(path)
-        made = _identity(path)
+        with _locked(os.path.dirname(path) or "."):
+            _unlink_if_stale(path)
+            listener.bind(path)
+            made = _identity(path)
+            listener.listen(BACKLOG)
         try:
             os.chmod(path, 0o666)  # noqa: S103 - as uvicorn and nginx: the folder decides who may connect
-            listener.listen(BACKLOG)
             listener.setblocking(False)
             yield listener
         finally:
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError), _locked(os.path.dirname(path) or "."):
                 if _identity(path) == made:
                     os.unlink(path)
 
 
 def address_of(listener: socket.socket) -> str:
     """The address that a TCP socket listens on, as it stands in a URL."""
-    host, port = listener.getsockname()[:2]
+    return authority(*listener.getsockname()[:2])
+
+
+def authority(host: str, port: int) -> str:
+    """``host`` and ``port`` as they stand in a URL."""
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
@@ -62,9 +74,25 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     Raises `OSError`, of which `ssl.SSLError` is one.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certfile, keyfile)
+    context.load_cert_chain(
+        certfile, keyfile, password=""
+    )  # else OpenSSL asks the terminal for that of an encrypted key
     context.set_alpn_protocols(["http/1.1"])
     return context
+
+
+def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
+    """Let the connections that are made on ``context`` from now on present this certificate chain.
+
+    Raises `OSError`; then nothing has changed. It is another context that loads the files, and that each handshake
+    changes to: a context that has loaded a chain and then fails to load its key can serve nobody any more.
+    """
+    fresh = tls_context(certfile, keyfile)
+
+    def present(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = fresh
+
+    context.sni_callback = present  # called in each handshake, also of a client that names no server
 
 
 def _unlink_if_stale(path: str) -> None:
@@ -77,6 +105,28 @@ def _unlink_if_stale(path: str) -> None:
                 os.unlink(path)
 
 
-def _identity(path: str) -> tuple[int, int]:
+def _identity(path: str) -> tuple[int, int, int]:
+    """What tells a socket from any other that is made at ``path``. A change of its owner or mode does not change it."""
     status = os.stat(path)
-    return status.st_dev, status.st_ino
+    return status.st_dev, status.st_ino, status.st_mtime_ns
+
+
+@contextlib.contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Hold a lock on ``folder``, which other gateways then wait for. A folder that can't be locked is not an error."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            _lock(descriptor)
+        yield
+
+
+def _lock(descriptor: int) -> None:
+    """Lock what is open. Gives up after `_LOCK_TIMEOUT`: then it is no gateway that holds the lock."""
+    until = time.monotonic() + _LOCK_TIMEOUT
+    while time.monotonic() < until:
+        with contextlib.suppress(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        time.sleep(0.01)

@@ -14,6 +14,9 @@ A process that serves goes through these states:
 A signal that comes while it starts is taken up when it serves. The exit status is 0 after a signal, and 1 if the
 process can't start. A TLS handshake under way is no request in flight: it ends with the process.
 
+SIGHUP loads the TLS certificate and its key again, and ends the process at no point of its life. Files that can't be
+used are logged, and change nothing.
+
 The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`. Every process that
 serves publishes its numbers twice a second, a worker through a pipe; without the listener nobody does.
 """
@@ -27,6 +30,7 @@ import os
 import resource
 import signal
 import socket
+import ssl
 import sys
 from collections.abc import Callable, Coroutine, Sequence
 from multiprocessing.connection import Connection
@@ -35,14 +39,22 @@ from typing import Any, Final
 import uvloop
 
 from sanitizer.app import Gateway, make_pseudonym
-from sanitizer.listeners import BACKLOG, address_of, listen_tcp, listen_unix, tls_context
+from sanitizer.listeners import (
+    BACKLOG,
+    address_of,
+    authority,
+    listen_tcp,
+    listen_unix,
+    reload_certificate,
+    tls_context,
+)
 from sanitizer.operate import logs, snapshots
 from sanitizer.operate.admin import Admin
 from sanitizer.operate.metrics import gather
 from sanitizer.operate.snapshots import Snapshot
 from sanitizer.relay.protocol import RelayProtocol
 from sanitizer.settings import Settings
-from sanitizer.supervisor import END_DRAIN, STOP_SIGNALS, Supervisor
+from sanitizer.supervisor import END_DRAIN, RELOAD, STOP_SIGNALS, Supervisor
 
 _MAX_ACCEPTING: Final = 5.0
 _ABORT_TIMEOUT: Final = 1.0
@@ -69,6 +81,7 @@ class Server:
         self._stop = asyncio.Event()  # a signal has come
         self._interrupted = False  # it was SIGINT
         self._end_drain = asyncio.Event()  # a second one has come
+        self._tls: ssl.SSLContext | None = None
         self._publishing: asyncio.TimerHandle | None = None
         self._parent = multiprocessing.parent_process()
         self._worker = os.getpid() if self._parent else None
@@ -91,6 +104,7 @@ class Server:
         finally:
             if self._publishing is not None:
                 self._publishing.cancel()
+            signal.signal(RELOAD, signal.SIG_IGN)
             self._gateway.close()
         self._publish_now()
         counters, upstream = self._gateway.counters, self._gateway.upstream
@@ -109,6 +123,9 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
+        # not the loop's own handler, instead of which the default one, which ends the process, is back when it closes
+        signal.signal(RELOAD, lambda *_: loop.call_soon_threadsafe(self._reload))
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [RELOAD])
         if self._parent is not None:
             loop.add_signal_handler(END_DRAIN, self._end_drain.set)
             # a worker must not outlive its parent, even one that was killed
@@ -123,6 +140,22 @@ class Server:
         elif self._parent is None:  # for a worker it may be the same signal, see `sanitizer.supervisor`
             self._end_drain.set()
 
+    def _reload(self) -> None:
+        """Load certificate and key again, for the connections that are made from now on."""
+        certfile, keyfile = self._gateway.settings.ssl_certfile, self._gateway.settings.ssl_keyfile
+        if certfile is None:
+            logs.event(logging.INFO, "SIGHUP is ignored: there is no --ssl-certfile to load again", worker=self._worker)
+            return
+        if self._tls is None:  # it could not start
+            return
+        level, message, reason = logging.INFO, "the certificate has been loaded again", None
+        try:
+            reload_certificate(self._tls, certfile, keyfile)
+        except OSError as error:
+            level, reason = logging.ERROR, error.strerror or str(error)
+            message = "the certificate can't be loaded again, and the one in use stays; mend the files and send SIGHUP"
+        logs.event(level, message, reason=reason, certfile=certfile, keyfile=keyfile, worker=self._worker)
+
     def _orphaned(self, sentinel: int) -> None:
         asyncio.get_running_loop().remove_reader(sentinel)
         self._stop.set()
@@ -130,10 +163,11 @@ class Server:
     async def _start(self) -> asyncio.Server:
         """Accept connections. Raises `OSError` if that can't be."""
         settings = self._gateway.settings
-        tls = tls_context(settings.ssl_certfile, settings.ssl_keyfile) if settings.ssl_certfile else None
+        if settings.ssl_certfile:
+            self._tls = tls_context(settings.ssl_certfile, settings.ssl_keyfile)
         self._gateway.start()
         server = await asyncio.get_running_loop().create_server(
-            functools.partial(RelayProtocol, self._gateway), sock=self._listener, ssl=tls, backlog=BACKLOG
+            functools.partial(RelayProtocol, self._gateway), sock=self._listener, ssl=self._tls, backlog=BACKLOG
         )
         self._publish_regularly()
         return server
@@ -185,14 +219,14 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     _exit_at_signals()
     _raise_descriptor_limit()
     with contextlib.ExitStack() as stack:
-        where = settings.uds or f"{settings.host}:{settings.port}"
+        where = settings.uds or authority(settings.host, settings.port)
         admin_listener = None
         try:
             listener = stack.enter_context(
                 listen_unix(settings.uds) if settings.uds else listen_tcp(settings.host, settings.port)
             )
             if settings.admin_port:
-                where = f"{settings.admin_host}:{settings.admin_port} (--admin-port)"
+                where = f"{authority(settings.admin_host, settings.admin_port)} (--admin-port)"
                 admin_listener = stack.enter_context(listen_tcp(settings.admin_host, settings.admin_port))
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (while")[0]

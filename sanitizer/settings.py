@@ -4,6 +4,8 @@ Every option is a flag (``--max-body``) and an environment variable (``SANITIZER
 empty variable counts as not set. A bad value raises `SettingError`, which names the option and what it takes.
 """
 
+import contextlib
+import ipaddress
 import math
 import re
 import ssl
@@ -95,6 +97,15 @@ def _prefixes(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(prefixes))
 
 
+def _host(text: str) -> str:
+    """A name or an address to listen on. An IPv6 address may stand in brackets, as in a URL."""
+    match = re.fullmatch(r"\[(.*)]|([^][]*)", text)
+    with contextlib.suppress(ValueError):
+        if match is not None:
+            return match[2] if match[1] is None else str(ipaddress.IPv6Address(match[1]))
+    raise ValueError("takes a host name or an IP address, such as 0.0.0.0, :: or [::1]")
+
+
 def _trusted(text: str) -> TrustedProxies:
     return parse_trusted_proxies(_names(text))
 
@@ -139,13 +150,13 @@ class Settings:
         default=Address("http", "127.0.0.1", 4000),
         metadata=_option(parse_address, "URL", "LiteLLM: http://host[:port], https://... or unix:/path"),
     )
-    host: str = field(default="127.0.0.1", metadata=_option(str, "HOST", "address to listen on"))
+    host: str = field(default="127.0.0.1", metadata=_option(_host, "HOST", "address to listen on"))
     port: int = field(
         default=4001, metadata=_option(_integer(0, 65535, "a port"), "PORT", "port to listen on; 0 takes a free one")
     )
     uds: str | None = field(default=None, metadata=_option(str, "PATH", "listen on a unix socket instead"))
     admin_host: str = field(
-        default="127.0.0.1", metadata=_option(str, "HOST", "address of the admin listener: /livez, /readyz, /metrics")
+        default="127.0.0.1", metadata=_option(_host, "HOST", "address of the admin listener: /livez, /readyz, /metrics")
     )
     admin_port: int = field(
         default=9464, metadata=_option(_integer(0, 65535, "a port"), "PORT", "its port; 0 turns it off")

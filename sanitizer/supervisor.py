@@ -4,6 +4,8 @@ Signals to stop go to the supervisor, which passes them on. A terminal's Ctrl-C 
 every process of the gateway as well, so that a worker gets them twice. A worker therefore takes a repeated signal for
 the same one, and only the supervisor, which gets each of them once, decides that a drain is to end early: it sends the
 workers `END_DRAIN`.
+
+`RELOAD` is passed on too, whenever it comes. It stays blocked in a process until that can take it.
 """
 
 import contextlib
@@ -27,6 +29,8 @@ STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 """The first of them starts the drain."""
 END_DRAIN: Final = signal.SIGUSR1
 """Ends the drain of a worker."""
+RELOAD: Final = signal.SIGHUP
+"""Lets every process that serves load its certificate and key again."""
 _RESTART_PAUSE: Final = 1.0
 """Seconds before a dead worker is replaced: one that dies at its start must not take the whole machine."""
 _PATIENCE: Final = 5.0
@@ -37,8 +41,8 @@ class Supervisor:
     """Runs ``count`` worker processes.
 
     ``work`` is called in each, with the pipe to write snapshots to, or None without an admin listener; it has to
-    unblock `STOP_SIGNALS` when it can take them. ``grace`` is what a worker may take to drain, in seconds. ``on_stop``
-    is called when the first signal has come.
+    unblock SIGINT and `RELOAD` when it can take them. ``grace`` is what a worker may take to drain, in seconds.
+    ``on_stop`` is called when the first signal has come.
     """
 
     def __init__(
@@ -56,6 +60,7 @@ class Supervisor:
         self._admin = admin
         self._on_stop = on_stop
         self._signals: list[int] = []
+        self._reload = False  # has come, and has not been passed on
         self._workers: list[SpawnProcess] = []
         self._woken, self._wake = socket.socketpair()
         self._woken.setblocking(False)
@@ -70,8 +75,10 @@ class Supervisor:
             signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
             for number in STOP_SIGNALS:
                 signal.signal(number, self._signalled)
+            signal.signal(RELOAD, self._asked_to_reload)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [RELOAD])
             try:
-                for _ in range(self._count):
+                while len(self._workers) < self._count and not self._signals:
                     self._workers.append(self._start())
                 while not self._signals:
                     self._wait(self._workers)
@@ -84,17 +91,26 @@ class Supervisor:
                 for worker in self._workers:
                     worker.kill()
                     worker.join()
+                signal.signal(RELOAD, signal.SIG_IGN)
                 signal.set_wakeup_fd(-1)
         return 0
 
     def _signalled(self, number: int, _: FrameType | None) -> None:
         self._signals.append(number)
 
+    def _asked_to_reload(self, _: int, __: FrameType | None) -> None:
+        self._reload = True
+
     def _wait(self, workers: Iterable[SpawnProcess] = (), timeout: float | None = None) -> None:
         """Wait until one of ``workers`` has ended, a signal has come, or ``timeout`` seconds have passed."""
         wait([self._woken, *(worker.sentinel for worker in workers)], timeout)
         with contextlib.suppress(BlockingIOError):
             self._woken.recv(4096)
+        if self._reload:
+            self._reload = False
+            for worker in self._workers:
+                if worker.exitcode is None and worker.pid is not None:
+                    os.kill(worker.pid, RELOAD)
 
     def _start(self) -> SpawnProcess:
         if self._admin is None:
@@ -111,11 +127,13 @@ class Supervisor:
 
     def _start_with(self, pipe: Connection | None) -> SpawnProcess:
         worker = self._spawn.Process(target=self._work, args=(pipe,))
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)  # for the worker, which inherits it
+        # for the worker, which inherits it; SIGTERM may end one that is starting, which would take its time to obey
+        blocked = (signal.SIGINT, RELOAD)
+        signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
             worker.start()
         finally:
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
         return worker
 
     def _replace_dead(self) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import socket
 import tempfile
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -67,6 +70,44 @@ def test_replaced_unix_socket(path: str) -> None:
         Path(path).unlink()
         leave_behind(path)
     assert Path(path).exists()
+
+
+def test_successor_of_the_same_inode(path: str) -> None:
+    """A successor's socket stays when ours ends, also if the file system has given it the inode of ours."""
+    with listen_unix(path) as listener:
+        listener.close()  # as a drain does; the file can be replaced from now on
+        with ExitStack() as successor:
+            successor.enter_context(listen_unix(path))
+            kept = successor.pop_all()
+    with kept:
+        connect(path)
+    assert not Path(path).exists()
+
+
+def test_successors_at_once(path: str) -> None:
+    """Of many that start at once where a dead one has left its socket, one listens, and the others fail."""
+    go = threading.Barrier(8)
+    done = threading.Barrier(8)
+
+    def start() -> bool:
+        go.wait()
+        try:
+            with listen_unix(path):
+                done.wait()
+                return True
+        except OSError:
+            done.wait()
+            return False
+
+    for _ in range(20):
+        leave_behind_if_gone(path)
+        with ThreadPoolExecutor(8) as pool:
+            assert sum(pool.map(lambda _: start(), range(8))) == 1
+
+
+def leave_behind_if_gone(path: str) -> None:
+    if not Path(path).exists():
+        leave_behind(path)
 
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::]")])

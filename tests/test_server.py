@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import resource
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -78,6 +79,23 @@ def test_cannot_start(settings: str, path: str) -> None:
     lines = result.stderr.splitlines()
     assert [("can't start" in line and "No such file" in line) for line in lines] == [False, True], lines
     assert not Path(path).exists()
+
+
+@pytest.mark.parametrize("option", ["host", "admin-host"])
+def test_brackets(upstream: Upstream, option: str) -> None:
+    """An IPv6 address in brackets is listened on, and shown in brackets, also where it can't be had."""
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
+        port = taken.getsockname()[1]
+        named = {"host": f"--port={port}", "admin-host": f"--admin-port={port}"}[option]
+        arguments = ["--upstream", upstream.url, "--admin-port=0", "--port=0", f"--{option}=[::1]", named]
+        command = [sys.executable, "-m", "sanitizer", *arguments]
+        result = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False, cwd=ROOT)
+    assert result.returncode == 1
+    assert f"can't listen on [::1]:{port}" in result.stderr
+    with Gateway(upstream.url, f"--{option}=[::1]", admin=True) as gateway:
+        where = gateway.address if option == "host" else gateway.admin
+        assert f"http://[::1]:{where[1]}" in gateway.lines[0]
+        socket.create_connection(("::1", int(where[1]))).close()
 
 
 @pytest.mark.anyio
@@ -157,6 +175,208 @@ def test_successor_on_unix_socket(upstream: Upstream, path: str) -> None:
 def refused(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(path) != 0
+
+
+class Certificates:
+    """The files of a listener, and a client that trusts whatever they may hold."""
+
+    def __init__(self, folder: Path) -> None:
+        self._authority = trustme.CA()
+        self.chain, self.key = folder / "chain.pem", folder / "key.pem"
+        self.context = ssl.create_default_context()
+        self._authority.configure_trust(self.context)
+        self.options = ("--ssl-certfile", str(self.chain), "--ssl-keyfile", str(self.key))
+
+    def write(self, *, key: bool = True) -> bytes:
+        """Put a new certificate into the files, with its key or without; returns it in DER."""
+        made = self._authority.issue_cert("localhost")
+        chain = made.cert_chain_pems[0].bytes()
+        self.chain.write_bytes(chain)
+        if key:
+            self.key.write_bytes(made.private_key_pem.bytes())
+        return ssl.PEM_cert_to_DER_cert(chain.decode())
+
+    def presented(self, gateway: Gateway) -> bytes | None:
+        """The certificate that a new connection gets to see."""
+        with self.connect(gateway) as client:
+            return certificate_of(client)
+
+    def connect(self, gateway: Gateway) -> Client:
+        return Client(gateway.address, context=self.context)
+
+
+def certificate_of(client: Client) -> bytes | None:
+    assert isinstance(client.sock, ssl.SSLSocket)
+    return client.sock.getpeercert(binary_form=True)
+
+
+@pytest.fixture
+def certificates(tmp_path: Path) -> Certificates:
+    return Certificates(tmp_path)
+
+
+def hang_up(gateway: Gateway, said: str, times: int = 1) -> None:
+    """Send SIGHUP, and wait until so many further lines say what has come of it."""
+    before = sum(said in line for line in gateway.lines)
+    gateway.process.send_signal(signal.SIGHUP)
+    until = time.monotonic() + WAIT
+    while sum(said in line for line in gateway.lines) < before + times:
+        assert time.monotonic() < until, gateway.lines
+        time.sleep(0.01)
+
+
+LOADED = "certificate has been loaded again"
+KEPT = "certificate can't be loaded again"
+IGNORED = "SIGHUP is ignored"
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_hang_up(upstream: Upstream, certificates: Certificates, workers: int) -> None:
+    """At SIGHUP new connections get the certificate that is in the files now; those that are open live on."""
+    first = certificates.write()
+    with (
+        Gateway(upstream.url, "--workers", str(workers), *certificates.options) as gateway,
+        certificates.connect(gateway) as client,
+    ):
+        assert certificate_of(client) == first
+        for _ in range(2):
+            second = certificates.write()
+            assert certificates.presented(gateway) != second
+            hang_up(gateway, LOADED, workers)
+            for _ in range(4):  # whichever worker takes it
+                assert certificates.presented(gateway) == second
+        assert not isinstance(gateway.address, str)
+        # this client names no server
+        assert ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(gateway.address)) == second
+        assert client.ask(GET).body == b"ok"
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_hang_up_resumed(upstream: Upstream, certificates: Certificates, version: ssl.TLSVersion) -> None:
+    """A client that resumes a session of before is served after SIGHUP too."""
+    certificates.write()
+    certificates.context.maximum_version = version
+    with Gateway(upstream.url, *certificates.options) as gateway:
+        with certificates.connect(gateway) as client:
+            assert client.ask(GET).body == b"ok"  # by then its ticket has come
+            assert isinstance(client.sock, ssl.SSLSocket)
+            session = client.sock.session
+        certificates.write()
+        hang_up(gateway, LOADED)
+        assert not isinstance(gateway.address, str)
+        with (
+            socket.create_connection(gateway.address) as plain,
+            certificates.context.wrap_socket(plain, server_hostname="localhost", session=session) as resumed,
+        ):
+            resumed.sendall(GET)
+            assert resumed.recv(65536).startswith(b"HTTP/1.1 200 ")
+
+
+def missing(certificates: Certificates) -> None:
+    certificates.chain.unlink()
+
+
+def not_pem(certificates: Certificates) -> None:
+    certificates.chain.write_text("no certificate")
+
+
+def cut_short(certificates: Certificates) -> None:
+    certificates.chain.write_bytes(certificates.chain.read_bytes()[:-200])
+
+
+def of_another_key(certificates: Certificates) -> None:
+    certificates.write(key=False)
+
+
+def without_key(certificates: Certificates) -> None:
+    certificates.key.write_bytes(b"")
+
+
+@pytest.mark.parametrize("spoil", [missing, not_pem, cut_short, of_another_key, without_key])
+def test_hang_up_with_bad_file(
+    upstream: Upstream, certificates: Certificates, spoil: Callable[[Certificates], None]
+) -> None:
+    """With a file that can't be used the certificate in use stays, and the log says why; a good one is taken later."""
+    first = certificates.write()
+    with Gateway(upstream.url, *certificates.options) as gateway:
+        assert certificates.presented(gateway) == first
+        spoil(certificates)
+        hang_up(gateway, KEPT)
+        line = gateway.records[-1]
+        assert (line["level"], line["certfile"]) == ("error", str(certificates.chain))
+        assert line["reason"]
+        for _ in range(2):
+            assert certificates.presented(gateway) == first
+        second = certificates.write()
+        hang_up(gateway, LOADED)
+        assert certificates.presented(gateway) == second
+        assert gateway.stop() == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_hang_up_without_certificate(upstream: Upstream, workers: int) -> None:
+    """Without TLS, SIGHUP is one line a process that serves, and nothing else."""
+    with Gateway(upstream.url, "--workers", str(workers)) as gateway:
+        hang_up(gateway, IGNORED, workers)
+        assert gateway.ask(GET).body == b"ok"
+        assert gateway.stop() == 0
+
+
+def test_hang_up_before_start() -> None:
+    """SIGHUP does not end a gateway that still reads its options."""
+    code = (
+        "import os, signal, sys; from sanitizer import cli; load = cli.load; "
+        "cli.load = lambda *given: (os.kill(os.getpid(), signal.SIGHUP), load(*given))[1]; "
+        "sys.exit(cli.main(['--port', 'x']))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=ROOT)
+    assert result.returncode == 2
+    assert "--port 'x'" in result.stderr
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_hang_up_at_any_time(upstream: Upstream, certificates: Certificates, workers: int) -> None:
+    """SIGHUP ends no process of the gateway, whether it starts, serves, drains or ends, nor the tracker it has."""
+    certificates.write()
+    upstream.script = reply(hold := threading.Event(), OK)
+    done = threading.Event()
+
+    def annoy(pid: int) -> None:
+        while not done.is_set():
+            for each in (pid, *children(pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGHUP)
+            time.sleep(0.001)
+
+    options = ("--workers", str(workers), "--shutdown-grace", "6", *certificates.options)
+    with Gateway(upstream.url, *options, admin=True) as gateway:
+        thread = threading.Thread(target=annoy, args=(gateway.pid,))
+        thread.start()
+        try:
+            with certificates.connect(gateway) as client:
+                client.send(GET)
+                upstream.wait_request()
+                until = time.monotonic() + WAIT
+                while len({line.get("worker") for line in gateway.records if LOADED in line["message"]}) < workers:
+                    assert time.monotonic() < until, "a worker is missing"
+                    time.sleep(0.05)
+                gateway.process.send_signal(signal.SIGINT)
+                gateway.wait_for_line("stopping")
+                hold.set()
+                assert client.read_response().body == b"ok"
+            assert gateway.wait() == 0
+        finally:
+            done.set()
+            thread.join()
+        assert not any("has died" in line or "unexpectedly" in line for line in gateway.lines)
+        assert sum('"stopped"' in line for line in gateway.lines) == workers
+
+
+def children(pid: int) -> list[int]:
+    try:
+        return [int(each) for each in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
 
 
 def test_handshake_under_way(upstream: Upstream, tmp_path: Path) -> None:

@@ -59,6 +59,11 @@ def test_authority() -> None:
                 "",
             )
         ),
+        *(
+            (name, text)
+            for name in ("host", "admin_host")
+            for text in ("[]", "[::1", "::1]", "[a]", "[127.0.0.1]", "[::1]:80")
+        ),
         *(("port", text) for text in ("99999", "-1", "x", "", "1.5", "\u0661")),
         *(("mode", text) for text in ("on", "")),
         *(("fields", text) for text in ("models", "", ",")),
@@ -82,6 +87,15 @@ def test_refused(option: str, text: str) -> None:
     flag = "--" + option.replace("_", "-")
     with pytest.raises(SettingError, match=rf"^{flag} .*: takes "):
         load({option: text}, {})
+
+
+@pytest.mark.parametrize("option", ["host", "admin_host"])
+@pytest.mark.parametrize(
+    ("text", "host"), [("[::1]", "::1"), ("::1", "::1"), ("[::]", "::"), ("localhost", "localhost")]
+)
+def test_brackets(option: str, text: str, host: str) -> None:
+    """An IPv6 address to listen on may stand in brackets, as in a URL."""
+    assert getattr(load({option: text}, {}), option) == host
 
 
 def test_not_a_certificate(tmp_path: Path) -> None:

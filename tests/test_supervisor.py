@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
@@ -87,6 +88,40 @@ def test_stop_after_death(upstream: Upstream) -> None:
         assert sum("stopped" in line for line in gateway.lines) == 1
 
 
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
+    """A signal that comes while workers are being started is obeyed before the next one is, and ends the first one."""
+    started: list[SpawnProcess] = []
+    start = SpawnProcess.start
+
+    def start_and_signal(worker: SpawnProcess) -> None:
+        start(worker)
+        started.append(worker)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(SpawnProcess, "start", start_and_signal)
+    with kept_handlers():
+        assert Supervisor(take_no_signal, 5, 1.0, None, lambda: None).run() == 0
+    assert [worker.exitcode for worker in started] == [-number]
+
+
+def take_no_signal(_: Connection | None) -> None:
+    """What a worker runs that does not get to handling signals."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
+    signal.pause()
+
+
+@contextlib.contextmanager
+def kept_handlers() -> Iterator[None]:
+    handlers = {number: signal.getsignal(number) for number in (*STOP_SIGNALS, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
 def do_nothing(_: Connection | None) -> None:
     """What a worker runs here."""
 
@@ -98,9 +133,5 @@ def test_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")
 
     monkeypatch.setattr(SpawnProcess, "start", start)
-    handlers = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    try:
+    with kept_handlers():
         assert Supervisor(do_nothing, 2, 1.0, None, lambda: None).run() == 1
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -4,7 +4,11 @@ shadowed.
 It has a thread and an event loop of its own, in the gateway's process, or the workers' parent: a public side with more
 than enough to do does not keep it from answering, and one whose event loop hangs is not alive, for its snapshots cease.
 
-uvicorn serves it, with the protocol that parses by h11: that has a limit for the size of a head.
+uvicorn serves it, with the protocol that parses by h11: that has a limit for the size of a head. Its event loop is
+asyncio's own, which accepts by the listening socket's method: uvloop's would close what comes when the public side has
+used up the process's descriptors.
+
+However many connections are open, a new one is answered: another one is closed for it, see `_bounded_protocol`.
 
 * ``/livez``: 200 unless a process that serves has been silent for `SILENCE`.
 * ``/readyz``: 200, or 503 with the reason: stopping, nothing serves yet, upstream can't be reached.
@@ -12,24 +16,30 @@ uvicorn serves it, with the protocol that parses by h11: that has a limit for th
 
 import asyncio
 import contextlib
+import errno
+import ipaddress
 import itertools
 import logging
+import os
 import socket
 import threading
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Final
+from typing import Any, Final, NamedTuple
 
 import uvicorn
-import uvloop
+from h11 import LocalProtocolError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from sanitizer import descriptors
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import SnapshotCollector
 from sanitizer.operate.probe import Probe
@@ -38,8 +48,12 @@ from sanitizer.settings import Settings
 
 SILENCE: Final = 5.0
 """Seconds after which a process that tells nothing counts as hanging."""
+CONNECTIONS_OF_ONE: Final = 16
+"""Connections that one peer has open at a time; for a further one its oldest is closed."""
 CONNECTIONS: Final = 64
-"""Connections that are open at a time; a further one is reset."""
+"""Connections that are open at a time; for a further one the oldest is closed of the peer that has the most."""
+BACKLOG: Final = 64
+"""Connections that the kernel completes before they are accepted, and that are accepted in one turn."""
 LIFETIME: Final = 30.0
 """Seconds after which a connection is closed, as soon as it has its answer; a scraper makes another."""
 ANSWER_TIMEOUT: Final = 5.0
@@ -48,28 +62,85 @@ HEAD_LIMIT: Final = 32 * 1024
 """Bytes of a request's head; a larger one is answered with 400."""
 
 
+class _Listener(socket.socket):
+    """A listening socket that accepts also when the public side has used up its descriptors."""
+
+    def accept(self) -> tuple[socket.socket, Any]:
+        try:
+            return super().accept()
+        except OSError as error:
+            if error.errno != errno.EMFILE:
+                raise
+        with descriptors.reserve():
+            return super().accept()
+
+
+def peer_of(address: str) -> str:
+    """The peer with this IP address. All of an IPv6 network of 64 bits, which one machine may have, is one peer."""
+    ip = ipaddress.ip_address(address.partition("%")[0])
+    if isinstance(ip, ipaddress.IPv4Address):
+        return str(ip)
+    return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
+
+
+class _Open(NamedTuple):
+    """A connection that is open: its peer, and the timers that will close it."""
+
+    peer: str
+    timers: tuple[asyncio.TimerHandle, ...]
+
+
 def _bounded_protocol() -> type[H11Protocol]:
-    """A protocol for the connections of one listener. There are few at a time and none lasts: nobody is to use up with
-    them the descriptors that the public listener needs.
+    """A protocol for the connections of one listener. There are few at a time, and none lasts.
+
+    A probe must be answered whoever else is connected. So it is never the new connection that has to go, but the oldest
+    of a peer that has too many: what asks for something has its answer within milliseconds, what is old is idle.
     """
-    timers: dict[H11Protocol, tuple[asyncio.TimerHandle, ...]] = {}  # of each connection that is open
+    connections: dict[H11Protocol, _Open] = {}  # the oldest first
+
+    def make_room(newcomer: str) -> None:
+        peers = Counter(each.peer for each in connections.values())
+        if peers[newcomer] > CONNECTIONS_OF_ONE:
+            crowding = newcomer
+        elif len(connections) > CONNECTIONS:
+            crowding = max(peers, key=peers.__getitem__)
+        else:
+            return
+        oldest = next(protocol for protocol, each in connections.items() if each.peer == crowding)
+        forget(oldest)  # now, for it is lost in a later turn only
+        oldest.transport.abort()
+
+    def forget(protocol: H11Protocol) -> None:
+        if protocol in connections:
+            for timer in connections.pop(protocol).timers:
+                timer.cancel()
 
     class Bounded(H11Protocol):
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
-            timers[self] = ()
-            if len(timers) > CONNECTIONS:
+            address = transport.get_extra_info("peername")
+            if address is None:  # it has left already
                 transport.abort()
                 return
             loop = asyncio.get_running_loop()
-            timers[self] = (
-                loop.call_later(LIFETIME, self.shutdown),
-                loop.call_later(LIFETIME + ANSWER_TIMEOUT, transport.abort),
+            peer = peer_of(address[0])
+            connections[self] = _Open(
+                peer,
+                (
+                    loop.call_later(LIFETIME, self.shutdown),
+                    loop.call_later(LIFETIME + ANSWER_TIMEOUT, transport.abort),
+                ),
             )
+            make_room(peer)
+
+        def data_received(self, data: bytes) -> None:
+            try:
+                super().data_received(data)
+            except LocalProtocolError:  # uvicorn would answer bad content with 400, but the request has its answer
+                self.transport.abort()
 
         def connection_lost(self, exc: Exception | None) -> None:
-            for timer in timers.pop(self, ()):
-                timer.cancel()
+            forget(self)
             super().connection_lost(exc)
 
     return Bounded
@@ -100,7 +171,7 @@ class Health:
         return self.not_alive() or self._probe.reason
 
 
-def create_admin_app(health: Health, snapshots: Snapshots) -> Starlette:
+def create_admin_app(health: Health, snapshots: Snapshots) -> ASGIApp:
     """The admin listener's ASGI app."""
     registry = CollectorRegistry()
     registry.register(SnapshotCollector(snapshots, lambda: health.not_ready() is None))
@@ -114,7 +185,16 @@ def create_admin_app(health: Health, snapshots: Snapshots) -> Starlette:
     async def metrics(_: Request) -> Response:
         return Response(generate_latest(registry), headers={"content-type": CONTENT_TYPE_LATEST})
 
-    return Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+    app = Starlette(routes=[Route("/livez", livez), Route("/readyz", readyz), Route("/metrics", metrics)])
+
+    async def answer_once(scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await app(scope, receive, send)
+        except LocalProtocolError:  # uvicorn has answered with 400 because of its content, and closes the connection
+            while (await receive())["type"] != "http.disconnect":
+                pass
+
+    return answer_once
 
 
 def _answer(what: str, reason: str | None) -> Response:
@@ -127,18 +207,18 @@ class Admin:
     """The admin listener while it runs: a context manager. Raises `OSError` if upstream's CA can't be read."""
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
-        self._listener = listener
         self.snapshots = Snapshots()
         self._probe = Probe(settings.upstream, settings.upstream_tls(), settings.connect_timeout, _log_probe)
         self.health = Health(self.snapshots, self._probe)
         self._numbers = itertools.count()
         self._reading: set[asyncio.Task[None]] = set()
-        self._loop = uvloop.new_event_loop()
+        self._loop = asyncio.new_event_loop()
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_admin_app(self.health, self.snapshots),
                 http=_bounded_protocol(),
                 h11_max_incomplete_event_size=HEAD_LIMIT,
+                backlog=BACKLOG,
                 ws="none",
                 lifespan="off",
                 log_config=None,
@@ -147,6 +227,7 @@ class Admin:
             )
         )
         self._thread = threading.Thread(target=self._run, name="admin", daemon=True)
+        self._listener = _Listener(fileno=os.dup(listener.fileno()))
 
     def __enter__(self) -> "Admin":
         self._thread.start()

@@ -7,6 +7,7 @@ import gc
 import json
 import multiprocessing
 import os
+import re
 import signal
 import socket
 import ssl
@@ -14,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +23,7 @@ import trustme
 
 from sanitizer.address import Address
 from sanitizer.operate import admin
-from sanitizer.operate.admin import CONNECTIONS, SILENCE, Admin, Health
+from sanitizer.operate.admin import CONNECTIONS, CONNECTIONS_OF_ONE, SILENCE, Admin, Health
 from sanitizer.operate.probe import Probe
 from sanitizer.operate.snapshots import PipeWriter, Snapshot, Snapshots
 from sanitizer.settings import Settings, load
@@ -30,6 +32,7 @@ from tests.operate.test_metrics import children, request
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Upstream, refusing_port, reply
+from tests.support.wire import Wire
 
 
 def test_address_is_said(upstream: Upstream) -> None:
@@ -190,21 +193,123 @@ def test_nothing_else(upstream: Upstream) -> None:
         assert {each.target for each in upstream.requests} == {b"/livez", b"/readyz", b"/metrics"}
 
 
-def test_many_connections(upstream: Upstream) -> None:
-    """Whoever opens more than there may be is reset, keeps the public listener from nothing, and leaves room again."""
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def connect_from(gateway: Gateway, address: str) -> Client:
+    """A connection to the admin listener from one of the host's own addresses, 127.0.0.0/8."""
+    client = Client.__new__(Client)
+    Wire.__init__(client, socket.create_connection(gateway.admin, source_address=(address, 0)))
+    return client
+
+
+@contextlib.contextmanager
+def holders(gateway: Gateway, addresses: int, connections: int) -> Iterator[list[Client]]:
+    """Connections that begin a request and go no further, some from each of so many addresses."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(addresses):
+            for _ in range(connections):
+                client = stack.enter_context(connect_from(gateway, f"127.0.1.{number + 1}"))
+                client.send(b"GET /livez")
+                clients.append(client)
+        yield clients
+
+
+@pytest.mark.parametrize(
+    ("addresses", "connections"),
+    [
+        pytest.param(1, 3 * CONNECTIONS, id="one address"),
+        pytest.param(2 * CONNECTIONS // CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE, id="some addresses"),
+        pytest.param(3 * CONNECTIONS, 1, id="many addresses"),
+    ],
+)
+def test_many_connections(upstream: Upstream, addresses: int, connections: int) -> None:
+    """However many connections are held, and by however many, each new one gets its answer, from whatever address."""
     with Gateway(upstream.url, admin=True) as gateway:
         wait_until_ready(gateway)
-        with contextlib.ExitStack() as stack:
-            clients = [stack.enter_context(Client(gateway.admin)) for _ in range(CONNECTIONS)]
-            for client in clients:
-                client.send(b"GET /livez")
-            with Client(gateway.admin) as further:
-                assert further.closed()
+        before = gateway.open_sockets()
+        with holders(gateway, addresses, connections) as clients:
+            for address in ("127.0.0.1", "127.0.1.1", "127.0.2.1") * 3:
+                with connect_from(gateway, address) as client:
+                    assert client.ask(LIVEZ).status == 200
+            assert gateway.open_sockets() <= before + CONNECTIONS + 2
+            assert clients[0].closed()  # the first to come is the first to go
             assert gateway.ask(request()).body == b"ok"
-            clients[0].send(b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
-            assert clients[0].read_response().status == 200
+        assert gateway.ask_admin("/livez").status == 200
+
+
+def test_one_address_is_bounded(upstream: Upstream) -> None:
+    """One address that opens more than it may have loses its own connections, and no other address does."""
+    with Gateway(upstream.url, admin=True) as gateway, connect_from(gateway, "127.0.2.1") as other:
+        assert other.ask(LIVEZ).status == 200
+        with holders(gateway, 1, CONNECTIONS_OF_ONE + 1) as clients:
             assert clients[0].closed()
+            clients[1].send(b" HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert clients[1].read_response().status == 200
+            assert other.ask(LIVEZ).status == 200
+
+
+def test_busiest_address_gives_way(upstream: Upstream) -> None:
+    """When all connections are taken, the address that has the most loses one, not the one that has had its longest."""
+    with Gateway(upstream.url, admin=True) as gateway, connect_from(gateway, "127.0.2.1") as other:
+        assert other.ask(LIVEZ).status == 200
+        with holders(gateway, CONNECTIONS // CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE) as clients:
+            assert clients[0].closed()
+            assert other.ask(LIVEZ).status == 200
+
+
+@pytest.mark.parametrize("addresses", [("fd00::1", "fd00::2"), ("::ffff:10.0.0.1", "10.0.0.1")])
+def test_one_peer(addresses: tuple[str, str]) -> None:
+    """What one machine has is one peer: an IPv6 network of 64 bits, an IPv4 address however it is written."""
+    assert len(set(map(admin.peer_of, addresses))) == 1
+    assert admin.peer_of("fd00::1") != admin.peer_of("fd00:0:0:1::1")
+    assert admin.peer_of("::ffff:10.0.0.1") != admin.peer_of("::ffff:10.0.0.2")
+
+
+MEGABYTES = 62
+CHUNKED = b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "repeat"),
+    [
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\n", b"a:\r\n", id="many lines"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\n", b"a:" + b"b" * 65532 + b"\r\n", id="long lines"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\na: ", b"b", id="an endless line"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\na: ", b"b\r\n ", id="a folded line"),
+        pytest.param(b"GET /", b"a", id="an endless target"),
+        pytest.param(b"", b"\r\n", id="empty lines"),
+        pytest.param(CHUNKED + b"0\r\n", b"a:\r\n", id="trailers"),
+        pytest.param(CHUNKED + b"0\r\na: ", b"b", id="an endless trailer"),
+        pytest.param(CHUNKED, b"1\r\nb\r\n", id="small chunks"),
+        pytest.param(CHUNKED, b"10000\r\n" + b"b" * 65536 + b"\r\n", id="large chunks"),
+        pytest.param(CHUNKED + b"1;", b"a", id="an endless chunk extension"),
+        pytest.param(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n", b"b", id="a body"),
+        pytest.param(b"", LIVEZ, id="requests"),
+        pytest.param(LIVEZ, b"a:\r\n", id="a head behind a request"),
+    ],
+)
+def test_memory(upstream: Upstream, begin: bytes, repeat: bytes) -> None:
+    """However much a client sends before it reads, the process does not grow with it, and goes on answering."""
+    with Gateway(upstream.url, admin=True) as gateway:
+        wait_until_ready(gateway)
+        before = peak_memory(gateway)
+        piece = repeat * (1_000_000 // len(repeat) + 1)
+        with Client(gateway.admin) as client:
+            client.sock.settimeout(0.5)  # what is not read any more is enough
+            with contextlib.suppress(OSError):
+                client.send(begin, *[piece] * MEGABYTES)
             assert gateway.ask_admin("/livez").status == 200
+        assert peak_memory(gateway) - before < 24 * 1024**2
+        assert not any("Traceback" in line for line in gateway.lines), gateway.lines
+
+
+def peak_memory(gateway: Gateway) -> int:
+    """The most memory that the process has ever had, in bytes."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{gateway.pid}/status").read_text())
+    assert match
+    return int(match[1]) * 1024
 
 
 def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -297,9 +402,7 @@ def test_silence() -> None:
 def test_reading_goes_on() -> None:
     """A worker is heard for as long as it tells, whatever is collected as garbage meanwhile."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
-    listener = socket.create_server(("127.0.0.1", 0))
-    listener.setblocking(False)
-    with Admin(Settings(), listener) as admin, theirs:
+    with socket.create_server(("127.0.0.1", 0)) as listener, Admin(Settings(), listener) as admin, theirs:
         admin.add_worker(ours)
         tell = PipeWriter(theirs)
         for number in range(1, 6):

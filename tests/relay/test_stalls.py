@@ -115,12 +115,14 @@ def test_client_of_a_tunnel_that_never_reads(upstream: Upstream) -> None:
         with contextlib.suppress(OSError):
             send_until_blocked(connection, 100 * MIB)
         connection.closed()
+        ended.set()
 
+    ended = threading.Event()
     upstream.script = script
     with running(upstream) as gateway, gateway.connect() as client:
         assert client.ask(upgrade()).status == 101
         stalled(gateway, "client_not_reading")
-        upstream.wait_closed()
+        assert ended.wait(30)
 
 
 def upgrade() -> bytes:
@@ -149,8 +151,7 @@ def test_uploads_that_stop(upstream: Upstream, face: Face, path: bytes, upload: 
         assert response.status == 408
         assert json.loads(response.body)["error"]["type"] == "client_not_sending"
         assert client.closed()
-        upstream.wait_closed()
-        assert not any(request.complete for request in upstream.requests)
+        upstream.wait_for(lambda: not any(request.complete for request in upstream.requests))
         if face == "fast":
             stalled(gateway, "client_not_sending")
 
@@ -258,12 +259,18 @@ def test_client_leaves_an_upstream_that_never_reads(what: str, how: str) -> None
 
 def test_client_leaves_behind_pipelined_requests(upstream: Upstream) -> None:
     """A client that is not read because it has pipelined too much is seen to leave, however long LiteLLM thinks."""
-    upstream.script = reply(WAIT_CLOSED)
+
+    def script(connection: Connection) -> None:
+        reply(WAIT_CLOSED)(connection)
+        ended.set()
+
+    ended = threading.Event()
+    upstream.script = script
     with running(upstream) as gateway:
         with gateway.connect() as client:
             client.send(GET * 5000)
             upstream.wait_request(1)
-        upstream.wait_closed()
+        assert ended.wait(30)
 
 
 # What is not cut

@@ -44,18 +44,27 @@ class Gateway:
 
     def __init__(self, settings: Settings, pseudonym: bytes | None = None) -> None:
         self.settings = settings
-        self.forwarding = Forwarding(settings.trusted_proxies, pseudonym or make_pseudonym())
+        authority = settings.upstream.authority.encode()
+        self.forwarding = Forwarding(
+            settings.trusted_proxies,
+            pseudonym or make_pseudonym(),
+            None if settings.pass_host_header else authority,
+            _warn_of_untrusted,
+        )
         self.keepalive_timeout = settings.keepalive_timeout
         self.connections = Connections()
         self.decisions = Decisions()
         self.draining = False
         self._refusals = logs.Repeats("request refused")
-        self.counters = Counters(self._refusals)
+        self.counters = Counters(lambda kind, detail, peer: self._refusals(kind, detail, peer=peer))
         self.on_ended: OnEnded | None = _log_access if settings.access_log else None
         self._upstream_errors = logs.Repeats("upstream failed")
         self._started = False
         stored = StoredKeys(
-            timeout=settings.lookup_timeout, cache_ttl=settings.cache_ttl, lookup_key=_lookup_key(settings)
+            timeout=settings.lookup_timeout,
+            cache_ttl=settings.cache_ttl,
+            lookup_key=_lookup_key(settings),
+            host=authority,
         )
         self._sanitizer = Sanitizer(
             stored,
@@ -160,6 +169,15 @@ def _lookup_key(settings: Settings) -> Callable[[], str | None] | None:
 
         return KeyFile(path, failed)
     return (lambda: settings.lookup_key) if settings.lookup_key is not None else None
+
+
+def _warn_of_untrusted(peer: str | None) -> None:
+    logs.event(
+        logging.WARNING,
+        "a peer that is not trusted sent X-Forwarded-Proto: https; LiteLLM is told http",
+        peer=peer or "unix",
+        detail="if that is your load balancer, name it in --trusted-proxies",
+    )
 
 
 def _log_decision(record: Record) -> None:

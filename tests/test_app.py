@@ -132,7 +132,8 @@ async def test_counted_and_logged(
     assert (gateway.counters.in_flight, gateway.counters.refused) == (0, len(refused))
     assert {kind: count for kind, count in gateway.upstream.errors.items() if count} == errors
     records = [(record.getMessage(), getattr(record, "fields", {})) for record in caplog.records]
-    assert [fields["kind"] for message, fields in records if message == "request refused"] == list(refused)
+    refusals = [(fields["kind"], fields["peer"]) for message, fields in records if message == "request refused"]
+    assert refusals == [(kind, "192.0.2.7") for kind in refused]
     ((_, access),) = [record for record in records if record[0] == "request"]
     assert (access["method"], access["path"], access["status"]) == (request_.method, request_.path, status)
     assert access["client"] == "192.0.2.7"

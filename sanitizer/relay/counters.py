@@ -38,12 +38,13 @@ class Counters:
 
     ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests ended with a status of
     which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
-    it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal.
+    it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal,
+    and the address of the peer, None on a unix socket.
     """
 
     __slots__ = ("_on_refused", "_others", "answers", "in_flight", "refused", "tunnels")
 
-    def __init__(self, on_refused: Callable[[str, str], None] | None = None) -> None:
+    def __init__(self, on_refused: Callable[[str, str, str | None], None] | None = None) -> None:
         self._on_refused = on_refused
         self.refused = self.in_flight = self.tunnels = 0
         self.answers = {method: [0] * 10 for method in (*METHODS, b"")}
@@ -59,8 +60,8 @@ class Counters:
         self.in_flight -= 1
         self.answers.get(method, self._others)[status // 100] += 1
 
-    def refuse(self, error: GatewayError) -> None:
-        """A request is answered with ``error``, for which its sender is responsible."""
+    def refuse(self, error: GatewayError, peer: str | None) -> None:
+        """A request of ``peer``'s is answered with ``error``, for which its sender is responsible."""
         self.refused += 1
         if self._on_refused is not None:
-            self._on_refused(error.kind, str(error))
+            self._on_refused(error.kind, str(error), peer)

@@ -159,6 +159,16 @@ async def test_client_leaves(gateway: Gateway, upstream: Upstream, request_: Req
     assert not any(gateway.upstream.errors.values())
 
 
+async def test_untrusted_https(gateway: Gateway, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+    """A peer that says https in vain is named once."""
+    for _ in range(2):
+        headers = [HOST, (b"x-forwarded-proto", b"https")]
+        assert (await Request(headers=headers, method="GET", path="/").through(gateway)).sent[0]["status"] == 200
+    (record,) = [record for record in caplog.records if "X-Forwarded-Proto: https" in record.getMessage()]
+    assert vars(record)["fields"]["peer"] == "192.0.2.7"
+    assert [request.get(b"x-forwarded-proto") for request in upstream.requests] == [b"http"] * 2
+
+
 async def test_client_leaves_in_its_body(gateway: Gateway) -> None:
     """Likewise while an intercepted body is still collected: upstream is not asked at all."""
     request = await Request([update()], POST, truncated=True).through(gateway)

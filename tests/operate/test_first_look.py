@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import ssl
+import tempfile
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 import pytest
+import trustme
 
 from sanitizer.errors import LoopDetected
 from tests.relay.test_loop import free_port
 from tests.support.gateway import Gateway
-from tests.support.upstream import CLOSE, RESET, WAIT_CLOSED, Script, Step, Upstream, reply
+from tests.support.upstream import ALIVE, CLOSE, RESET, WAIT_CLOSED, Script, Step, Upstream, reply
 
 WARNING = "upstream does not look like LiteLLM"
 
@@ -19,7 +24,7 @@ def answer(status: bytes, content: bytes) -> bytes:
     return b"HTTP/1.1 %b\r\nContent-Length: %d\r\n\r\n%b" % (status, len(content), content)
 
 
-ALIVE = answer(b"200 OK", b'"I\'m alive!"')
+upstream_with = partial(Upstream, answers_first_look=False)
 
 
 def warnings(gateway: Gateway) -> list[dict[str, Any]]:
@@ -40,7 +45,7 @@ def warnings(gateway: Gateway) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_no_litellm(steps: tuple[bytes | Step, ...], words: list[str], workers: str) -> None:
     """One request, once in all, and one line that says what was found."""
-    with Upstream(reply(*steps)) as upstream:
+    with upstream_with(reply(*steps)) as upstream:
         with Gateway(upstream.url, "--workers", workers, "--shutdown-grace", "0", admin=True) as gateway:
             gateway.wait_for_line(WARNING)
             gateway.stop()
@@ -67,7 +72,7 @@ def test_no_litellm(steps: tuple[bytes | Step, ...], words: list[str], workers: 
 )
 def test_nothing_to_say(script: Script) -> None:
     """Nothing is said of LiteLLM, or where an answer says nothing; nor does the gateway wait for it."""
-    with Upstream(script) as upstream:
+    with upstream_with(script) as upstream:
         with Gateway(upstream.url, "--shutdown-grace", "0", admin=True) as gateway:
             upstream.wait_request()
             gateway.wait_for_line("upstream is reachable")
@@ -87,27 +92,52 @@ def test_itself() -> None:
     assert "--upstream" in record["detail"]
 
 
+def test_over_tls(tmp_path: Path) -> None:
+    """An https upstream is asked over TLS."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    options = ("--upstream-ca", str(tmp_path / "ca.pem"))
+    with upstream_with(reply(answer(b"404 Not Found", b"{}")), context=context) as upstream:
+        with Gateway(f"https://localhost:{upstream.port}", *options, admin=True) as gateway:
+            gateway.wait_for_line(WARNING)
+        assert upstream.requests[0].get(b"host") == b"localhost:%d" % upstream.port
+
+
+def test_over_a_unix_socket() -> None:
+    """And one on a unix socket there."""
+    found = reply(answer(b"404 Not Found", b"{}"))
+    with (
+        tempfile.TemporaryDirectory() as folder,  # pytest's own paths may be too long for a socket
+        upstream_with(found, uds=f"{folder}/upstream") as upstream,
+        Gateway(upstream.url, admin=True) as gateway,
+    ):
+        gateway.wait_for_line(WARNING)
+        assert upstream.requests[0].get(b"host") == b"localhost"
+
+
 def test_root_path() -> None:
     """With a root path, the request goes under it: an ingress may know no other."""
-    with Upstream(reply(ALIVE)) as upstream, Gateway(upstream.url, "--root-path", "/p", admin=True):
+    with upstream_with(reply(ALIVE)) as upstream, Gateway(upstream.url, "--root-path", "/p", admin=True):
         assert upstream.wait_request().target == b"/p/health/liveliness"
 
 
 def test_not_again() -> None:
     """An upstream that goes and comes back is not asked again."""
-    with Upstream(reply(ALIVE)) as first, Gateway(first.url, admin=True) as gateway:
+    with upstream_with(reply(ALIVE)) as first, Gateway(first.url, admin=True) as gateway:
         first.wait_request()
         first.stop()
         gateway.wait_for_line("not ready")
-        with Upstream(reply(ALIVE), port=first.port) as second:
+        with upstream_with(reply(ALIVE), port=first.port) as second:
             gateway.wait_for_line("upstream is reachable")
             second.wait_for(lambda: len(second.connections) > 2)
             assert second.requests == []
 
 
-def test_secrets_stay_out(tmp_path: Any) -> None:
+def test_secrets_stay_out() -> None:
     """What upstream has written is not repeated."""
-    with Upstream(reply(answer(b"404 sk-secret", json.dumps("sk-secret").encode()))) as upstream:
+    with upstream_with(reply(answer(b"404 sk-secret", json.dumps("sk-secret").encode()))) as upstream:
         with Gateway(upstream.url, admin=True) as gateway:
             gateway.wait_for_line(WARNING)
         assert not any("sk-" in line for line in gateway.lines)

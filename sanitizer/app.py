@@ -56,7 +56,7 @@ class Gateway:
         self.decisions = Decisions()
         self.draining = False
         self._refusals = logs.Repeats("request refused")
-        self.counters = Counters(lambda kind, detail, peer: self._refusals(kind, detail, peer=peer))
+        self.counters = Counters(lambda kind, detail, peer: self._refusals(kind, detail, peer=peer or "unix"))
         self.on_ended: OnEnded | None = _log_access if settings.access_log else None
         self._upstream_errors = logs.Repeats("upstream failed")
         self._started = False

@@ -144,7 +144,6 @@ class Relay:
         if scope["type"] != "http":
             raise RuntimeError(f"Relay has no answer to an ASGI scope of type {scope['type']!r}")
         answer: Answer | None = None
-        cross_origin = any(name == b"origin" for name, _ in scope["headers"])
         try:
             head, length = self._outbound(scope)
             answer = Answer(self._upstream, scope["method"].encode(), head, length)
@@ -153,9 +152,10 @@ class Relay:
             client = scope.get("client")
             self._counters.refuse(error, client[0] if client else None)
             # what follows on this connection can't be trusted; HTTP/2 has no such field
-            await send_error(send, error, cross_origin, close=scope["http_version"] in ("1.0", "1.1"))
+            await send_error(send, error, _is_cross_origin(scope), close=scope["http_version"] in ("1.0", "1.1"))
         except GatewayError as error:
-            await send_error(send, error, cross_origin, not_sent=answer is None or not answer.transmitted)
+            not_sent = answer is None or not answer.transmitted
+            await send_error(send, error, _is_cross_origin(scope), not_sent=not_sent)
 
     async def _exchange(self, answer: "Answer", scope: Scope, receive: Receive, send: Send) -> None:
         def done(reader: asyncio.Task[None]) -> None:
@@ -218,6 +218,10 @@ async def send_error(
     start = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send({**start, "sanitizer.not_sent": True} if not_sent else start)
     await send({"type": "http.response.body", "body": content})
+
+
+def _is_cross_origin(scope: Scope) -> bool:
+    return any(name == b"origin" for name, _ in scope["headers"])
 
 
 def _expects_continue(headers: Fields) -> bool:

@@ -39,7 +39,7 @@ class Counters:
     ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests ended with a status of
     which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
     it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal,
-    and the address of the peer, None on a unix socket.
+    and the peer's address, None on a unix socket.
     """
 
     __slots__ = ("_on_refused", "_others", "answers", "in_flight", "refused", "tunnels")

@@ -191,7 +191,7 @@ def test_lookup_key_goes_to_upstreams_own_name(
     assert b"chosen" not in with_key[0].raw_head
 
 
-def test_host_is_judged_once(upstream: Upstream) -> None:
+def test_repeated_host(upstream: Upstream) -> None:
     """A client that repeats its head gets the same answers as for the first."""
     upstream.script = reply(OK)
     with Gateway(upstream.url) as gateway, gateway.connect() as client:

@@ -14,7 +14,7 @@ from sanitizer.connections import Connections
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.asgi import Relay, request_target
-from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
+from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnClientError, OnEnded
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.intercepted import Ask, Interceptor
@@ -47,19 +47,28 @@ class Gateway:
 
     def __init__(self, settings: Settings, pseudonym: bytes | None = None) -> None:
         self.settings = settings
-        self.forwarding = Forwarding(settings.trusted_proxies, pseudonym or make_pseudonym())
+        authority = settings.upstream.authority.encode()
+        self.forwarding = Forwarding(
+            settings.trusted_proxies,
+            pseudonym or make_pseudonym(),
+            None if settings.pass_host_header else authority,
+            _warn_of_untrusted,
+        )
         self.keepalive_timeout = settings.keepalive_timeout
         self.connections = Connections()
         self.decisions = Decisions()
         self.draining = False
         self._refusals = logs.Repeats("request refused")
         self._stalls = logs.Repeats("client stalled")
-        self.counters = Counters(self._refusals, self._stalls)
+        self.counters = Counters(_with_peer(self._refusals), _with_peer(self._stalls))
         self.on_ended: OnEnded | None = _log_access if settings.access_log else None
         self._upstream_errors = logs.Repeats("upstream failed")
         self._started = False
         stored = StoredKeys(
-            timeout=settings.lookup_timeout, cache_ttl=settings.cache_ttl, lookup_key=_lookup_key(settings)
+            timeout=settings.lookup_timeout,
+            cache_ttl=settings.cache_ttl,
+            lookup_key=_lookup_key(settings),
+            host=authority,
         )
         self._sanitizer = Sanitizer(
             stored,
@@ -169,6 +178,19 @@ def _lookup_key(settings: Settings) -> Callable[[], str | None] | None:
 
         return KeyFile(path, failed)
     return (lambda: settings.lookup_key) if settings.lookup_key is not None else None
+
+
+def _with_peer(repeats: logs.Repeats) -> OnClientError:
+    return lambda kind, detail, peer: repeats(kind, detail, peer=peer or "unix")
+
+
+def _warn_of_untrusted(peer: str | None) -> None:
+    logs.event(
+        logging.WARNING,
+        "a peer that is not trusted sent X-Forwarded-Proto: https; LiteLLM is told http",
+        peer=peer or "unix",
+        detail="if that is your load balancer, name it in --trusted-proxies",
+    )
 
 
 def _log_decision(record: Record) -> None:

@@ -24,8 +24,8 @@ def _default(option: Option) -> str:
         return "all"
     if option.name == "max_body":
         return "1MiB"
-    if option.default is False:
-        return "off"
+    if isinstance(option.default, bool):
+        return "on" if option.default else "off"
     return str(option.default) if isinstance(option.default, str | int) or option.name == "upstream" else "none"
 
 

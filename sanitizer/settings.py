@@ -242,6 +242,15 @@ class Settings:
             _trusted, "CIDRS", "peers whose X-Forwarded-*, Forwarded and X-Real-IP pass; comma list, or `unix`"
         ),
     )
+    pass_host_header: bool = field(
+        default=True,
+        metadata=_option(
+            _switch,
+            "BOOL",
+            "true: Host is the client's; false: upstream's own, for an ingress that routes by name, and "
+            "X-Forwarded-Host tells the client's",
+        ),
+    )
     upstream_ca: str | None = field(
         default=None, metadata=_option(_ca, "FILE", "CA bundle for an https upstream, instead of the system's")
     )

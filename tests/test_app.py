@@ -132,7 +132,8 @@ async def test_counted_and_logged(
     assert (gateway.counters.in_flight, gateway.counters.refused) == (0, len(refused))
     assert {kind: count for kind, count in gateway.upstream.errors.items() if count} == errors
     records = [(record.getMessage(), getattr(record, "fields", {})) for record in caplog.records]
-    assert [fields["kind"] for message, fields in records if message == "request refused"] == list(refused)
+    refusals = [(fields["kind"], fields["peer"]) for message, fields in records if message == "request refused"]
+    assert refusals == [(kind, "192.0.2.7") for kind in refused]
     ((_, access),) = [record for record in records if record[0] == "request"]
     assert (access["method"], access["path"], access["status"]) == (request_.method, request_.path, status)
     assert access["client"] == "192.0.2.7"
@@ -156,6 +157,16 @@ async def test_client_leaves(gateway: Gateway, upstream: Upstream, request_: Req
     assert answers(gateway, request_.method.encode()) == {CLIENT_LEFT: 1}
     assert gateway.counters.in_flight == 0
     assert not any(gateway.upstream.errors.values())
+
+
+async def test_untrusted_https(gateway: Gateway, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+    """A peer that says https in vain is named once."""
+    for _ in range(2):
+        headers = [HOST, (b"x-forwarded-proto", b"https")]
+        assert (await Request(headers=headers, method="GET", path="/").through(gateway)).sent[0]["status"] == 200
+    (record,) = [record for record in caplog.records if "X-Forwarded-Proto: https" in record.getMessage()]
+    assert vars(record)["fields"]["peer"] == "192.0.2.7"
+    assert [request.get(b"x-forwarded-proto") for request in upstream.requests] == [b"http"] * 2
 
 
 async def test_client_leaves_in_its_body(gateway: Gateway) -> None:

@@ -33,7 +33,7 @@ HASH = hashlib.sha256(KEY.encode()).hexdigest()
 PATH_HASH = hashlib.sha256(SECRETS["path"].encode()).hexdigest()
 
 FIELDS = (
-    f"Host: user:{SECRETS['userinfo']}@example.test\r\n"
+    "Host: example.test\r\n"
     f"Authorization: Bearer {SECRETS['authorization']}\r\n"
     f"x-litellm-api-key: {SECRETS['header']}\r\n"
     f"Cookie: token={SECRETS['cookie']}\r\n"
@@ -137,6 +137,7 @@ CASES: dict[str, tuple[bytes, Script]] = {
     "a length that is a key": (request(length=SECRETS["body"]), reply(OK)),
     "a faulty method": (SECRETS["body"].encode() + b" " + request(), reply(OK)),
     "a faulty field": (request(fields=f"{SECRETS['header']}\r\n"), reply(OK)),
+    "a Host with a user": (f"GET / HTTP/1.1\r\nHost: u:{SECRETS['userinfo']}@a\r\n\r\n".encode(), reply(OK)),
     "a target of another scheme": (request(target=f"ftp://{SECRETS['userinfo']}@a/"), reply(OK)),
     "a head too large": (request(fields=f"X: {SECRETS['header'] * 4000}\r\n"), reply(OK)),
     "a loop": (request(fields="".join(f"Via: 1.1 litellm-sanitizer-{n}\r\n" for n in range(9))), reply(OK)),

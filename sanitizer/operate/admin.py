@@ -41,6 +41,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sanitizer import descriptors
 from sanitizer.operate import logs
+from sanitizer.operate.first_look import first_look
 from sanitizer.operate.metrics import SnapshotCollector
 from sanitizer.operate.probe import Probe
 from sanitizer.operate.snapshots import Snapshot, Snapshots
@@ -208,7 +209,10 @@ class Admin:
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self.snapshots = Snapshots()
-        self._probe = Probe(settings.upstream, settings.upstream_tls(), settings.connect_timeout, _log_probe)
+        self._settings = settings
+        self._tls = settings.upstream_tls()
+        self._looking: asyncio.Task[None] | None = None
+        self._probe = Probe(settings.upstream, self._tls, settings.connect_timeout, self._on_probe)
         self.health = Health(self.snapshots, self._probe)
         self._numbers = itertools.count()
         self._reading: set[asyncio.Task[None]] = set()
@@ -268,13 +272,22 @@ class Admin:
         try:
             await self._server.serve([self._listener])
         finally:
-            probing.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await probing
+            for task in (probing, self._looking):
+                if task is not None:
+                    task.cancel()
+                    with contextlib.suppress(asyncio.CancelledError):
+                        await task
 
+    def _on_probe(self, reason: str | None) -> None:
+        if reason is None:
+            logs.event(logging.INFO, "upstream is reachable")
+            if self._looking is None:
+                self._looking = self._loop.create_task(self._look())
+        else:
+            logs.event(logging.WARNING, "not ready", reason=reason)
 
-def _log_probe(reason: str | None) -> None:
-    if reason is None:
-        logs.event(logging.INFO, "upstream is reachable")
-    else:
-        logs.event(logging.WARNING, "not ready", reason=reason)
+    async def _look(self) -> None:
+        wrong = await first_look(self._settings.upstream, self._tls, self._settings.prefixes[-1])
+        if wrong is not None:
+            detail = f"{wrong} (`litellm-sanitizer check` says more)"
+            logs.event(logging.WARNING, "upstream does not look like LiteLLM", detail=detail)

@@ -6,6 +6,7 @@ The check changes nothing: it sends some GET requests, with a key if it is given
 - The certificate is not trusted (`--upstream-ca`).
 - A server answers, but not as LiteLLM does.
 - LiteLLM has a ``SERVER_ROOT_PATH`` that the gateway does not know, or the gateway one that LiteLLM does not.
+- Upstream routes by name, so that LiteLLM gets the check's requests, but not those of clients, who name the gateway.
 - ``PROXY_BASE_URL`` names the upstream itself, so that the dashboard's requests do not pass the gateway.
 - LiteLLM does not know the key, or does not let it read itself.
 """
@@ -35,6 +36,8 @@ from sanitizer.settings import Settings
 Release = tuple[int, ...]
 
 WIDTH = 100
+OTHER_HOST = "client.invalid"
+"""A Host that is surely not upstream's name (RFC 6761 section 6.4): clients name the gateway."""
 MAX_ANSWER = 256 * 1024
 """Bytes of an answer that are read."""
 
@@ -120,6 +123,7 @@ def check(settings: Settings, key: str | None) -> Report:
         ask = Asking(client, settings.lookup_timeout)
         try:
             if _connection(report, settings, ask):
+                _host(report, settings, ask)
                 _release(report, ask, key)
                 if report.release is not None:
                     _defects(report, settings)
@@ -151,9 +155,11 @@ class Asking:
         self._client = client
         self._seconds = seconds
 
-    def __call__(self, path: str, key: str | None = None) -> Answer:
-        """The answer, of whatever kind. Raises `httpx.TransportError`."""
+    def __call__(self, path: str, key: str | None = None, host: str | None = None) -> Answer:
+        """The answer, of whatever kind; ``host``: None for upstream's own name. Raises `httpx.TransportError`."""
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
+        if host is not None:
+            headers["host"] = host
         content = bytearray()
         deadline = time.monotonic() + self._seconds
         with self._client.stream("GET", path, headers=headers) as response:
@@ -180,7 +186,7 @@ def _connection(report: Report, settings: Settings, ask: Asking) -> bool:
     if answer.status == 508:
         report.add("connection", Result.PROBLEM, "this is a litellm-sanitizer whose --upstream leads back to itself")
         return False
-    if not isinstance(answer.member("status"), str) or not isinstance(answer.member("db"), str):
+    if not _is_litellm(answer):
         if settings.upstream.scheme == "http" and _speaks_tls(settings):  # many servers answer plain http with a 400
             raise Unreachable(_HTTPS)
         detail = f"something answers, but not as LiteLLM does: {answer.status} to GET /health/readiness"
@@ -193,6 +199,29 @@ def _connection(report: Report, settings: Settings, ask: Asking) -> bool:
     version = answer.member("litellm_version")
     report.release = _shown(version) if version else None
     return True
+
+
+def _is_litellm(readiness: Answer) -> bool:
+    return isinstance(readiness.member("status"), str) and isinstance(readiness.member("db"), str)
+
+
+def _host(report: Report, settings: Settings, ask: Asking) -> None:
+    """Whether LiteLLM answers clients too, whose Host names the gateway."""
+    if not settings.pass_host_header:
+        return
+    try:
+        answer = ask("/health/readiness", host=OTHER_HOST)
+    except httpx.TransportError as error:
+        found = _words(error)
+    else:
+        if _is_litellm(answer):
+            return
+        found = str(answer.status)
+    detail = (
+        f"upstream routes by name: LiteLLM answers if Host is {settings.upstream.authority}, but not if it is another "
+        f"one ({found}), such as clients send: --pass-host-header=false"
+    )
+    report.add("host", Result.PROBLEM, detail)
 
 
 _HTTP = "this port speaks plain http: --upstream http://..."

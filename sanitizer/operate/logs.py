@@ -141,15 +141,15 @@ class Repeats:
         self._log = log
         self._later = later
         self._more: dict[str, int] = {}
-        self._detail: dict[str, str] = {}
+        self._said: dict[str, dict[str, Any]] = {}
 
-    def __call__(self, kind: str, detail: str) -> None:
-        """A failure of ``kind`` has happened; ``detail`` says more, for the operator."""
-        self._detail[kind] = detail
+    def __call__(self, kind: str, detail: str, **fields: Any) -> None:
+        """A failure of ``kind`` has happened; ``detail`` and ``fields`` say more, for the operator."""
+        self._said[kind] = {"detail": detail, **fields}
         if kind in self._more:
             self._more[kind] += 1
             return
-        self._log(logging.WARNING, self._message, kind=kind, detail=detail)
+        self._log(logging.WARNING, self._message, kind=kind, **self._said[kind])
         self._begin(kind)
 
     def close(self) -> None:
@@ -172,5 +172,5 @@ class Repeats:
     def _say(self, kind: str) -> bool:
         more = self._more.get(kind, 0)
         if more:
-            self._log(logging.WARNING, self._message, kind=kind, detail=self._detail[kind], more=more)
+            self._log(logging.WARNING, self._message, kind=kind, **self._said[kind], more=more)
         return more > 0

@@ -156,11 +156,13 @@ class Relay:
             answer = Answer(self._upstream, scope["method"].encode(), head, length)
             await self._exchange(answer, scope, receive, send)
         except (BadRequest, LoopDetected) as error:
-            self._counters.refuse(error)
+            client = scope.get("client")
+            self._counters.refuse(error, client[0] if client else None)
             # what follows on this connection can't be trusted; HTTP/2 has no such field
-            await send_error(send, error, close=scope["http_version"] in ("1.0", "1.1"))
+            await send_error(send, error, _is_cross_origin(scope), close=scope["http_version"] in ("1.0", "1.1"))
         except GatewayError as error:
-            await send_error(send, error, not_sent=answer is None or not answer.transmitted)
+            not_sent = answer is None or not answer.transmitted
+            await send_error(send, error, _is_cross_origin(scope), not_sent=not_sent)
 
     async def _exchange(self, answer: "Answer", scope: Scope, receive: Receive, send: Send) -> None:
         def done(reader: asyncio.Task[None]) -> None:
@@ -206,19 +208,28 @@ def request_target(scope: MutableMapping[str, Any]) -> bytes:
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
 
-async def send_error(send: Send, error: GatewayError, *, close: bool = False, not_sent: bool = False) -> None:
+async def send_error(
+    send: Send, error: GatewayError, cross_origin: bool, *, close: bool = False, not_sent: bool = False
+) -> None:
     """Answer a request with an error of the gateway's own.
 
-    ``close``: the connection is to end with it. ``not_sent``: nothing of the request has been sent to upstream, which
+    ``cross_origin``: the request has an Origin, see `sanitizer.relay.relayed.error_response`. ``close``: the connection
+    is to end with it. ``not_sent``: nothing of the request has been sent to upstream, which
     `sanitizer.sanitize.middleware` wants to know.
     """
     content = error.body()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
+    if cross_origin:
+        headers.append((b"access-control-allow-origin", b"*"))
     if close:
         headers.append((b"connection", b"close"))
     start = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send({**start, "sanitizer.not_sent": True} if not_sent else start)
     await send({"type": "http.response.body", "body": content})
+
+
+def _is_cross_origin(scope: Scope) -> bool:
+    return any(name == b"origin" for name, _ in scope["headers"])
 
 
 def _expects_continue(scope: Scope) -> bool:

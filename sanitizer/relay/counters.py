@@ -10,6 +10,9 @@ OnEnded = Callable[[str | None, bytes, bytes, int, float], None]
 """Called with each request that has ended: the client's address, method, target, status or `CLIENT_LEFT`, and seconds.
 Of a request that could not be read there is neither method nor target."""
 
+OnClientError = Callable[[str, str, str | None], None]
+"""Called with the kind of an error that a client is responsible for, its detail, and the client's address."""
+
 METHODS: Final = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
 """Methods that are counted by name (RFC 9110 section 9.3, RFC 5789); all others are one: clients choose them."""
 CLIENT_LEFT: Final = 0
@@ -39,16 +42,13 @@ class Counters:
     ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests ended with a status of
     which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
     it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal,
-    ``on_stalled`` with those of each client that is cut. ``stalled``: for each kind, how many were.
+    ``on_stalled`` with those of each client that is cut, and both with the peer's address, None on a unix socket.
+    ``stalled``: for each kind, how many clients were cut.
     """
 
     __slots__ = ("_on_refused", "_on_stalled", "_others", "answers", "in_flight", "refused", "stalled", "tunnels")
 
-    def __init__(
-        self,
-        on_refused: Callable[[str, str], None] | None = None,
-        on_stalled: Callable[[str, str], None] | None = None,
-    ) -> None:
+    def __init__(self, on_refused: OnClientError | None = None, on_stalled: OnClientError | None = None) -> None:
         self._on_refused = on_refused
         self._on_stalled = on_stalled
         self.stalled = {ClientNotSending.kind: 0, ClientNotReading.kind: 0}
@@ -66,14 +66,14 @@ class Counters:
         self.in_flight -= 1
         self.answers.get(method, self._others)[status // 100] += 1
 
-    def refuse(self, error: GatewayError) -> None:
-        """A request is answered with ``error``, for which its sender is responsible."""
+    def refuse(self, error: GatewayError, peer: str | None) -> None:
+        """A request of ``peer``'s is answered with ``error``, for which its sender is responsible."""
         self.refused += 1
         if self._on_refused is not None:
-            self._on_refused(error.kind, str(error))
+            self._on_refused(error.kind, str(error), peer)
 
-    def stall(self, error: GatewayError, client: str | None) -> None:
-        """The client at the address ``client`` (None: on a unix socket) is cut because of ``error``."""
+    def stall(self, error: GatewayError, peer: str | None) -> None:
+        """The client at the address ``peer`` is cut because of ``error``."""
         self.stalled[error.kind] += 1
         if self._on_stalled is not None:
-            self._on_stalled(error.kind, f"{error} (client {client or 'on the unix socket'})")
+            self._on_stalled(error.kind, str(error), peer)

@@ -68,6 +68,8 @@ class Client(Protocol):
     transport: Transport
     tunnel: Tunnel | None
     write_blocked: bool
+    cross_origin: bool
+    """The current request has an Origin."""
 
     @property
     def upstream(self) -> Upstream:

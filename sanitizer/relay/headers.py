@@ -18,7 +18,7 @@ that matter are looked for; what is passed on is never taken apart and put toget
 
 import ipaddress
 import re
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -41,7 +41,9 @@ def _lines(names: Iterable[bytes]) -> re.Pattern[bytes]:
     return re.compile(rb"\r\n(" + b"|".join(names) + rb"):[ \t]*([^\r]*)", re.IGNORECASE)
 
 
-_SPECIAL: Final = _lines((*_HOP_BY_HOP, *_WAY, b"content-length", b"host", b"via"))
+_SPECIAL: Final = _lines((*_HOP_BY_HOP, *_WAY, b"content-length", b"host", b"origin", b"via"))
+_ORIGIN: Final = _lines((b"origin",))
+_HOST: Final = _lines((b"host",))
 _DROPPED: Final = _lines(_HOP_BY_HOP)
 _DROPPED_WITH_WAY: Final = _lines((*_HOP_BY_HOP, *_WAY))
 _NOT_IN_TRAILERS: Final = re.compile(
@@ -58,7 +60,8 @@ class Head:
     ``octets``: the head without the lines that are not passed on; ``connection``: the connection options, lower case;
     ``length``, ``coding``, ``host``, ``upgrade``: the values of Content-Length, Transfer-Encoding, Host and Upgrade,
     None where there is none; ``hosts``: how many; ``faulty``: what is wrong with the framing, empty for nothing;
-    ``told``: names of the fields that tell where it came from, as far as they are passed on; ``via``: values of Via.
+    ``told``: names of the fields that tell where it came from, as far as they are passed on; ``via``: values of Via;
+    ``claims_https``: X-Forwarded-Proto says https, and is not passed on; ``has_origin``: there is an Origin.
     """
 
     octets: bytes
@@ -71,6 +74,8 @@ class Head:
     told: Sequence[bytes] = ()
     upgrade: bytes | None = None
     via: Sequence[bytes] = ()
+    claims_https: bool = False
+    has_origin: bool = False
 
 
 def read_head(octets: bytes, *, way: bool = True) -> Head:
@@ -90,6 +95,8 @@ def read_head(octets: bytes, *, way: bool = True) -> Head:
             if head.length is not None:
                 head.faulty = "more than one Content-Length"
             head.length = value.rstrip(b" \t")
+        elif name == b"origin":
+            head.has_origin = True
         elif name == b"via":
             if via is None:
                 head.via = via = []
@@ -113,6 +120,8 @@ def read_head(octets: bytes, *, way: bool = True) -> Head:
             told.append(name)
         else:
             drop = True
+            if name == b"x-forwarded-proto" and value.rstrip(b" \t").lower() == b"https":
+                head.claims_https = True
     if drop:
         octets = (_DROPPED if way else _DROPPED_WITH_WAY).sub(b"", octets)
         named = {name for name in head.connection if name not in _KEPT and not name.startswith(b"x-forwarded-")}
@@ -137,6 +146,11 @@ def head_fields(octets: bytes) -> Fields:
 def encode_head(start_line: bytes, fields: Fields) -> bytes:
     """A message head in octets: start line, field lines, empty line (RFC 9112 section 2.1)."""
     return start_line + b"\r\n" + b"".join([b": ".join(line) + b"\r\n" for line in fields]) + b"\r\n"
+
+
+def has_origin(octets: bytes) -> bool:
+    """Whether a page's script has sent a request, as far as its head has come; for a head that `read_head` has not."""
+    return _ORIGIN.search(octets) is not None
 
 
 def with_field(head: bytes, name: bytes, value: bytes | None) -> bytes:
@@ -172,12 +186,22 @@ class Peer:
 class Forwarding:
     """What this gateway tells upstream about where a request came from.
 
-    ``pseudonym`` is this gateway's name in Via, the same in all its workers.
+    ``pseudonym`` is this gateway's name in Via, the same in all its workers. ``host`` is the Host that upstream gets;
+    None: the client's. ``on_untrusted`` is called once, with the address of a peer that says in vain that it was asked
+    by https: it is not trusted, and is, most likely, a load balancer that should be.
     """
 
-    def __init__(self, trusted_proxies: TrustedProxies, pseudonym: bytes) -> None:
+    def __init__(
+        self,
+        trusted_proxies: TrustedProxies,
+        pseudonym: bytes,
+        host: bytes | None = None,
+        on_untrusted: Callable[[str | None], None] | None = None,
+    ) -> None:
         self._trusted_proxies = trusted_proxies
         self._pseudonym = pseudonym
+        self._host = None if host is None else b"\r\nHost: " + host.replace(b"\\", rb"\\")
+        self._on_untrusted = on_untrusted
         self._via = b" " + pseudonym + b"\r\n"
         self.peer = lru_cache(1024)(self._peer)
 
@@ -200,18 +224,24 @@ class Forwarding:
 
         ``head`` has been read with ``way=peer.trusted``: a trusted peer's X-Forwarded-*, Forwarded and X-Real-IP pass
         as they are; X-Forwarded-For, -Proto and -Host are written where they are missing or the peer is not trusted,
-        for LiteLLM's own server believes them from 127.0.0.1. Framing is left to who sends the head: Content-Length
-        passes, Transfer-Encoding does not. ``version``: of HTTP, as received. Raises `LoopDetected`.
+        for LiteLLM's own server believes them from 127.0.0.1. X-Forwarded-Host tells the Host that came. Framing is
+        left to who sends the head: Content-Length passes, Transfer-Encoding does not. ``version``: of HTTP, as
+        received. Raises `LoopDetected`.
 
         In HTTP/1.0 the expectation of a 100 is to be ignored (RFC 9110 section 10.1.1). Upstream, which gets the
         request in HTTP/1.1, would not know that it is: it does not get the field.
         """
         if head.via:
             self._check_loop(head.via)
+        if head.claims_https and self._on_untrusted is not None and peer.scheme != b"https":
+            on_untrusted, self._on_untrusted = self._on_untrusted, None
+            on_untrusted(None if peer.address is None else peer.address.decode())
         way = self._missing(head.told, peer) if head.told else peer.way
         if head.host and b"x-forwarded-host" not in head.told:
             way += b"X-Forwarded-Host: " + head.host + b"\r\n"
         octets = head.octets if version != b"1.0" else _EXPECTS_CONTINUE.sub(b"", head.octets)
+        if self._host is not None:
+            octets = _HOST.sub(self._host, octets)
         return octets[:-2] + way + b"Via: " + version + self._via
 
     def _missing(self, told: Sequence[bytes], peer: Peer) -> bytes:

@@ -38,12 +38,12 @@ from sanitizer.relay.advice import HTTP_1_0_UPGRADE, advise
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.framing import Framing
 from sanitizer.relay.handler import Handler, Pause, Tunnel
-from sanitizer.relay.headers import Forwarding, Peer
+from sanitizer.relay.headers import Forwarding, Peer, has_origin
 from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Oversized
 from sanitizer.relay.relayed import Relayed, Writing, error_response
 from sanitizer.relay.repeat import Repeat
-from sanitizer.relay.request import decoded_path, read_request
+from sanitizer.relay.request import decoded_path, other_protocol, read_request
 from sanitizer.relay.stalls import Pending
 from sanitizer.relay.transport import Transport, acknowledged, has_left
 from sanitizer.relay.upstream import Upstream
@@ -106,6 +106,7 @@ class RelayProtocol(asyncio.Protocol):
         self._awaits_continue = False  # it need not send the content yet
         self._waiting = b""  # what has come behind it
         self.write_blocked = False  # the client reads more slowly than is written to it
+        self.cross_origin = False  # the request at work has an Origin, as the head that it repeats, if it repeats one
         self._repeat: Repeat | None = None  # the head before this one
         self._new_heads = 0  # heads that were none
         self._pauses: set[Pause] = set()
@@ -372,8 +373,8 @@ class RelayProtocol(asyncio.Protocol):
             found = self._heads.feed(data)
         except Oversized:
             raise HeadTooLarge from None
-        except Malformed:
-            raise BadRequest from None
+        except Malformed as error:
+            raise BadRequest(other_protocol(self._heads.held) or f"malformed request: {error}") from None
         if found is None:
             if not begun:
                 self._expire_in(HEAD_TIMEOUT)
@@ -400,6 +401,7 @@ class RelayProtocol(asyncio.Protocol):
 
     def _make_request(self, octets: bytes) -> Handler:
         request = read_request(octets, way=self.peer.trusted)
+        self.cross_origin = request.head.has_origin
         length = request.length
         if length is Framing.CHUNKED:
             self._chunks = ChunkedDecoder()
@@ -477,7 +479,7 @@ class RelayProtocol(asyncio.Protocol):
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
         """Refuse a request that can't be relayed; ``head`` is its own, if known."""
         if self._reject(error, head):
-            self.front.counters.refuse(error)
+            self.front.counters.refuse(error, self.client[0] if self.client else None)
 
     def _reject(self, error: GatewayError, head: bytes = b"") -> bool:
         """Answer a request with ``error``, and read no further. Returns False if a response has begun: it is cut."""
@@ -493,6 +495,7 @@ class RelayProtocol(asyncio.Protocol):
                 self.abort()
                 return False
         else:
+            self.cross_origin = has_origin(head or self._heads.held)
             self.front.counters.in_flight += 1
             method = head.partition(b" ")[0]
             self.front.counters.ended(method, error.status)
@@ -500,7 +503,7 @@ class RelayProtocol(asyncio.Protocol):
                 if not head:
                     self._arrived, self._target = perf_counter(), b""
                 self._report(method, error.status)
-        self.write(b"".join(error_response(error, False)))
+        self.write(b"".join(error_response(error, False, self.cross_origin)))
         self._linger()
         return True
 

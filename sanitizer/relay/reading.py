@@ -20,7 +20,7 @@ _OVERHEAD_LIMIT: Final = 64 * 1024
 
 
 class Malformed(ValueError):
-    """Not HTTP/1, or not the chunked coding."""
+    """A head that is not HTTP/1 or is faulty, or not the chunked coding."""
 
 
 class Oversized(Malformed):
@@ -50,6 +50,11 @@ class HeadReader:
         """Whether some of a head has been read, but not all."""
         return self._judge is not None
 
+    @property
+    def held(self) -> bytes:
+        """What has come of a head that is not complete, or that has been refused."""
+        return self._held
+
     def feed(self, data: bytes) -> tuple[bytes, bytes] | None:
         """A head with its empty line, and what follows it; None until it is complete.
 
@@ -65,9 +70,12 @@ class HeadReader:
             judge.feed_data(head[len(held) :])
         except httptools.HttpParserUpgrade:
             pass  # a wish that others judge
-        except httptools.HttpParserError:
-            raise Malformed("not HTTP/1") from None
+        except httptools.HttpParserError as error:
+            self._held = octets
+            reason = str(error)
+            raise Malformed("not HTTP/1" if reason.startswith("Expected HTTP/") else reason) from None
         if len(head) > self._limit:
+            self._held = octets
             raise Oversized("the head is too large")
         if complete:
             self._judge, self._held = None, b""

@@ -116,7 +116,7 @@ class Relayed(Exchange):
         else:
             self.status = error.status
             self.keep_alive = client.stays_open(self.keep_alive)
-            head, content = error_response(error, self.keep_alive, self.method)
+            head, content = error_response(error, self.keep_alive, client.cross_origin, self.method)
             client.write(self.head_to_client(error.status, head) + content)
             self.answered()
 
@@ -196,10 +196,18 @@ class Writing(Relayed):
         self._writing.close()
 
 
-def error_response(error: GatewayError, keep_alive: bool, method: bytes = b"GET") -> tuple[bytes, bytes]:
-    """Head and content of a response for an error of the gateway's own."""
+def error_response(
+    error: GatewayError, keep_alive: bool, cross_origin: bool, method: bytes = b"GET"
+) -> tuple[bytes, bytes]:
+    """Head and content of a response for an error of the gateway's own.
+
+    ``cross_origin``: the request has an Origin. A browser then lets the page read an answer only if it allows that, as
+    LiteLLM's answers do.
+    """
     content = error.body()
     fields = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
+    if cross_origin:
+        fields.append((b"Access-Control-Allow-Origin", b"*"))
     if not keep_alive:
         fields.append((b"Connection", b"close"))
     phrase = HTTPStatus(error.status).phrase.encode()

@@ -3,13 +3,17 @@
 Facts enforced here:
 
 * RFC 9112 section 3: a request line is method, target and version, with one space between them.
-* RFC 9112 section 3.2: in HTTP/1.1 there is exactly one Host. A target is a path, an http URL (whose authority counts,
-  whatever Host says) or, for OPTIONS, ``*``; CONNECT is for proxies.
+* RFC 9112 section 3.2: in HTTP/1.1 there is exactly one Host, and it is valid. A target is a path, an http URL (whose
+  authority counts, whatever Host says) or, for OPTIONS, ``*``; CONNECT is for proxies.
+* RFC 9110 section 7.2: Host is a host and perhaps a port. A host is, as in RFC 3986 section 3.2.2, a name, which may be
+  empty or percent-encoded, an IPv4 address, or an IPv6 address in brackets. A comma, which RFC 3986 allows in a name,
+  is refused: it is how two Host lines look that somebody has made one (RFC 9110 section 5.3).
 * RFC 9112 section 9.3: a connection persists unless Connection says close. HTTP/1.0's keep-alive is not offered.
 * RFC 9110 section 7.8: a server may ignore Upgrade. So it is with content, in HTTP/1.0, with another method than GET,
   and for h2c, which could carry anything past the sanitizer.
 """
 
+import ipaddress
 import re
 from typing import Final, NamedTuple
 from urllib.parse import unquote
@@ -20,6 +24,9 @@ from sanitizer.relay.headers import Forwarding, Head, Peer, read_head
 
 _EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 _HOST: Final = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
+_HOST_VALUE: Final = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?"
+)
 _VERSIONS: Final = {b"HTTP/1.1": b"1.1", b"HTTP/1.0": b"1.0"}
 
 
@@ -75,12 +82,13 @@ def read_request(octets: bytes, *, way: bool) -> Request:
     method, target, protocol = parts
     version = _VERSIONS.get(protocol)
     if version is None:
-        raise BadRequest("HTTP version other than 1.1 and 1.0")
+        raise BadRequest(other_protocol(octets) or "HTTP version other than 1.1 and 1.0")
     head = read_head(octets, way=way)
     check_host(head, version)
     if target[:1] != b"/" or method == b"CONNECT":
         target, octets = _origin_form(method, target, octets)
         head = read_head(octets, way=way)
+        check_host(head, version)
     length = request_length(head, version)
     keep_alive = version == b"1.1" and b"close" not in head.connection
     upgrade = b""
@@ -90,9 +98,37 @@ def read_request(octets: bytes, *, way: bool) -> Request:
 
 
 def check_host(head: Head, version: bytes) -> None:
-    """Raise `BadRequest` where there is more than one Host, or none in HTTP/1.1 (RFC 9112 section 3.2)."""
+    """Raise `BadRequest` where there is more than one Host, none in HTTP/1.1, or one that names no host."""
     if head.hosts > 1 or (not head.hosts and version == b"1.1"):
         raise BadRequest("exactly one Host is needed")
+    if head.host and not _is_host(head.host):
+        raise BadRequest("Host is no host name or address")
+
+
+def _is_host(value: bytes) -> bool:
+    match = _HOST_VALUE.fullmatch(value)
+    if match is None:
+        return False
+    if match[1] is not None:
+        try:
+            ipaddress.IPv6Address(match[1].decode())
+        except ValueError:
+            return False
+    return True
+
+
+def other_protocol(octets: bytes) -> str:
+    """What a peer speaks that begins with ``octets``, and what to do about it; empty if it is not known."""
+    if octets.startswith((b"PROXY ", b"\0\r\nQUIT\n")):  # the CRLFs before that are skipped
+        return (
+            "a PROXY protocol header came before the request; switch it off in the load balancer, and let it send "
+            "X-Forwarded-For (--trusted-proxies)"
+        )
+    if octets == b"\x16" or octets.startswith(b"\x16\x03"):
+        return "TLS came, but this port speaks plain HTTP; use http:// here, or give the gateway --ssl-certfile"
+    if octets.startswith(b"PRI * HTTP/2.0\r\n"):
+        return "HTTP/2 came, but the gateway speaks HTTP/1.1; let the load balancer use that towards it"
+    return ""
 
 
 def decoded_path(target: bytes) -> str:
@@ -116,7 +152,7 @@ def _origin_form(method: bytes, target: bytes, octets: bytes) -> tuple[bytes, by
     if method == b"CONNECT" or not separator or scheme.lower() not in (b"http", b"https"):
         raise BadRequest("target is neither a path nor an http URL")
     authority, slash, path = rest.partition(b"/")
-    if not authority or b"@" in authority or b"?" in authority or b"#" in authority:
+    if authority[:1] in (b"", b":") or b"@" in authority or b"?" in authority or b"#" in authority:
         raise BadRequest("target has no plain authority")
     target = slash + path or b"/"
     start_line, lines = octets[: octets.index(b"\r\n")], octets[octets.index(b"\r\n") :]

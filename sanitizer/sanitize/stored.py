@@ -83,7 +83,7 @@ CACHE_SIZE = 4 * 1024 * 1024
 _NOT_LOOKED_UP = re.compile(
     rb"\r\n(?:content-[^:]*|if-[^:]*|accept-encoding|expect|range|transfer-encoding):[^\r]*", re.IGNORECASE
 )
-_OF_THE_ROUTE = re.compile(rb"\r\n(?:host|via|x-forwarded-(?:for|host|proto)):[^\r]*", re.IGNORECASE)
+_OF_THE_ROUTE = re.compile(rb"\r\n(?:via|x-forwarded-(?:for|proto)):[^\r]*", re.IGNORECASE)
 _IDENTITY = b"\r\nAccept-Encoding: identity"
 
 
@@ -109,21 +109,23 @@ def lookup_header(head: bytes) -> bytes:
     return _NOT_LOOKED_UP.sub(b"", head[head.index(b"\r\n") : -4]) + _IDENTITY
 
 
-def own_header(head: bytes, key: str) -> bytes:
+def own_header(head: bytes, key: str, host: bytes) -> bytes:
     """The field lines of a lookup with the gateway's own credential, ``key``.
 
     Any field of the caller's may authenticate, and some go before Authorization: none but those that say where the
-    request is going and has come from are taken along. (A LiteLLM up to 1.105.0, though not 1.109.1, that has a
+    request has come from are taken along. Nor does a caller say which virtual host gets the key: Host is ``host``, and
+    no other field names one. (A LiteLLM up to 1.105.0, though not 1.109.1, that has a
     ``litellm_key_header_name`` takes no key from Authorization: there, the credential is of no use.)
     """
     route = b"".join(_OF_THE_ROUTE.findall(head))
-    return route + b"\r\nAuthorization: Bearer " + key.encode() + _IDENTITY
+    return b"\r\nHost: " + host + route + b"\r\nAuthorization: Bearer " + key.encode() + _IDENTITY
 
 
 class StoredKeys:
     """Looks keys up in LiteLLM. ``timeout`` (seconds) is for a whole lookup.
 
-    ``lookup_key`` gives the gateway's own credential as it is now, or None (`sanitizer.sanitize.lookup_key`).
+    ``lookup_key`` gives the gateway's own credential as it is now, or None (`sanitizer.sanitize.lookup_key`); ``host``
+    is the Host that a lookup with it names.
 
     ``cache_ttl`` (seconds; 0: off) lets an answer be reused for the same header, key and path prefix. An entry goes as
     soon as another caller's lookup for the key, or any request that may write the key, comes through this process; and
@@ -134,10 +136,16 @@ class StoredKeys:
     """
 
     def __init__(
-        self, *, timeout: float = 5.0, cache_ttl: float = 0, lookup_key: Callable[[], str | None] | None = None
+        self,
+        *,
+        timeout: float = 5.0,
+        cache_ttl: float = 0,
+        lookup_key: Callable[[], str | None] | None = None,
+        host: bytes = b"localhost",
     ) -> None:
         self._timeout = timeout
         self._lookup_key = lookup_key
+        self._host = host
         # token -> (who asked, where; the answer). One entry a key, as everyone else's would have to go anyway.
         self._cache: TTLCache[str, tuple[bytes, bytes]] | None = None
         if cache_ttl:
@@ -195,7 +203,7 @@ class StoredKeys:
         query = _by_alias(alias or "", prefix) if key is None else _by_key(token_of(key), prefix)
         if own is None or query is None:
             return Unknown("lookup_403"), None
-        found, lookup, _ = await self._look_up(caller, own_header(caller.head, own), query, lookup_key=True)
+        found, lookup, _ = await self._look_up(caller, own_header(caller.head, own, self._host), query, lookup_key=True)
         return found, lookup
 
     @property

@@ -159,3 +159,12 @@ def test_sign_in(litellm: LiteLLM, gateway: str, owner: User, session: str) -> N
     assert attributes(through)
     for answer in (direct, through):
         litellm.new_secret(answer.json()["token"])
+
+
+def test_errors_of_the_gateways_own(litellm: LiteLLM, gateway: str) -> None:
+    """A page's script may read an error of the gateway's as it may read LiteLLM's own."""
+    origin = {"Origin": "https://a.example"}
+    direct = client(litellm.url).get("/key/info", headers=origin)
+    own = client(gateway).get("/", headers={**origin, "Host": "a,b"})
+    assert (direct.status_code, own.status_code) == (401, 400)
+    assert own.headers["access-control-allow-origin"] == direct.headers["access-control-allow-origin"]

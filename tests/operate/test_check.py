@@ -43,6 +43,8 @@ class LiteLLM:
         self.config: Any = answers.get("config", {"server_root_path": "", "proxy_base_url": None})
         self.roots: list[str] = answers.get("roots", [])
         self.info = answers.get("info", {})
+        self.names: list[str] | None = answers.get("names")  # it is routed to by these alone
+        self.hosts: set[str] = set()
         self.asked: list[tuple[str, str | None]] = []
         self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST"])])
 
@@ -51,6 +53,10 @@ class LiteLLM:
         path = request.url.path
         self.asked.append((path + ("?" + request.url.query if request.url.query else ""), key))
         assert request.method == "GET"
+        host = request.headers["host"]
+        self.hosts.add(host)
+        if self.names is not None and host.partition(":")[0] not in self.names:
+            return Response("no such host", 404)
         status, value = {
             "/health/readiness": (self.ready_status, self.ready),
             "/health/readiness/details": self.details,
@@ -196,9 +202,39 @@ def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
     }
     assert litellm.asked == [
         ("/health/readiness", None),
+        ("/health/readiness", None),  # with another Host
         ("/.well-known/litellm-ui-config", None),
         (f"/key/info?key={token_of(KEY)}", KEY),
     ]
+
+
+def test_routed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """An upstream that routes by name answers the check, but not clients, who name the gateway: that is a problem."""
+    with running(names=["127.0.0.1"]) as (_, url):
+        text = Checked(capsys, "--upstream", url)
+        checked = Checked(capsys, "--upstream", url, "--json")
+    assert (text.status, checked.status) == (1, 1)
+    assert dict(checked.findings())["host"] == "problem"
+    assert "routes by name" in text.words
+    assert "404" in text.words
+    assert "--pass-host-header=false" in text.words
+    assert "1 problem." in text.words
+
+
+def test_own_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """With --pass-host-header=false clients' Host does not get there, so it is not asked with."""
+    with running(names=["127.0.0.1"]) as (litellm, url):
+        checked = Checked(capsys, "--upstream", url, "--pass-host-header=false")
+    assert checked.status == 0
+    assert litellm.hosts == {url.removeprefix("http://")}
+
+
+def test_not_by_name(capsys: pytest.CaptureFixture[str]) -> None:
+    """An upstream that is asked with two names and answers to both has no problem, and nothing is said of it."""
+    with running() as (litellm, url):
+        checked = Checked(capsys, "--upstream", url, "--json")
+    assert (checked.status, len(litellm.hosts)) == (0, 2)
+    assert "host" not in dict(checked.findings())
 
 
 PREMIUM = ["allowed_passthrough_routes 1", "guardrails 1", "policies 1", "prompts 1", "tags 1"]

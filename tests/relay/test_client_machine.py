@@ -73,7 +73,7 @@ class Front:
             max_connections=max_connections,
         )
         self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
-        self.counters = Counters(lambda kind, detail: self.refusals.append(kind))
+        self.counters = Counters(lambda kind, *_: self.refusals.append(kind))
         self.connections = Connections()
         self.interceptor = self
         self.writing = None

@@ -95,6 +95,27 @@ def test_peer_trusted(peer: str | None, trusted: str, address: bytes | None) -> 
     assert not TrustedProxies().trusts(peer)
 
 
+@pytest.mark.parametrize(
+    ("peer", "scheme", "trusted", "said"),
+    [
+        pytest.param("192.0.2.1", "http", "", ["192.0.2.1"], id="a stranger, by http"),
+        pytest.param(None, "http", "", [None], id="a unix socket"),
+        pytest.param("192.0.2.1", "https", "", [], id="by https: it is what upstream is told"),
+        pytest.param("192.0.2.1", "http", "192.0.2.0/24", [], id="a trusted peer"),
+    ],
+)
+def test_claimed_https(peer: str | None, scheme: str, trusted: str, said: list[str | None]) -> None:
+    """A peer that says https in vain is named, once."""
+    named: list[str | None] = []
+    trusts = load({"trusted_proxies": trusted} if trusted else {}, {}).trusted_proxies
+    it = Forwarding(trusts, PSEUDONYM, on_untrusted=named.append)
+    came_from = it.peer(peer, scheme)
+    for _ in range(2):
+        octets = encode_head(b"GET / HTTP/1.1", [(b"Host", b"h"), (b"X-Forwarded-Proto", b"HTTPS ")])
+        it.onward(read_head(octets, way=came_from.trusted), came_from)
+    assert named == said
+
+
 def test_unix_peer_has_no_address() -> None:
     """What an untrusted unix peer says is removed; there is no address to put in its place."""
     assert sent([(b"X-Forwarded-For", b"forged")], peer=None)[0] == (b"X-Forwarded-Proto", b"http")

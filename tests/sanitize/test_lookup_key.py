@@ -272,7 +272,7 @@ async def test_no_key_now(respx_mock: respx.MockRouter) -> None:
 
 @pytest.mark.anyio
 async def test_bytes_sent() -> None:
-    """Nothing by which the caller may have authenticated goes along with the gateway's own key."""
+    """Nothing goes along with the gateway's own key by which the caller has authenticated, or names a virtual host."""
     fields: Fields = [
         (b"Host", b"proxy.example:8443"),
         (b"X-LiteLLM-API-Key", b"Bearer sk-1"),
@@ -289,13 +289,14 @@ async def test_bytes_sent() -> None:
         (b"X-Forwarded-For", b"203.0.113.9"),
         (b"x-forwarded-proto", b"https"),
         (b"X-Forwarded-Host", b"proxy.example"),
+        (b"Forwarded", b"host=proxy.example"),
         (b"Via", b"1.1 a"),
         (b"Via", b"1.1 litellm-sanitizer-0"),
     ]
     with Server(reply(answer())) as server:
         upstream = GatewayUpstream(Address("http", "127.0.0.1", server.port))
         try:
-            stored = StoredKeys(lookup_key=lambda: OWN)
+            stored = StoredKeys(lookup_key=lambda: OWN, host=b"litellm.example")
             caller = Caller(octets(fields), partial(fetch, upstream))
             assert (await stored.get_with_lookup_key(caller, KEY, None, "/p"))[0] == Stored(HELD)
         finally:
@@ -304,10 +305,9 @@ async def test_bytes_sent() -> None:
         assert server.requests[0].raw_head == b"\r\n".join(
             [
                 b"GET /p/key/info?key=%b HTTP/1.1" % TOKEN.encode(),
-                b"Host: proxy.example:8443",
+                b"Host: litellm.example",
                 b"X-Forwarded-For: 203.0.113.9",
                 b"x-forwarded-proto: https",
-                b"X-Forwarded-Host: proxy.example",
                 b"Via: 1.1 a",
                 b"Via: 1.1 litellm-sanitizer-0",
                 b"Authorization: Bearer sk-own",

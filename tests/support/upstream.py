@@ -37,6 +37,14 @@ class Connection(Wire):
         self.upstream.changed()
         return data
 
+    def answer_first_look(self) -> bool:
+        """Answer as LiteLLM does if the gateway's own first look has come, and keep it out of the record."""
+        if not self._buffer.startswith(FIRST_LOOK):
+            return False
+        self.read_until(b"\r\n\r\n")
+        self.send(ALIVE)
+        return True
+
     def read_head(self) -> Request:
         """The next request's head, recorded as a request that is not complete yet.
 
@@ -82,6 +90,8 @@ HALF_CLOSE = Step("half-close")
 WAIT_CLOSED = Step("wait until the gateway closes")
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+FIRST_LOOK = b"GET /health/liveliness HTTP/1.1\r\n"
+ALIVE = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\n"I\'m alive!"'
 
 
 def reply(*steps: bytes | Step | threading.Event, early: bool = False) -> Script:
@@ -142,8 +152,10 @@ class Upstream:
         context: ssl.SSLContext | None = None,
         keep: bool = True,
         receive_buffer: int | None = None,
+        answers_first_look: bool = True,
     ) -> None:
         self.script = script or reply(OK)
+        self._answers_first_look = answers_first_look
         self.keep = keep
         self.patience = 2.0  # seconds in which a gateway should notice that an idle connection has ended
         self.requests: list[Request] = []
@@ -278,6 +290,8 @@ class Upstream:
         try:
             while connection.wait_readable():
                 connection.sock.settimeout(wire.TIMEOUT)
+                if self._answers_first_look and connection.answer_first_look():
+                    break
                 self.script(connection)
                 if connection.sock.fileno() < 0:
                     break

@@ -1,0 +1,74 @@
+"""One look at upstream, when it can be reached for the first time: is it LiteLLM, or another server, or this gateway?
+
+LiteLLM answers ``GET /health/liveliness`` to anyone. Cases, before the code:
+
+* It is LiteLLM, or there is no answer in time, or one that says that a LiteLLM behind it is away (5xx): all that may be
+  in order, and nothing is said.
+* It is this gateway, by a detour perhaps: the request comes back to it, and the answer is its own 508.
+* Anything else is a mistake, most likely, and is told in words; the gateway serves all the same.
+"""
+
+import asyncio
+import re
+import ssl
+from typing import Final
+from urllib.parse import quote
+
+from sanitizer.address import Address
+from sanitizer.errors import LoopDetected
+
+TIMEOUT: Final = 10.0
+"""Seconds for all of it: LiteLLM may be busy with its own start."""
+_LIMIT: Final = 64 * 1024
+"""Bytes of the answer that are read."""
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?:\r|$)", re.IGNORECASE)
+_ALIVE: Final = b"I'm alive!"
+
+
+async def first_look(address: Address, tls: ssl.SSLContext | None, prefix: str) -> str | None:
+    """What is wrong with upstream; None if it is LiteLLM, or that can't be told. ``prefix``: LiteLLM's root path."""
+    path = f"{quote(prefix)}/health/liveliness"
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            answer = await _ask(address, tls, path)
+    except (OSError, TimeoutError, ValueError):  # ValueError: a name that IDNA can't encode
+        return None
+    return _judge(answer, path)
+
+
+def _judge(answer: bytes, path: str) -> str | None:
+    if not answer:
+        return None
+    match = re.match(rb"HTTP/1\.[01] ([0-9]{3})", answer)
+    if match is None:
+        return "it does not speak HTTP/1"
+    status = int(match[1])
+    if status == LoopDetected.status and LoopDetected.kind.encode() in answer:
+        return "it is the gateway itself, or leads back to it; --upstream has to name LiteLLM"
+    if status >= 500 or (status == 200 and _ALIVE in answer):
+        return None
+    return f"it answers {status} to GET {path}, and not as LiteLLM does"
+
+
+def _is_whole(answer: bytes) -> bool:
+    """Whether there is no need to wait for more; not every server closes the connection when it is asked to."""
+    head, end, content = answer.partition(b"\r\n\r\n")
+    length = _LENGTH.search(head) if end else None
+    return len(answer) >= _LIMIT or (length is not None and len(content) >= int(length[1]))
+
+
+async def _ask(address: Address, tls: ssl.SSLContext | None, path: str) -> bytes:
+    """The first bytes of the answer, head and all."""
+    if address.uds is not None:
+        reader, writer = await asyncio.open_unix_connection(address.uds)
+    else:
+        name = address.host if tls else None
+        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=tls, server_hostname=name)
+    try:
+        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address.authority}\r\nConnection: close\r\n\r\n".encode())
+        answer = b""
+        while not _is_whole(answer) and (data := await reader.read(_LIMIT)):
+            answer += data
+        return answer
+    finally:
+        writer.transport.abort()

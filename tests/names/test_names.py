@@ -245,15 +245,13 @@ def test_the_resolver_fails_later(face: Face, failure: str) -> None:
             assert "not ready" not in str(gateway.records)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize("how", ["drained", "a second signal"])
-def test_exit_while_a_name_is_looked_up(how: str, workers: int) -> None:
+def test_exit_while_a_name_is_looked_up(how: str) -> None:
     """A look-up that gets no answer, of the pool and of the probe, does not keep the process from ending."""
     configure("timeout:30", "attempts:1")
     with Nameserver([FIRST]) as dns:
         dns.silent = True
-        options = ("--shutdown-grace", "1", "--workers", str(workers))
-        with Gateway(URL, *options, admin=True) as gateway:
+        with Gateway(URL, "--shutdown-grace", "1", admin=True) as gateway:
             clients = [gateway.connect() for _ in range(20)]
             for client in clients:
                 client.send(GET)

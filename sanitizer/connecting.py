@@ -45,9 +45,10 @@ class Connector:
         async with asyncio.timeout(self._timeout):
             if address.uds is not None:
                 transport, _ = await loop.create_unix_connection(make_protocol, address.uds)
-            elif not found:
+            elif len(found) < 2:  # nothing to choose from; the event loop needs no socket made for it
+                host = found[0][4][0] if found else address.host
                 transport, _ = await loop.create_connection(
-                    make_protocol, address.host, address.port, ssl=self._tls, server_hostname=name
+                    make_protocol, host, address.port, ssl=self._tls, server_hostname=name
                 )
             else:
                 sock = await _open(in_turn(found, next(self._turns)))

@@ -57,17 +57,30 @@ async def test_no_look_up_for_an_ip_address(url: str, monkeypatch: pytest.Monkey
         transport.abort()
 
 
-async def test_refused() -> None:
-    """The system's word is passed on, whatever the name's addresses are."""
+@pytest.fixture(params=[1, 2, None], ids=["one address", "two addresses", "an IP address"])
+def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """What leads to 127.0.0.1, as a name or without one."""
+    if request.param is None:
+        return "127.0.0.1"
+
+    def getaddrinfo(host: str, port: int, **_: object) -> list[AddrInfo]:
+        assert host == "litellm.test"
+        return [(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", ("127.0.0.1", port))] * request.param
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+    return "litellm.test"
+
+
+async def test_refused(host: str) -> None:
+    """The system's word is passed on."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
         with pytest.raises(ConnectionRefusedError) as failure:
-            await Connector(Address("http", "localhost", port), None, 5).connect(asyncio.Protocol)
+            await Connector(Address("http", host, port), None, 5).connect(asyncio.Protocol)
     assert str(failure.value) == "[Errno 111] Connection refused"
 
 
-@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
 async def test_a_handshake_that_does_not_end(host: str) -> None:
     """The time holds for the TLS handshake too, and its socket is closed."""
     context = ssl.create_default_context()
@@ -83,16 +96,15 @@ async def test_a_handshake_that_does_not_end(host: str) -> None:
 
 
 @pytest.mark.parametrize("trusted", [True, False])
-async def test_name_in_the_certificate(trusted: bool) -> None:
-    """The certificate has to be for the name, whatever address it leads to."""
+async def test_name_in_the_certificate(host: str, trusted: bool) -> None:
+    """The certificate has to be for what --upstream says, whatever address that leads to."""
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert("localhost" if trusted else "other.test").configure_cert(server)
+    authority.issue_cert(host if trusted else "other.test").configure_cert(server)
     authority.configure_trust(client)
     listening = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0, ssl=server)
     try:
-        port = listening.sockets[0].getsockname()[1]
-        connector = Connector(Address("https", "localhost", port), client, 5)
+        connector = Connector(Address("https", host, listening.sockets[0].getsockname()[1]), client, 5)
         if trusted:
             (await connector.connect(asyncio.Protocol)).abort()
         else:

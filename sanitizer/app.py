@@ -9,7 +9,9 @@ from time import perf_counter
 
 from starlette.types import Message, Receive, Scope, Send
 
+from sanitizer import descriptors
 from sanitizer.connections import Connections
+from sanitizer.errors import OutOfDescriptors
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.asgi import Relay, request_target
@@ -53,6 +55,7 @@ class Gateway:
         self.counters = Counters(self._refusals)
         self.on_ended: OnEnded | None = _log_access if settings.access_log else None
         self._upstream_errors = logs.Repeats("upstream failed")
+        self._shortages = logs.Repeats("out of file descriptors")
         self._started = False
         stored = StoredKeys(
             timeout=settings.lookup_timeout, cache_ttl=settings.cache_ttl, lookup_key=_lookup_key(settings)
@@ -112,7 +115,7 @@ class Gateway:
             response_timeout=settings.response_timeout,
             keepalive=settings.upstream_keepalive,
             max_connections=settings.max_connections,
-            on_error=self._upstream_errors,
+            on_error=self._on_upstream_error,
         )
         self.ask = ask = partial(fetch, upstream)
         relay = Relay(upstream, self.forwarding, self.counters)
@@ -126,7 +129,19 @@ class Gateway:
         if self._started:
             self.upstream.close()
         self._upstream_errors.close()
+        self._shortages.close()
         self._refusals.close()
+
+    def out_of_descriptors(self, kind: str = "accept") -> None:
+        """No descriptor was left to accept a connection, or to connect to upstream."""
+        self.counters.shortages += 1
+        self._shortages(kind, descriptors.ADVICE)
+
+    def _on_upstream_error(self, kind: str, detail: str) -> None:
+        if kind == OutOfDescriptors.kind:
+            self.out_of_descriptors("connect")
+        else:
+            self._upstream_errors(kind, detail)
 
     def _on_decision(self, record: Record) -> None:
         self.decisions.add(record)

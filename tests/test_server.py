@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import resource
@@ -24,7 +25,10 @@ from starlette.types import Message
 
 from sanitizer.address import Address
 from sanitizer.app import Gateway as App
+from sanitizer.descriptors import RESERVE
 from sanitizer.settings import Settings
+from tests.operate.exposition import wait_for, wait_until_ready
+from tests.operate.test_metrics import children as workers_of
 from tests.support.client import Client
 from tests.support.gateway import ROOT, Gateway
 from tests.support.upstream import OK, Upstream, reply
@@ -412,6 +416,42 @@ def serves(gateway: Gateway) -> bool:
         return gateway.ask(GET).status == 200
     except (Cut, OSError):
         return False
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_no_descriptor_for_upstream(upstream: Upstream, name: str) -> None:
+    """A request for which no connection can be made for want of a descriptor is answered with an error of its own."""
+    with Gateway(f"http://{name}:{upstream.port}", admin=True) as gateway, gateway.connect() as client:
+        wait_until_ready(gateway)
+        limits = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, gateway_hard(gateway)))
+        for _ in range(2):
+            answer = client.ask(GET)
+            assert answer.status == 503
+            error = json.loads(answer.body)["error"]
+            assert (error["type"], error["code"]) == ("descriptors", "503")
+            assert error["message"] == "litellm-sanitizer: the gateway is out of file descriptors; try again"
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, limits)
+        assert client.ask(GET).status == 200
+        numbers = wait_for(gateway, lambda numbers: numbers['sanitizer_upstream_errors_total{kind="descriptors"}'] == 2)
+        assert numbers['sanitizer_upstream_errors_total{kind="unreachable"}'] == 0
+        assert numbers["sanitizer_out_of_descriptors_total"] >= 2
+        lines = [line for line in gateway.records if line["message"] == "out of file descriptors"]
+        assert lines[0]["kind"] == "connect"
+        assert "ulimit -n" in lines[0]["detail"]
+        assert not any(line["message"] == "upstream failed" for line in gateway.records)
+
+
+def gateway_hard(gateway: Gateway) -> int:
+    return resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)[1]
+
+
+def test_reserve(upstream: Upstream) -> None:
+    """Some descriptors of those that the process may have are the admin listener's alone."""
+    with Gateway(upstream.url, "--workers", "2", admin=True) as gateway:
+        wait_until_ready(gateway)
+        for pid in (gateway.pid, *workers_of(gateway)):
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            assert soft in (hard - RESERVE, hard // 2)
 
 
 def test_no_descriptors(upstream: Upstream) -> None:

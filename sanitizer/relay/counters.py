@@ -38,14 +38,15 @@ class Counters:
 
     ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests ended with a status of
     which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
-    it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal.
+    it has become a tunnel, or when its client has left. ``shortages``: how often no descriptor was left.
+    ``on_refused`` is called with kind and detail of each refusal.
     """
 
-    __slots__ = ("_on_refused", "_others", "answers", "in_flight", "refused", "tunnels")
+    __slots__ = ("_on_refused", "_others", "answers", "in_flight", "refused", "shortages", "tunnels")
 
     def __init__(self, on_refused: Callable[[str, str], None] | None = None) -> None:
         self._on_refused = on_refused
-        self.refused = self.in_flight = self.tunnels = 0
+        self.refused = self.in_flight = self.tunnels = self.shortages = 0
         self.answers = {method: [0] * 10 for method in (*METHODS, b"")}
         self._others = self.answers[b""]
 

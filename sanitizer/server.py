@@ -240,12 +240,15 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
         _log_listening(settings, listener, admin_listener)
         for name in unknown:
             logs.event(logging.WARNING, "no such option, ignored", variable=name)
+        # a signal waits until there is something that it can end as it should
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             admin = Admin(settings, admin_listener) if admin_listener else None
         except OSError as error:
             _log_failed_start(error)
             return 1
         with admin or contextlib.nullcontext():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             return _serve(settings, listener, admin)
 
 

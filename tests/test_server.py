@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pty
 import re
 import resource
 import signal
@@ -21,6 +22,12 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from starlette.types import Message
 
 from sanitizer.address import Address
@@ -324,6 +331,33 @@ def test_hang_up_without_certificate(upstream: Upstream, workers: int) -> None:
         hang_up(gateway, IGNORED, workers)
         assert gateway.ask(GET).body == b"ok"
         assert gateway.stop() == 0
+
+
+def test_encrypted_key(certificates: Certificates) -> None:
+    """A key that is encrypted is refused; nobody is asked for its password, which at SIGHUP would stop everything."""
+    certificates.write()
+    key = load_pem_private_key(certificates.key.read_bytes(), None)
+    encryption = BestAvailableEncryption(b"password")
+    certificates.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    code = (
+        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "from sanitizer.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    terminal, stdio = pty.openpty()
+    command = [sys.executable, "-c", code, *certificates.options]
+    with subprocess.Popen(
+        command, stdin=stdio, stdout=stdio, stderr=stdio, cwd=ROOT, start_new_session=True
+    ) as process:
+        os.close(stdio)
+        output = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while b"pass phrase" not in output and (piece := os.read(terminal, 65536)):
+                output += piece
+        os.close(terminal)
+        if b"pass phrase" in output:
+            process.kill()
+    assert b"--ssl-certfile" in output
+    assert process.returncode == 2
 
 
 def test_hang_up_before_start() -> None:

@@ -26,11 +26,11 @@ _NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE)
 _WATCH_INTERVAL: Final = 1.0
 
 
-def raise_limit() -> None:
-    """Let the process have all the descriptors that it can have, less the reserve: the usual 1024 are 500 streams."""
+def raise_limit(reserve: int) -> None:
+    """Let the process have all the descriptors that it can have, less ``reserve``: the usual 1024 are 500 streams."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard - RESERVE, hard // 2), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard - reserve, hard // 2), hard))
 
 
 def take_from_reserve(take: Callable[[], _T]) -> _T:

@@ -222,7 +222,8 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     """
     logs.configure(settings.log_level, settings.log_format)
     _exit_at_signals()
-    descriptors.raise_limit()
+    # workers have no admin listener, and their parent, which has it, has no public side
+    descriptors.raise_limit(descriptors.RESERVE if settings.admin_port and settings.workers == 1 else 0)
     with contextlib.ExitStack() as stack:
         where = settings.uds or authority(settings.host, settings.port)
         admin_listener = None

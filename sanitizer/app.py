@@ -5,6 +5,7 @@ import os
 import secrets
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from time import perf_counter
 
 from starlette.types import Message, Receive, Scope, Send
@@ -19,6 +20,7 @@ from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.intercepted import Ask, Interceptor
+from sanitizer.relay.stalls import StallSweep
 from sanitizer.relay.upstream import Upstream
 from sanitizer.sanitize.core import Record, Sanitizer
 from sanitizer.sanitize.decision import Outcome
@@ -42,6 +44,7 @@ class Gateway:
 
     upstream: Upstream
     ask: Ask
+    _sweep: StallSweep
     _app: SanitizerMiddleware
 
     def __init__(self, settings: Settings, pseudonym: bytes | None = None) -> None:
@@ -52,7 +55,8 @@ class Gateway:
         self.decisions = Decisions()
         self.draining = False
         self._refusals = logs.Repeats("request refused")
-        self.counters = Counters(self._refusals)
+        self._stalls = logs.Repeats("client stalled")
+        self.counters = Counters(self._refusals, self._stalls)
         self.on_ended: OnEnded | None = _log_access if settings.access_log else None
         self._upstream_errors = logs.Repeats("upstream failed")
         self._shortages = logs.Repeats("out of file descriptors")
@@ -117,20 +121,24 @@ class Gateway:
             max_connections=settings.max_connections,
             on_error=self._on_upstream_error,
         )
+        self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, tuple(upstream.connections)))
         self.ask = ask = partial(fetch, upstream)
-        relay = Relay(upstream, self.forwarding, self.counters)
+        relay = Relay(upstream, self.forwarding, self.counters, settings.stall_timeout)
         self._app = SanitizerMiddleware(
-            relay, sanitizer=self._sanitizer, caller=lambda scope: Caller(relay.outbound_head(scope), ask)
+            relay,
+            sanitizer=self._sanitizer,
+            caller=lambda scope: Caller(relay.outbound_head(scope), ask),
+            stall_timeout=settings.stall_timeout,
         )
         self._started = True
 
     def close(self) -> None:
         """Drop all connections to upstream, and log what has not been yet."""
         if self._started:
+            self._sweep.close()
             self.upstream.close()
-        self._upstream_errors.close()
-        self._shortages.close()
-        self._refusals.close()
+        for repeats in (self._upstream_errors, self._shortages, self._refusals, self._stalls):
+            repeats.close()
 
     def out_of_descriptors(self, kind: str = "accept") -> None:
         """No descriptor was left to accept a connection, or to connect to upstream."""

@@ -1,10 +1,13 @@
 """The client connections that are open, so that a process can drain: tell each to finish, and wait for the last."""
 
 import asyncio
+from collections.abc import Iterator
 from typing import Protocol
 
+from sanitizer.relay.stalls import Watched
 
-class ClientConnection(Protocol):
+
+class ClientConnection(Watched, Protocol):
     """What a server asks of a connection that it has accepted."""
 
     def shutdown(self) -> None:
@@ -25,6 +28,10 @@ class Connections:
     def __len__(self) -> int:
         return len(self._open)
 
+    def __iter__(self) -> Iterator[ClientConnection]:
+        """Those that are open now; they may discard themselves meanwhile."""
+        return iter(tuple(self._open))
+
     def add(self, connection: ClientConnection) -> None:
         self._open.add(connection)
         self._none_open.clear()
@@ -36,12 +43,12 @@ class Connections:
 
     def shutdown(self) -> None:
         """Shut down every connection."""
-        for connection in tuple(self._open):  # one that is idle may discard itself at once
+        for connection in self:
             connection.shutdown()
 
     def abort(self) -> None:
         """Abort every connection."""
-        for connection in tuple(self._open):
+        for connection in self:
             connection.abort()
 
     async def wait_closed(self) -> None:

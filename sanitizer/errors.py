@@ -6,11 +6,14 @@
     |-- BadRequest          400  request framing that two parsers could read differently
     |-- HeadTooLarge        431  request head over the limit
     |-- LoopDetected        508  the request came back to this gateway
+    |-- ClientNotSending    408  the client has stopped sending its request's content
+    |-- ClientNotReading         the client has stopped reading: its connection is reset, no status can be sent
     |-- PoolExhausted       503  no upstream connection came free in time
     |-- OutOfDescriptors    503  no descriptor was left for a connection to upstream
     |-- UpstreamTimeout     504
     |   |-- ConnectTimeout       no connection within the connect timeout
-    |   `-- ResponseTimeout      no response head within the response timeout
+    |   |-- ResponseTimeout      no response head within the response timeout
+    |   `-- UpstreamNotReading   upstream has stopped reading the request
     `-- UpstreamError       502
         |-- UpstreamUnreachable  refused, unresolvable, certificate not trusted, ...
         `-- UpstreamBroken       closed, reset or not HTTP, before the response was whole
@@ -64,6 +67,21 @@ class LoopDetected(GatewayError):
     message = "the request came back to this gateway; --upstream leads to the gateway itself"
 
 
+class ClientNotSending(GatewayError):
+    """The client has sent nothing of its request's content for the stall timeout (RFC 9110 section 15.5.9)."""
+
+    status = 408
+    kind = "client_not_sending"
+    message = "the request's content has stopped coming"
+
+
+class ClientNotReading(GatewayError):
+    """The client has taken nothing of what waits for it for the stall timeout: its connection is reset."""
+
+    kind = "client_not_reading"
+    message = "the client has stopped reading"
+
+
 class PoolExhausted(GatewayError):
     """No upstream connection came free within the connect timeout."""
 
@@ -100,6 +118,13 @@ class ResponseTimeout(UpstreamTimeout):
 
     kind = "response_timeout"
     message = "upstream did not answer in time"
+
+
+class UpstreamNotReading(UpstreamTimeout):
+    """Upstream has taken nothing of the request for the stall timeout, and has not begun to answer."""
+
+    kind = "upstream_not_reading"
+    message = "upstream has stopped reading the request"
 
 
 class UpstreamError(GatewayError):

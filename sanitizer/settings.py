@@ -47,6 +47,10 @@ def _seconds(low: float = 0.001, high: float = 86_400) -> Callable[[str], float]
     return parse
 
 
+def _seconds_or_none(text: str) -> float | None:
+    return _seconds(0)(text) or None
+
+
 def _size(text: str) -> int:
     units = {"": 1, "B": 1, "KIB": 1024, "MIB": 1024**2, "K": 1024, "M": 1024**2}
     match = re.fullmatch(r"([0-9]{1,9})([a-zA-Z]*)", text)
@@ -208,6 +212,14 @@ class Settings:
     connect_timeout: float = field(default=5.0, metadata=_option(_seconds(), "SECONDS", "upstream connect"))
     response_timeout: float | None = field(
         default=None, metadata=_option(_seconds(), "SECONDS", "until upstream's response head")
+    )
+    stall_timeout: float | None = field(
+        default=60.0,
+        metadata=_option(
+            _seconds_or_none,
+            "SECONDS",
+            "a peer that sends or takes nothing of what is due is cut after this to 1.25 times this; 0: never",
+        ),
     )
     upstream_keepalive: float = field(
         default=4.0,

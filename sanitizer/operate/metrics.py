@@ -74,6 +74,12 @@ FAMILIES: Final = (
         (),
         "Times no descriptor was left: for a connection to upstream, or, at most once a second, to accept one.",
     ),
+    Family(
+        "sanitizer_stalled_clients_total",
+        "counter",
+        ("kind",),
+        "Clients cut because they stalled: client_not_sending, client_not_reading.",
+    ),
     Family("sanitizer_tunnels_in_flight", "gauge", (), "Open tunnels, such as WebSockets."),
     Family("sanitizer_ready", "gauge", (), "1 if /readyz says so, else 0."),
     Family("sanitizer_build_info", "gauge", ("version",), "Always 1; the version is its label."),
@@ -127,6 +133,8 @@ def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snap
     totals.update(_buckets("sanitizer_upstream_seconds", upstream.seconds))
     for kind, count in upstream.errors.items():
         totals["sanitizer_upstream_errors_total", kind] = count
+    for kind, count in counters.stalled.items():
+        totals["sanitizer_stalled_clients_total", kind] = count
     busy = upstream.open - upstream.idle - upstream.connecting
     gauges: dict[tuple[str, ...], float] = {
         ("sanitizer_requests_in_flight",): counters.in_flight,

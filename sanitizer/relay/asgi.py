@@ -12,7 +12,7 @@ from urllib.parse import quote
 
 from starlette.types import Message, Receive, Scope, Send
 
-from sanitizer.errors import BadRequest, GatewayError, LoopDetected, ResponseCut, UpstreamBroken
+from sanitizer.errors import BadRequest, ClientNotSending, GatewayError, LoopDetected, ResponseCut, UpstreamBroken
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Length, checked_head, request_length
@@ -127,12 +127,18 @@ class Answer(Exchange):
 
 
 class Relay:
-    """An ASGI app that is whatever answers at ``upstream``. Requests that it refuses are counted in ``counters``."""
+    """An ASGI app that is whatever answers at ``upstream``. Requests that it refuses are counted in ``counters``.
 
-    def __init__(self, upstream: Upstream, forwarding: Forwarding, counters: Counters) -> None:
+    ``stall_timeout``: seconds for which a client may send nothing of content that is due; None: no limit.
+    """
+
+    def __init__(
+        self, upstream: Upstream, forwarding: Forwarding, counters: Counters, stall_timeout: float | None = None
+    ) -> None:
         self._upstream = upstream
         self._forwarding = forwarding
         self._counters = counters
+        self._stall_timeout = stall_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
@@ -160,7 +166,8 @@ class Relay:
             if not reader.cancelled() and (failure := reader.exception()) is not None:
                 answer.give_up(failure)
 
-        reader = self._upstream.loop.create_task(_read_client(answer, receive, _expects_continue(scope["headers"])))
+        expects_continue = _expects_continue(scope["headers"])
+        reader = self._upstream.loop.create_task(_read_client(answer, receive, expects_continue, self._stall_timeout))
         reader.add_done_callback(done)
         try:
             # after the reader's first turn: a head and the content that has come with it are to be one write
@@ -247,8 +254,11 @@ async def _respond(answer: Answer, send: Send) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
-async def _read_client(answer: Answer, receive: Receive, expects_continue: bool) -> None:
-    """Send the client's content upstream as it comes; end the exchange when the client leaves."""
+async def _read_client(answer: Answer, receive: Receive, expects_continue: bool, stall_timeout: float | None) -> None:
+    """Send the client's content upstream as it comes; end the exchange when the client leaves.
+
+    Raises `ClientNotSending` if nothing comes for ``stall_timeout`` although content is due.
+    """
     if expects_continue:
         # `receive` makes the server answer 100, which is upstream's to say
         try:
@@ -256,6 +266,16 @@ async def _read_client(answer: Answer, receive: Receive, expects_continue: bool)
                 await answer.wants_content()
         except TimeoutError:
             pass
-    while _pass_on(answer, await receive()):
+    while _pass_on(answer, await _receive(answer, receive, stall_timeout)):
         while answer.blocked and not answer.request_complete:
             await answer.unblocked()
+
+
+async def _receive(answer: Answer, receive: Receive, stall_timeout: float | None) -> Message:
+    while True:
+        try:
+            async with asyncio.timeout(None if answer.request_complete else stall_timeout):
+                return await receive()
+        except TimeoutError:
+            if answer.response is None:
+                raise ClientNotSending from None

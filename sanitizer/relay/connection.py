@@ -13,36 +13,23 @@ import asyncio
 import select
 import socket
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Final, Protocol, cast
+from typing import TYPE_CHECKING, Final, cast
 
 import httptools
 
-from sanitizer.errors import UpstreamBroken
+from sanitizer.errors import UpstreamBroken, UpstreamNotReading
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Framing, response_length
 from sanitizer.relay.headers import read_head
 from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed
+from sanitizer.relay.stalls import Pending
+from sanitizer.relay.transport import Transport, acknowledged
 
 if TYPE_CHECKING:
     from sanitizer.relay.upstream import Upstream
 
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
-
-
-class Transport(Protocol):
-    """What is used of asyncio's transports; plain TCP, TLS and unix sockets all have it."""
-
-    def write(self, data: bytes) -> None: ...
-    def write_eof(self) -> None: ...
-    def can_write_eof(self) -> bool: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
-    def is_closing(self) -> bool: ...
-    def close(self) -> None: ...
-    def abort(self) -> None: ...
-    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
-    def get_write_buffer_size(self) -> int: ...
 
 
 class Connection(asyncio.Protocol):
@@ -55,6 +42,7 @@ class Connection(asyncio.Protocol):
         "_left",
         "_poll",
         "_reading_paused",
+        "_written",
         "answering",
         "exchange",
         "idle_since",
@@ -75,6 +63,7 @@ class Connection(asyncio.Protocol):
         self.tunnel = False
         self._poll = select.poll()
         self._reading_paused = False
+        self._written = 0  # octets, beyond those of the heads and what has come with them
         self._heads = HeadReader(httptools.HttpResponseParser, _HEAD_LIMIT)
         self._left = 0  # octets of the content still to come
         self._chunks: ChunkedDecoder | None = None
@@ -84,6 +73,11 @@ class Connection(asyncio.Protocol):
     def fresh(self) -> bool:
         """Whether the idle connection can be used: open, and nothing to read, neither bytes nor the end of them."""
         return not self.transport.is_closing() and not self._poll.poll(0)
+
+    def write(self, data: bytes) -> None:
+        """Send more of the current request, or into the tunnel."""
+        self._written += len(data)
+        self.transport.write(data)
 
     def pause_reading(self) -> None:
         if not self._reading_paused:
@@ -99,6 +93,21 @@ class Connection(asyncio.Protocol):
         """Close at once: unsent bytes are dropped."""
         self.exchange = None
         self.transport.abort()
+
+    def check(self) -> Pending | None:
+        """See `sanitizer.relay.stalls`. Once upstream answers, it may leave the rest of the request unread."""
+        exchange = self.exchange
+        unsent = self.transport.get_write_buffer_size()
+        if not unsent or (exchange is not None and exchange.response is not None and not self.tunnel):
+            return None
+        return Pending(self._written - unsent + acknowledged(self.transport), self._not_reading)
+
+    def _not_reading(self) -> None:
+        if self.exchange is not None:
+            self.exchange.fail(UpstreamNotReading())
+        else:  # the client of a tunnel has left, and what it has sent before can't be delivered
+            self.upstream.count_error(UpstreamNotReading())
+            self.transport.abort()
 
     # asyncio.Protocol
 

@@ -4,7 +4,7 @@ from bisect import bisect_left
 from collections.abc import Callable
 from typing import Final
 
-from sanitizer.errors import GatewayError
+from sanitizer.errors import ClientNotReading, ClientNotSending, GatewayError
 
 OnEnded = Callable[[str | None, bytes, bytes, int, float], None]
 """Called with each request that has ended: the client's address, method, target, status or `CLIENT_LEFT`, and seconds.
@@ -34,18 +34,35 @@ class Histogram:
 
 
 class Counters:
-    """Requests by method and status, refused, in flight; tunnels open.
+    """Requests by method and status, refused, in flight; tunnels open; clients cut because they stalled.
 
     ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests ended with a status of
     which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
-    it has become a tunnel, or when its client has left. ``shortages``: how often no descriptor was left.
-    ``on_refused`` is called with kind and detail of each refusal.
+    it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal,
+    ``on_stalled`` with those of each client that is cut. ``stalled``: for each kind, how many were. ``shortages``: how
+    often no descriptor was left.
     """
 
-    __slots__ = ("_on_refused", "_others", "answers", "in_flight", "refused", "shortages", "tunnels")
+    __slots__ = (
+        "_on_refused",
+        "_on_stalled",
+        "_others",
+        "answers",
+        "in_flight",
+        "refused",
+        "shortages",
+        "stalled",
+        "tunnels",
+    )
 
-    def __init__(self, on_refused: Callable[[str, str], None] | None = None) -> None:
+    def __init__(
+        self,
+        on_refused: Callable[[str, str], None] | None = None,
+        on_stalled: Callable[[str, str], None] | None = None,
+    ) -> None:
         self._on_refused = on_refused
+        self._on_stalled = on_stalled
+        self.stalled = {ClientNotSending.kind: 0, ClientNotReading.kind: 0}
         self.refused = self.in_flight = self.tunnels = self.shortages = 0
         self.answers = {method: [0] * 10 for method in (*METHODS, b"")}
         self._others = self.answers[b""]
@@ -65,3 +82,9 @@ class Counters:
         self.refused += 1
         if self._on_refused is not None:
             self._on_refused(error.kind, str(error))
+
+    def stall(self, error: GatewayError, client: str | None) -> None:
+        """The client at the address ``client`` (None: on a unix socket) is cut because of ``error``."""
+        self.stalled[error.kind] += 1
+        if self._on_stalled is not None:
+            self._on_stalled(error.kind, f"{error} (client {client or 'on the unix socket'})")

@@ -121,7 +121,7 @@ class Exchange:
             self._unsent.append(framed)
         elif not self.connection.transport.is_closing():  # else its end is about to be told
             if framed:
-                self.connection.transport.write(framed)
+                self.connection.write(framed)
             if self.upstream.response_timeout is not None:
                 self._arm()
 

@@ -3,7 +3,8 @@
 import asyncio
 from typing import Literal, Protocol
 
-from sanitizer.relay.connection import Transport
+from sanitizer.relay.stalls import Pending
+from sanitizer.relay.transport import Transport
 from sanitizer.relay.upstream import Upstream
 
 Pause = Literal["upstream", "pipelined"]
@@ -46,6 +47,9 @@ class Handler(Protocol):
     def resume_reading(self) -> None:
         """The client has caught up."""
 
+    def pending(self) -> Pending | None:
+        """An answer that is held back and not whole yet."""
+
 
 class Tunnel(Protocol):
     """What a request has become when upstream has switched protocols."""
@@ -71,6 +75,9 @@ class Client(Protocol):
 
     def write(self, data: bytes) -> None:
         """Send ``data`` to the client."""
+
+    def write_interim(self, head: bytes) -> None:
+        """Send a 1xx response."""
 
     def pause(self, reason: Pause) -> None:
         """Read nothing from the client until `resume` is called with the same reason."""

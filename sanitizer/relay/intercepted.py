@@ -19,7 +19,7 @@ In every state the client may leave, which cancels whatever is under way.
 Cases, before the code that branches on them:
 
 * The content is not to be inspected, or is found to be too large: it is sent on as it comes, and nothing is asked.
-* The answer that is held back breaks off, or is longer than `HELD_LIMIT`: it passes on as far as it has come.
+* The answer that is held back breaks off, stalls, or is longer than `HELD_LIMIT`: it passes on as far as it has come.
 * Another body can't be sent, because no connection can be had: the answer that was held back passes on.
 * The answers to further sends are confidential: instead of any but a 2xx the first answer passes on.
 * A task fails, which only a defect can cause: the request goes on as it came, and the event loop reports the failure.
@@ -40,11 +40,11 @@ from sanitizer.relay.handler import Client
 from sanitizer.relay.headers import with_field
 from sanitizer.relay.relayed import Relayed
 from sanitizer.relay.request import Request
+from sanitizer.relay.stalls import Pending
 
 HELD_LIMIT: Final = 64 * 1024
 """Bytes of an answer's content that are held back; a longer answer passes on."""
 
-_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 _CONTENT_LENGTH: Final = re.compile(rb"(\r\ncontent-length:[ \t]*)[^\r]*", re.IGNORECASE)
 
 
@@ -148,6 +148,16 @@ class _Send(Relayed):
             return
         super().on_error(error)
 
+    def pending(self) -> Pending | None:
+        if self._answer is None or self.done:
+            return None
+        return Pending(self._answer_size, self.release)
+
+    def release(self) -> None:
+        """Hold an answer that is not whole back no longer."""
+        if not self._give_way():
+            self.pass_on(False)
+
     def _give_way(self) -> bool:
         """Let the first answer be the client's, if this one is not for the client to see."""
         if self.first is None or not self.handler.interception.confidential:
@@ -188,7 +198,7 @@ class Intercepted:
         self._state = _COLLECTING
         self._head = outbound
         self._length = request.length
-        self._expects_continue = request.version == b"1.1" and bool(_EXPECTS_CONTINUE.search(request.octets))
+        self._expects_continue = request.expects_continue
         self._trailers = b""
         self._send: _Send | None = None
         self._task: asyncio.Task[bytes | None] | None = None
@@ -208,7 +218,7 @@ class Intercepted:
         elif self._state is _DECIDING:
             self._ask(self.interception.edit(), self._send_body)
         elif self._expects_continue:
-            self.client.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.client.write_interim(b"HTTP/1.1 100 Continue\r\n\r\n")
 
     def content(self, data: bytes) -> None:
         if self._send is not None:
@@ -250,6 +260,9 @@ class Intercepted:
     def resume_reading(self) -> None:
         if self._send is not None:
             self._send.resume_reading()
+
+    def pending(self) -> Pending | None:
+        return self._send.pending() if self._send is not None else None
 
     # Sending
 

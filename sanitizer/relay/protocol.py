@@ -17,6 +17,9 @@ Cases, before the code that branches on them:
 * The client reads slowly: while it takes some of its response now and then, it is given more time; if it takes none,
   the connection is reset, so that the response can't be taken for whole.
 * Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
+* The client stalls, see `sanitizer.relay.stalls`: if nothing of an answer has been written, it gets 408; else the
+  connection is reset.
+* The client leaves while it is not read: `check` sees it. In a tunnel only a reset counts: either side may end first.
 """
 
 import asyncio
@@ -30,8 +33,7 @@ from typing import Final, Protocol, cast
 import httptools
 
 from sanitizer.connections import Connections
-from sanitizer.errors import BadRequest, GatewayError, HeadTooLarge
-from sanitizer.relay.connection import Transport
+from sanitizer.errors import BadRequest, ClientNotReading, ClientNotSending, GatewayError, HeadTooLarge
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.framing import Framing
 from sanitizer.relay.handler import Handler, Pause, Tunnel
@@ -41,6 +43,8 @@ from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed, Overs
 from sanitizer.relay.relayed import Relayed, error_response
 from sanitizer.relay.repeat import Repeat
 from sanitizer.relay.request import decoded_path, read_request
+from sanitizer.relay.stalls import Pending
+from sanitizer.relay.transport import Transport, acknowledged, has_left
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -76,7 +80,7 @@ class Front(Protocol):
 
 
 class RelayProtocol(asyncio.Protocol):
-    """One client connection. The server calls `shutdown` and `abort`."""
+    """One client connection. The server calls `shutdown` and `abort`, the stall sweep `check`."""
 
     def __init__(self, front: Front) -> None:
         self.front = front
@@ -94,6 +98,9 @@ class RelayProtocol(asyncio.Protocol):
         self._receiving = False  # its content is still coming
         self._left = 0  # octets of it, where their number is known
         self._chunks: ChunkedDecoder | None = None  # where it is not
+        self._received = 0  # octets of content, of all requests
+        self._written = 0  # octets
+        self._awaits_continue = False  # it need not send the content yet
         self._waiting = b""  # what has come behind it
         self.write_blocked = False  # the client reads more slowly than is written to it
         self._repeat: Repeat | None = None  # the head before this one
@@ -147,13 +154,8 @@ class RelayProtocol(asyncio.Protocol):
     def eof_received(self) -> bool:
         if self.tunnel is not None:
             return self.tunnel.tunnel_eof()
-        if self.closing:
-            return False
-        if self._cancel():
-            self.abort()
-        else:
-            self.close()  # when the responses to earlier requests are written
-            self._progresses()  # so that at the deadline it is known whether the client takes them
+        if not self.closing:
+            self._leave()
         return False
 
     def pause_writing(self) -> None:
@@ -181,7 +183,41 @@ class RelayProtocol(asyncio.Protocol):
         elif self.tunnel is None and not self._heads.begun:
             self.close()
 
+    # What the stall sweep calls
+
+    def check(self) -> Pending | None:
+        if self._pauses and not self.closing:
+            if self.tunnel is None and has_left(self.transport):
+                self._leave()
+            elif self.tunnel is not None and has_left(self.transport, half_close=False):
+                self.abort()
+        if unsent := self.transport.get_write_buffer_size():
+            return Pending(self._written - unsent + acknowledged(self.transport), self._not_reading)
+        request = self._request
+        if request is None:
+            return None
+        if self._receiving and not self._awaits_continue and not self._pauses and not request.begun:
+            return Pending(self._received, self._not_sending)
+        return request.pending()
+
+    def _not_reading(self) -> None:
+        self._stall(ClientNotReading())
+        self.abort()
+
+    def _not_sending(self) -> None:
+        error = ClientNotSending()
+        self._stall(error)
+        self._reject(error)
+
+    def _stall(self, error: GatewayError) -> None:
+        self.front.counters.stall(error, self.client[0] if self.client else None)
+
     # What a request calls
+
+    def write_interim(self, head: bytes) -> None:
+        if head.startswith(b"HTTP/1.1 100"):
+            self._awaits_continue = False
+        self.write(head)
 
     def pause(self, reason: Pause) -> None:
         if not self._pauses and not self.transport.is_closing():
@@ -213,6 +249,14 @@ class RelayProtocol(asyncio.Protocol):
             self._expire_in(self.front.keepalive_timeout)
             if self._waiting and not self.write_blocked:
                 self._read_waiting()
+
+    def _leave(self) -> None:
+        """The client has left: it still gets the responses to earlier requests, and nothing else."""
+        if self._cancel():
+            self.abort()
+        else:
+            self.close()  # when the responses to earlier requests are written
+            self._progresses()  # so that at the deadline it is known whether the client takes them
 
     def _cancel(self) -> bool:
         """The client has left: cancel the request at work. Returns whether its response had begun."""
@@ -254,6 +298,7 @@ class RelayProtocol(asyncio.Protocol):
 
     def _write_now(self, data: bytes) -> None:
         if not self.transport.is_closing():  # else the client has left in this very turn, and uvloop would raise
+            self._written += len(data)
             self.transport.write(data)
 
     def close(self) -> None:
@@ -359,6 +404,7 @@ class RelayProtocol(asyncio.Protocol):
         elif length:
             self._left = cast(int, length)
             self._receiving = True
+        self._awaits_continue = self._receiving and request.expects_continue
         front = self.front
         outbound = request.onward(front.forwarding, self.peer, self.upstream.address.authority)
         if request.method == b"POST":
@@ -381,6 +427,7 @@ class RelayProtocol(asyncio.Protocol):
         if length:
             self._left = length
             self._receiving = True
+            self._awaits_continue = False
         else:
             request.end(b"")
         return request
@@ -389,6 +436,9 @@ class RelayProtocol(asyncio.Protocol):
         """Read content of the request at work; returns what follows its end, None until then."""
         request = self._request
         assert request is not None  # noqa: S101 - for the type checker
+        if data:
+            self._received += len(data)
+            self._awaits_continue = False
         if self._chunks is None:
             if len(data) < self._left:
                 self._left -= len(data)
@@ -417,7 +467,12 @@ class RelayProtocol(asyncio.Protocol):
         return rest
 
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
-        """Answer a request that can't be relayed with ``error``, and read no further; ``head`` is its own, if known."""
+        """Refuse a request that can't be relayed; ``head`` is its own, if known."""
+        if self._reject(error, head):
+            self.front.counters.refuse(error)
+
+    def _reject(self, error: GatewayError, head: bytes = b"") -> bool:
+        """Answer a request with ``error``, and read no further. Returns False if a response has begun: it is cut."""
         request, self._request = self._request, None
         if request is not None:
             # the head was good, the content is not: what upstream has got of it must not be taken for whole
@@ -428,7 +483,7 @@ class RelayProtocol(asyncio.Protocol):
             self._ended(request)
             if begun:
                 self.abort()
-                return
+                return False
         else:
             self.front.counters.in_flight += 1
             method = head.partition(b" ")[0]
@@ -437,9 +492,9 @@ class RelayProtocol(asyncio.Protocol):
                 if not head:
                     self._arrived, self._target = perf_counter(), b""
                 self._report(method, error.status)
-        self.front.counters.refuse(error)
         self.write(b"".join(error_response(error, False)))
         self._linger()
+        return True
 
     # Closing
 

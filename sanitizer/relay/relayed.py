@@ -3,12 +3,13 @@
 from http import HTTPStatus
 
 from sanitizer.errors import GatewayError
-from sanitizer.relay.connection import Transport
 from sanitizer.relay.counters import CLIENT_LEFT
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Framing, Length
 from sanitizer.relay.handler import Client
 from sanitizer.relay.headers import encode_head, passed_trailers
+from sanitizer.relay.stalls import Pending
+from sanitizer.relay.transport import Transport
 
 
 class Relayed(Exchange):
@@ -68,7 +69,11 @@ class Relayed(Exchange):
 
     def on_interim(self, head: bytes) -> None:
         if self.version == b"1.1":
-            self.client.write(head)
+            self.client.write_interim(head)
+
+    def pending(self) -> Pending | None:
+        """No answer is held back."""
+        return None
 
     def on_response(self, response: Response) -> None:
         self.status = response.status
@@ -134,7 +139,7 @@ class Relayed(Exchange):
     def tunnel_send(self, data: bytes) -> None:
         """Bytes from the client inside the tunnel."""
         if self.connection is not None:
-            self.connection.transport.write(data)
+            self.connection.write(data)
             if self.connection.write_paused:
                 self.client.pause("upstream")
 

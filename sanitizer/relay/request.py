@@ -18,6 +18,7 @@ from sanitizer.errors import BadRequest
 from sanitizer.relay.framing import Framing, Length, request_length
 from sanitizer.relay.headers import Forwarding, Head, Peer, read_head
 
+_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
 _HOST: Final = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 _VERSIONS: Final = {b"HTTP/1.1": b"1.1", b"HTTP/1.0": b"1.0"}
 
@@ -39,9 +40,16 @@ class Request(NamedTuple):
     upgrade: bytes
 
     @property
+    def expects_continue(self) -> bool:
+        """Whether the client may wait for a 100 before it sends the content (RFC 9110 section 10.1.1)."""
+        return self.version == b"1.1" and _EXPECTS_CONTINUE.search(self.octets) is not None
+
+    @property
     def repeatable(self) -> bool:
         """Whether all that may vary when the head comes again is the value of Content-Length."""
-        return self.version == b"1.1" and not self.upgrade and self.length is not Framing.CHUNKED
+        if self.version != b"1.1" or self.upgrade or self.length is Framing.CHUNKED:
+            return False
+        return not self.expects_continue
 
     def onward(self, forwarding: Forwarding, peer: Peer, authority: str) -> bytes:
         """The head for upstream, whose ``authority`` stands for a Host that is missing. Raises `LoopDetected`."""

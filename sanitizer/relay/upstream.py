@@ -23,6 +23,7 @@ from sanitizer.errors import (
     PoolExhausted,
     ResponseTimeout,
     UpstreamBroken,
+    UpstreamNotReading,
     UpstreamUnreachable,
 )
 from sanitizer.relay.connection import Connection
@@ -30,7 +31,15 @@ from sanitizer.relay.counters import Histogram
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.outbox import Outbox
 
-_ERRORS = (PoolExhausted, OutOfDescriptors, ConnectTimeout, ResponseTimeout, UpstreamUnreachable, UpstreamBroken)
+_ERRORS = (
+    PoolExhausted,
+    OutOfDescriptors,
+    ConnectTimeout,
+    ResponseTimeout,
+    UpstreamNotReading,
+    UpstreamUnreachable,
+    UpstreamBroken,
+)
 """All that an exchange can fail with."""
 _CLOSED: Final = "the gateway has closed its connections to upstream"
 
@@ -66,7 +75,7 @@ class Upstream:
         self._max = max_connections
         self._on_error = on_error
         self._idle: deque[Connection] = deque()
-        self._connections: set[Connection] = set()
+        self.connections: set[Connection] = set()  # that have been made
         self._connecting: dict[Connection, tuple[asyncio.Task[None], Exchange]] = {}
         self._waiting: deque[Exchange] = deque()
         self._closing = False
@@ -75,12 +84,12 @@ class Upstream:
     @property
     def open(self) -> int:
         """How many connections there are: busy, idle, or being made."""
-        return len(self._connections) + len(self._connecting)
+        return len(self.connections) + len(self._connecting)
 
     @property
     def alone(self) -> bool:
         """Whether at most one exchange is at work: then there are no other writes to wait for."""
-        return len(self._connections) - len(self._idle) < 2
+        return len(self.connections) - len(self._idle) < 2
 
     @property
     def connecting(self) -> int:
@@ -138,7 +147,7 @@ class Upstream:
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone: whoever waits for one may make a new one."""
-        self._connections.discard(connection)
+        self.connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._slot_free()
@@ -161,7 +170,7 @@ class Upstream:
                 exchange.fail(UpstreamUnreachable(_CLOSED))
         while (waiting := self._next_waiting()) is not None:
             waiting.fail(UpstreamUnreachable(_CLOSED))
-        for connection in tuple(self._connections):
+        for connection in tuple(self.connections):
             if connection.exchange is not None and not connection.exchange.done:
                 connection.exchange.fail(UpstreamBroken(_CLOSED))
             else:
@@ -218,7 +227,7 @@ class Upstream:
     def _connected(self, connection: Connection, exchange: Exchange, error: GatewayError | None) -> None:
         """Use a connection that has been made for ``exchange``, or could not be made because of ``error``."""
         if error is None and not connection.transport.is_closing():
-            self._connections.add(connection)
+            self.connections.add(connection)
             user = self._next_waiting() if exchange.done else exchange
             if user is None:
                 self.release(connection)

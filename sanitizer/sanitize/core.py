@@ -104,8 +104,8 @@ class Sanitizer:
 class Interception:
     """One intercepted request. Its adapter calls, in this order:
 
-    1. if `inspects`: `collect` with each piece of the content, until it is whole or `collect` returns False; then
-       `edit` if it is whole, else `release`;
+    1. if `inspects`: `collect` with each piece of the content, until it is whole or `collect` returns False, or
+       `stop_collecting`; then `edit` if it is whole, else `release`;
     2. `holds` with the status of each answer, and `next_body` with an answer that was held;
     3. `answered` when the head of the answer goes out, unless there is none;
     4. `close`, always.
@@ -154,6 +154,10 @@ class Interception:
             return True
         self._forward(Decision(Outcome.UNREADABLE, reason=reason))
         return False
+
+    def stop_collecting(self) -> None:
+        """The rest of the content does not come: what there is has to be sent on, and the rest as it comes."""
+        self._forward(Decision(Outcome.UNREADABLE, reason="stalled"))
 
     @property
     def body(self) -> bytes:

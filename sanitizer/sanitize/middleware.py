@@ -38,13 +38,21 @@ class SanitizerMiddleware:
 
     ``sanitizer``: how; by default one that cuts all fields, under the path prefixes in the variable SERVER_ROOT_PATH,
     which LiteLLM reads too. ``caller`` gives the `Caller` that looks keys up for a request; by default ``app`` itself
-    is asked, in this process. A request for which it raises `GatewayError` is not intercepted.
+    is asked, in this process. A request for which it raises `GatewayError` is not intercepted. ``stall_timeout``: a
+    request whose content does not come for so many seconds is held no longer: the app gets it as it comes. None: no
+    limit.
     """
 
     def __init__(
-        self, app: ASGIApp, *, sanitizer: Sanitizer | None = None, caller: Callable[[Scope], Caller] | None = None
+        self,
+        app: ASGIApp,
+        *,
+        sanitizer: Sanitizer | None = None,
+        caller: Callable[[Scope], Caller] | None = None,
+        stall_timeout: float | None = 60.0,
     ) -> None:
         self.app = app
+        self._stall_timeout = stall_timeout
         self.sanitizer = sanitizer or Sanitizer(prefixes=("", *_root_paths()))
         if caller is None:
             from sanitizer.sanitize.in_process import InProcess  # the gateway does without httpx
@@ -58,7 +66,7 @@ class SanitizerMiddleware:
             await self.app(scope, receive, send)
             return
         try:
-            await self._handle(interception, scope, _Upload(interception, receive), send)
+            await self._handle(interception, scope, _Upload(interception, receive, self._stall_timeout), send)
         except ClientLeft:
             pass  # `close` reports it
         finally:
@@ -103,7 +111,8 @@ class SanitizerMiddleware:
 class _Upload:
     """The request's content, read into an interception, and the ``receive`` that hands it to the app."""
 
-    def __init__(self, interception: Interception, receive: Receive) -> None:
+    def __init__(self, interception: Interception, receive: Receive, stall_timeout: float | None) -> None:
+        self._stall_timeout = stall_timeout
         self._interception = interception
         self._receive = receive
         self._read: bool | None = None  # whether the whole content has been read
@@ -113,7 +122,12 @@ class _Upload:
         self._read = False
         more = True
         while more:
-            message = await self._receive()
+            try:
+                async with asyncio.timeout(self._stall_timeout):
+                    message = await self._receive()
+            except TimeoutError:
+                self._interception.stop_collecting()
+                return False
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             more = message.get("more_body", False)

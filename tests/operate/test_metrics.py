@@ -17,6 +17,7 @@ from sanitizer import __version__
 from sanitizer.errors import GatewayError
 from sanitizer.operate import metrics
 from sanitizer.relay import upstream as upstream_module
+from sanitizer.relay.counters import Counters
 from sanitizer.sanitize.core import Record
 from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.stored import Lookup, LookupOutcome
@@ -460,14 +461,17 @@ def test_exposition(running: tuple[Gateway, Upstream]) -> None:
 
 
 def test_every_kind_of_error_is_known() -> None:
-    """Whatever an exchange can fail with has a series from the start."""
+    """Whatever an exchange can fail with has a series from the start, and so has every way of a client to stall."""
 
     def leaves(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
         below = kind.__subclasses__()
         yield from ([kind] if not below else [leaf for each in below for leaf in leaves(each)])
 
     own = {"bad_request", "head_too_large", "loop_detected"}
-    assert {each.kind for each in upstream_module._ERRORS} == {each.kind for each in leaves(GatewayError)} - own
+    stalled = set(Counters().stalled)
+    exchange = {each.kind for each in upstream_module._ERRORS}
+    assert exchange | stalled == {each.kind for each in leaves(GatewayError)} - own
+    assert not exchange & stalled
 
 
 def children(gateway: Gateway) -> list[int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import itertools
 import json
@@ -16,7 +17,7 @@ from websockets.uri import parse_uri
 
 from tests.soak.connection import BadGateway, Connection, Cut, Wrong, expect
 from tests.soak.ledger import Failure, Ledger, now
-from tests.soak.upstream import ROUTES
+from tests.soak.upstream import FLOOD, ROUTES
 
 STUCK = 60.0
 """Seconds after which a request that neither ends nor fails is wrong; none takes more than some seconds."""
@@ -26,6 +27,8 @@ PAUSE = 0.1
 """Seconds between two requests of a client, on average."""
 UPDATE_EVERY = 250
 """One request in so many is a ``POST /key/update``."""
+STALL_EVERY = 53
+"""In one request in so many somebody stalls."""
 BLOB = random.Random(2).randbytes(5 << 20)
 UPDATED = {"key": "sk-soak", "key_alias": "soak", "models": []}
 
@@ -37,8 +40,9 @@ class Left(Exception):
 class Visitor:
     """One client: a request after the other, over one connection as long as that lasts."""
 
-    def __init__(self, port: int, ledger: Ledger, numbers: Iterator[int], seed: int) -> None:
+    def __init__(self, port: int, ledger: Ledger, numbers: Iterator[int], seed: int, stall: float) -> None:
         self.port = port
+        self.stall = stall
         self.ledger = ledger
         self.numbers = numbers
         self.random = random.Random(seed)
@@ -51,6 +55,11 @@ class Visitor:
             "upload, Expect": (self.upload, 4),
             "WebSocket": (self.websocket, 8),
         }
+        self.stalls = {
+            "does not read": self.never_read,
+            "stops sending": self.stop_sending,
+            "is not read": self.be_stuck,
+        }
         self.connection: Connection | None = None
         self.kind = self.method = self.id = self.stage = ""
 
@@ -60,12 +69,15 @@ class Visitor:
             number = next(self.numbers)
             if number % UPDATE_EVERY == 0:
                 self.kind, play = "key/update", self.update
+            elif number % STALL_EVERY == 0:
+                self.kind = self.random.choice(list(self.stalls))
+                play = self.stalls[self.kind]
             else:
                 self.kind = self.random.choices(list(self.kinds), weights)[0]
                 play = self.kinds[self.kind][0]
             self.id = f"{number}"
             stages = STAGES[self.kind]
-            self.stage = self.random.choice(stages) if self.random.random() < LEAVING else ""
+            self.stage = self.random.choice(stages) if stages and self.random.random() < LEAVING else ""
             if not await self.once(play):
                 await asyncio.sleep(0.3)
             await asyncio.sleep(self.random.expovariate(1 / PAUSE))
@@ -207,6 +219,39 @@ class Visitor:
         expect(answer["size"] == size, "the content's length is not what was sent")
         expect(answer["digest"] == hashlib.sha256(content).hexdigest(), "the content has not arrived as it was sent")
 
+    async def never_read(self, connection: Connection) -> None:
+        """Take nothing of a long answer: it is cut."""
+        await self.send_head(connection, "GET", "/flood")
+        expect(await connection.head() == 200, "not 200")
+        await asyncio.sleep(self.stall * 1.25 + 1)  # a reset does not show before more is read
+        with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
+            async for _ in connection.pieces():
+                pass
+            raise Wrong("a client that does not read got all")
+        connection.last = True
+
+    async def stop_sending(self, connection: Connection) -> None:
+        """Send half of a content: the answer is 408."""
+        content = bytes(self.size(1 << 20))
+        await self.send_head(connection, "POST", "/upload", f"Content-Length: {2 * len(content)}")
+        await connection.send(content)
+        await self.stalled(connection, 408, "client_not_sending")
+
+    async def be_stuck(self, connection: Connection) -> None:
+        """Send a content of which upstream takes nothing: the answer is 504."""
+        fields = (f"Content-Length: {FLOOD}",)
+        await self.send_head(connection, "POST", f"/stuck?seconds={self.stall * 1.25 + 2}", *fields)
+        sending = asyncio.create_task(connection.send(bytes(FLOOD)))
+        try:
+            await self.stalled(connection, 504, "upstream_not_reading")
+        finally:
+            sending.cancel()
+            await asyncio.gather(sending, return_exceptions=True)
+
+    async def stalled(self, connection: Connection, status: int, kind: str) -> None:
+        expect(await connection.head() == status, f"not {status}")
+        expect(json.loads(await connection.content())["error"]["type"] == kind, f"not {kind}")
+
     async def update(self, connection: Connection) -> None:
         """Routes unchanged, changed or absent, by turns; "unknown" has to be accounted for, as a failure has."""
         begin = now()
@@ -284,21 +329,28 @@ STAGES = {
     "upload, Expect": (*ANSWERED, "in the content"),
     "WebSocket": ("in the head", "before the answer", "in the tunnel"),
     "key/update": ANSWERED,
+    "does not read": (),
+    "stops sending": (),
+    "is not read": (),
 }
-"""Where a client may leave, by kind."""
+"""Where a client may leave, by kind. The last three are those where somebody stalls."""
 
 
 class Load:
-    """Clients for the gateway at ``port`` of loopback, told apart by request ids that count on."""
+    """Clients for the gateway at ``port`` of loopback, told apart by request ids that count on.
 
-    def __init__(self, port: int, ledger: Ledger, seed: int) -> None:
+    ``stall``: the gateway's stall timeout, in seconds.
+    """
+
+    def __init__(self, port: int, ledger: Ledger, seed: int, stall: float) -> None:
+        self._stall = stall
         self._port = port
         self._ledger = ledger
         self._seeds = random.Random(seed)
         self._numbers = itertools.count(1)
 
     def _visitor(self) -> Visitor:
-        return Visitor(self._port, self._ledger, self._numbers, self._seeds.getrandbits(64))
+        return Visitor(self._port, self._ledger, self._numbers, self._seeds.getrandbits(64), self._stall)
 
     async def run(self, clients: int, until: float) -> None:
         """Put ``clients`` at once on the gateway until `now` is ``until``."""

@@ -58,7 +58,7 @@ class Connection:
             error = json.loads(await self.content())["error"]
             expect({"message", "type", "param", "code"} == error.keys() and error["code"] == "502", f"502 {error}")
             raise BadGateway
-        expect(status in (100, 101, 200), f"status {status}")
+        expect(status in (100, 101, 200, 408, 504), f"status {status}")
         return status
 
     def field(self, name: bytes) -> bytes:

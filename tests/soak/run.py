@@ -36,7 +36,7 @@ class Options:
     """``seconds`` of load by ``clients`` at once, an upstream restart every ``restart_every`` seconds.
 
     ``keepalive``: seconds for which the gateway keeps idle upstream connections. ``growth``: bytes by which its memory
-    may differ at the end.
+    may differ at the end. ``stall``: its stall timeout, in seconds.
     """
 
     seconds: float
@@ -44,6 +44,7 @@ class Options:
     restart_every: float = 20.0
     keepalive: float = 4.0
     growth: int = 6 * MIB
+    stall: float = 8.0
     seed: int = 0
 
 
@@ -181,10 +182,11 @@ async def soak(options: Options) -> Report:
             "tests.soak.census",
             *("serve", "--upstream", f"http://127.0.0.1:{upstream.port}", "--port", "0", "--log-format", "json"),
             *("--shutdown-grace", f"{GRACE:g}", "--upstream-keepalive", f"{options.keepalive:g}"),
+            *("--stall-timeout", f"{options.stall:g}"),
         )
         stack.push_async_callback(gateway.kill)
         line = await gateway.line(lambda line: "listening on" in line)
-        load = Load(int(json.loads(line)["message"].rpartition(":")[2]), ledger, options.seed)
+        load = Load(int(json.loads(line)["message"].rpartition(":")[2]), ledger, options.seed, options.stall)
         report = Report(ledger, options.seconds)
         await watch(options, report, upstream, gateway, load)
         await upstream.stop()

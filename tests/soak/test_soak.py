@@ -27,11 +27,12 @@ def test_soak() -> None:
     """Ten seconds of everything at once: nothing is lost, cut or left behind but what restarts of upstream explain."""
     # ten seconds are not enough for memory to reach where it stays: in the long soak it is judged after a minute, which
     # has brought it from 37 MiB to 44
-    options = Options(10, clients=24, restart_every=2.5, keepalive=1.0, growth=16 * MIB)
+    options = Options(10, clients=24, restart_every=2.5, keepalive=1.0, growth=16 * MIB, stall=3.0)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report = runner.run(soak(options))
     assert report.good, text(report)
     assert report.ledger.finished.total() > 100
+    assert all(report.ledger.finished[kind] for kind in ("does not read", "stops sending", "is not read"))
     assert {each.how for each in report.ledger.restarts} == {"killed", "restarted"}
 
 

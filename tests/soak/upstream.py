@@ -9,6 +9,8 @@ listener and its idle connections, answers what it has begun with ``Connection: 
 ``POST /upload``      length and digest of the content; asks for it with 100 if the client expects that
 ``GET /events``       ``count`` numbered server-sent events, one every ``pause`` seconds
 ``GET /ws``           a WebSocket that sends back every message
+``GET /flood``        more octets than any buffers hold
+``POST /stuck``       nothing: takes no content for so many ``seconds``, and closes the connection
 ``GET /key/info``     a key whose ``allowed_routes`` are ``["llm_api_routes"]``, whichever is asked for
 ``POST /key/update``  the content as it has arrived
 ====================  =====================================================================================
@@ -36,6 +38,7 @@ KEEPALIVE = 5.0
 """Seconds after which an idle connection is closed: uvicorn's default, a second more than the gateway's own."""
 TEXT = "".join(random.Random(1).choices('abcdefghijklmnopqrstuvwxyz \N{EURO SIGN}"\\', k=1 << 20))
 DROPPED = 0.01
+FLOOD = 64 << 20
 ROUTES = ["llm_api_routes"]
 DRAINING = "draining"
 READY = "ready"
@@ -117,7 +120,7 @@ class Server:
                 if fate == "dropped":
                     break
                 await self.answer(request)
-                if request.path == "/ws":
+                if request.path in ("/ws", "/stuck"):
                     break
         writer.close()
 
@@ -133,6 +136,10 @@ class Server:
                     digest.update(data)
                     size += len(data)
                 await self.json(request, {"id": request.id, "size": size, "digest": digest.hexdigest()})
+            case "/flood":
+                await self.flood(request)
+            case "/stuck":
+                await asyncio.sleep(float(request.query["seconds"]))
             case "/key/info":
                 token = request.query["key"]
                 await self.json(request, {"key": token, "info": {"token": token, "allowed_routes": ROUTES}})
@@ -150,6 +157,14 @@ class Server:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n" % len(content)
         request.writer.write(head + self.last() + b"\r\n" + content)
         await request.writer.drain()
+
+    async def flood(self, request: Request) -> None:
+        request.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % FLOOD)
+        for _ in range(FLOOD >> 20):
+            if request.writer.is_closing():  # uvloop bears no more than one write after that
+                raise ConnectionResetError
+            request.writer.write(bytes(1 << 20))
+            await request.writer.drain()
 
     async def events(self, request: Request) -> None:
         async for _ in request.content():

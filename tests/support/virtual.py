@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import heapq
 import os
 import socket
@@ -44,6 +45,9 @@ class FakeSocket:
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self.options.append((level, option, value))
+
+    def getsockopt(self, level: int, option: int, size: int) -> bytes:
+        raise OSError(errno.EBADF, "only real sockets know")
 
     @property
     def resets(self) -> bool:

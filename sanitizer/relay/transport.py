@@ -1,0 +1,48 @@
+"""What is used of asyncio's transports, and what the sockets beneath them tell."""
+
+import select
+import socket
+import sys
+from typing import Any, Final, Protocol
+
+_RDHUP: Final = getattr(select, "POLLRDHUP", 0)
+"""0 where there is none; `select.POLLERR` is always polled for."""
+_BYTES_ACKED: Final = slice(120, 128)
+"""Where ``struct tcp_info`` of linux/tcp.h has ``tcpi_bytes_acked``."""
+
+
+class Transport(Protocol):
+    """What is used of asyncio's transports; plain TCP, TLS and unix sockets all have it."""
+
+    def write(self, data: bytes) -> None: ...
+    def write_eof(self) -> None: ...
+    def can_write_eof(self) -> bool: ...
+    def pause_reading(self) -> None: ...
+    def resume_reading(self) -> None: ...
+    def is_closing(self) -> bool: ...
+    def close(self) -> None: ...
+    def abort(self) -> None: ...
+    def get_extra_info(self, name: str, default: Any = None) -> Any: ...
+    def get_write_buffer_size(self) -> int: ...
+
+
+def acknowledged(transport: Transport) -> int:
+    """How many octets the peer's kernel has acknowledged; 0 where the kernel does not say."""
+    sock = transport.get_extra_info("socket")
+    if sys.platform != "linux" or sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
+        return 0
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+    except OSError:  # the connection is gone, which the transport is about to tell
+        return 0
+    return int.from_bytes(info[_BYTES_ACKED], sys.byteorder)
+
+
+def has_left(transport: Transport, *, half_close: bool = True) -> bool:
+    """Whether the peer has reset the connection or, with ``half_close``, ended its side, behind octets not read yet."""
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return False
+    poll = select.poll()
+    poll.register(sock.fileno(), _RDHUP if half_close else 0)
+    return any(events & (select.POLLERR | _RDHUP) for _, events in poll.poll(0))

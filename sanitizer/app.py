@@ -10,7 +10,9 @@ from time import perf_counter
 
 from starlette.types import Message, Receive, Scope, Send
 
+from sanitizer import descriptors
 from sanitizer.connections import Connections
+from sanitizer.errors import OutOfDescriptors
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.asgi import Relay, request_target
@@ -63,6 +65,7 @@ class Gateway:
         self.counters = Counters(_with_peer(self._refusals), _with_peer(self._stalls))
         self.on_ended: OnEnded | None = _log_access if settings.access_log else None
         self._upstream_errors = logs.Repeats("upstream failed")
+        self._shortages = logs.Repeats("out of file descriptors")
         self._started = False
         stored = StoredKeys(
             timeout=settings.lookup_timeout,
@@ -125,7 +128,7 @@ class Gateway:
             response_timeout=settings.response_timeout,
             keepalive=settings.upstream_keepalive,
             max_connections=settings.max_connections,
-            on_error=self._upstream_errors,
+            on_error=self._on_upstream_error,
         )
         self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, tuple(upstream.connections)))
         self.ask = ask = partial(fetch, upstream)
@@ -143,8 +146,19 @@ class Gateway:
         if self._started:
             self._sweep.close()
             self.upstream.close()
-        for repeats in (self._upstream_errors, self._refusals, self._stalls):
+        for repeats in (self._upstream_errors, self._shortages, self._refusals, self._stalls):
             repeats.close()
+
+    def out_of_descriptors(self, kind: str = "accept") -> None:
+        """No descriptor was left to accept a connection, or to connect to upstream."""
+        self.counters.shortages += 1
+        self._shortages(kind, descriptors.ADVICE)
+
+    def _on_upstream_error(self, kind: str, detail: str) -> None:
+        if kind == OutOfDescriptors.kind:
+            self.out_of_descriptors("connect")
+        else:
+            self._upstream_errors(kind, detail)
 
     def _on_decision(self, record: Record) -> None:
         self.decisions.add(record)

@@ -10,10 +10,13 @@ Cases, before the code:
 import asyncio
 import contextlib
 import errno
+import os
 import resource
 import socket
-from collections.abc import Callable, Iterator
-from typing import Final
+from collections.abc import Callable
+from typing import Final, TypeVar
+
+_T = TypeVar("_T")
 
 RESERVE: Final = 160
 """Descriptors that only the admin listener may use. It has at most 64 connections, and accepts 64 in one turn."""
@@ -23,22 +26,43 @@ _NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE)
 _WATCH_INTERVAL: Final = 1.0
 
 
-def raise_limit() -> None:
-    """Let the process have all the descriptors that it can have, less the reserve: the usual 1024 are 500 streams."""
+def raise_limit(reserve: int) -> None:
+    """Let the process have all the descriptors that it can have, less ``reserve``: the usual 1024 are 500 streams."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard - RESERVE, hard // 2), hard))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard - reserve, hard // 2), hard))
 
 
-@contextlib.contextmanager
-def reserve() -> Iterator[None]:
-    """Use the reserve. The limit is the whole process's: hold it for no longer than it takes to get a descriptor."""
+def take_from_reserve(take: Callable[[], _T]) -> _T:
+    """Return what ``take`` does, for which it may use one descriptor of the reserve. Raises `OSError` if none is left.
+
+    The limit is that of the whole process, so it is raised by one place at a time, which ``take`` fills at once: a
+    public side with connections waiting would fill whatever else there is.
+    """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    free = soft
     try:
-        yield
+        while True:
+            while _is_open(free):
+                free += 1
+            if free >= hard:
+                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
+            try:
+                return take()
+            except OSError as error:
+                if error.errno != errno.EMFILE:  # else the public side has been faster
+                    raise
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def _is_open(descriptor: int) -> bool:
+    try:
+        os.get_inheritable(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def none_left() -> bool:

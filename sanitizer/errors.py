@@ -9,6 +9,7 @@
     |-- ClientNotSending    408  the client has stopped sending its request's content
     |-- ClientNotReading         the client has stopped reading: its connection is reset, no status can be sent
     |-- PoolExhausted       503  no upstream connection came free in time
+    |-- OutOfDescriptors    503  no descriptor was left for a connection to upstream
     |-- UpstreamTimeout     504
     |   |-- ConnectTimeout       no connection within the connect timeout
     |   |-- ResponseTimeout      no response head within the response timeout
@@ -87,6 +88,14 @@ class PoolExhausted(GatewayError):
     status = 503
     kind = "pool_exhausted"
     message = "all upstream connections are busy; try again"
+
+
+class OutOfDescriptors(GatewayError):
+    """The process has no descriptor left for a further connection. Upstream has no part in it."""
+
+    status = 503
+    kind = "descriptors"
+    message = "the gateway is out of file descriptors; try again"
 
 
 class UpstreamTimeout(GatewayError):

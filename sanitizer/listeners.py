@@ -74,9 +74,8 @@ def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     Raises `OSError`, of which `ssl.SSLError` is one.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(
-        certfile, keyfile, password=""
-    )  # else OpenSSL asks the terminal for that of an encrypted key
+    # without a password OpenSSL would ask the terminal for that of an encrypted key
+    context.load_cert_chain(certfile, keyfile, password="")
     context.set_alpn_protocols(["http/1.1"])
     return context
 

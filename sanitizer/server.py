@@ -27,7 +27,6 @@ import functools
 import logging
 import multiprocessing
 import os
-import resource
 import signal
 import socket
 import ssl
@@ -38,6 +37,7 @@ from typing import Any, Final
 
 import uvloop
 
+from sanitizer import descriptors
 from sanitizer.app import Gateway, make_pseudonym
 from sanitizer.listeners import (
     BACKLOG,
@@ -82,6 +82,7 @@ class Server:
         self._interrupted = False  # it was SIGINT
         self._end_drain = asyncio.Event()  # a second one has come
         self._tls: ssl.SSLContext | None = None
+        self._descriptors = descriptors.Watch(gateway.out_of_descriptors)
         self._publishing: asyncio.TimerHandle | None = None
         self._parent = multiprocessing.parent_process()
         self._worker = os.getpid() if self._parent else None
@@ -167,10 +168,14 @@ class Server:
             self._tls = tls_context(settings.ssl_certfile, settings.ssl_keyfile)
         self._gateway.start()
         server = await asyncio.get_running_loop().create_server(
-            functools.partial(RelayProtocol, self._gateway), sock=self._listener, ssl=self._tls, backlog=BACKLOG
+            self._accepted, sock=self._listener, ssl=self._tls, backlog=BACKLOG
         )
         self._publish_regularly()
         return server
+
+    def _accepted(self) -> RelayProtocol:
+        self._descriptors.check()
+        return RelayProtocol(self._gateway)
 
     def _publish_regularly(self) -> None:
         if self._publish is not None:
@@ -217,7 +222,8 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     """
     logs.configure(settings.log_level, settings.log_format)
     _exit_at_signals()
-    _raise_descriptor_limit()
+    # workers have no admin listener, and their parent, which has it, has no public side
+    descriptors.raise_limit(descriptors.RESERVE if settings.admin_port and settings.workers == 1 else 0)
     with contextlib.ExitStack() as stack:
         where = settings.uds or authority(settings.host, settings.port)
         admin_listener = None
@@ -235,12 +241,15 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
         _log_listening(settings, listener, admin_listener)
         for name in unknown:
             logs.event(logging.WARNING, "no such option, ignored", variable=name)
+        # a signal waits until there is something that it can end as it should
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             admin = Admin(settings, admin_listener) if admin_listener else None
         except OSError as error:
             _log_failed_start(error)
             return 1
         with admin or contextlib.nullcontext():
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             return _serve(settings, listener, admin)
 
 
@@ -294,10 +303,3 @@ def _exit_at_signals() -> None:
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-
-
-def _raise_descriptor_limit() -> None:
-    """Use all the descriptors that this process may have: the usual 1024 are 500 streams."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

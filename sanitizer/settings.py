@@ -369,7 +369,7 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
         raise SettingError("--ssl-keyfile", settings.ssl_keyfile, "needs --ssl-certfile as well")
     if settings.ssl_certfile:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile)
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, "")
         except (ssl.SSLError, OSError):
             raise SettingError(
                 "--ssl-certfile", settings.ssl_certfile, "takes a PEM certificate chain that fits the private key"

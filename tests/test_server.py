@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
+import pty
 import re
 import resource
 import signal
@@ -20,11 +22,20 @@ from pathlib import Path
 
 import pytest
 import trustme
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    PrivateFormat,
+    load_pem_private_key,
+)
 from starlette.types import Message
 
 from sanitizer.address import Address
 from sanitizer.app import Gateway as App
+from sanitizer.descriptors import RESERVE
 from sanitizer.settings import Settings
+from tests.operate.exposition import wait_for, wait_until_ready
+from tests.operate.test_metrics import children as workers_of
 from tests.support.client import Client
 from tests.support.gateway import ROOT, Gateway
 from tests.support.upstream import OK, Upstream, reply
@@ -322,6 +333,33 @@ def test_hang_up_without_certificate(upstream: Upstream, workers: int) -> None:
         assert gateway.stop() == 0
 
 
+def test_encrypted_key(certificates: Certificates) -> None:
+    """A key that is encrypted is refused; nobody is asked for its password, which at SIGHUP would stop everything."""
+    certificates.write()
+    key = load_pem_private_key(certificates.key.read_bytes(), None)
+    encryption = BestAvailableEncryption(b"password")
+    certificates.key.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, encryption))
+    code = (
+        "import fcntl, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); "
+        "from sanitizer.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    terminal, stdio = pty.openpty()
+    command = [sys.executable, "-c", code, *certificates.options]
+    with subprocess.Popen(
+        command, stdin=stdio, stdout=stdio, stderr=stdio, cwd=ROOT, start_new_session=True
+    ) as process:
+        os.close(stdio)
+        output = b""
+        with contextlib.suppress(OSError):  # the end of a terminal
+            while b"pass phrase" not in output and (piece := os.read(terminal, 65536)):
+                output += piece
+        os.close(terminal)
+        if b"pass phrase" in output:
+            process.kill()
+    assert b"--ssl-certfile" in output
+    assert process.returncode == 2
+
+
 def test_hang_up_before_start() -> None:
     """SIGHUP does not end a gateway that still reads its options."""
     code = (
@@ -412,6 +450,47 @@ def serves(gateway: Gateway) -> bool:
         return gateway.ask(GET).status == 200
     except (Cut, OSError):
         return False
+
+
+@pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
+def test_no_descriptor_for_upstream(upstream: Upstream, name: str) -> None:
+    """A request for which no connection can be made for want of a descriptor is answered with an error of its own."""
+    with Gateway(f"http://{name}:{upstream.port}", admin=True) as gateway, gateway.connect() as client:
+        wait_until_ready(gateway)
+        limits = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, gateway_hard(gateway)))
+        for _ in range(2):
+            answer = client.ask(GET)
+            assert answer.status == 503
+            error = json.loads(answer.body)["error"]
+            assert (error["type"], error["code"]) == ("descriptors", "503")
+            assert error["message"] == "litellm-sanitizer: the gateway is out of file descriptors; try again"
+        content = b'{"key": "sk-1", "permissions": {}}'
+        update = b"POST /key/update HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+        assert client.ask(update % len(content) + content).status == 503
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, limits)
+        assert client.ask(GET).status == 200
+        kind = 'sanitizer_upstream_errors_total{kind="descriptors"}'
+        numbers = wait_for(gateway, lambda numbers: numbers[kind] == 4)  # the update's lookup is one
+        assert numbers['sanitizer_upstream_errors_total{kind="unreachable"}'] == 0
+        assert numbers["sanitizer_out_of_descriptors_total"] >= 4
+        lines = [line for line in gateway.records if line["message"] == "out of file descriptors"]
+        assert lines[0]["kind"] == "connect"
+        assert "ulimit -n" in lines[0]["detail"]
+        assert not any(line["message"] == "upstream failed" for line in gateway.records)
+
+
+def gateway_hard(gateway: Gateway) -> int:
+    return resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)[1]
+
+
+@pytest.mark.parametrize(("workers", "admin", "reserve"), [(1, True, RESERVE), (1, False, 0), (2, True, 0)])
+def test_reserve(upstream: Upstream, workers: int, admin: bool, reserve: int) -> None:
+    """All descriptors that a process can have may be used, but some are the admin listener's, where there is one."""
+    with Gateway(upstream.url, "--workers", str(workers), admin=admin) as gateway:
+        assert gateway.ask(GET).status == 200
+        for pid in (gateway.pid, *workers_of(gateway)):
+            soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
+            assert soft == max(hard - reserve, hard // 2)
 
 
 def test_no_descriptors(upstream: Upstream) -> None:

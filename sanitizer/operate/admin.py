@@ -64,16 +64,25 @@ HEAD_LIMIT: Final = 32 * 1024
 
 
 class _Listener(socket.socket):
-    """A listening socket that accepts also when the public side has used up its descriptors."""
+    """A listening socket that accepts also when the public side has used up its descriptors.
+
+    Then it accepts one connection in a turn: the event loop accepts until there is none, and to find that out takes a
+    descriptor as well.
+    """
+
+    _enough = False
 
     def accept(self) -> tuple[socket.socket, Any]:
+        if self._enough:
+            self._enough = False
+            raise BlockingIOError
         try:
             return super().accept()
         except OSError as error:
+            self._enough = error.errno in (errno.EMFILE, errno.ENFILE)
             if error.errno != errno.EMFILE:
                 raise
-        with descriptors.reserve():
-            return super().accept()
+        return descriptors.take_from_reserve(super().accept)
 
 
 def peer_of(address: str) -> str:

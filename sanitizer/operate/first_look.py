@@ -15,6 +15,7 @@ from typing import Final
 from urllib.parse import quote
 
 from sanitizer.address import Address
+from sanitizer.connecting import Connector
 from sanitizer.errors import LoopDetected
 
 TIMEOUT: Final = 10.0
@@ -59,16 +60,13 @@ def _is_whole(answer: bytes) -> bool:
 
 async def _ask(address: Address, tls: ssl.SSLContext | None, path: str) -> bytes:
     """The first bytes of the answer, head and all."""
-    if address.uds is not None:
-        reader, writer = await asyncio.open_unix_connection(address.uds)
-    else:
-        name = address.host if tls else None
-        reader, writer = await asyncio.open_connection(address.host, address.port, ssl=tls, server_hostname=name)
+    reader = asyncio.StreamReader()
+    transport = await Connector(address, tls, TIMEOUT).connect(lambda: asyncio.StreamReaderProtocol(reader))
     try:
-        writer.write(f"GET {path} HTTP/1.1\r\nHost: {address.authority}\r\nConnection: close\r\n\r\n".encode())
+        transport.write(f"GET {path} HTTP/1.1\r\nHost: {address.authority}\r\nConnection: close\r\n\r\n".encode())
         answer = b""
         while not _is_whole(answer) and (data := await reader.read(_LIMIT)):
             answer += data
         return answer
     finally:
-        writer.transport.abort()
+        transport.abort()

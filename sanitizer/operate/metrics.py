@@ -69,6 +69,12 @@ FAMILIES: Final = (
     Family("sanitizer_upstream_connections", "gauge", ("state",), "Connections to upstream: connecting, busy, idle."),
     Family("sanitizer_upstream_errors_total", "counter", ("kind",), "Requests and lookups that upstream failed."),
     Family(
+        "sanitizer_out_of_descriptors_total",
+        "counter",
+        (),
+        "Times no descriptor was left: for a connection to upstream, or, at most once a second, to accept one.",
+    ),
+    Family(
         "sanitizer_stalled_clients_total",
         "counter",
         ("kind",),
@@ -123,6 +129,7 @@ def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snap
             if count or hundred < 6:
                 name = method.decode() or "other"
                 totals["sanitizer_requests_total", name, f"{hundred}xx" if hundred else "499"] = count
+    totals["sanitizer_out_of_descriptors_total",] = counters.shortages
     totals.update(_buckets("sanitizer_upstream_seconds", upstream.seconds))
     for kind, count in upstream.errors.items():
         totals["sanitizer_upstream_errors_total", kind] = count

@@ -6,6 +6,7 @@ import ssl
 from collections.abc import Callable
 from typing import Final
 
+from sanitizer import descriptors
 from sanitizer.address import Address
 from sanitizer.connecting import Connector
 from sanitizer.resolver import LookupFailed
@@ -14,6 +15,8 @@ INTERVAL: Final = 2.0
 """Seconds from one connection to the next."""
 FAILURES: Final = 2
 """So many in a row make upstream unreachable; one success makes it reachable again."""
+_SHORTAGE: Final = "the gateway is out of file descriptors"
+"""Not upstream's failure."""
 
 
 class Probe:
@@ -49,7 +52,7 @@ class Probe:
             return
         self._failures += 1
         if self._failures >= FAILURES:
-            self.reason = f"upstream can't be reached: {error}"
+            self.reason = error if error == _SHORTAGE else f"upstream can't be reached: {error}"
             if self._failures == FAILURES:
                 self._on_change(self.reason)
 
@@ -82,6 +85,8 @@ class _Visit(asyncio.Protocol):
 
 def _said(error: Exception) -> str:
     """What is wrong, without the address."""
+    if descriptors.is_shortage(error):
+        return _SHORTAGE
     if isinstance(error, LookupFailed):
         return str(error)
     if isinstance(error, ssl.SSLCertVerificationError):

@@ -161,6 +161,9 @@ class Relay:
             # what follows on this connection can't be trusted; HTTP/2 has no such field
             await send_error(send, error, _is_cross_origin(scope), close=scope["http_version"] in ("1.0", "1.1"))
         except GatewayError as error:
+            if isinstance(error, ClientNotSending):
+                client = scope.get("client")
+                self._counters.stall(error, client[0] if client else None)
             not_sent = answer is None or not answer.transmitted
             await send_error(send, error, _is_cross_origin(scope), not_sent=not_sent)
 

@@ -43,16 +43,26 @@ class Counters:
     which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
     it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal,
     ``on_stalled`` with those of each client that is cut, and both with the peer's address, None on a unix socket.
-    ``stalled``: for each kind, how many clients were cut.
+    ``stalled``: for each kind, how many clients were cut. ``shortages``: how often no descriptor was left.
     """
 
-    __slots__ = ("_on_refused", "_on_stalled", "_others", "answers", "in_flight", "refused", "stalled", "tunnels")
+    __slots__ = (
+        "_on_refused",
+        "_on_stalled",
+        "_others",
+        "answers",
+        "in_flight",
+        "refused",
+        "shortages",
+        "stalled",
+        "tunnels",
+    )
 
     def __init__(self, on_refused: OnClientError | None = None, on_stalled: OnClientError | None = None) -> None:
         self._on_refused = on_refused
         self._on_stalled = on_stalled
         self.stalled = {ClientNotSending.kind: 0, ClientNotReading.kind: 0}
-        self.refused = self.in_flight = self.tunnels = 0
+        self.refused = self.in_flight = self.tunnels = self.shortages = 0
         self.answers = {method: [0] * 10 for method in (*METHODS, b"")}
         self._others = self.answers[b""]
 

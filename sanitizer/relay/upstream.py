@@ -16,11 +16,13 @@ from collections import deque
 from collections.abc import Callable
 from typing import Final
 
+from sanitizer import descriptors
 from sanitizer.address import Address
 from sanitizer.connecting import Connector
 from sanitizer.errors import (
     ConnectTimeout,
     GatewayError,
+    OutOfDescriptors,
     PoolExhausted,
     ResponseTimeout,
     UpstreamBroken,
@@ -32,7 +34,15 @@ from sanitizer.relay.counters import Histogram
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.outbox import Outbox
 
-_ERRORS = (PoolExhausted, ConnectTimeout, ResponseTimeout, UpstreamNotReading, UpstreamUnreachable, UpstreamBroken)
+_ERRORS = (
+    PoolExhausted,
+    OutOfDescriptors,
+    ConnectTimeout,
+    ResponseTimeout,
+    UpstreamNotReading,
+    UpstreamUnreachable,
+    UpstreamBroken,
+)
 """All that an exchange can fail with."""
 _CLOSED: Final = "the gateway has closed its connections to upstream"
 
@@ -204,8 +214,7 @@ class Upstream:
         except TimeoutError:
             error = ConnectTimeout()
         except (OSError, ValueError) as cause:  # ssl.SSLError is one; the other: a name that IDNA can't encode
-            error = UpstreamUnreachable()
-            error.__cause__ = cause
+            error = _not_connected(cause)
         finally:
             self._connecting.pop(connection, None)
             self._connected(connection, exchange, error)
@@ -223,3 +232,10 @@ class Upstream:
         if not exchange.done:
             exchange.fail(error or UpstreamBroken())  # without an error it has been made, and lost since
         self._slot_free()
+
+
+def _not_connected(cause: Exception) -> GatewayError:
+    """The error of a connection that could not be made because of ``cause``."""
+    error = OutOfDescriptors() if descriptors.is_shortage(cause) else UpstreamUnreachable()
+    error.__cause__ = cause
+    return error

@@ -410,6 +410,16 @@ def _refuse(world: World) -> None:
     world.loop.attempts[0].refuse(ConnectionRefusedError(111, "Connection refused"))
 
 
+def _no_descriptor(world: World) -> None:
+    world.start()
+    world.loop.attempts[0].refuse(OSError(24, "Too many open files"))
+
+
+def _no_descriptor_in_the_system(world: World) -> None:
+    world.start()
+    world.loop.attempts[0].refuse(OSError(23, "Too many open files in system"))
+
+
 def _unknown_name(world: World) -> None:
     world.start()
     world.loop.attempts[0].refuse(UnicodeError("label too long"))
@@ -442,6 +452,13 @@ def _wait_in_vain(world: World) -> None:
     [
         pytest.param(_refuse, "unreachable", "[Errno 111] Connection refused", id="refused"),
         pytest.param(_unknown_name, "unreachable", "label too long", id="a name that can't be encoded"),
+        pytest.param(_no_descriptor, "descriptors", "[Errno 24] Too many open files", id="no descriptor"),
+        pytest.param(
+            _no_descriptor_in_the_system,
+            "descriptors",
+            "[Errno 23] Too many open files in system",
+            id="no descriptor in the system",
+        ),
         pytest.param(_never_connect, "connect_timeout", "upstream could not be reached in time", id="no connection"),
         pytest.param(_never_answer, "response_timeout", "upstream did not answer in time", id="no answer"),
         pytest.param(_break_off, "broken", "upstream broke off", id="broken"),

@@ -68,6 +68,12 @@ FAMILIES: Final = (
     ),
     Family("sanitizer_upstream_connections", "gauge", ("state",), "Connections to upstream: connecting, busy, idle."),
     Family("sanitizer_upstream_errors_total", "counter", ("kind",), "Requests and lookups that upstream failed."),
+    Family(
+        "sanitizer_upstream_unannounced_ends_total",
+        "counter",
+        (),
+        "Answers of unknown length that an https upstream has ended without close_notify; passed on as whole.",
+    ),
     Family("sanitizer_tunnels_in_flight", "gauge", (), "Open tunnels, such as WebSockets."),
     Family("sanitizer_ready", "gauge", (), "1 if /readyz says so, else 0."),
     Family("sanitizer_build_info", "gauge", ("version",), "Always 1; the version is its label."),
@@ -120,6 +126,7 @@ def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snap
     totals.update(_buckets("sanitizer_upstream_seconds", upstream.seconds))
     for kind, count in upstream.errors.items():
         totals["sanitizer_upstream_errors_total", kind] = count
+    totals[("sanitizer_upstream_unannounced_ends_total",)] = upstream.unannounced_ends
     busy = upstream.open - upstream.idle - upstream.connecting
     gauges: dict[tuple[str, ...], float] = {
         ("sanitizer_requests_in_flight",): counters.in_flight,

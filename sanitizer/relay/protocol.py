@@ -49,7 +49,7 @@ HEAD_LIMIT: Final = 64 * 1024
 HEAD_TIMEOUT: Final = 30.0
 """Seconds from a head's first byte to its last; then the connection is closed."""
 _LINGER: Final = 5.0
-"""Seconds in which a client may read its response while what it still sends is dropped."""
+"""Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
 _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEW_HEADS: Final = 8
@@ -137,7 +137,7 @@ class RelayProtocol(asyncio.Protocol):
         if self.tunnel is not None:
             self.tunnel.tunnel_send(data)
         elif self.closing:
-            return
+            self._deadline = self.loop.time() + _LINGER  # it goes on sending, and reads its response after that
         elif not self._receiving and (self._request is not None or self.write_blocked):
             self._waiting += data
             if len(self._waiting) > _PIPELINED:
@@ -179,7 +179,7 @@ class RelayProtocol(asyncio.Protocol):
         """Take no further request; close as soon as the one at work is answered."""
         if self._request is not None:
             self._request.last()
-        elif self.tunnel is None and not self._heads.begun:
+        elif self.tunnel is None and not self.closing and not self._heads.begun:
             self.close()
 
     # What a request calls

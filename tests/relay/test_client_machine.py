@@ -653,6 +653,7 @@ class ClientMachine(RuleBasedStateMachine):
         for client in self.clients:
             if client.ending == "linger" and client.transport.readable:
                 client.transport.feed(client.outgoing[:100] or b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                client.deadline = self.loop.now + LINGER
 
     @precondition(lambda self: self.open_clients())
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
@@ -822,6 +823,9 @@ class ClientMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         """The gateway stops: no connection takes a request beyond the one at work."""
         self.front.draining = True
+        for client in self.clients:
+            if client.ending == "linger":
+                shut_down(client.transport)  # which changes nothing: it may still be read
         for client in self.open_clients():
             client.last = True
             shut_down(client.transport)
@@ -918,6 +922,8 @@ class ClientMachine(RuleBasedStateMachine):
         begun = answer.begun
         piece = answer.wire[answer.sent : answer.sent + size]
         answer.sent += len(piece)
+        if not begun and answer.faulty_at and answer.sent >= answer.faulty_at:
+            answer.head = answer.end  # a head with a fault right behind it goes to nobody
         if not begun and answer.begun:
             client.last = self.closes(client)  # as its head says, from here on
             assert client.active is not None
@@ -1347,6 +1353,25 @@ def test_upload_that_upstream_does_not_take() -> None:
             upstream.unblock()
             assert client.reading
         assert upstream.written.endswith(b"\r\n\r\n" + b"content" * 3)
+
+
+def test_upload_that_is_answered_early() -> None:
+    """A client that reads its response only when it has sent all of its content may take its time, in a drain too."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
+        loop.settle()
+        loop.attempts[0].accept().feed(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+        loop.settle()
+        for _ in range(20):
+            loop.advance(LINGER - 1)
+            client.feed(b"12345")
+            shut_down(client)
+            assert not client.closing
+        loop.advance(LINGER)
+        assert (client.lost, client.ending) == (True, "fin")
+        assert client.taken == b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @pytest.mark.parametrize("blocked", [True, False])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +19,7 @@ from websockets.sync.server import ServerConnection, serve
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, Connection, Upstream, perform, reply
+from tests.support.wire import Cut
 
 GET = b"GET /a%2Fb HTTP/1.1\r\nHost: example.test\r\n\r\n"
 
@@ -119,6 +122,30 @@ def test_plain_upstream_behind_https(authority_file: str) -> None:
         with Gateway(f"https://localhost:{upstream.port}", "--upstream-ca", authority_file) as gateway:
             assert gateway.ask(GET).status == 502
         assert upstream.requests == []
+
+
+def test_an_answer_that_a_fin_ends(upstream: Upstream, authority_file: str) -> None:
+    """It is passed on as whole although TLS has a way to say so, which is counted each time and logged once."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\nok")
+        os.close(connection.sock.detach())
+        raise Cut(b"", reset=False)
+
+    upstream.script = script
+    with Gateway(f"https://localhost:{upstream.port}", "--upstream-ca", authority_file, admin=True) as gateway:
+        for _ in range(2):
+            response = gateway.ask(GET)
+            assert (response.body, response.complete) == (b"ok", True)
+        until = time.monotonic() + 10
+        while b"\nsanitizer_upstream_unannounced_ends_total 2.0\n" not in (
+            metrics := gateway.ask_admin("/metrics").body
+        ):
+            assert time.monotonic() < until, metrics
+            time.sleep(0.05)
+        assert b'sanitizer_upstream_errors_total{kind="broken"} 0.0' in metrics
+    assert sum("close_notify" in line for line in gateway.lines) == 1
 
 
 @pytest.fixture

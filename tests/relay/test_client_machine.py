@@ -90,12 +90,12 @@ class Front:
         raise AssertionError("nothing is looked up")
 
 
-def make_connection(front: Front, loop: VirtualLoop) -> FakeTransport:
+def make_connection(front: Front, loop: VirtualLoop, kind: type[FakeTransport] = FakeTransport) -> FakeTransport:
     """A client connection that has just been accepted; its protocol is the transport's ``protocol``."""
 
     def make() -> FakeTransport:
         protocol = RelayProtocol(cast(Any, front))
-        transport = FakeTransport(loop, protocol, peername=PEER, pollable=False)
+        transport = kind(loop, protocol, peername=PEER, pollable=False)
         protocol.connection_made(transport)
         return transport
 
@@ -1372,6 +1372,36 @@ def test_upload_that_is_answered_early() -> None:
         loop.advance(LINGER)
         assert (client.lost, client.ending) == (True, "fin")
         assert client.taken == b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class TLSTransport(FakeTransport):
+    """A TLS connection whose client does not answer close_notify: only `abort` ends it."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return True if name == "sslcontext" else super().get_extra_info(name, default)
+
+    def close(self) -> None:
+        self.closing = True
+
+
+@pytest.mark.parametrize("seconds", [1.0, KEEPALIVE - 1])
+def test_the_end_of_a_tls_connection(seconds: float) -> None:
+    """It comes when the client has taken all of its response, however long that takes, and no later."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop, TLSTransport)
+        client.feed(make_request("GET close", b"/", b"").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        client.blocked = True
+        upstream.feed(make_answer("length", b"GET", b"content", 0).wire)
+        loop.settle()
+        assert client.closing
+        loop.advance(seconds)
+        assert not client.lost
+        client.unsent = 0
+        loop.advance(0.2)
+        assert (client.lost, client.ending) == (True, "fin")
 
 
 @pytest.mark.parametrize("blocked", [True, False])

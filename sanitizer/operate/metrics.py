@@ -69,6 +69,12 @@ FAMILIES: Final = (
     Family("sanitizer_upstream_connections", "gauge", ("state",), "Connections to upstream: connecting, busy, idle."),
     Family("sanitizer_upstream_errors_total", "counter", ("kind",), "Requests and lookups that upstream failed."),
     Family(
+        "sanitizer_upstream_unannounced_ends_total",
+        "counter",
+        (),
+        "Answers of unknown length that an https upstream has ended without close_notify; passed on as whole.",
+    ),
+    Family(
         "sanitizer_out_of_descriptors_total",
         "counter",
         (),
@@ -135,6 +141,7 @@ def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snap
         totals["sanitizer_upstream_errors_total", kind] = count
     for kind, count in counters.stalled.items():
         totals["sanitizer_stalled_clients_total", kind] = count
+    totals[("sanitizer_upstream_unannounced_ends_total",)] = upstream.unannounced_ends
     busy = upstream.open - upstream.idle - upstream.connecting
     gauges: dict[tuple[str, ...], float] = {
         ("sanitizer_requests_in_flight",): counters.in_flight,

@@ -13,6 +13,10 @@ HTTP_1_0_UPGRADE: Final = (
     "an HTTP/1.0 client has asked for an upgrade, such as a WebSocket, which HTTP/1.0 does not have (RFC 9110 section "
     "7.8), so the request was relayed without it; if the client is nginx, set 'proxy_http_version 1.1;'"
 )
+NO_CLOSE_NOTIFY: Final = (
+    "upstream has ended an answer of unknown length without TLS's close_notify; the answer was passed on as whole, but "
+    "whoever is between could have cut it; sanitizer_upstream_unannounced_ends_total counts such answers"
+)
 
 
 @cache

@@ -6,13 +6,18 @@ declares. Cases, before the code that branches on them:
 * Bytes after the response's end, or on an idle connection: nobody asked for them; the connection is closed.
 * The connection ends where the content's end is not: an error, unless the content lasts until the connection closes.
   Upstream's FIN is the end of it, however much of the request is still on its way: upstream may never take that.
+  So it is in TLS without a close_notify, which many servers leave out; that is counted. A reset never is.
+* The connection is lost with octets unread, because a write has found the reset before they were read, or because
+  uvloop ends a TLS connection whose reading is paused: they are read first, for they may be all of the answer.
 * 101: what follows the head is no HTTP any more; a tunnel if the exchange has asked for it, an error if not.
 """
 
 import asyncio
+import os
 import random
 import select
 import socket
+import ssl
 from time import perf_counter
 from typing import TYPE_CHECKING, Final, cast
 
@@ -20,6 +25,7 @@ import httptools
 
 from sanitizer.errors import UpstreamBroken, UpstreamNotReading
 from sanitizer.keepalive import probe_when_silent
+from sanitizer.relay.advice import NO_CLOSE_NOTIFY, advise
 from sanitizer.relay.exchange import Exchange, Response
 from sanitizer.relay.framing import Framing, response_length
 from sanitizer.relay.headers import read_head
@@ -34,6 +40,8 @@ _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
 LIFETIME: Final = 120.0
 """Seconds, a quarter more or less, after which a connection has its last exchange."""
+_REST: Final = 64 * 1024
+"""Bytes that are read at once of what a lost connection has left."""
 
 
 class Connection(asyncio.Protocol):
@@ -41,6 +49,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = (
         "_chunks",
+        "_first",
         "_heads",
         "_keeps_alive",
         "_left",
@@ -72,6 +81,7 @@ class Connection(asyncio.Protocol):
         self._heads = HeadReader(httptools.HttpResponseParser, _HEAD_LIMIT)
         self._left = 0  # octets of the content still to come
         self._chunks: ChunkedDecoder | None = None
+        self._first: tuple[bytes, bytes | None] | None = None  # decoded of what has come with the head
         self._keeps_alive = False
 
     @property
@@ -161,6 +171,8 @@ class Connection(asyncio.Protocol):
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
+        if self.exchange is not None and self.exchange.transmitted:
+            self._read_rest(self.exchange)
         exchange, self.exchange = self.exchange, None
         self.upstream.closed(self)
         self._upstream_ended(exchange, in_order=exc is None)
@@ -207,6 +219,7 @@ class Connection(asyncio.Protocol):
         length = response_length(exchange.method, status, head)
         if length is Framing.CHUNKED:
             self._chunks = ChunkedDecoder()
+            self._first = self._chunks.feed(rest)  # before the head is told: if it is malformed, the answer is an error
         elif length is not Framing.UNTIL_CLOSE:
             self._left = length
         options = head.connection
@@ -216,7 +229,8 @@ class Connection(asyncio.Protocol):
 
     def _read_content(self, exchange: Exchange, response: Response, data: bytes) -> None:
         if self._chunks is not None:
-            content, rest = self._chunks.feed(data)
+            content, rest = self._first or self._chunks.feed(data)
+            self._first = None
             if rest is None:
                 exchange.on_content(content, False, b"")
             else:
@@ -238,9 +252,35 @@ class Connection(asyncio.Protocol):
             return
         response = exchange.response
         if in_order and response is not None and response.length is Framing.UNTIL_CLOSE:
+            if not self._end_is_announced():
+                self.upstream.unannounced_ends += 1
+                advise(NO_CLOSE_NOTIFY)
             exchange.complete(b"", b"")
         else:
             exchange.lost(UpstreamBroken())
+
+    def _read_rest(self, exchange: Exchange) -> None:
+        """Read what has come before the connection was lost, and has not been handed over."""
+        tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
+        sock = self.transport.get_extra_info("socket")
+        try:
+            while not exchange.done:
+                data = os.read(sock.fileno(), _REST) if tls is None else tls.read(_REST)
+                if not data:
+                    return
+                self.data_received(data)
+        except OSError:  # there is nothing, or no more; `ssl.SSLError` is one
+            pass
+
+    def _end_is_announced(self) -> bool:
+        """Whether upstream has said that it has sent all; in TLS a close_notify does, without it a FIN."""
+        tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
+        try:
+            return tls is None or not tls.read(1)
+        except ssl.SSLZeroReturnError:
+            return True
+        except ssl.SSLError:  # it waits for more
+            return False
 
     def _end(self, exchange: Exchange, content: bytes, trailers: bytes, *, surplus: bool) -> None:
         """The response is whole: give the connection back, or close it, then tell the face."""

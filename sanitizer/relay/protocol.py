@@ -53,7 +53,11 @@ HEAD_LIMIT: Final = 64 * 1024
 HEAD_TIMEOUT: Final = 30.0
 """Seconds from a head's first byte to its last; then the connection is closed."""
 _LINGER: Final = 5.0
-"""Seconds in which a client may read its response while what it still sends is dropped."""
+"""Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
+_LONGEST_LINGER: Final = 30.0
+"""Seconds after which it does not matter any more whether the client sends more (nginx's ``lingering_time``)."""
+_CLOSE_NOTIFY: Final = 0.1
+"""Seconds in which a TLS client may answer close_notify, or until it is asked again whether it has taken all."""
 _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEW_HEADS: Final = 8
@@ -113,6 +117,8 @@ class RelayProtocol(asyncio.Protocol):
         self._deadline = _NEVER
         self._unsent = _NEVER  # when the deadline last came
         self._timer: asyncio.TimerHandle | None = None
+        self._tls_end: asyncio.TimerHandle | None = None
+        self._linger_until = 0.0
 
     # asyncio.Protocol
 
@@ -137,6 +143,8 @@ class RelayProtocol(asyncio.Protocol):
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        if self._tls_end is not None:
+            self._tls_end.cancel()
         self._cancel()
         if self.tunnel is not None:
             self.tunnel.leave()
@@ -147,7 +155,8 @@ class RelayProtocol(asyncio.Protocol):
         if self.tunnel is not None:
             self.tunnel.tunnel_send(data)
         elif self.closing:
-            return
+            # it goes on sending, and reads its response after that
+            self._deadline = min(self.loop.time() + _LINGER, self._linger_until)
         elif not self._receiving and (self._request is not None or self.write_blocked):
             self._waiting += data
             if len(self._waiting) > _PIPELINED:
@@ -184,7 +193,7 @@ class RelayProtocol(asyncio.Protocol):
         """Take no further request; close as soon as the one at work is answered."""
         if self._request is not None:
             self._request.last()
-        elif self.tunnel is None and not self._heads.begun:
+        elif self.tunnel is None and not self.closing and not self._heads.begun:
             self.close()
 
     # What the stall sweep calls
@@ -311,6 +320,8 @@ class RelayProtocol(asyncio.Protocol):
         self.upstream.outbox.flush()
         self.transport.close()
         self._expire_in(self.front.keepalive_timeout)  # what a client does not read must not keep the connection
+        if self.scheme == "https" and self._tls_end is None:
+            self._tls_end = self.loop.call_later(_CLOSE_NOTIFY, self._end_tls)
 
     def abort(self) -> None:
         """Reset the connection, so that the response can't be taken for whole."""
@@ -320,6 +331,18 @@ class RelayProtocol(asyncio.Protocol):
         if sock is not None:  # else the kernel sends FIN, which ends a response that lasts until the connection closes
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.transport.abort()
+
+    def _end_tls(self, taken: bool = False) -> None:
+        """End a connection that is being closed when its client has taken all, close_notify too.
+
+        uvloop would wait half a minute for the client's own close_notify, which an idle client does not send. Once
+        ``taken``, the client had taken all that the kernel had: what uvloop may have kept has followed by now.
+        """
+        untaken = self._untaken()
+        if taken and not untaken:
+            self.transport.abort()
+        else:
+            self._tls_end = self.loop.call_later(_CLOSE_NOTIFY, self._end_tls, not untaken)
 
     def enter_tunnel(self, request: Handler, tunnel: Tunnel) -> None:
         """The request at work has become a tunnel; what the client has sent early goes into it."""
@@ -519,6 +542,7 @@ class RelayProtocol(asyncio.Protocol):
             self.transport.write_eof()
         for reason in tuple(self._pauses):
             self.resume(reason)
+        self._linger_until = self.loop.time() + _LONGEST_LINGER
         self._expire_in(_LINGER)
 
     def _expire_in(self, seconds: float) -> None:
@@ -544,8 +568,13 @@ class RelayProtocol(asyncio.Protocol):
 
     def _progresses(self) -> bool:
         """Whether the client has taken some of what is still on its way to it since the deadline last came."""
-        before, self._unsent = self._unsent, self.transport.get_write_buffer_size()
+        before, self._unsent = self._unsent, self._untaken()
+        return 0 < self._unsent < before
+
+    def _untaken(self) -> int:
+        """Octets that have been written, and that the client's kernel has not taken."""
+        size = self.transport.get_write_buffer_size()
         sock = self.transport.get_extra_info("socket")
         if sock is not None and sock.fileno() >= 0:
-            self._unsent += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
-        return 0 < self._unsent < before
+            size += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+        return size

@@ -71,6 +71,7 @@ class Upstream:
         self.outbox = Outbox(self.loop)
         self.response_timeout = response_timeout
         self.errors = dict.fromkeys((error.kind for error in _ERRORS), 0)
+        self.unannounced_ends = 0  # answers that a FIN has ended where TLS has a close_notify
         self.seconds = Histogram()  # from an exchange's making to its response's head
         self._connector = Connector(address, tls, connect_timeout)
         self._connect_timeout = connect_timeout

@@ -86,17 +86,18 @@ def test_events_arrive_one_by_one(chain: Chain, chunked: bool) -> None:
 
 def test_an_update_is_repaired(chain: Chain) -> None:
     """An intercepted request of HTTP/1.0 is looked up and repaired as one of HTTP/1.1 is."""
-    stored = json.dumps({"key": "k", "info": {"allowed_routes": ["info_routes"]}}).encode()
+    key = "0123456789abcdef" * 4
+    stored = json.dumps({"key": key, "info": {"allowed_routes": ["info_routes"]}}).encode()
 
     def script(connection: Connection) -> None:
         content = stored if connection.read_request().target.startswith(b"/key/info") else b"{}"
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content)
 
     chain.upstream.script = script
-    body = b'{"key":"k","allowed_routes":["info_routes"],"models":[]}'
+    body = b'{"key":"%b","allowed_routes":["info_routes"],"models":[]}' % key.encode()
     answer = ask(chain.address, b"POST /key/update HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % len(body), body)
     assert answer.get(b"x-litellm-sanitizer") == b'dropped; fields="allowed_routes"'
-    assert chain.upstream.requests[-1].body == b'{"key":"k","models":[]}'
+    assert chain.upstream.requests[-1].body == b'{"key":"%b","models":[]}' % key.encode()
 
 
 def test_an_upgrade_is_not_passed_on_but_explained(chain: Chain) -> None:

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from sanitizer.settings import OPTIONS
+from sanitizer.settings import OPTIONS, Settings
 from tests.deploy.programs import DEPLOY, ROOT, program
 
 DOCKERFILE = ROOT / "Dockerfile"
@@ -134,3 +134,26 @@ def test_the_health_check_asks_as_the_code_answers() -> None:
     ast.parse(found[1])
     assert "/livez" in found[1]
     assert "9464" in found[1]
+
+
+IDLE_TIMEOUTS = {
+    "nginx.conf": (r"upstream litellm_sanitizer \{[^}]*\bkeepalive_timeout (\d+)s;", 1),
+    # it closes half of those that are idle each time: for the last of 64 that was seen to take eight times
+    "haproxy.cfg": (r"\bserver litellm_sanitizer [^\n]*\bpool-purge-delay (\d+)s pool-max-conn 64\n", 8),
+    "envoy.yaml": (r"- name: litellm_sanitizer\n(?:      .*\n)*? .*\{idle_timeout: (\d+)s\}", 1),
+}
+"""Where each proxy says when it closes an idle connection to the gateway, after how many times that."""
+
+
+@pytest.mark.parametrize("proxy", sorted(path.name for path in (DEPLOY / "proxies").iterdir()))
+def test_proxies_close_idle_connections_first(proxy: str) -> None:
+    """Else the gateway may close a connection just as a POST goes out on it, which the proxy answers with an error."""
+    pattern, times = IDLE_TIMEOUTS[proxy]
+    found = re.search(pattern, (DEPLOY / "proxies" / proxy).read_text())
+    assert found
+    assert 0 < times * int(found[1]) < Settings().keepalive_timeout
+
+
+def test_nothing_shortens_the_gateways_idle_timeout() -> None:
+    """What the proxies are compared with is the gateway's default."""
+    assert not any("KEEPALIVE_TIMEOUT" in path.read_text() for path in SHOWN)

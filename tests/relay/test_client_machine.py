@@ -92,12 +92,12 @@ class Front:
         raise AssertionError("nothing is looked up")
 
 
-def make_connection(front: Front, loop: VirtualLoop) -> FakeTransport:
+def make_connection(front: Front, loop: VirtualLoop, kind: type[FakeTransport] = FakeTransport) -> FakeTransport:
     """A client connection that has just been accepted; its protocol is the transport's ``protocol``."""
 
     def make() -> FakeTransport:
         protocol = RelayProtocol(cast(Any, front))
-        transport = FakeTransport(loop, protocol, peername=PEER, pollable=False)
+        transport = kind(loop, protocol, peername=PEER, pollable=False)
         protocol.connection_made(transport)
         return transport
 
@@ -660,6 +660,7 @@ class ClientMachine(RuleBasedStateMachine):
         for client in self.clients:
             if client.ending == "linger" and client.transport.readable:
                 client.transport.feed(client.outgoing[:100] or b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+                client.deadline = self.loop.now + LINGER
 
     @precondition(lambda self: self.open_clients())
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
@@ -829,6 +830,9 @@ class ClientMachine(RuleBasedStateMachine):
     def drain(self) -> None:
         """The gateway stops: no connection takes a request beyond the one at work."""
         self.front.draining = True
+        for client in self.clients:
+            if client.ending == "linger":
+                shut_down(client.transport)  # which changes nothing: it may still be read
         for client in self.open_clients():
             client.last = True
             shut_down(client.transport)
@@ -925,6 +929,8 @@ class ClientMachine(RuleBasedStateMachine):
         begun = answer.begun
         piece = answer.wire[answer.sent : answer.sent + size]
         answer.sent += len(piece)
+        if not begun and answer.faulty_at and answer.sent >= answer.faulty_at:
+            answer.head = answer.end  # a head with a fault right behind it goes to nobody
         if not begun and answer.begun:
             client.last = self.closes(client)  # as its head says, from here on
             assert client.active is not None
@@ -1354,6 +1360,55 @@ def test_upload_that_upstream_does_not_take() -> None:
             upstream.unblock()
             assert client.reading
         assert upstream.written.endswith(b"\r\n\r\n" + b"content" * 3)
+
+
+def test_upload_that_is_answered_early() -> None:
+    """A client that reads its response only when it has sent all of its content may take its time, in a drain too."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop)
+        client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
+        loop.settle()
+        loop.attempts[0].accept().feed(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
+        loop.settle()
+        for _ in range(20):
+            loop.advance(LINGER - 1)
+            client.feed(b"12345")
+            shut_down(client)
+            assert not client.closing
+        loop.advance(LINGER)
+        assert (client.lost, client.ending) == (True, "fin")
+        assert client.taken == b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class TLSTransport(FakeTransport):
+    """A TLS connection whose client does not answer close_notify: only `abort` ends it."""
+
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return True if name == "sslcontext" else super().get_extra_info(name, default)
+
+    def close(self) -> None:
+        self.closing = True
+
+
+@pytest.mark.parametrize("seconds", [1.0, KEEPALIVE - 1])
+def test_the_end_of_a_tls_connection(seconds: float) -> None:
+    """It comes when the client has taken all of its response, however long that takes, and no later."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None)
+        client = make_connection(front, loop, TLSTransport)
+        client.feed(make_request("GET close", b"/", b"").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        client.blocked = True
+        upstream.feed(make_answer("length", b"GET", b"content", 0).wire)
+        loop.settle()
+        assert client.closing
+        loop.advance(seconds)
+        assert not client.lost
+        client.unsent = 0
+        loop.advance(0.2)
+        assert (client.lost, client.ending) == (True, "fin")
 
 
 @pytest.mark.parametrize("blocked", [True, False])

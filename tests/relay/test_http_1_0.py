@@ -13,7 +13,8 @@ from tests.support.upstream import CLOSE, OK, Connection, Upstream, in_turn, per
 
 GET = b"GET / HTTP/1.0\r\n\r\n"
 CHUNKED = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n%b\r\n2\r\nok\r\n0\r\n\r\n"
-UPDATE = b'{"key":"k","allowed_routes":["info_routes"],"models":[]}'
+KEY = "0123456789abcdef" * 4
+UPDATE = b'{"key":"%b","allowed_routes":["info_routes"],"models":[]}' % KEY.encode()
 
 ANSWERS = {
     "chunked": (GET, CHUNKED % b"", [b"no"]),
@@ -64,8 +65,8 @@ def test_what_to_set_is_said_once(face: Face, upstream: Upstream) -> None:
 @pytest.mark.parametrize("alias", [False, True], ids=["by key", "by alias"])
 def test_an_update_without_host_is_looked_up(gateway: Gateway, upstream: Upstream, alias: bool) -> None:
     """HTTP/1.0 needs no Host, but what goes to LiteLLM is HTTP/1.1: the lookup has upstream's, as the update has."""
-    info = {"allowed_routes": ["info_routes"], "key_alias": "k"}
-    stored = json.dumps({"info": [info]} if alias else {"key": "k", "info": info}).encode()
+    info = {"allowed_routes": ["info_routes"], "key_alias": KEY}
+    stored = json.dumps({"info": [info]} if alias else {"key": KEY, "info": info}).encode()
 
     def script(connection: Connection) -> None:
         content = stored if b"/key/info" in connection.read_request().target else b"{}"

@@ -82,7 +82,7 @@ def update(body: bytes = UPDATE, *lines: bytes) -> bytes:
 
 def updates(upstream: Upstream) -> list[Request]:
     """The requests that are no lookups."""
-    return [request for request in upstream.requests if b"/key/info" not in request.target]
+    return [request for request in upstream.requests if not request.target.startswith((b"/key/info?", b"/v2/key/info"))]
 
 
 def lookups(upstream: Upstream) -> int:

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
+import socket
 import ssl
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +21,7 @@ from websockets.sync.server import ServerConnection, serve
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, Connection, Upstream, perform, reply
+from tests.support.wire import Cut, Wire
 
 GET = b"GET /a%2Fb HTTP/1.1\r\nHost: example.test\r\n\r\n"
 
@@ -121,6 +126,30 @@ def test_plain_upstream_behind_https(authority_file: str) -> None:
         assert upstream.requests == []
 
 
+def test_an_answer_that_a_fin_ends(upstream: Upstream, authority_file: str) -> None:
+    """It is passed on as whole although TLS has a way to say so, which is counted each time and logged once."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 200 OK\r\n\r\nok")
+        os.close(connection.sock.detach())
+        raise Cut(b"", reset=False)
+
+    upstream.script = script
+    with Gateway(f"https://localhost:{upstream.port}", "--upstream-ca", authority_file, admin=True) as gateway:
+        for _ in range(2):
+            response = gateway.ask(GET)
+            assert (response.body, response.complete) == (b"ok", True)
+        until = time.monotonic() + 10
+        while b"\nsanitizer_upstream_unannounced_ends_total 2.0\n" not in (
+            metrics := gateway.ask_admin("/metrics").body
+        ):
+            assert time.monotonic() < until, metrics
+            time.sleep(0.05)
+        assert b'sanitizer_upstream_errors_total{kind="broken"} 0.0' in metrics
+    assert sum("close_notify" in line for line in gateway.lines) == 1
+
+
 @pytest.fixture
 def listener_options(certificate: trustme.LeafCert, tmp_path: Path) -> tuple[str, ...]:
     chain, key = tmp_path / "chain.pem", tmp_path / "key.pem"
@@ -143,6 +172,47 @@ def test_tls_listener(authority: trustme.CA, listener_options: tuple[str, ...]) 
                 assert client.ask(head, body).body == b"ok"
         assert [len(each.body) for each in upstream.requests] == [0, 1_000_000]
         assert upstream.requests[0].all(b"x-forwarded-proto") == [b"https"]
+
+
+STILL_THERE = {
+    "it has asked nothing": (),
+    "it keeps its connection": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",),
+    "its connection is to end": (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",),
+}
+
+
+@pytest.mark.parametrize("at_work", [False, True], ids=["idle", "at work"])
+@pytest.mark.parametrize("requests", STILL_THERE.values(), ids=STILL_THERE.keys())
+def test_clients_that_do_not_close_do_not_hold_it_up(
+    authority: trustme.CA, listener_options: tuple[str, ...], requests: tuple[bytes, ...], at_work: bool
+) -> None:
+    """A TLS client is told of the end by close_notify, all that it has been sent before it, and not waited for."""
+    go_on = threading.Event()
+    content = b"x" * 100_000
+    answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content
+    with Upstream(reply(answer)) as upstream, contextlib.ExitStack() as stack:
+        gateway = stack.enter_context(Gateway(upstream.url, *listener_options, "--shutdown-grace", "3600"))
+        assert not isinstance(gateway.address, str)
+        plain = stack.enter_context(socket.create_connection(gateway.address))
+        client = client_context(authority).wrap_socket(plain, server_hostname="localhost", suppress_ragged_eofs=False)
+        wire = Wire(stack.enter_context(client))
+        for request in requests:
+            wire.send(request)
+            wire.read_until(content)
+        if at_work:
+            upstream.script = reply(go_on, answer)
+            other = stack.enter_context(Client(gateway.address, context=client_context(authority)))
+            other.send(GET)
+            upstream.wait_request(len(requests) + 1)
+        gateway.process.send_signal(signal.SIGINT)
+        gateway.wait_for_line("stopping")
+        go_on.set()
+        assert gateway.wait(20) == 0  # uvloop itself would wait for 30 s
+        assert not any("aborting" in line for line in gateway.lines)
+        assert client.recv(1) == b"", "an end without close_notify would raise an exception"
+        if at_work:
+            other.read_until(content)
+            assert other.closed()
 
 
 def test_tls_on_both_sides(

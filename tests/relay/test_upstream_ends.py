@@ -1,0 +1,240 @@
+"""How upstream ends a connection, over real sockets and on both event loops, and what that makes of its answer."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import ssl
+import struct
+import threading
+from collections.abc import Callable, Iterator
+from typing import Final
+
+import pytest
+import trustme
+import uvloop
+
+from sanitizer.address import Address
+from sanitizer.errors import GatewayError
+from sanitizer.relay.exchange import Exchange, Response
+from sanitizer.relay.upstream import Upstream
+
+WAIT: Final = 10.0
+LARGE: Final = 100_000
+"""Octets of content that TLS reads in more than one piece, and that sockets take without a reader."""
+LENGTH: Final = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
+UNTIL_CLOSE: Final = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
+
+LoopFactory = Callable[[], asyncio.AbstractEventLoop]
+End = Callable[[socket.socket], None]
+
+
+class Taken(Exchange):
+    """An exchange that keeps what comes; with ``pauses``, it stops reading as soon as there is some content."""
+
+    __slots__ = ("content", "ended", "error", "pauses", "sends")
+
+    def __init__(self, upstream: Upstream, length: int, *, pauses: bool) -> None:
+        super().__init__(
+            upstream, b"POST", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length, length
+        )
+        self.content = b""
+        self.error: GatewayError | None = None
+        self.ended = asyncio.Event()
+        self.sends = asyncio.Event()
+        self.pauses = pauses
+
+    def on_unblocked(self) -> None:
+        self.sends.set()
+
+    def on_response(self, response: Response) -> None:
+        pass
+
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
+        self.content += data
+        if self.pauses and self.content and not last:
+            self.pauses = False
+            self.pause_reading()
+        if last:
+            self.ended.set()
+
+    def on_error(self, error: GatewayError) -> None:
+        self.error = error
+        self.ended.set()
+
+
+class Server:
+    """Serves one connection: reads a request's head, sends ``answer``, ends as ``end`` says; then `ended` is set."""
+
+    def __init__(self, answer: bytes, end: End, context: ssl.SSLContext | None = None) -> None:
+        self._answer = answer
+        self._end = end
+        self._context = context
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listener.getsockname()[1]
+        self.ended = threading.Event()
+        self._thread = threading.Thread(target=self._serve, daemon=True)
+        self._thread.start()
+
+    def _serve(self) -> None:
+        sock, _ = self._listener.accept()
+        sock.settimeout(WAIT)
+        if self._context is not None:
+            sock = self._context.wrap_socket(sock, server_side=True)
+        received = b""
+        while b"\r\n\r\n" not in received:
+            received += sock.recv(65536)
+        sock.sendall(self._answer)
+        self._end(sock)
+        self.ended.set()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._thread.join(WAIT)
+        self._listener.close()
+
+
+def fin(sock: socket.socket) -> None:
+    """A FIN; in TLS, without close_notify."""
+    os.close(sock.detach())
+
+
+def close_notify(sock: socket.socket) -> None:
+    """A close_notify, and a FIN right behind it."""
+    assert isinstance(sock, ssl.SSLSocket)
+    sock.setblocking(False)
+    with contextlib.suppress(ssl.SSLError):  # the other side's close_notify is not waited for
+        sock.unwrap()
+    fin(sock)
+
+
+def reset(sock: socket.socket) -> None:
+    """A RST, which overtakes nothing."""
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    fin(sock)
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture(scope="module")
+def server_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    return context
+
+
+@pytest.fixture(scope="module")
+def client_context(authority: trustme.CA) -> ssl.SSLContext:
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    return context
+
+
+@pytest.fixture(params=[uvloop.new_event_loop, asyncio.new_event_loop], ids=["uvloop", "asyncio"])
+def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
+    with asyncio.Runner(loop_factory=request.param) as runner:
+        yield runner
+
+
+async def take(server: Server, tls: ssl.SSLContext | None, *, pauses: bool = False) -> tuple[Taken, Upstream]:
+    """Take an answer; with ``pauses``, go on reading when upstream has ended the connection."""
+    address = Address("https" if tls else "http", "localhost" if tls else "127.0.0.1", server.port)
+    upstream = Upstream(address, tls=tls)
+    exchange = Taken(upstream, 0, pauses=pauses)
+    exchange.start()
+    if pauses:
+        await asyncio.to_thread(server.ended.wait, WAIT)
+        await asyncio.sleep(0)
+        exchange.resume_reading()
+    async with asyncio.timeout(WAIT):
+        await exchange.ended.wait()
+    upstream.close()
+    return exchange, upstream
+
+
+ENDS: dict[str, tuple[bytes, End, bool, int]] = {
+    # answer, end, whole, ends without close_notify
+    "until close, close_notify": (UNTIL_CLOSE, close_notify, True, 0),
+    "until close, FIN": (UNTIL_CLOSE, fin, True, 1),
+    "until close, RST": (UNTIL_CLOSE, reset, False, 0),
+    "length, close_notify": (LENGTH % LARGE, close_notify, True, 0),
+    "length, FIN": (LENGTH % LARGE, fin, True, 0),
+    "length that is not reached, close_notify": (LENGTH % (LARGE + 1), close_notify, False, 0),
+    "length that is not reached, FIN": (LENGTH % (LARGE + 1), fin, False, 0),
+    "chunks without end, FIN": (
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % (LARGE + 1),
+        fin,
+        False,
+        0,
+    ),
+}
+
+
+@pytest.mark.parametrize("pauses", [False, True], ids=["read at once", "reading is paused"])
+@pytest.mark.parametrize(("head", "end", "whole", "unannounced"), ENDS.values(), ids=ENDS.keys())
+def test_the_end_of_a_tls_connection(
+    runner: asyncio.Runner,
+    server_context: ssl.SSLContext,
+    client_context: ssl.SSLContext,
+    head: bytes,
+    end: End,
+    whole: bool,
+    unannounced: int,
+    pauses: bool,
+) -> None:
+    """A FIN ends an answer of unknown length as close_notify does, but is counted; a reset does not.
+
+    Whoever is slow gets all that upstream has sent before a FIN.
+    """
+    with Server(head + b"x" * LARGE, end, server_context) as server:
+        exchange, upstream = runner.run(take(server, client_context, pauses=pauses))
+    assert (exchange.error is None) == whole
+    assert upstream.unannounced_ends == unannounced
+    if whole:
+        assert len(exchange.content) == LARGE
+
+
+@pytest.mark.parametrize("end", [fin, reset])
+def test_the_end_of_a_plain_connection(runner: asyncio.Runner, end: End) -> None:
+    """Without TLS a FIN is the end that HTTP knows, and is not counted."""
+    with Server(UNTIL_CLOSE + b"x", end) as server:
+        exchange, upstream = runner.run(take(server, None))
+    assert (exchange.error is None) == (end is fin)
+    assert upstream.unannounced_ends == 0
+
+
+@pytest.mark.parametrize(
+    ("head", "whole"),
+    [(LENGTH % 4, True), (LENGTH % 5, False), (UNTIL_CLOSE, False)],
+    ids=["whole", "cut", "until close"],
+)
+def test_an_answer_before_a_reset(runner: asyncio.Runner, head: bytes, whole: bool) -> None:
+    """Upstream answers an upload early and resets the connection: a write that fails does not hide the answer."""
+
+    async def upload(server: Server) -> Taken:
+        upstream = Upstream(Address("http", "127.0.0.1", server.port))
+        exchange = Taken(upstream, 10_000_000, pauses=False)
+        exchange.start()
+        await exchange.sends.wait()
+        for _ in range(2):  # uvloop has sent the head when this turn is over
+            await asyncio.sleep(0)
+        server.ended.wait(WAIT)  # meanwhile the event loop stands still, and can't read
+        exchange.send(b"x" * 1_000_000)
+        async with asyncio.timeout(WAIT):
+            await exchange.ended.wait()
+        upstream.close()
+        return exchange
+
+    with Server(head + b"nope", reset) as server:
+        exchange = runner.run(upload(server))
+    assert exchange.response is not None
+    assert exchange.response.status == 200
+    assert exchange.content == b"nope"
+    assert (exchange.error is None) == whole

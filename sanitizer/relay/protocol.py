@@ -54,8 +54,6 @@ HEAD_TIMEOUT: Final = 30.0
 """Seconds from a head's first byte to its last; then the connection is closed."""
 _LINGER: Final = 5.0
 """Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
-_LONGEST_LINGER: Final = 30.0
-"""Seconds after which it does not matter any more whether the client sends more (nginx's ``lingering_time``)."""
 _CLOSE_NOTIFY: Final = 0.1
 """Seconds in which a TLS client may answer close_notify, or until it is asked again whether it has taken all."""
 _BULK: Final = 16 * 1024
@@ -118,7 +116,6 @@ class RelayProtocol(asyncio.Protocol):
         self._unsent = _NEVER  # when the deadline last came
         self._timer: asyncio.TimerHandle | None = None
         self._tls_end: asyncio.TimerHandle | None = None
-        self._linger_until = 0.0
 
     # asyncio.Protocol
 
@@ -155,8 +152,7 @@ class RelayProtocol(asyncio.Protocol):
         if self.tunnel is not None:
             self.tunnel.tunnel_send(data)
         elif self.closing:
-            # it goes on sending, and reads its response after that
-            self._deadline = min(self.loop.time() + _LINGER, self._linger_until)
+            self._deadline = self.loop.time() + _LINGER  # it goes on sending, and reads its response after that
         elif not self._receiving and (self._request is not None or self.write_blocked):
             self._waiting += data
             if len(self._waiting) > _PIPELINED:
@@ -542,7 +538,6 @@ class RelayProtocol(asyncio.Protocol):
             self.transport.write_eof()
         for reason in tuple(self._pauses):
             self.resume(reason)
-        self._linger_until = self.loop.time() + _LONGEST_LINGER
         self._expire_in(_LINGER)
 
     def _expire_in(self, seconds: float) -> None:

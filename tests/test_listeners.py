@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import socket
 import tempfile
 import threading
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from sanitizer import listeners
 from sanitizer.listeners import address_of, listen_tcp, listen_unix
 
 
@@ -103,6 +106,19 @@ def test_successors_at_once(path: str) -> None:
         leave_behind_if_gone(path)
         with ThreadPoolExecutor(8) as pool:
             assert sum(pool.map(lambda _: start(), range(8))) == 1
+
+
+def test_folder_is_locked(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A lock on the folder that is none of a gateway's is not waited for without end."""
+    monkeypatch.setattr(listeners, "_LOCK_TIMEOUT", 0.05)
+    folder = os.open(Path(path).parent, os.O_RDONLY)
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        with listen_unix(path):
+            connect(path)
+        assert not Path(path).exists()
+    finally:
+        os.close(folder)
 
 
 def leave_behind_if_gone(path: str) -> None:

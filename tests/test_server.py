@@ -195,6 +195,7 @@ class Certificates:
         self._authority = trustme.CA()
         self.chain, self.key = folder / "chain.pem", folder / "key.pem"
         self.context = ssl.create_default_context()
+        self.context.set_alpn_protocols(["h2", "http/1.1"])
         self._authority.configure_trust(self.context)
         self.options = ("--ssl-certfile", str(self.chain), "--ssl-keyfile", str(self.key))
 
@@ -218,6 +219,7 @@ class Certificates:
 
 def certificate_of(client: Client) -> bytes | None:
     assert isinstance(client.sock, ssl.SSLSocket)
+    assert client.sock.selected_alpn_protocol() == "http/1.1"
     return client.sock.getpeercert(binary_form=True)
 
 

@@ -11,6 +11,7 @@ A Unix socket is a file that outlives the process that made it. Cases, before th
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -95,13 +96,19 @@ def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | No
 
 
 def _unlink_if_stale(path: str) -> None:
-    """Remove a socket on which nobody listens. Whatever else is there stays, and is left to `bind` to complain of."""
+    """Remove a socket on which nobody listens. One on which somebody does is left to `bind` to complain of.
+
+    Raises `FileExistsError` if it is no socket that is there.
+    """
     with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
-        if stat.S_ISSOCK(os.stat(path).st_mode):
-            try:
-                probe.connect(path)
-            except ConnectionRefusedError:
-                os.unlink(path)
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise FileExistsError(
+                errno.EEXIST, "this path exists and is not a socket; remove it, or choose another path"
+            )
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            os.unlink(path)
 
 
 def _identity(path: str) -> tuple[int, int, int]:

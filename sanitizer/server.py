@@ -154,7 +154,11 @@ class Server:
             reload_certificate(self._tls, certfile, keyfile)
         except OSError as error:
             level, reason = logging.ERROR, error.strerror or str(error)
-            message = "the certificate can't be loaded again, and the one in use stays; mend the files and send SIGHUP"
+            if isinstance(error, ssl.SSLError):  # OpenSSL's own words do not tell one fault from another
+                reason = "these are not a certificate chain in PEM and an unencrypted private key that fits it"
+            message = (
+                "the new certificate can't be loaded, so the old one stays; correct the files, then send SIGHUP again"
+            )
         logs.event(level, message, reason=reason, certfile=certfile, keyfile=keyfile, worker=self._worker)
 
     def _orphaned(self, sentinel: int) -> None:
@@ -201,7 +205,8 @@ class Server:
         connections.shutdown()
         await _wait_until(begun + grace, self._end_drain.wait(), connections.wait_closed())
         if connections:
-            logs.event(logging.WARNING, "grace is over, aborting", connections=len(connections))
+            why = "a second signal has come" if self._end_drain.is_set() else "the grace is over"
+            logs.event(logging.WARNING, f"{why}: aborting what is open", connections=len(connections))
             connections.abort()
             await _wait_until(loop.time() + _ABORT_TIMEOUT, connections.wait_closed())
 

@@ -218,7 +218,8 @@ class Settings:
         metadata=_option(
             _seconds_or_none,
             "SECONDS",
-            "a peer that sends or takes nothing of what is due is cut after this to 1.25 times this; 0: never",
+            "a client that stops sending its content or stops reading, and a LiteLLM that stops reading, is cut after "
+            "this time, at most 1.25 times as long; 0: never",
         ),
     )
     upstream_keepalive: float = field(
@@ -372,6 +373,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
             ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, "")
         except (ssl.SSLError, OSError):
             raise SettingError(
-                "--ssl-certfile", settings.ssl_certfile, "takes a PEM certificate chain that fits the private key"
+                "--ssl-certfile",
+                settings.ssl_certfile,
+                "takes a certificate chain in PEM; its unencrypted private key is in the same file or in --ssl-keyfile",
             ) from None
     return settings

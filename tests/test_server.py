@@ -239,7 +239,7 @@ def hang_up(gateway: Gateway, said: str, times: int = 1) -> None:
 
 
 LOADED = "certificate has been loaded again"
-KEPT = "certificate can't be loaded again"
+KEPT = "certificate can't be loaded, so the old one stays"
 IGNORED = "SIGHUP is ignored"
 
 

@@ -23,6 +23,7 @@ TIMEOUT: Final = 10.0
 _LIMIT: Final = 64 * 1024
 """Bytes of the answer that are read."""
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?:\r|$)", re.IGNORECASE)
+_TLS: Final = "if it speaks https, say so: --upstream https://..."
 _ALIVE: Final = b"I'm alive!"
 
 
@@ -39,10 +40,10 @@ async def first_look(address: Address, tls: ssl.SSLContext | None, prefix: str) 
 
 def _judge(answer: bytes, path: str) -> str | None:
     if not answer:
-        return None
+        return f"it closed the connection without an answer; {_TLS}"
     match = re.match(rb"HTTP/1\.[01] ([0-9]{3})", answer)
     if match is None:
-        return "it does not speak HTTP/1"
+        return f"it does not speak HTTP/1; {_TLS}"
     status = int(match[1])
     if status == LoopDetected.status and LoopDetected.kind.encode() in answer:
         return "it is the gateway itself, or leads back to it; --upstream has to name LiteLLM"

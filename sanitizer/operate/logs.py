@@ -25,6 +25,7 @@ _HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0
 _USER: Final = re.compile(r"(?<=//)[^/?#@\s]+@")
 _ENCODED: Final = 3
 """So many times a path is decoded in search of a key."""
+_MOST_DETAILS: Final = 32
 _REPEAT_SECONDS: Final = 10.0
 _ENCODE: Final = json.JSONEncoder(default=str).encode
 
@@ -128,6 +129,9 @@ def _severity(level: str) -> int:
 class Repeats:
     """Sums up failures of one kind: the first is logged at once, then every ten seconds how many more there were.
 
+    Failures of one kind have few details, and each is summed up by itself: none hides behind another. Beyond
+    `_MOST_DETAILS` at a time they are summed up together.
+
     Has to be called where an event loop runs. ``log`` is `event`, ``later`` its loop's ``call_later``.
     """
 
@@ -140,37 +144,41 @@ class Repeats:
         self._message = message
         self._log = log
         self._later = later
-        self._more: dict[str, int] = {}
-        self._said: dict[str, dict[str, Any]] = {}
+        self._more: dict[tuple[str, str], int] = {}
+        self._last: dict[tuple[str, str], dict[str, Any]] = {}
 
     def __call__(self, kind: str, detail: str, **fields: Any) -> None:
         """A failure of ``kind`` has happened; ``detail`` and ``fields`` say more, for the operator."""
-        self._said[kind] = {"detail": detail, **fields}
-        if kind in self._more:
-            self._more[kind] += 1
+        key = kind, detail
+        if key not in self._more and len(self._more) >= _MOST_DETAILS:
+            key = kind, ""
+        self._last[key] = {"kind": kind, "detail": detail, **fields}
+        if key in self._more:
+            self._more[key] += 1
             return
-        self._log(logging.WARNING, self._message, kind=kind, **self._said[kind])
-        self._begin(kind)
+        self._log(logging.WARNING, self._message, **self._last[key])
+        self._begin(key)
 
     def close(self) -> None:
         """Say now what has not been said yet."""
-        for kind in tuple(self._more):
-            self._say(kind)
+        for key in tuple(self._more):
+            self._say(key)
         self._more.clear()
 
-    def _begin(self, kind: str) -> None:
-        self._more[kind] = 0
+    def _begin(self, key: tuple[str, str]) -> None:
+        self._more[key] = 0
         later = self._later or asyncio.get_running_loop().call_later
-        later(_REPEAT_SECONDS, lambda: self._end(kind))
+        later(_REPEAT_SECONDS, lambda: self._end(key))
 
-    def _end(self, kind: str) -> None:
-        if self._say(kind):
-            self._begin(kind)
+    def _end(self, key: tuple[str, str]) -> None:
+        if self._say(key):
+            self._begin(key)
         else:
-            self._more.pop(kind, None)
+            self._more.pop(key, None)
+            self._last.pop(key, None)
 
-    def _say(self, kind: str) -> bool:
-        more = self._more.get(kind, 0)
+    def _say(self, key: tuple[str, str]) -> bool:
+        more = self._more.get(key, 0)
         if more:
-            self._log(logging.WARNING, self._message, kind=kind, **self._said[kind], more=more)
+            self._log(logging.WARNING, self._message, **self._last[key], more=more)
         return more > 0

@@ -40,6 +40,7 @@ def warnings(gateway: Gateway) -> list[dict[str, Any]]:
         pytest.param((b"SSH-2.0-OpenSSH_9.2\r\n", CLOSE), ["does not speak HTTP"], id="no HTTP"),
         pytest.param((b"\x15\x03\x01\0\2\2\x46", CLOSE), ["does not speak HTTP"], id="a TLS alert"),
         pytest.param((answer(b"508 Loop Detected", LoopDetected().body()),), ["itself"], id="a loop"),
+        pytest.param((CLOSE,), ["without an answer", "https"], id="no answer, as of servers that speak TLS"),
     ],
 )
 @pytest.mark.parametrize("workers", ["1", "2"])
@@ -65,7 +66,6 @@ def test_no_litellm(steps: tuple[bytes | Step, ...], words: list[str], workers: 
         pytest.param(reply(ALIVE), id="LiteLLM"),
         pytest.param(reply(answer(b"503 Service Unavailable", b"{}")), id="an ingress whose LiteLLM is not there yet"),
         pytest.param(reply(answer(b"508 Loop Detected", b"{}")), id="a 508 that is not ours"),
-        pytest.param(reply(CLOSE), id="no answer"),
         pytest.param(reply(RESET), id="a reset"),
         pytest.param(reply(WAIT_CLOSED), id="nothing within its time"),
     ],

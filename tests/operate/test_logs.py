@@ -26,36 +26,56 @@ def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.endswith("warning upstream failed  kind=broken\n")
 
 
+class Told:
+    """What `Repeats` logs, and its timers, which the test lets go off."""
+
+    def __init__(self) -> None:
+        self.lines: list[tuple[str, str, int | None]] = []
+        self._timers: list[tuple[float, Callable[[], None]]] = []
+        self.repeats = logs.Repeats(
+            "upstream failed",
+            lambda level, message, *, kind, detail, more=None: self.lines.append((kind, detail, more)),
+            lambda seconds, call: self._timers.append((seconds, call)),
+        )
+
+    def pass_time(self) -> None:
+        """Ten seconds pass."""
+        timers, self._timers = self._timers, []
+        for seconds, call in timers:
+            assert seconds == 10
+            call()
+
+
 def test_repeats() -> None:
     """The first failure of a kind is logged at once, how many more there were every ten seconds, and none is lost."""
-    lines: list[tuple[str, str, int | None]] = []
-    timers: list[tuple[float, Callable[[], None]]] = []
-    repeats = logs.Repeats(
-        "upstream failed",
-        lambda level, message, *, kind, detail, more=None: lines.append((kind, detail, more)),
-        lambda seconds, call: timers.append((seconds, call)),
-    )
+    told = Told()
+    told.repeats("broken", "reset")
+    told.repeats("broken", "reset")
+    told.repeats("broken", "reset")
+    told.repeats("unreachable", "refused")
+    assert told.lines == [("broken", "reset", None), ("unreachable", "refused", None)]
+    told.pass_time()
+    assert told.lines[2:] == [("broken", "reset", 2)]
+    told.repeats("broken", "reset")
+    assert len(told.lines) == 3, "still within ten seconds of the line before"
+    told.repeats("unreachable", "refused")
+    assert told.lines[3:] == [("unreachable", "refused", None)], "ten seconds are over for this kind"
+    told.repeats.close()
+    assert told.lines[4:] == [("broken", "reset", 1)]
+    told.pass_time()
+    told.pass_time()
+    assert len(told.lines) == 5
 
-    def pass_time() -> None:
-        seconds, call = timers.pop(0)
-        assert seconds == 10
-        call()
 
-    repeats("broken", "reset")
-    repeats("broken", "closed")
-    repeats("broken", "reset again")
-    repeats("unreachable", "refused")
-    assert lines == [("broken", "reset", None), ("unreachable", "refused", None)]
-    pass_time()
-    assert lines[2:] == [("broken", "reset again", 2)]
-    pass_time()
-    assert len(lines) == 3, "only one of that kind"
-    repeats("broken", "closed")
-    assert len(lines) == 3, "still within ten seconds of the line before"
-    repeats("unreachable", "refused")
-    assert lines[3:] == [("unreachable", "refused", None)], "ten seconds are over for this kind"
-    repeats.close()
-    assert lines[4:] == [("broken", "closed", 1)]
-    while timers:
-        pass_time()
-    assert len(lines) == 5
+def test_no_detail_hides_behind_another() -> None:
+    """Failures of one kind with another detail have a line of their own, but not endlessly many."""
+    told = Told()
+    for _ in range(2):
+        for number in range(100):
+            told.repeats("bad_request", f"fault {number}")
+    at_once = [detail for _, detail, more in told.lines if more is None]
+    assert at_once == [f"fault {number}" for number in range(33)]
+    told.pass_time()
+    assert sum(1 if more is None else more for _, _, more in told.lines) == 200
+    told.pass_time()
+    assert len(told.lines) == 66

@@ -34,7 +34,8 @@ _KEPT: Final = frozenset((b"host", b"content-length", b"via", b"date", b"set-coo
 _NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name none worth looking for
 _PSEUDONYM: Final = b"litellm-sanitizer-"
 _GATEWAYS_IN_LINE: Final = 8
-_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
+EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
+"""The line of a head by which its sender may wait for a 100 before it sends the content (RFC 9110 section 10.1.1)."""
 
 
 def _lines(names: Iterable[bytes]) -> re.Pattern[bytes]:
@@ -43,7 +44,8 @@ def _lines(names: Iterable[bytes]) -> re.Pattern[bytes]:
 
 _SPECIAL: Final = _lines((*_HOP_BY_HOP, *_WAY, b"content-length", b"host", b"origin", b"via"))
 _ORIGIN: Final = _lines((b"origin",))
-_HOST: Final = _lines((b"host",))
+HOST: Final = _lines((b"host",))
+"""The Host lines of a head."""
 _DROPPED: Final = _lines(_HOP_BY_HOP)
 _DROPPED_WITH_WAY: Final = _lines((*_HOP_BY_HOP, *_WAY))
 _NOT_IN_TRAILERS: Final = re.compile(
@@ -239,9 +241,9 @@ class Forwarding:
         way = self._missing(head.told, peer) if head.told else peer.way
         if head.host and b"x-forwarded-host" not in head.told:
             way += b"X-Forwarded-Host: " + head.host + b"\r\n"
-        octets = head.octets if version != b"1.0" else _EXPECTS_CONTINUE.sub(b"", head.octets)
+        octets = head.octets if version != b"1.0" else EXPECTS_CONTINUE.sub(b"", head.octets)
         if self._host is not None:
-            octets = _HOST.sub(self._host, octets)
+            octets = HOST.sub(self._host, octets)
         return octets[:-2] + way + b"Via: " + version + self._via
 
     def _missing(self, told: Sequence[bytes], peer: Peer) -> bytes:

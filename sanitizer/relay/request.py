@@ -20,10 +20,8 @@ from urllib.parse import unquote
 
 from sanitizer.errors import BadRequest
 from sanitizer.relay.framing import Framing, Length, request_length
-from sanitizer.relay.headers import Forwarding, Head, Peer, read_head
+from sanitizer.relay.headers import EXPECTS_CONTINUE, HOST, Forwarding, Head, Peer, read_head
 
-_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
-_HOST: Final = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 _HOST_VALUE: Final = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?"
 )
@@ -49,7 +47,7 @@ class Request(NamedTuple):
     @property
     def expects_continue(self) -> bool:
         """Whether the client may wait for a 100 before it sends the content (RFC 9110 section 10.1.1)."""
-        return self.version == b"1.1" and _EXPECTS_CONTINUE.search(self.octets) is not None
+        return self.version == b"1.1" and EXPECTS_CONTINUE.search(self.octets) is not None
 
     @property
     def repeatable(self) -> bool:
@@ -157,4 +155,4 @@ def _origin_form(method: bytes, target: bytes, octets: bytes) -> tuple[bytes, by
     target = slash + path or b"/"
     start_line, lines = octets[: octets.index(b"\r\n")], octets[octets.index(b"\r\n") :]
     version = start_line.rpartition(b" ")[2]
-    return target, b"%b %b %b\r\nHost: %b" % (method, target, version, authority) + _HOST.sub(b"", lines)
+    return target, b"%b %b %b\r\nHost: %b" % (method, target, version, authority) + HOST.sub(b"", lines)

@@ -174,7 +174,7 @@ class Server:
         return server
 
     def _accepted(self) -> RelayProtocol:
-        self._descriptors.check()
+        self._descriptors.accepted()
         return RelayProtocol(self._gateway)
 
     def _publish_regularly(self) -> None:

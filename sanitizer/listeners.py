@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from sanitizer.address import in_brackets
 from sanitizer.keepalive import probe_when_silent
 
 BACKLOG: Final = 2048
@@ -65,7 +66,7 @@ def address_of(listener: socket.socket) -> str:
 
 def authority(host: str, port: int) -> str:
     """``host`` and ``port`` as they stand in a URL."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{in_brackets(host)}:{port}"
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:

@@ -40,6 +40,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sanitizer import descriptors
+from sanitizer.address import plain_ip
 from sanitizer.operate import logs
 from sanitizer.operate.first_look import first_look
 from sanitizer.operate.metrics import SnapshotCollector
@@ -79,7 +80,7 @@ class _Listener(socket.socket):
         try:
             return super().accept()
         except OSError as error:
-            self._enough = error.errno in (errno.EMFILE, errno.ENFILE)
+            self._enough = error.errno in descriptors.NONE_LEFT
             if error.errno != errno.EMFILE:
                 raise
         return descriptors.take_from_reserve(super().accept)
@@ -87,10 +88,8 @@ class _Listener(socket.socket):
 
 def peer_of(address: str) -> str:
     """The peer with this IP address. All of an IPv6 network of 64 bits, which one machine may have, is one peer."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
+    ip = plain_ip(address)
+    return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))
 
 
 class _Open(NamedTuple):

@@ -27,6 +27,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from sanitizer import __version__
+from sanitizer.address import in_brackets
 from sanitizer.operate.logs import mask
 from sanitizer.sanitize.gates import GATES, NEWEST, Gate
 from sanitizer.sanitize.lookup_key import read_key
@@ -141,8 +142,7 @@ def _client(settings: Settings, scheme: str, tls: ssl.SSLContext | None) -> Iter
     address = settings.upstream
     transport = httpx.HTTPTransport(verify=tls or False, trust_env=False, uds=address.uds)
     timeout = httpx.Timeout(settings.lookup_timeout, connect=settings.connect_timeout)
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    base = f"{scheme}://{host}:{address.port}"
+    base = f"{scheme}://{in_brackets(address.host)}:{address.port}"
     headers = {"user-agent": f"litellm-sanitizer/{__version__} check"}
     with httpx.Client(base_url=base, transport=transport, timeout=timeout, headers=headers, trust_env=False) as client:
         yield client

@@ -16,14 +16,14 @@ with it: so every line ends with CRLF and holds no other CR or LF, and no line c
 that matter are looked for; what is passed on is never taken apart and put together again.
 """
 
-import ipaddress
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from sanitizer.address import TrustedProxies
+from sanitizer.address import TrustedProxies, plain_ip
 from sanitizer.errors import LoopDetected
 
 Fields = list[tuple[bytes, bytes]]
@@ -210,13 +210,8 @@ class Forwarding:
     def _peer(self, host: str | None, scheme: str) -> Peer:
         """The `Peer` at ``host``; an IPv4 address that came in on an IPv6 socket is the IPv4 address."""
         if host:
-            try:
-                address = ipaddress.ip_address(host.partition("%")[0])
-                if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-                    address = address.ipv4_mapped
-                host = str(address)
-            except ValueError:
-                pass
+            with contextlib.suppress(ValueError):  # a server that names its peers otherwise
+                host = str(plain_ip(host))
         told = host.encode() if host else None
         way = (b"X-Forwarded-For: %b\r\n" % told if told else b"") + b"X-Forwarded-Proto: %b\r\n" % scheme.encode()
         return Peer(told, self._trusted_proxies.trusts(host or None), scheme.encode(), way)

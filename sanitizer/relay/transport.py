@@ -1,8 +1,11 @@
 """What is used of asyncio's transports, and what the sockets beneath them tell."""
 
+import fcntl
 import select
 import socket
+import struct
 import sys
+import termios
 from typing import Any, Final, Protocol
 
 _RDHUP: Final = getattr(select, "POLLRDHUP", 0)
@@ -36,6 +39,15 @@ def acknowledged(transport: Transport) -> int:
     except OSError:  # the connection is gone, which the transport is about to tell
         return 0
     return int.from_bytes(info[_BYTES_ACKED], sys.byteorder)
+
+
+def untaken(transport: Transport) -> int:
+    """How many octets have been written that the peer's kernel has not taken."""
+    size = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        size += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    return size
 
 
 def has_left(transport: Transport, *, half_close: bool = True) -> bool:

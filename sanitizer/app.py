@@ -150,7 +150,7 @@ class Gateway:
             repeats.close()
 
     def out_of_descriptors(self, kind: str = "accept") -> None:
-        """No descriptor was left to accept a connection, or to connect to upstream."""
+        """Count and log that no descriptor was left to accept a connection, or to connect to upstream."""
         self.counters.out_of_descriptors += 1
         self._out_of_descriptors(kind, descriptors.ADVICE)
 

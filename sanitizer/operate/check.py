@@ -6,7 +6,7 @@ The check changes nothing: it sends some GET requests, with a key if it is given
 - The certificate is not trusted (`--upstream-ca`).
 - A server answers, but not as LiteLLM does.
 - LiteLLM has a ``SERVER_ROOT_PATH`` that the gateway does not know, or the gateway one that LiteLLM does not.
-- Upstream routes by name, so that LiteLLM gets the check's requests, but not those of clients, who name the gateway.
+- Upstream routes by name: LiteLLM gets the check's requests, but not those of clients, whose Host names the gateway.
 - ``PROXY_BASE_URL`` names the upstream itself, so that the dashboard's requests do not pass the gateway.
 - LiteLLM does not know the key, or does not let it read itself.
 """
@@ -38,7 +38,7 @@ Release = tuple[int, ...]
 
 WIDTH = 100
 OTHER_HOST = "client.invalid"
-"""A Host that is surely not upstream's name (RFC 6761 section 6.4): clients name the gateway."""
+"""A Host that can't be upstream's name (RFC 6761 section 6.4), as those of clients, which name the gateway, are not."""
 MAX_ANSWER = 256 * 1024
 """Bytes of an answer that are read."""
 

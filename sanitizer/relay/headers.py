@@ -151,7 +151,7 @@ def encode_head(start_line: bytes, fields: Fields) -> bytes:
 
 
 def has_origin(octets: bytes) -> bool:
-    """Whether a page's script has sent a request, as far as its head has come; for a head that `read_head` has not."""
+    """Whether a head that may not be whole has an Origin: then a page's script has sent the request."""
     return _ORIGIN.search(octets) is not None
 
 
@@ -189,8 +189,8 @@ class Forwarding:
     """What this gateway tells upstream about where a request came from.
 
     ``pseudonym`` is this gateway's name in Via, the same in all its workers. ``host`` is the Host that upstream gets;
-    None: the client's. ``on_untrusted`` is called once, with the address of a peer that says in vain that it was asked
-    by https: it is not trusted, and is, most likely, a load balancer that should be.
+    None: the client's. ``on_untrusted`` is called once, with the address of the first peer that is not trusted and says
+    that it was asked by https: most likely it is a load balancer that should be trusted.
     """
 
     def __init__(

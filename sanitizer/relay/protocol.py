@@ -19,7 +19,7 @@ Cases, before the code that branches on them:
 * Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
 * The client stalls, see `sanitizer.relay.stalls`: if nothing of an answer has been written, it gets 408; else the
   connection is reset.
-* The client leaves while it is not read: `check` sees it. In a tunnel only a reset counts: either side may end first.
+* The client leaves while it is not read: `check` finds out. In a tunnel only a reset counts: either side may end first.
 """
 
 import asyncio
@@ -53,7 +53,7 @@ HEAD_TIMEOUT: Final = 30.0
 _LINGER: Final = 5.0
 """Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
 _CLOSE_NOTIFY: Final = 0.1
-"""Seconds in which a TLS client may answer close_notify, or until it is asked again whether it has taken all."""
+"""Seconds from one look to the next at whether a TLS client has taken all, close_notify too."""
 _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEW_HEADS: Final = 8

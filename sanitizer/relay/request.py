@@ -7,7 +7,7 @@ Facts enforced here:
   authority counts, whatever Host says) or, for OPTIONS, ``*``; CONNECT is for proxies.
 * RFC 9110 section 7.2: Host is a host and perhaps a port. A host is, as in RFC 3986 section 3.2.2, a name, which may be
   empty or percent-encoded, an IPv4 address, or an IPv6 address in brackets. A comma, which RFC 3986 allows in a name,
-  is refused: it is how two Host lines look that somebody has made one (RFC 9110 section 5.3).
+  is refused: it is what two Host lines become when they are combined (RFC 9110 section 5.3).
 * RFC 9112 section 9.3: a connection persists unless Connection says close. HTTP/1.0's keep-alive is not offered.
 * RFC 9110 section 7.8: a server may ignore Upgrade. So it is with content, in HTTP/1.0, with another method than GET,
   and for h2c, which could carry anything past the sanitizer.
@@ -116,7 +116,7 @@ def _is_host(value: bytes) -> bool:
 
 
 def other_protocol(octets: bytes) -> str:
-    """What a peer speaks that begins with ``octets``, and what to do about it; empty if it is not known."""
+    """What protocol begins with ``octets``, and what to do about it; empty if it is not known."""
     if octets.startswith((b"PROXY ", b"\0\r\nQUIT\n")):  # the CRLFs before that are skipped
         return (
             "a PROXY protocol header came before the request; switch it off in the load balancer, and let it send "

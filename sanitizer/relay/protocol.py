@@ -149,7 +149,8 @@ class RelayProtocol(asyncio.Protocol):
         if self.tunnel is not None:
             self.tunnel.tunnel_send(data)
         elif self.closing:
-            self._deadline = self.loop.time() + _LINGER  # it goes on sending, and reads its response after that
+            # it goes on sending, and reads its response after that; it may have been given more time already
+            self._deadline = max(self._deadline, self.loop.time() + _LINGER)
         elif not self._receiving and (self._request is not None or self.write_blocked):
             self._waiting += data
             if len(self._waiting) > _PIPELINED:

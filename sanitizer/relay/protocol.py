@@ -331,11 +331,11 @@ class RelayProtocol(asyncio.Protocol):
         uvloop would wait half a minute for the client's own close_notify, which an idle client does not send. Once
         ``taken``, the client had taken all that the kernel had: what uvloop may have kept has followed by now.
         """
-        unsent = untaken(self.transport)
-        if taken and not unsent:
+        remaining = untaken(self.transport)
+        if taken and not remaining:
             self.transport.abort()
         else:
-            self._tls_end = self.loop.call_later(_CLOSE_NOTIFY, self._end_tls, not unsent)
+            self._tls_end = self.loop.call_later(_CLOSE_NOTIFY, self._end_tls, not remaining)
 
     def enter_tunnel(self, request: Handler, tunnel: Tunnel) -> None:
         """The request at work has become a tunnel; what the client has sent early goes into it."""

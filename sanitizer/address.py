@@ -25,11 +25,25 @@ class Address:
     @property
     def authority(self) -> str:
         """``host[:port]`` as in a Host field (RFC 9110 section 7.2), without the scheme's default port."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
+        host = in_brackets(self.host)
         return host if self.port == _DEFAULT_PORTS[self.scheme] else f"{host}:{self.port}"
 
     def __str__(self) -> str:
         return f"unix:{self.uds}" if self.uds else f"{self.scheme}://{self.authority}"
+
+
+def in_brackets(host: str) -> str:
+    """``host`` as it stands in a URL: an IPv6 address in brackets, anything else as it is."""
+    return f"[{host}]" if ":" in host else host
+
+
+def plain_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
+    """The address that a socket gives for its peer, without an IPv6 zone, and IPv4 if it is IPv4-mapped.
+
+    Raises `ValueError` if ``text`` is no address.
+    """
+    address = ipaddress.ip_address(text.partition("%")[0])
+    return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
 def parse_address(text: str) -> Address:

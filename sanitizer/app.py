@@ -65,7 +65,7 @@ class Gateway:
         self.counters = Counters(_with_peer(self._refusals), _with_peer(self._stalls))
         self.on_ended: OnEnded | None = _log_access if settings.access_log else None
         self._upstream_errors = logs.Repeats("upstream failed")
-        self._shortages = logs.Repeats("out of file descriptors")
+        self._out_of_descriptors = logs.Repeats("out of file descriptors")
         self._started = False
         stored = StoredKeys(
             timeout=settings.lookup_timeout,
@@ -146,13 +146,13 @@ class Gateway:
         if self._started:
             self._sweep.close()
             self.upstream.close()
-        for repeats in (self._upstream_errors, self._shortages, self._refusals, self._stalls):
+        for repeats in (self._upstream_errors, self._out_of_descriptors, self._refusals, self._stalls):
             repeats.close()
 
     def out_of_descriptors(self, kind: str = "accept") -> None:
-        """No descriptor was left to accept a connection, or to connect to upstream."""
-        self.counters.shortages += 1
-        self._shortages(kind, descriptors.ADVICE)
+        """Count and log that no descriptor was left to accept a connection, or to connect to upstream."""
+        self.counters.out_of_descriptors += 1
+        self._out_of_descriptors(kind, descriptors.ADVICE)
 
     def _on_upstream_error(self, kind: str, detail: str) -> None:
         if kind == OutOfDescriptors.kind:

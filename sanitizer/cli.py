@@ -112,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(serve=parsed.serve)
     if parsed.command == "serve":
-        # it asks a gateway to load its certificate again: one that is starting takes it up when it serves
+        # SIGHUP asks for the certificate to be loaded again; it waits until the gateway serves
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     flags = {option.name: value for option in OPTIONS if (value := getattr(parsed, option.name)) is not None}
     try:

@@ -1,4 +1,4 @@
-"""One way to connect to upstream, for the connections that carry requests and for the readiness probe."""
+"""Connects to upstream: for requests, for the readiness probe, and for the first look."""
 
 import asyncio
 import ipaddress
@@ -22,8 +22,8 @@ _HEAD_START: Final = 0.25
 class Connector:
     """Makes connections to ``address``: TCP, with TLS where ``tls`` is, or a Unix socket.
 
-    ``timeout`` is in seconds, for one connection with its handshake and for all addresses of a name together; the
-    look-up of the name has time of its own.
+    ``timeout`` is in seconds, for all addresses of a name together, and includes the TLS handshake. The look-up of the
+    name has a limit of its own.
     """
 
     def __init__(self, address: Address, tls: ssl.SSLContext | None, timeout: float) -> None:
@@ -35,8 +35,10 @@ class Connector:
         self._turns = itertools.count(random.randrange(1 << 16))  # noqa: S311 - spreads load
 
     async def connect(self, make_protocol: Callable[[], asyncio.Protocol]) -> asyncio.WriteTransport:
-        """A new connection. Raises `OSError`, of which `TimeoutError`, `ssl.SSLError` and
-        `sanitizer.resolver.LookupFailed` are some, or `ValueError` for a name that can't be encoded.
+        """Make a new connection.
+
+        Raises `OSError`, among others its subclasses `TimeoutError`, `ssl.SSLError` and
+        `sanitizer.resolver.LookupFailed`, or `ValueError` for a name that can't be encoded.
         """
         loop = asyncio.get_running_loop()
         address = self._address
@@ -45,7 +47,7 @@ class Connector:
         async with asyncio.timeout(self._timeout):
             if address.uds is not None:
                 transport, _ = await loop.create_unix_connection(make_protocol, address.uds)
-            elif len(found) < 2:  # nothing to choose from; the event loop needs no socket made for it
+            elif len(found) < 2:  # nothing to choose from, so the event loop makes the socket
                 host = found[0][4][0] if found else address.host
                 transport, _ = await loop.create_connection(
                     make_protocol, host, address.port, ssl=self._tls, server_hostname=name
@@ -63,19 +65,19 @@ async def _open(addresses: Sequence[AddrInfo]) -> socket.socket:
     try:
         return await start_connection(addresses, happy_eyeballs_delay=_HEAD_START)
     except OSError as error:
-        if error.errno is None:  # addresses have failed in different ways, which the message tells
+        if error.errno is None:  # the addresses failed in different ways; the message says how
             raise
         raise OSError(error.errno, os.strerror(error.errno)) from None
 
 
 def in_turn(addresses: Sequence[AddrInfo], turn: int) -> list[AddrInfo]:
-    """``addresses``, beginning with another one each ``turn``. The family that the system prefers stays the first."""
+    """``addresses``, beginning with another one each ``turn``. The family that the system prefers stays first."""
     families: dict[int, list[AddrInfo]] = {}
     for address in addresses:
         families.setdefault(address[0], []).append(address)
     ordered = []
     for group in families.values():
-        group.sort()  # servers change the order with each answer
+        group.sort()  # name servers change the order with each answer
         start = turn % len(group)
         ordered += group[start:] + group[:start]
     return ordered

@@ -2,9 +2,9 @@
 
 Cases, before the code:
 
-* The public side has used up all that it may have. What it connects to fails with `OSError`. What connects to it is
-  closed at once by the event loop, uvloop's, which tells nobody: `Watch` sees it instead.
-* The admin listener accepts a connection then: it takes one of those in reserve, which nobody else may have.
+* The public side has used up all descriptors that it may have. A connection to upstream fails with `OSError`. A
+  connection of a client is closed at once by uvloop's event loop, which tells nobody: `Watch` sees it instead.
+* The admin listener accepts a connection meanwhile: it takes a descriptor of the reserve, which nothing else may use.
 """
 
 import asyncio
@@ -22,19 +22,22 @@ RESERVE: Final = 160
 """Descriptors that only the admin listener may use. It has at most 64 connections, and accepts 64 in one turn."""
 ADVICE: Final = "raise the limit of open files (ulimit -n, LimitNOFILE=), or run more --workers"
 """What an operator can do when there are too few."""
-_NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE)
+NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE)
+"""Error numbers of a process, or a whole system, that can have no further descriptor."""
 _WATCH_INTERVAL: Final = 1.0
 
 
 def raise_limit(reserve: int) -> None:
-    """Let the process have all the descriptors that it can have, less ``reserve``: the usual 1024 are 500 streams."""
+    """Raise the soft limit of descriptors to the hard one, less ``reserve``: the usual 1024 are 500 streams."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard - reserve, hard // 2), hard))
 
 
 def take_from_reserve(take: Callable[[], _T]) -> _T:
-    """Return what ``take`` does, for which it may use one descriptor of the reserve. Raises `OSError` if none is left.
+    """Call ``take``, which may use one descriptor of the reserve, and return its result.
+
+    Raises `OSError` if no descriptor is left.
 
     The limit is that of the whole process, so it is raised by one place at a time, which ``take`` fills at once: a
     public side with connections waiting would fill whatever else there is.
@@ -70,24 +73,24 @@ def none_left() -> bool:
     try:
         socket.socket(socket.AF_UNIX).close()
     except OSError as error:
-        return error.errno in _NONE_LEFT
+        return error.errno in NONE_LEFT
     return False
 
 
-def is_shortage(error: Exception) -> bool:
-    """Whether ``error`` came about because no descriptor was left. That of a name's look-up does not say so itself."""
-    return (isinstance(error, OSError) and error.errno in _NONE_LEFT) or none_left()
+def ran_out(error: Exception) -> bool:
+    """Whether ``error`` came about because no descriptor was left. The error of a name's look-up does not say so."""
+    return (isinstance(error, OSError) and error.errno in NONE_LEFT) or none_left()
 
 
 class Watch:
-    """Calls ``report`` when `check` finds that no descriptor is left, and then once a second while that lasts."""
+    """Calls ``report`` when `accepted` finds that no descriptor is left, and then once a second while that lasts."""
 
     def __init__(self, report: Callable[[], None]) -> None:
         self._report = report
         self._timer: asyncio.TimerHandle | None = None
 
-    def check(self) -> None:
-        """To be called whenever a connection has been accepted: the last one that could be is the first sign."""
+    def accepted(self) -> None:
+        """A connection has been accepted. It may have taken the last descriptor, and further ones are not seen."""
         if self._timer is None:
             self._look()
 

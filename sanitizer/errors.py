@@ -91,7 +91,7 @@ class PoolExhausted(GatewayError):
 
 
 class OutOfDescriptors(GatewayError):
-    """The process has no descriptor left for a further connection. Upstream has no part in it."""
+    """The process has no descriptor left for a connection to upstream. This is no failure of upstream's."""
 
     status = 503
     kind = "descriptors"

@@ -1,4 +1,4 @@
-"""TCP's own question whether a silent peer is still there (RFC 9293 section 3.8.4)."""
+"""TCP keep-alive: the kernel asks whether a silent peer is still there (RFC 9293 section 3.8.4)."""
 
 import socket
 from typing import Final
@@ -8,16 +8,16 @@ IDLE: Final = 60
 INTERVAL: Final = 15
 """Seconds from one probe to the next."""
 COUNT: Final = 4
-"""So many probes without an answer end the connection."""
+"""This many probes without an answer end the connection."""
 
 
 def probe_when_silent(sock: socket.socket) -> None:
     """Let the kernel find out whether the peer of a TCP connection is gone.
 
-    Linux passes what is set on a listener on to the connections that it accepts.
+    On Linux, connections that a listener accepts inherit these options from it.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    # macOS has a name of its own for the first; a platform without one of them keeps its own time
+    # macOS has another name for the first; where a platform lacks an option, its own value stays
     idle = "TCP_KEEPIDLE" if hasattr(socket, "TCP_KEEPIDLE") else "TCP_KEEPALIVE"
     for name, value in ((idle, IDLE), ("TCP_KEEPINTVL", INTERVAL), ("TCP_KEEPCNT", COUNT)):
         if hasattr(socket, name):

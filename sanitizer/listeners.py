@@ -4,10 +4,10 @@ A Unix socket is a file that outlives the process that made it. Cases, before th
 
 * A process that was killed has left its socket behind: nobody answers there, and the next process replaces it.
 * Another process listens there: its socket stays, and binding fails.
-* Another process has replaced the socket while this one drained: the file is the other's, and stays at the end. The
-  file system may have given it the same inode number, but not the same time.
-* Another process starts or ends on the same path at the same time: each looks at the file and acts on what it has seen
-  while it holds a lock on the folder.
+* Another process has replaced the socket while this one drained: the file is the other's, and stays at the end. It may
+  have the same inode number, but not the same time.
+* Another process starts or ends on the same path at the same time: each holds a lock on the folder while it looks at
+  the file and acts on what it has seen.
 """
 
 import contextlib
@@ -21,12 +21,13 @@ import time
 from collections.abc import Iterator
 from typing import Final
 
+from sanitizer.address import in_brackets
 from sanitizer.keepalive import probe_when_silent
 
 BACKLOG: Final = 2048
 """Connections that the kernel completes before they are accepted."""
 _LOCK_TIMEOUT: Final = 1.0
-"""Seconds to wait for the lock on a socket's folder. A gateway holds it for some system calls."""
+"""Seconds to wait for the lock on a socket's folder. A gateway holds it only for a few system calls."""
 
 
 @contextlib.contextmanager
@@ -66,33 +67,33 @@ def address_of(listener: socket.socket) -> str:
 
 def authority(host: str, port: int) -> str:
     """``host`` and ``port`` as they stand in a URL."""
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+    return f"{in_brackets(host)}:{port}"
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
     """The context of a TLS listener with this certificate chain. ``keyfile``: None if the key is in ``certfile``.
 
-    Raises `OSError`, of which `ssl.SSLError` is one.
+    Raises `OSError`, of which `ssl.SSLError` is a subclass.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # without a password OpenSSL would ask the terminal for that of an encrypted key
+    # without a password given here, OpenSSL would ask the terminal for that of an encrypted key
     context.load_cert_chain(certfile, keyfile, password="")
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
-    """Let the connections that are made on ``context`` from now on present this certificate chain.
+    """Present this certificate chain to the connections that are made on ``context`` from now on.
 
-    Raises `OSError`; then nothing has changed. It is another context that loads the files, and that each handshake
-    changes to: a context that has loaded a chain and then fails to load its key can serve nobody any more.
+    Raises `OSError`; then nothing has changed. Another context loads the files, and each handshake changes to it: a
+    context that has loaded a chain but not its key could serve nobody any more.
     """
     fresh = tls_context(certfile, keyfile)
 
     def present(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
         connection.context = fresh
 
-    context.sni_callback = present  # called in each handshake, also of a client that names no server
+    context.sni_callback = present  # called in each handshake, even if the client names no server
 
 
 def _unlink_if_stale(path: str) -> None:
@@ -129,7 +130,7 @@ def _locked(folder: str) -> Iterator[None]:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock what is open. Gives up after `_LOCK_TIMEOUT`: then it is no gateway that holds the lock."""
+    """Lock an open folder. Gives up after `_LOCK_TIMEOUT`, for then no gateway holds the lock."""
     until = time.monotonic() + _LOCK_TIMEOUT
     while time.monotonic() < until:
         with contextlib.suppress(BlockingIOError):

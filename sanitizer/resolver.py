@@ -1,14 +1,14 @@
 """The addresses of upstream's name, as the system finds them.
 
-``getaddrinfo`` is the only way to ask for a name as every other program does: by ``/etc/hosts``, ``nsswitch.conf`` and
-search domains. It blocks, for as long as ``resolv.conf`` says. So it is called on a daemon thread, which does not keep
+``getaddrinfo`` is the only way to look a name up as every other program does: by ``/etc/hosts``, ``nsswitch.conf`` and
+search domains. It blocks for as long as ``resolv.conf`` says. So it is called on a daemon thread, which does not keep
 the process from ending. Cases, before the code that branches on them:
 
 * Connections that are wanted during a look-up share its outcome.
 * A look-up fails, or takes longer than `LIMIT`: the last addresses are used for as long as `KEPT`. While that lasts, a
   connection does not wait for the look-up that it begins.
-* The answer is that there is no such name: the last addresses are forgotten, as this is an answer too (RFC 8767 section
-  4). They may be another's by now, and requests carry keys.
+* The answer is that there is no such name: the last addresses are forgotten, for this is no failure (RFC 8767 section
+  4). They may belong to another server by now, and requests carry keys.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from typing import Any, Final
 AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
 """One address, as ``getaddrinfo`` gives it."""
 Outcome = list[AddrInfo] | str
-"""What came of a look-up: addresses, or why there are none. No exception, because nobody may be waiting for it."""
+"""What came of a look-up: addresses, or why there are none. It is no exception, for perhaps nobody waits for it."""
 
 LIMIT: Final = 10.0
 """Seconds that a connection waits for a look-up."""
@@ -42,7 +42,7 @@ class LookupFailed(OSError):
 
 
 class Resolver:
-    """Looks up one name, once at a time. May be used from several event loops."""
+    """Looks up one name, with one look-up at a time. May be used from several event loops."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
@@ -94,7 +94,7 @@ class Resolver:
         return self._last if since is not None and monotonic() - since < KEPT else []
 
     def _work(self) -> None:
-        """What the thread runs."""
+        """Look the name up whenever it is wanted; runs on the thread."""
         while True:
             lookup = self._wanted.get()
             found: Outcome

@@ -14,8 +14,8 @@ A process that serves goes through these states:
 A signal that comes while it starts is taken up when it serves. The exit status is 0 after a signal, and 1 if the
 process can't start. A TLS handshake under way is no request in flight: it ends with the process.
 
-SIGHUP loads the TLS certificate and its key again, and ends the process at no point of its life. Files that can't be
-used are logged, and change nothing.
+SIGHUP loads the TLS certificate and its key again, and never ends the process. Files that can't be used are logged, and
+change nothing.
 
 The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`. Every process that
 serves publishes its numbers twice a second, a worker through a pipe; without the listener nobody does.
@@ -124,7 +124,7 @@ class Server:
         loop = asyncio.get_running_loop()
         for number in STOP_SIGNALS:
             loop.add_signal_handler(number, self._signalled, number)
-        # not the loop's own handler, instead of which the default one, which ends the process, is back when it closes
+        # not by the loop: when it closes, it restores the default handler, which ends the process
         signal.signal(RELOAD, lambda *_: loop.call_soon_threadsafe(self._reload))
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [RELOAD])
         if self._parent is not None:
@@ -147,7 +147,7 @@ class Server:
         if certfile is None:
             logs.event(logging.INFO, "SIGHUP is ignored: there is no --ssl-certfile to load again", worker=self._worker)
             return
-        if self._tls is None:  # it could not start
+        if self._tls is None:  # the server could not start
             return
         level, message, reason = logging.INFO, "the certificate has been loaded again", None
         try:
@@ -178,7 +178,7 @@ class Server:
         return server
 
     def _accepted(self) -> RelayProtocol:
-        self._descriptors.check()
+        self._descriptors.accepted()
         return RelayProtocol(self._gateway)
 
     def _publish_regularly(self) -> None:
@@ -246,7 +246,7 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
         _log_listening(settings, listener, admin_listener)
         for name in unknown:
             logs.event(logging.WARNING, "no such option, ignored", variable=name)
-        # a signal waits until there is something that it can end as it should
+        # a signal waits until the admin listener can be ended in good order
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             admin = Admin(settings, admin_listener) if admin_listener else None

@@ -325,11 +325,11 @@ OPTIONS: tuple[Option, ...] = tuple(
 
 _SERVICE_LINK = re.compile(r"SANITIZER_(?:.+_)?(?:SERVICE_(?:HOST|PORT)|PORT_[0-9]+_(?:TCP|UDP|SCTP))(?:_.+)?")
 _SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://")
-"""What Kubernetes tells a pod of the Services in its namespace: NAME_PORT is a URL, and there are others besides."""
+"""Variables that Kubernetes sets for each Service of the namespace: NAME_PORT is a URL, and there are others."""
 
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
-    """Variables that look like options and are none: spelled wrongly, perhaps. Those of Kubernetes are left out."""
+    """Variables that look like options and are none, perhaps misspelled. Those of Kubernetes are left out."""
     known = {"SANITIZER_LOOKUP_KEY", "SANITIZER_CHECK_KEY", *(name for option in OPTIONS for name in option.variables)}
     return sorted(
         name

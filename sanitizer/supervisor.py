@@ -5,7 +5,7 @@ every process of the gateway as well, so that a worker gets them twice. A worker
 the same one, and only the supervisor, which gets each of them once, decides that a drain is to end early: it sends the
 workers `END_DRAIN`.
 
-`RELOAD` is passed on too, whenever it comes. It stays blocked in a process until that can take it.
+`RELOAD` is passed on too, whenever it comes. A process keeps it blocked until it can handle it.
 """
 
 import contextlib
@@ -127,7 +127,7 @@ class Supervisor:
 
     def _start_with(self, pipe: Connection | None) -> SpawnProcess:
         worker = self._spawn.Process(target=self._work, args=(pipe,))
-        # for the worker, which inherits it; SIGTERM may end one that is starting, which would take its time to obey
+        # the worker inherits this; SIGTERM is not blocked, so that it ends at once a worker that is still starting
         blocked = (signal.SIGINT, RELOAD)
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:

@@ -4,11 +4,11 @@ shadowed.
 It has a thread and an event loop of its own, in the gateway's process, or the workers' parent: a public side with more
 than enough to do does not keep it from answering, and one whose event loop hangs is not alive, for its snapshots cease.
 
-uvicorn serves it, with the protocol that parses by h11: that has a limit for the size of a head. Its event loop is
-asyncio's own, which accepts by the listening socket's method: uvloop's would close what comes when the public side has
-used up the process's descriptors.
+uvicorn serves it with its h11 protocol, which limits the size of a head. The event loop is asyncio's own, which accepts
+by a method of the listening socket: uvloop's would close new connections when the public side has used up the process's
+descriptors.
 
-However many connections are open, a new one is answered: another one is closed for it, see `_bounded_protocol`.
+A new connection is answered however many are open: an older one is closed for it, see `_bounded_protocol`.
 
 * ``/livez``: 200 unless a process that serves has been silent for `SILENCE`.
 * ``/readyz``: 200, or 503 with the reason: stopping, nothing serves yet, upstream can't be reached.
@@ -40,6 +40,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from sanitizer import descriptors
+from sanitizer.address import plain_ip
 from sanitizer.operate import logs
 from sanitizer.operate.first_look import first_look
 from sanitizer.operate.metrics import SnapshotCollector
@@ -64,10 +65,10 @@ HEAD_LIMIT: Final = 32 * 1024
 
 
 class _Listener(socket.socket):
-    """A listening socket that accepts also when the public side has used up its descriptors.
+    """A listening socket that accepts even when the public side has used up its descriptors.
 
-    Then it accepts one connection in a turn: the event loop accepts until there is none, and to find that out takes a
-    descriptor as well.
+    It then accepts one connection in a turn: the event loop goes on until no connection waits, and finding that out
+    would take a descriptor as well.
     """
 
     _enough = False
@@ -79,18 +80,16 @@ class _Listener(socket.socket):
         try:
             return super().accept()
         except OSError as error:
-            self._enough = error.errno in (errno.EMFILE, errno.ENFILE)
+            self._enough = error.errno in descriptors.NONE_LEFT
             if error.errno != errno.EMFILE:
                 raise
         return descriptors.take_from_reserve(super().accept)
 
 
 def peer_of(address: str) -> str:
-    """The peer with this IP address. All of an IPv6 network of 64 bits, which one machine may have, is one peer."""
-    ip = ipaddress.ip_address(address.partition("%")[0])
-    if isinstance(ip, ipaddress.IPv4Address):
-        return str(ip)
-    return str(ip.ipv4_mapped or ipaddress.ip_network((ip, 64), strict=False))
+    """The peer with this IP address. An IPv6 /64 network is one peer, for one machine may have all of it."""
+    ip = plain_ip(address)
+    return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))
 
 
 class _Open(NamedTuple):
@@ -103,8 +102,8 @@ class _Open(NamedTuple):
 def _bounded_protocol() -> type[H11Protocol]:
     """A protocol for the connections of one listener. There are few at a time, and none lasts.
 
-    A probe must be answered whoever else is connected. So it is never the new connection that has to go, but the oldest
-    of a peer that has too many: what asks for something has its answer within milliseconds, what is old is idle.
+    A probe must be answered whoever else is connected. So the new connection never has to go, but the oldest one of a
+    peer that has too many: a request is answered within milliseconds, so an old connection is idle.
     """
     connections: dict[H11Protocol, _Open] = {}  # the oldest first
 
@@ -117,7 +116,7 @@ def _bounded_protocol() -> type[H11Protocol]:
         else:
             return
         oldest = next(protocol for protocol, each in connections.items() if each.peer == crowding)
-        forget(oldest)  # now, for it is lost in a later turn only
+        forget(oldest)  # now, for `connection_lost` comes in a later turn
         oldest.transport.abort()
 
     def forget(protocol: H11Protocol) -> None:
@@ -129,7 +128,7 @@ def _bounded_protocol() -> type[H11Protocol]:
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             super().connection_made(transport)
             address = transport.get_extra_info("peername")
-            if address is None:  # it has left already
+            if address is None:  # the client has left already
                 transport.abort()
                 return
             loop = asyncio.get_running_loop()

@@ -6,7 +6,7 @@ The check changes nothing: it sends some GET requests, with a key if it is given
 - The certificate is not trusted (`--upstream-ca`).
 - A server answers, but not as LiteLLM does.
 - LiteLLM has a ``SERVER_ROOT_PATH`` that the gateway does not know, or the gateway one that LiteLLM does not.
-- Upstream routes by name, so that LiteLLM gets the check's requests, but not those of clients, who name the gateway.
+- Upstream routes by name: LiteLLM gets the check's requests, but not those of clients, whose Host names the gateway.
 - ``PROXY_BASE_URL`` names the upstream itself, so that the dashboard's requests do not pass the gateway.
 - LiteLLM does not know the key, or does not let it read itself.
 """
@@ -27,6 +27,7 @@ from urllib.parse import quote, urlsplit
 import httpx
 
 from sanitizer import __version__
+from sanitizer.address import in_brackets
 from sanitizer.operate.logs import mask
 from sanitizer.sanitize.gates import GATES, NEWEST, Gate
 from sanitizer.sanitize.lookup_key import read_key
@@ -37,7 +38,7 @@ Release = tuple[int, ...]
 
 WIDTH = 100
 OTHER_HOST = "client.invalid"
-"""A Host that is surely not upstream's name (RFC 6761 section 6.4): clients name the gateway."""
+"""A Host that can't be upstream's name (RFC 6761 section 6.4), as those of clients, which name the gateway, are not."""
 MAX_ANSWER = 256 * 1024
 """Bytes of an answer that are read."""
 
@@ -141,8 +142,7 @@ def _client(settings: Settings, scheme: str, tls: ssl.SSLContext | None) -> Iter
     address = settings.upstream
     transport = httpx.HTTPTransport(verify=tls or False, trust_env=False, uds=address.uds)
     timeout = httpx.Timeout(settings.lookup_timeout, connect=settings.connect_timeout)
-    host = f"[{address.host}]" if ":" in address.host else address.host
-    base = f"{scheme}://{host}:{address.port}"
+    base = f"{scheme}://{in_brackets(address.host)}:{address.port}"
     headers = {"user-agent": f"litellm-sanitizer/{__version__} check"}
     with httpx.Client(base_url=base, transport=transport, timeout=timeout, headers=headers, trust_env=False) as client:
         yield client

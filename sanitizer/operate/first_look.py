@@ -1,11 +1,11 @@
-"""One look at upstream, when it can be reached for the first time: is it LiteLLM, or another server, or this gateway?
+"""One look at upstream when it is first reached: is it LiteLLM, another server, or this gateway?
 
 LiteLLM answers ``GET /health/liveliness`` to anyone. Cases, before the code:
 
-* It is LiteLLM, or there is no answer in time, or one that says that a LiteLLM behind it is away (5xx): all that may be
-  in order, and nothing is said.
-* It is this gateway, by a detour perhaps: the request comes back to it, and the answer is its own 508.
-* Anything else is a mistake, most likely, and is told in words; the gateway serves all the same.
+* It is LiteLLM, or no answer comes in time, or the answer says that a LiteLLM behind it is away (5xx): all of this may
+  be in order, and nothing is logged.
+* It is this gateway, perhaps by a detour: the request comes back to it, and the answer is its own 508.
+* Anything else is most likely a mistake, and is logged. The gateway serves all the same.
 """
 
 import asyncio
@@ -19,7 +19,7 @@ from sanitizer.connecting import Connector
 from sanitizer.errors import LoopDetected
 
 TIMEOUT: Final = 10.0
-"""Seconds for all of it: LiteLLM may be busy with its own start."""
+"""Seconds for the whole look: LiteLLM may be busy with its own start."""
 _LIMIT: Final = 64 * 1024
 """Bytes of the answer that are read."""
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*(?:\r|$)", re.IGNORECASE)
@@ -28,12 +28,12 @@ _ALIVE: Final = b"I'm alive!"
 
 
 async def first_look(address: Address, tls: ssl.SSLContext | None, prefix: str) -> str | None:
-    """What is wrong with upstream; None if it is LiteLLM, or that can't be told. ``prefix``: LiteLLM's root path."""
+    """What is wrong with upstream; None if nothing is, or if it can't be found out. ``prefix``: LiteLLM's root path."""
     path = f"{quote(prefix)}/health/liveliness"
     try:
         async with asyncio.timeout(TIMEOUT):
             answer = await _ask(address, tls, path)
-    except (OSError, TimeoutError, ValueError):  # ValueError: a name that IDNA can't encode
+    except (OSError, ValueError):  # TimeoutError is an OSError; ValueError: a name that IDNA can't encode
         return None
     return _judge(answer, path)
 
@@ -53,14 +53,14 @@ def _judge(answer: bytes, path: str) -> str | None:
 
 
 def _is_whole(answer: bytes) -> bool:
-    """Whether there is no need to wait for more; not every server closes the connection when it is asked to."""
+    """Whether no more has to be read. Not every server closes the connection when it is asked to."""
     head, end, content = answer.partition(b"\r\n\r\n")
     length = _LENGTH.search(head) if end else None
     return len(answer) >= _LIMIT or (length is not None and len(content) >= int(length[1]))
 
 
 async def _ask(address: Address, tls: ssl.SSLContext | None, path: str) -> bytes:
-    """The first bytes of the answer, head and all."""
+    """The first bytes of the answer, from its head on."""
     reader = asyncio.StreamReader()
     transport = await Connector(address, tls, TIMEOUT).connect(lambda: asyncio.StreamReaderProtocol(reader))
     try:

@@ -13,18 +13,18 @@ from urllib.parse import unquote
 logger = logging.getLogger("sanitizer")
 _access_logger: Final = logging.getLogger("sanitizer.access")
 
-# a key that was chosen by hand may have slashes; one that is masked already may have a path behind it
+# a key chosen by hand may have slashes; behind one that is masked already there may be a path
 _KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-(?!\*\*\*)[^\s"'?#&,;<>()\[\]{}\\]+""")
-# up to what LiteLLM has behind a key in a path: a key may have any character
+# a key in a path may have any character; it ends where a route of LiteLLM's goes on
 _KEY_IN_PATH: Final = re.compile(r"(?<![A-Za-z0-9])sk-.+?(?=(?:/regenerate|/reset_spend)?\Z)", re.DOTALL)
 # JSON Web Tokens in compact form, signed (RFC 7515 section 7.1) or encrypted (RFC 7516 section 7.1), whatever is before
-# them; possessive, so that no text takes long
+# them; the quantifiers are possessive, so that no text takes long
 _JWT: Final = re.compile(r"(?<![A-Za-z0-9_-])((?:(?!eyJ)[A-Za-z0-9_-])*+)eyJ[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]*+){2,4}")
 _HASH_DIGITS: Final = 64
 _HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0-9A-Fa-f])")
 _USER: Final = re.compile(r"(?<=//)[^/?#@\s]+@")
 _ENCODED: Final = 3
-"""So many times a path is decoded in search of a key."""
+"""How many times a path is decoded in search of a key."""
 _MOST_DETAILS: Final = 32
 _REPEAT_SECONDS: Final = 10.0
 _ENCODE: Final = json.JSONEncoder(default=str).encode

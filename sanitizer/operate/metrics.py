@@ -135,13 +135,13 @@ def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snap
             if count or hundred < 6:
                 name = method.decode() or "other"
                 totals["sanitizer_requests_total", name, f"{hundred}xx" if hundred else "499"] = count
-    totals["sanitizer_out_of_descriptors_total",] = counters.shortages
     totals.update(_buckets("sanitizer_upstream_seconds", upstream.seconds))
     for kind, count in upstream.errors.items():
         totals["sanitizer_upstream_errors_total", kind] = count
     for kind, count in counters.stalled.items():
         totals["sanitizer_stalled_clients_total", kind] = count
     totals[("sanitizer_upstream_unannounced_ends_total",)] = upstream.unannounced_ends
+    totals[("sanitizer_out_of_descriptors_total",)] = counters.out_of_descriptors
     busy = upstream.open - upstream.idle - upstream.connecting
     gauges: dict[tuple[str, ...], float] = {
         ("sanitizer_requests_in_flight",): counters.in_flight,

@@ -14,13 +14,13 @@ from sanitizer.resolver import LookupFailed
 INTERVAL: Final = 2.0
 """Seconds from one connection to the next."""
 FAILURES: Final = 2
-"""So many in a row make upstream unreachable; one success makes it reachable again."""
-_SHORTAGE: Final = "the gateway is out of file descriptors"
-"""Not upstream's failure."""
+"""This many in a row make upstream unreachable; one success makes it reachable again."""
+_OUT_OF_DESCRIPTORS: Final = "the gateway is out of file descriptors"
+"""A reason that is no failure of upstream's."""
 
 
 class Probe:
-    """Connects to upstream, as a request would be, and leaves again.
+    """Connects to upstream in the same way as a request does, and closes the connection.
 
     ``tls`` and ``timeout`` are those of `Connector`. ``reason``: why upstream counts as unreachable; None if it does
     not. ``on_change`` is called with it whenever it has changed from None or to None.
@@ -52,7 +52,7 @@ class Probe:
             return
         self._failures += 1
         if self._failures >= FAILURES:
-            self.reason = error if error == _SHORTAGE else f"upstream can't be reached: {error}"
+            self.reason = error if error == _OUT_OF_DESCRIPTORS else f"upstream can't be reached: {error}"
             if self._failures == FAILURES:
                 self._on_change(self.reason)
 
@@ -85,8 +85,8 @@ class _Visit(asyncio.Protocol):
 
 def _said(error: Exception) -> str:
     """What is wrong, without the address."""
-    if descriptors.is_shortage(error):
-        return _SHORTAGE
+    if descriptors.ran_out(error):
+        return _OUT_OF_DESCRIPTORS
     if isinstance(error, LookupFailed):
         return str(error)
     if isinstance(error, ssl.SSLCertVerificationError):

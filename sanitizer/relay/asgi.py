@@ -156,14 +156,12 @@ class Relay:
             answer = Answer(self._upstream, scope["method"].encode(), head, length)
             await self._exchange(answer, scope, receive, send)
         except (BadRequest, LoopDetected) as error:
-            client = scope.get("client")
-            self._counters.refuse(error, client[0] if client else None)
+            self._counters.refuse(error, _client_address(scope))
             # what follows on this connection can't be trusted; HTTP/2 has no such field
             await send_error(send, error, _is_cross_origin(scope), close=scope["http_version"] in ("1.0", "1.1"))
         except GatewayError as error:
             if isinstance(error, ClientNotSending):
-                client = scope.get("client")
-                self._counters.stall(error, client[0] if client else None)
+                self._counters.stall(error, _client_address(scope))
             not_sent = answer is None or not answer.transmitted
             await send_error(send, error, _is_cross_origin(scope), not_sent=not_sent)
 
@@ -188,8 +186,7 @@ class Relay:
         return self._outbound(scope)[0]
 
     def _outbound(self, scope: MutableMapping[str, Any]) -> tuple[bytes, Length]:
-        client = scope.get("client")
-        peer = self._forwarding.peer(client[0] if client else None, scope.get("scheme", "http"))
+        peer = self._forwarding.peer(_client_address(scope), scope.get("scheme", "http"))
         version = scope["http_version"].encode()
         start_line = scope["method"].encode() + b" " + request_target(scope) + b" HTTP/1.1"
         head = read_head(checked_head(start_line, scope["headers"]), way=peer.trusted)
@@ -229,6 +226,11 @@ async def send_error(
     start = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send({**start, "sanitizer.not_sent": True} if not_sent else start)
     await send({"type": "http.response.body", "body": content})
+
+
+def _client_address(scope: MutableMapping[str, Any]) -> str | None:
+    client = scope.get("client")
+    return client[0] if client else None
 
 
 def _is_cross_origin(scope: Scope) -> bool:

@@ -5,10 +5,10 @@ declares. Cases, before the code that branches on them:
 
 * Bytes after the response's end, or on an idle connection: nobody asked for them; the connection is closed.
 * The connection ends where the content's end is not: an error, unless the content lasts until the connection closes.
-  Upstream's FIN is the end of it, however much of the request is still on its way: upstream may never take that.
-  So it is in TLS without a close_notify, which many servers leave out; that is counted. A reset never is.
+  Upstream's FIN then ends it, even if some of the request is still on its way, for upstream may never take that. In TLS
+  a FIN without a close_notify, which many servers leave out, does so too, and is counted. A reset never does.
 * The connection is lost with octets unread, because a write has found the reset before they were read, or because
-  uvloop ends a TLS connection whose reading is paused: they are read first, for they may be all of the answer.
+  uvloop ends a TLS connection whose reading is paused: they are read first, for they may be the rest of the answer.
 * 101: what follows the head is no HTTP any more; a tunnel if the exchange has asked for it, an error if not.
 """
 
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
 LIFETIME: Final = 120.0
-"""Seconds, a quarter more or less, after which a connection has its last exchange."""
+"""Seconds, a quarter more or less, after which a connection is closed at the end of its exchange."""
 _REST: Final = 64 * 1024
-"""Bytes that are read at once of what a lost connection has left."""
+"""Bytes that are read at once from a connection that has been lost."""
 
 
 class Connection(asyncio.Protocol):
@@ -128,7 +128,7 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
-        # by chance, so that connections that were made together are not all renewed together
+        # at random, so that connections that were made together are not all renewed together
         self.renew_at = self.upstream.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
         sock = transport.get_extra_info("socket")
         # first, because event loops use a connection even if this method has raised an exception
@@ -219,7 +219,7 @@ class Connection(asyncio.Protocol):
         length = response_length(exchange.method, status, head)
         if length is Framing.CHUNKED:
             self._chunks = ChunkedDecoder()
-            self._first = self._chunks.feed(rest)  # before the head is told: if it is malformed, the answer is an error
+            self._first = self._chunks.feed(rest)  # before the head passes: if malformed, the answer is an error
         elif length is not Framing.UNTIL_CLOSE:
             self._left = length
         options = head.connection
@@ -273,13 +273,13 @@ class Connection(asyncio.Protocol):
             pass
 
     def _end_is_announced(self) -> bool:
-        """Whether upstream has said that it has sent all; in TLS a close_notify does, without it a FIN."""
+        """Whether upstream has said that it has sent all: in TLS by a close_notify, without TLS by its FIN."""
         tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
         try:
             return tls is None or not tls.read(1)
         except ssl.SSLZeroReturnError:
             return True
-        except ssl.SSLError:  # it waits for more
+        except ssl.SSLError:  # no close_notify has come
             return False
 
     def _end(self, exchange: Exchange, content: bytes, trailers: bytes, *, surplus: bool) -> None:

@@ -43,7 +43,7 @@ class Counters:
     which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
     it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal,
     ``on_stalled`` with those of each client that is cut, and both with the peer's address, None on a unix socket.
-    ``stalled``: for each kind, how many clients were cut. ``shortages``: how often no descriptor was left.
+    ``stalled``: for each kind, how many clients were cut. ``out_of_descriptors``: how often none was left.
     """
 
     __slots__ = (
@@ -52,8 +52,8 @@ class Counters:
         "_others",
         "answers",
         "in_flight",
+        "out_of_descriptors",
         "refused",
-        "shortages",
         "stalled",
         "tunnels",
     )
@@ -62,7 +62,7 @@ class Counters:
         self._on_refused = on_refused
         self._on_stalled = on_stalled
         self.stalled = {ClientNotSending.kind: 0, ClientNotReading.kind: 0}
-        self.refused = self.in_flight = self.tunnels = self.shortages = 0
+        self.refused = self.in_flight = self.tunnels = self.out_of_descriptors = 0
         self.answers = {method: [0] * 10 for method in (*METHODS, b"")}
         self._others = self.answers[b""]
 

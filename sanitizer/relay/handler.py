@@ -48,7 +48,7 @@ class Handler(Protocol):
         """The client has caught up."""
 
     def pending(self) -> Pending | None:
-        """An answer that is held back and not whole yet."""
+        """What upstream has still to do for an answer that is held back; None if none is."""
 
 
 class Tunnel(Protocol):

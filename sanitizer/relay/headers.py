@@ -16,14 +16,14 @@ with it: so every line ends with CRLF and holds no other CR or LF, and no line c
 that matter are looked for; what is passed on is never taken apart and put together again.
 """
 
-import ipaddress
+import contextlib
 import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
 
-from sanitizer.address import TrustedProxies
+from sanitizer.address import TrustedProxies, plain_ip
 from sanitizer.errors import LoopDetected
 
 Fields = list[tuple[bytes, bytes]]
@@ -34,7 +34,8 @@ _KEPT: Final = frozenset((b"host", b"content-length", b"via", b"date", b"set-coo
 _NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name none worth looking for
 _PSEUDONYM: Final = b"litellm-sanitizer-"
 _GATEWAYS_IN_LINE: Final = 8
-_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
+EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
+"""The line of a head by which its sender may wait for a 100 before it sends the content (RFC 9110 section 10.1.1)."""
 
 
 def _lines(names: Iterable[bytes]) -> re.Pattern[bytes]:
@@ -43,7 +44,8 @@ def _lines(names: Iterable[bytes]) -> re.Pattern[bytes]:
 
 _SPECIAL: Final = _lines((*_HOP_BY_HOP, *_WAY, b"content-length", b"host", b"origin", b"via"))
 _ORIGIN: Final = _lines((b"origin",))
-_HOST: Final = _lines((b"host",))
+HOST: Final = _lines((b"host",))
+"""The Host lines of a head."""
 _DROPPED: Final = _lines(_HOP_BY_HOP)
 _DROPPED_WITH_WAY: Final = _lines((*_HOP_BY_HOP, *_WAY))
 _NOT_IN_TRAILERS: Final = re.compile(
@@ -149,7 +151,7 @@ def encode_head(start_line: bytes, fields: Fields) -> bytes:
 
 
 def has_origin(octets: bytes) -> bool:
-    """Whether a page's script has sent a request, as far as its head has come; for a head that `read_head` has not."""
+    """Whether a head that may not be whole has an Origin: then a page's script has sent the request."""
     return _ORIGIN.search(octets) is not None
 
 
@@ -187,8 +189,8 @@ class Forwarding:
     """What this gateway tells upstream about where a request came from.
 
     ``pseudonym`` is this gateway's name in Via, the same in all its workers. ``host`` is the Host that upstream gets;
-    None: the client's. ``on_untrusted`` is called once, with the address of a peer that says in vain that it was asked
-    by https: it is not trusted, and is, most likely, a load balancer that should be.
+    None: the client's. ``on_untrusted`` is called once, with the address of the first peer that is not trusted and says
+    that it was asked by https: most likely it is a load balancer that should be trusted.
     """
 
     def __init__(
@@ -208,13 +210,8 @@ class Forwarding:
     def _peer(self, host: str | None, scheme: str) -> Peer:
         """The `Peer` at ``host``; an IPv4 address that came in on an IPv6 socket is the IPv4 address."""
         if host:
-            try:
-                address = ipaddress.ip_address(host.partition("%")[0])
-                if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped:
-                    address = address.ipv4_mapped
-                host = str(address)
-            except ValueError:
-                pass
+            with contextlib.suppress(ValueError):  # a server that names its peers otherwise
+                host = str(plain_ip(host))
         told = host.encode() if host else None
         way = (b"X-Forwarded-For: %b\r\n" % told if told else b"") + b"X-Forwarded-Proto: %b\r\n" % scheme.encode()
         return Peer(told, self._trusted_proxies.trusts(host or None), scheme.encode(), way)
@@ -239,9 +236,9 @@ class Forwarding:
         way = self._missing(head.told, peer) if head.told else peer.way
         if head.host and b"x-forwarded-host" not in head.told:
             way += b"X-Forwarded-Host: " + head.host + b"\r\n"
-        octets = head.octets if version != b"1.0" else _EXPECTS_CONTINUE.sub(b"", head.octets)
+        octets = head.octets if version != b"1.0" else EXPECTS_CONTINUE.sub(b"", head.octets)
         if self._host is not None:
-            octets = _HOST.sub(self._host, octets)
+            octets = HOST.sub(self._host, octets)
         return octets[:-2] + way + b"Via: " + version + self._via
 
     def _missing(self, told: Sequence[bytes], peer: Peer) -> bytes:

@@ -79,8 +79,8 @@ class Interception(Protocol):
 class Interceptor(Protocol):
     """Says of each POST whether it is intercepted. Paths are decoded; heads are octets.
 
-    ``writing`` is given the path of each request that is not, unless its method is one that only reads. It returns what
-    has to be entered while that request is under way, or None. It is itself None if there is never anything to enter.
+    ``writing`` is called with the path of each request that is not intercepted, unless its method only reads. It
+    returns a context in which that request has to run, or None. The property is None if no request ever needs one.
     """
 
     @property
@@ -162,7 +162,7 @@ class _Send(Relayed):
         return Pending(self._answer_size, self.release)
 
     def release(self) -> None:
-        """Hold an answer that is not whole back no longer."""
+        """Let an answer that is not whole pass on as far as it has come."""
         if not self._give_way():
             self.pass_on(False)
 

@@ -19,14 +19,12 @@ Cases, before the code that branches on them:
 * Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
 * The client stalls, see `sanitizer.relay.stalls`: if nothing of an answer has been written, it gets 408; else the
   connection is reset.
-* The client leaves while it is not read: `check` sees it. In a tunnel only a reset counts: either side may end first.
+* The client leaves while it is not read: `check` finds out. In a tunnel only a reset counts: either side may end first.
 """
 
 import asyncio
-import fcntl
 import socket
 import struct
-import termios
 from time import perf_counter
 from typing import Final, Protocol, cast
 
@@ -45,7 +43,7 @@ from sanitizer.relay.relayed import Relayed, Writing, error_response
 from sanitizer.relay.repeat import Repeat
 from sanitizer.relay.request import decoded_path, other_protocol, read_request
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, acknowledged, has_left
+from sanitizer.relay.transport import Transport, acknowledged, has_left, untaken
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -55,7 +53,7 @@ HEAD_TIMEOUT: Final = 30.0
 _LINGER: Final = 5.0
 """Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
 _CLOSE_NOTIFY: Final = 0.1
-"""Seconds in which a TLS client may answer close_notify, or until it is asked again whether it has taken all."""
+"""Seconds from one look to the next at whether a TLS client has taken all, close_notify too."""
 _BULK: Final = 16 * 1024
 """Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
 _NEW_HEADS: Final = 8
@@ -123,15 +121,14 @@ class RelayProtocol(asyncio.Protocol):
         self.transport = cast(Transport, transport)
         self.front.connections.add(self)
         sock = transport.get_extra_info("socket")
-        address = transport.get_extra_info("peername")
-        self.client = (str(address[0]), int(address[1])) if isinstance(address, tuple) else None
+        name = transport.get_extra_info("peername")
+        self.address = str(name[0]) if isinstance(name, tuple) else None  # None on a unix socket
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            if self.client is None:  # reset before it was accepted: its request must not go on as from nowhere
+            if self.address is None:  # reset before it was accepted: its request must not go on as from nowhere
                 self.abort()
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
-        self.peer = self.front.forwarding.peer(self.client[0] if self.client else None, self.scheme)
+        self.peer = self.front.forwarding.peer(self.address, self.scheme)
         self._expire_in(self.front.keepalive_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -152,7 +149,8 @@ class RelayProtocol(asyncio.Protocol):
         if self.tunnel is not None:
             self.tunnel.tunnel_send(data)
         elif self.closing:
-            self._deadline = self.loop.time() + _LINGER  # it goes on sending, and reads its response after that
+            # it goes on sending, and reads its response after that; it may have been given more time already
+            self._deadline = max(self._deadline, self.loop.time() + _LINGER)
         elif not self._receiving and (self._request is not None or self.write_blocked):
             self._waiting += data
             if len(self._waiting) > _PIPELINED:
@@ -219,7 +217,7 @@ class RelayProtocol(asyncio.Protocol):
         self._reject(error)
 
     def _stall(self, error: GatewayError) -> None:
-        self.front.counters.stall(error, self.client[0] if self.client else None)
+        self.front.counters.stall(error, self.address)
 
     # What a request calls
 
@@ -285,8 +283,7 @@ class RelayProtocol(asyncio.Protocol):
 
     def _report(self, method: bytes, status: int) -> None:
         if self._on_ended is not None:
-            client = self.client[0] if self.client else None
-            self._on_ended(client, method, self._target, status, perf_counter() - self._arrived)
+            self._on_ended(self.address, method, self._target, status, perf_counter() - self._arrived)
 
     def _read_waiting(self) -> None:
         if self.transport.is_closing():  # the client has left in this very turn: no request of its is begun any more
@@ -334,11 +331,11 @@ class RelayProtocol(asyncio.Protocol):
         uvloop would wait half a minute for the client's own close_notify, which an idle client does not send. Once
         ``taken``, the client had taken all that the kernel had: what uvloop may have kept has followed by now.
         """
-        untaken = self._untaken()
-        if taken and not untaken:
+        remaining = untaken(self.transport)
+        if taken and not remaining:
             self.transport.abort()
         else:
-            self._tls_end = self.loop.call_later(_CLOSE_NOTIFY, self._end_tls, not untaken)
+            self._tls_end = self.loop.call_later(_CLOSE_NOTIFY, self._end_tls, not remaining)
 
     def enter_tunnel(self, request: Handler, tunnel: Tunnel) -> None:
         """The request at work has become a tunnel; what the client has sent early goes into it."""
@@ -498,7 +495,7 @@ class RelayProtocol(asyncio.Protocol):
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
         """Refuse a request that can't be relayed; ``head`` is its own, if known."""
         if self._reject(error, head):
-            self.front.counters.refuse(error, self.client[0] if self.client else None)
+            self.front.counters.refuse(error, self.address)
 
     def _reject(self, error: GatewayError, head: bytes = b"") -> bool:
         """Answer a request with ``error``, and read no further. Returns False if a response has begun: it is cut."""
@@ -563,13 +560,5 @@ class RelayProtocol(asyncio.Protocol):
 
     def _progresses(self) -> bool:
         """Whether the client has taken some of what is still on its way to it since the deadline last came."""
-        before, self._unsent = self._unsent, self._untaken()
+        before, self._unsent = self._unsent, untaken(self.transport)
         return 0 < self._unsent < before
-
-    def _untaken(self) -> int:
-        """Octets that have been written, and that the client's kernel has not taken."""
-        size = self.transport.get_write_buffer_size()
-        sock = self.transport.get_extra_info("socket")
-        if sock is not None and sock.fileno() >= 0:
-            size += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
-        return size

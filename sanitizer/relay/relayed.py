@@ -74,7 +74,7 @@ class Relayed(Exchange):
             self.client.write_interim(head)
 
     def pending(self) -> Pending | None:
-        """No answer is held back."""
+        """None: no answer is held back."""
         return None
 
     def on_response(self, response: Response) -> None:
@@ -201,7 +201,7 @@ def error_response(
 ) -> tuple[bytes, bytes]:
     """Head and content of a response for an error of the gateway's own.
 
-    ``cross_origin``: the request has an Origin. A browser then lets the page read an answer only if it allows that, as
+    ``cross_origin``: the request has an Origin. A browser then lets the page read only an answer that allows it, as
     LiteLLM's answers do.
     """
     content = error.body()

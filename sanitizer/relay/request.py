@@ -7,7 +7,7 @@ Facts enforced here:
   authority counts, whatever Host says) or, for OPTIONS, ``*``; CONNECT is for proxies.
 * RFC 9110 section 7.2: Host is a host and perhaps a port. A host is, as in RFC 3986 section 3.2.2, a name, which may be
   empty or percent-encoded, an IPv4 address, or an IPv6 address in brackets. A comma, which RFC 3986 allows in a name,
-  is refused: it is how two Host lines look that somebody has made one (RFC 9110 section 5.3).
+  is refused: it is what two Host lines become when they are combined (RFC 9110 section 5.3).
 * RFC 9112 section 9.3: a connection persists unless Connection says close. HTTP/1.0's keep-alive is not offered.
 * RFC 9110 section 7.8: a server may ignore Upgrade. So it is with content, in HTTP/1.0, with another method than GET,
   and for h2c, which could carry anything past the sanitizer.
@@ -20,10 +20,8 @@ from urllib.parse import unquote
 
 from sanitizer.errors import BadRequest
 from sanitizer.relay.framing import Framing, Length, request_length
-from sanitizer.relay.headers import Forwarding, Head, Peer, read_head
+from sanitizer.relay.headers import EXPECTS_CONTINUE, HOST, Forwarding, Head, Peer, read_head
 
-_EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*\r\n", re.IGNORECASE)
-_HOST: Final = re.compile(rb"\r\nhost:[^\r]*", re.IGNORECASE)
 _HOST_VALUE: Final = re.compile(
     rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?"
 )
@@ -49,7 +47,7 @@ class Request(NamedTuple):
     @property
     def expects_continue(self) -> bool:
         """Whether the client may wait for a 100 before it sends the content (RFC 9110 section 10.1.1)."""
-        return self.version == b"1.1" and _EXPECTS_CONTINUE.search(self.octets) is not None
+        return self.version == b"1.1" and EXPECTS_CONTINUE.search(self.octets) is not None
 
     @property
     def repeatable(self) -> bool:
@@ -118,7 +116,7 @@ def _is_host(value: bytes) -> bool:
 
 
 def other_protocol(octets: bytes) -> str:
-    """What a peer speaks that begins with ``octets``, and what to do about it; empty if it is not known."""
+    """What protocol begins with ``octets``, and what to do about it; empty if it is not known."""
     if octets.startswith((b"PROXY ", b"\0\r\nQUIT\n")):  # the CRLFs before that are skipped
         return (
             "a PROXY protocol header came before the request; switch it off in the load balancer, and let it send "
@@ -157,4 +155,4 @@ def _origin_form(method: bytes, target: bytes, octets: bytes) -> tuple[bytes, by
     target = slash + path or b"/"
     start_line, lines = octets[: octets.index(b"\r\n")], octets[octets.index(b"\r\n") :]
     version = start_line.rpartition(b" ")[2]
-    return target, b"%b %b %b\r\nHost: %b" % (method, target, version, authority) + _HOST.sub(b"", lines)
+    return target, b"%b %b %b\r\nHost: %b" % (method, target, version, authority) + HOST.sub(b"", lines)

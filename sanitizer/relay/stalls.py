@@ -1,18 +1,18 @@
 """Cutting peers that hold what they do not use (``--stall-timeout``).
 
-There is no timer for each request. One sweep a process looks at every connection, every quarter of the timeout. A peer
-that has not got on between five sweeps in a row is cut, which is between 1 and 1.25 times the timeout after it stopped.
+There is no timer for each request. One sweep in each process looks at every connection, every quarter of the timeout. A
+peer without progress in five sweeps in a row is cut, between 1 and 1.25 times the timeout after it stopped.
 
-A connection says what its peer has to get on with. The ways to hold up a connection are:
+A connection says what its peer has still to do (`Pending`). The ways to hold up a connection are:
 
-* A peer takes none of the octets that wait for it. Their number is that of the octets written less those that are still
-  in the transport's buffer. The kernel's count of acknowledged octets is added, where it keeps one: a TLS transport
-  shows only in large steps how much has left its buffer.
+* A peer takes none of the octets that wait for it. Progress is the number of octets written, less those still in the
+  transport's buffer. The kernel's count of acknowledged octets is added where there is one, because a TLS transport's
+  buffer shrinks in large steps only.
 * A client sends nothing of content that is due.
-* Upstream does not finish an answer that is held back. It is not cut: the answer is held back no longer.
+* Upstream does not finish an answer that is held back. Upstream is not cut, but the answer is no longer held back.
 
-The sweep is also what sees a client leave that is not read at the moment: a transport that has been paused does not
-tell, but the socket does when it is asked.
+The sweep also finds out that a client has left while it is not read: a paused transport does not report that, but its
+socket can be polled.
 """
 
 import asyncio
@@ -26,7 +26,7 @@ _INTERVAL: Final = 15.0
 
 
 class Pending(NamedTuple):
-    """What a peer has to get on with: ``progress`` changes when it does, and ``give_up`` is called if it does not."""
+    """What a peer has still to do. ``progress`` changes when it does some of it; else ``give_up`` is called."""
 
     progress: int
     give_up: Callable[[], None]
@@ -36,11 +36,11 @@ class Watched(Protocol):
     """A connection that is looked at in each sweep."""
 
     def check(self) -> Pending | None:
-        """What the peer has to get on with, if anything. A peer that has left unseen is seen now."""
+        """What the peer has still to do, if anything. Also acts on a peer that has left unnoticed."""
 
 
 class StallSweep:
-    """Looks at all of ``connections`` again and again, until `close`, and gives those up that stall.
+    """Looks at all of ``connections`` regularly, until `close`, and gives up those that stall.
 
     ``timeout`` is in seconds; None: nothing is given up. Has to be made where an event loop runs.
     """
@@ -50,7 +50,7 @@ class StallSweep:
         self._limit = None if timeout is None else _PARTS
         self._interval = _INTERVAL if timeout is None else timeout / _PARTS
         self._connections = connections
-        self._seen: dict[Watched, tuple[Pending, int]] = {}  # and for how many sweeps it has been the same
+        self._seen: dict[Watched, tuple[Pending, int]] = {}  # and the sweeps without progress
         self._timer = self._loop.call_later(self._interval, self._sweep)
 
     def close(self) -> None:

@@ -1,12 +1,15 @@
-"""What is used of asyncio's transports, and what the sockets beneath them tell."""
+"""What is used of asyncio's transports, and what the sockets beneath them know."""
 
+import fcntl
 import select
 import socket
+import struct
 import sys
+import termios
 from typing import Any, Final, Protocol
 
 _RDHUP: Final = getattr(select, "POLLRDHUP", 0)
-"""0 where there is none; `select.POLLERR` is always polled for."""
+"""0 where the platform has none; `select.POLLERR` is always polled for."""
 _BYTES_ACKED: Final = slice(120, 128)
 """Where ``struct tcp_info`` of linux/tcp.h has ``tcpi_bytes_acked``."""
 
@@ -33,13 +36,22 @@ def acknowledged(transport: Transport) -> int:
         return 0
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
-    except OSError:  # the connection is gone, which the transport is about to tell
+    except OSError:  # the connection is gone, which the transport is about to report
         return 0
     return int.from_bytes(info[_BYTES_ACKED], sys.byteorder)
 
 
+def untaken(transport: Transport) -> int:
+    """How many octets have been written that the peer's kernel has not taken."""
+    size = transport.get_write_buffer_size()
+    sock = transport.get_extra_info("socket")
+    if sock is not None and sock.fileno() >= 0:
+        size += struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    return size
+
+
 def has_left(transport: Transport, *, half_close: bool = True) -> bool:
-    """Whether the peer has reset the connection or, with ``half_close``, ended its side, behind octets not read yet."""
+    """Whether the peer has reset the connection or, with ``half_close``, ended its side; octets may still be unread."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
         return False

@@ -237,6 +237,6 @@ class Upstream:
 
 def _not_connected(cause: Exception) -> GatewayError:
     """The error of a connection that could not be made because of ``cause``."""
-    error = OutOfDescriptors() if descriptors.is_shortage(cause) else UpstreamUnreachable()
+    error = OutOfDescriptors() if descriptors.ran_out(cause) else UpstreamUnreachable()
     error.__cause__ = cause
     return error

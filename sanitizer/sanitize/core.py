@@ -33,7 +33,7 @@ FIELD: Final = b"x-litellm-sanitizer"
 """The response field that says what was decided."""
 
 _MAY_WRITE: Final = "/key|/team|/user|/access_group|/v1/access_group|/v1/unified_access_group"
-"""LiteLLM's endpoints under which a request may change keys, those that it does not name among them."""
+"""LiteLLM's endpoints under which a request may change keys, also such as it does not name."""
 
 _CALL_ID: Final = re.compile(rb"\r\nx-litellm-call-id:[ \t]*([\x21-\x7e]{1,128})[ \t]*\r\n", re.IGNORECASE)
 # W3C Trace Context section 3.2.2
@@ -98,8 +98,9 @@ class Sanitizer:
         return self._targets.find(path) is not None
 
     def _writing(self, path: str) -> AbstractContextManager[None] | None:
-        """What to enter while a request to ``path`` (decoded) is under way that is not intercepted, and does not only
-        read; None: nothing. `writing` is this method, or None if there is no cache that such a request might outdate.
+        """The context in which a request to ``path`` (decoded) that is not intercepted has to run, or None.
+
+        `writing` is this method, or None if there is no cache that such a request could make stale.
         """
         return self.stored.writing(None) if self._may_write.match(path) else None
 
@@ -168,7 +169,7 @@ class Interception:
         return False
 
     def stop_collecting(self) -> None:
-        """The rest of the content does not come: what there is has to be sent on, and the rest as it comes."""
+        """The rest of the content does not come: what there is has to be sent on now, and the rest when it comes."""
         self._forward(Decision(Outcome.UNREADABLE, reason="stalled"))
 
     @property

@@ -18,7 +18,7 @@ from collections.abc import Callable
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
 _MOST = 4096
 _BOMS = ("\ufeff", "\xef\xbb\xbf", "\xff\xfe", "\xfe\xff")
-"""Byte order marks: decoded; and in UTF-8 and both kinds of UTF-16, each byte as a character."""
+"""Byte order marks: as one character; and those of UTF-8 and both kinds of UTF-16, with each byte as a character."""
 _QUOTES = ('"', "'", "`")
 
 

@@ -24,8 +24,6 @@ from sanitizer.sanitize.stored import Caller
 
 HELD_LIMIT: Final = 64 * 1024
 """Bytes of an answer's content that are held back; a longer answer passes on."""
-
-
 _READS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 """Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
 NOT_SENT: Final = "sanitizer.not_sent"
@@ -41,9 +39,8 @@ class SanitizerMiddleware:
 
     ``sanitizer``: how; by default one that cuts all fields, under the path prefixes in the variable SERVER_ROOT_PATH,
     which LiteLLM reads too. ``caller`` gives the `Caller` that looks keys up for a request; by default ``app`` itself
-    is asked, in this process. A request for which it raises `GatewayError` is not intercepted. ``stall_timeout``: a
-    request whose content does not come for so many seconds is held no longer: the app gets it as it comes. None: no
-    limit.
+    is asked, in this process. A request for which it raises `GatewayError` is not intercepted. ``stall_timeout``: when
+    content that is due has not come for this many seconds, the app gets the request as it comes. None: no limit.
     """
 
     def __init__(
@@ -99,7 +96,7 @@ class SanitizerMiddleware:
         return writing(scope["path"])
 
     async def _handle(self, interception: Interception, scope: Scope, upload: "_Upload", send: Send) -> None:
-        scope = copy_scope(scope)  # uvicorn would append the request's trailers to its list of fields
+        scope = copy_scope(scope)  # uvicorn appends the request's trailers to the list of fields in its scope
         body = None
         if interception.inspects and await upload.read():
             body = await upload.ask(interception.edit())

@@ -85,8 +85,6 @@ _NOT_LOOKED_UP = re.compile(
 )
 _OF_THE_ROUTE = re.compile(rb"\r\n(?:via|x-forwarded-(?:for|proto)):[^\r]*", re.IGNORECASE)
 _IDENTITY = b"\r\nAccept-Encoding: identity"
-
-
 _HASH = re.compile("[0-9a-f]{64}")
 
 
@@ -112,9 +110,9 @@ def lookup_header(head: bytes) -> bytes:
 def own_header(head: bytes, key: str, host: bytes) -> bytes:
     """The field lines of a lookup with the gateway's own credential, ``key``.
 
-    Any field of the caller's may authenticate, and some go before Authorization: none but those that say where the
-    request has come from are taken along. Nor does a caller say which virtual host gets the key: Host is ``host``, and
-    no other field names one. (A LiteLLM up to 1.105.0, though not 1.109.1, that has a
+    Any field of the caller's may authenticate, and some take precedence over Authorization: only those that say where
+    the request has come from are kept. Nor may a caller say which virtual host gets the key: Host is ``host``, and no
+    other field names one. (A LiteLLM up to 1.105.0, though not 1.109.1, that has a
     ``litellm_key_header_name`` takes no key from Authorization: there, the credential is of no use.)
     """
     route = b"".join(_OF_THE_ROUTE.findall(head))
@@ -270,7 +268,7 @@ class _Query:
 
 
 def _by_key(token: str, prefix: str) -> _Query | None:
-    """None if the token is no hash. It may then be a secret, a padded key for example, which no URL must have in it."""
+    """None if the token is no hash: then it may be a secret, such as a padded key, which must not get into a URL."""
     if not _HASH.fullmatch(token):
         return None
     target = f"{quote(prefix)}/key/info?key={token}".encode()

@@ -473,6 +473,8 @@ class Client:
         self.reader = Reader()
         self.read = 0
         self.deadline = now + KEEPALIVE
+        self.untaken = float("inf")
+        """What it had not taken when its deadline last came, since its last response."""
         self.lost_by = float("inf")
         """When its connection must have ended, however little it takes."""
         self.head_begun = False
@@ -660,7 +662,7 @@ class ClientMachine(RuleBasedStateMachine):
         for client in self.clients:
             if client.ending == "linger" and client.transport.readable:
                 client.transport.feed(client.outgoing[:100] or b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
-                client.deadline = self.loop.now + LINGER
+                client.deadline = max(client.deadline, self.loop.now + LINGER)
 
     @precondition(lambda self: self.open_clients())
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
@@ -889,6 +891,7 @@ class ClientMachine(RuleBasedStateMachine):
         request = client.active
         assert request is not None
         client.expected.append(expected)
+        client.untaken = float("inf")
         self.end_request(client, expected.status)
         if not request.whole:
             client.ending = "linger"
@@ -998,7 +1001,8 @@ class ClientMachine(RuleBasedStateMachine):
         for client in self.clients:
             transport = client.transport
             if client.ending in ("", "linger") and client.active is None and now >= client.deadline:
-                if transport.unsent and not transport.closing:
+                before, client.untaken = client.untaken, transport.unsent
+                if 0 < transport.unsent < before and not transport.closing:
                     client.deadline = now + KEEPALIVE  # it may still take what has been written to it
                 else:
                     client.ending = "fin"

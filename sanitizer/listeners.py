@@ -106,10 +106,13 @@ def _unlink_if_stale(path: str) -> None:
             raise FileExistsError(
                 errno.EEXIST, "this path exists and is not a socket; remove it, or choose another path"
             )
+        probe.setblocking(False)
         try:
             probe.connect(path)
         except ConnectionRefusedError:
             os.unlink(path)
+        except BlockingIOError:
+            pass  # somebody listens who does not accept at the moment
 
 
 def _identity(path: str) -> tuple[int, int, int]:

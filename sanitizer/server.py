@@ -57,6 +57,7 @@ from sanitizer.settings import Settings
 from sanitizer.supervisor import END_DRAIN, RELOAD, STOP_SIGNALS, Supervisor
 
 _MAX_ACCEPTING: Final = 5.0
+_TLS_SHUTDOWN_TIMEOUT: Final = 86_400.0
 _ABORT_TIMEOUT: Final = 1.0
 """Seconds in which what was aborted has to end; it takes some turns of the event loop."""
 
@@ -171,8 +172,14 @@ class Server:
         if settings.ssl_certfile:
             self._tls = tls_context(settings.ssl_certfile, settings.ssl_keyfile)
         self._gateway.start()
+        # a client connection decides itself how long its closing may take; after 30 s the event loop would drop what
+        # the client has not taken
         server = await asyncio.get_running_loop().create_server(
-            self._accepted, sock=self._listener, ssl=self._tls, backlog=BACKLOG
+            self._accepted,
+            sock=self._listener,
+            ssl=self._tls,
+            ssl_shutdown_timeout=None if self._tls is None else _TLS_SHUTDOWN_TIMEOUT,
+            backlog=BACKLOG,
         )
         self._publish_regularly()
         return server

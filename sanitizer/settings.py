@@ -48,7 +48,7 @@ def _seconds(low: float = 0.001, high: float = 86_400) -> Callable[[str], float]
 
 
 def _seconds_or_none(text: str) -> float | None:
-    return _seconds(0)(text) or None
+    return None if _seconds(0)(text) == 0 else _seconds(0.1)(text)
 
 
 def _size(text: str) -> int:

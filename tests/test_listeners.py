@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -57,6 +59,23 @@ def test_unix_socket_in_use(path: str) -> None:
         with pytest.raises(OSError, match="in use"), listen_unix(path):
             pass
         connect(path)
+
+
+def test_unix_socket_of_a_process_that_does_not_accept(path: str) -> None:
+    """A process that hangs, and whose backlog is full, still has its socket; nobody waits for it."""
+    with contextlib.ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
+        listener.bind(path)
+        listener.listen(0)
+        for _ in range(100):
+            client = stack.enter_context(socket.socket(socket.AF_UNIX))
+            client.setblocking(False)
+            if client.connect_ex(path) == errno.EAGAIN:
+                break
+        else:
+            pytest.fail("the backlog is never full")
+        with pytest.raises(OSError, match="in use"), listen_unix(path):
+            pass
 
 
 def test_file_in_the_way(path: str) -> None:

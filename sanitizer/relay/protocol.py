@@ -43,7 +43,7 @@ from sanitizer.relay.relayed import Relayed, Writing, error_response
 from sanitizer.relay.repeat import Repeat
 from sanitizer.relay.request import decoded_path, other_protocol, read_request
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, acknowledged, has_left, untaken
+from sanitizer.relay.transport import Transport, acknowledged, has_left, received, untaken
 from sanitizer.relay.upstream import Upstream
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -204,7 +204,7 @@ class RelayProtocol(asyncio.Protocol):
         if request is None:
             return None
         if self._receiving and not self._awaits_continue and not self._pauses and not request.begun:
-            return Pending(self._received, self._not_sending)
+            return Pending(self._received + received(self.transport), self._not_sending)
         return request.pending()
 
     def _not_reading(self) -> None:
@@ -500,6 +500,7 @@ class RelayProtocol(asyncio.Protocol):
     def _reject(self, error: GatewayError, head: bytes = b"") -> bool:
         """Answer a request with ``error``, and read no further. Returns False if a response has begun: it is cut."""
         request, self._request = self._request, None
+        method = head.partition(b" ")[0] if request is None else request.method
         if request is not None:
             # the head was good, the content is not: what upstream has got of it must not be taken for whole
             begun = request.begun
@@ -513,13 +514,12 @@ class RelayProtocol(asyncio.Protocol):
         else:
             self.cross_origin = has_origin(head or self._heads.held)
             self.front.counters.in_flight += 1
-            method = head.partition(b" ")[0]
             self.front.counters.ended(method, error.status)
             if self._on_ended is not None:
                 if not head:
                     self._arrived, self._target = perf_counter(), b""
                 self._report(method, error.status)
-        self.write(b"".join(error_response(error, False, self.cross_origin)))
+        self.write(b"".join(error_response(error, False, self.cross_origin, method)))
         self._linger()
         return True
 

@@ -139,6 +139,8 @@ class Relayed(Exchange):
         self.client.write(data)
 
     def on_tunnel_eof(self) -> None:
+        if self.connection is not None and not self.connection.transport.can_write_eof():
+            self._eofs += 1  # in TLS the end of one side ends both
         self._end_of(self.client.transport)
 
     def tunnel_send(self, data: bytes) -> None:

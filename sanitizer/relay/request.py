@@ -5,15 +5,15 @@ Facts enforced here:
 * RFC 9112 section 3: a request line is method, target and version, with one space between them.
 * RFC 9112 section 3.2: in HTTP/1.1 there is exactly one Host, and it is valid. A target is a path, an http URL (whose
   authority counts, whatever Host says) or, for OPTIONS, ``*``; CONNECT is for proxies.
-* RFC 9110 section 7.2: Host is a host and perhaps a port. A host is, as in RFC 3986 section 3.2.2, a name, which may be
-  empty or percent-encoded, an IPv4 address, or an IPv6 address in brackets. A comma, which RFC 3986 allows in a name,
-  is refused: it is what two Host lines become when they are combined (RFC 9110 section 5.3).
+* RFC 9110 section 7.2: Host is a host and perhaps a port. A value that two servers could read differently is refused:
+  one with a delimiter of RFC 3986 section 2.2 that no host has, or with a comma, which is how two Host lines look that
+  somebody has made one (RFC 9110 section 5.3). Other values pass, as they do at LiteLLM, even if they are no host by
+  the letter of RFC 3986: Envoy's health checks send the name of a cluster, such as ``outbound|4000||litellm``.
 * RFC 9112 section 9.3: a connection persists unless Connection says close. HTTP/1.0's keep-alive is not offered.
 * RFC 9110 section 7.8: a server may ignore Upgrade. So it is with content, in HTTP/1.0, with another method than GET,
   and for h2c, which could carry anything past the sanitizer.
 """
 
-import ipaddress
 import re
 from typing import Final, NamedTuple
 from urllib.parse import unquote
@@ -22,9 +22,7 @@ from sanitizer.errors import BadRequest
 from sanitizer.relay.framing import Framing, Length, request_length
 from sanitizer.relay.headers import EXPECTS_CONTINUE, HOST, Forwarding, Head, Peer, read_head
 
-_HOST_VALUE: Final = re.compile(
-    rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[A-Za-z0-9\-._~!$&'()*+;=]|%[0-9A-Fa-f]{2})*+)(?::[0-9]*+)?"
-)
+_HOST_VALUE: Final = re.compile(rb"(?:\[[0-9A-Za-z:.%~_\-]+\]|[^\x00-\x20\x7f\"#,/:<>?@\[\\\]]*+)(?::[0-9]*+)?")
 _VERSIONS: Final = {b"HTTP/1.1": b"1.1", b"HTTP/1.0": b"1.0"}
 
 
@@ -99,20 +97,8 @@ def check_host(head: Head, version: bytes) -> None:
     """Raise `BadRequest` where there is more than one Host, none in HTTP/1.1, or one that names no host."""
     if head.hosts > 1 or (not head.hosts and version == b"1.1"):
         raise BadRequest("exactly one Host is needed")
-    if head.host and not _is_host(head.host):
-        raise BadRequest("Host is no host name or address")
-
-
-def _is_host(value: bytes) -> bool:
-    match = _HOST_VALUE.fullmatch(value)
-    if match is None:
-        return False
-    if match[1] is not None:
-        try:
-            ipaddress.IPv6Address(match[1].decode())
-        except ValueError:
-            return False
-    return True
+    if head.host and not _HOST_VALUE.fullmatch(head.host):
+        raise BadRequest("Host is not a host name or address")
 
 
 def other_protocol(octets: bytes) -> str:

@@ -8,7 +8,8 @@ A connection says what its peer has still to do (`Pending`). The ways to hold up
 * A peer takes none of the octets that wait for it. Progress is the number of octets written, less those still in the
   transport's buffer. The kernel's count of acknowledged octets is added where there is one, because a TLS transport's
   buffer shrinks in large steps only.
-* A client sends nothing of content that is due.
+* A client sends nothing of content that is due. The kernel's count of octets received is added here, for a TLS record
+  brings nothing before it is whole.
 * Upstream does not finish an answer that is held back. Upstream is not cut, but the answer is no longer held back.
 
 The sweep also finds out that a client has left while it is not read: a paused transport does not report that, but its

@@ -11,7 +11,8 @@ from typing import Any, Final, Protocol
 _RDHUP: Final = getattr(select, "POLLRDHUP", 0)
 """0 where the platform has none; `select.POLLERR` is always polled for."""
 _BYTES_ACKED: Final = slice(120, 128)
-"""Where ``struct tcp_info`` of linux/tcp.h has ``tcpi_bytes_acked``."""
+_BYTES_RECEIVED: Final = slice(128, 136)
+"""Where ``struct tcp_info`` of linux/tcp.h has ``tcpi_bytes_acked`` and ``tcpi_bytes_received``."""
 
 
 class Transport(Protocol):
@@ -31,14 +32,23 @@ class Transport(Protocol):
 
 def acknowledged(transport: Transport) -> int:
     """How many octets the peer's kernel has acknowledged; 0 where the kernel does not say."""
+    return _of_the_kernel(transport, _BYTES_ACKED)
+
+
+def received(transport: Transport) -> int:
+    """How many octets the kernel has received from the peer; 0 where the kernel does not say."""
+    return _of_the_kernel(transport, _BYTES_RECEIVED)
+
+
+def _of_the_kernel(transport: Transport, where: slice) -> int:
     sock = transport.get_extra_info("socket")
     if sys.platform != "linux" or sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return 0
     try:
-        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES_ACKED.stop)
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, where.stop)
     except OSError:  # the connection is gone, which the transport is about to report
         return 0
-    return int.from_bytes(info[_BYTES_ACKED], sys.byteorder)
+    return int.from_bytes(info[where], sys.byteorder)
 
 
 def untaken(transport: Transport) -> int:

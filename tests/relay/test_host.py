@@ -44,11 +44,15 @@ def get(*hosts: bytes, target: bytes = b"/", version: bytes = b"1.1", more: byte
         pytest.param(b"a:", id="an empty port"),
         pytest.param(b"a%20b", id="percent-encoded"),
         pytest.param(b"a!$&'()*+;=~b", id="sub-delimiters of RFC 3986 but the comma"),
+        pytest.param(b"outbound|4000||litellm.default.svc", id="a cluster's name, as Envoy's health checks send it"),
+        pytest.param(b"[fe80::1%25eth0]", id="a zone"),
+        pytest.param(b"[v1.fe]", id="an address of a future version"),
+        pytest.param(b"\xc3\xa4.example", id="not ASCII"),
     ],
 )
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 def test_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: bytes) -> None:
-    """uri-host [":" port] (RFC 9110 section 7.2), and an empty value, pass as they are."""
+    """uri-host [":" port] (RFC 9110 section 7.2), an empty value, and what can be mistaken for nothing else, pass."""
     assert gateway.ask(get(host, version=version)).status == 200
     assert upstream.requests[0].all(b"host") == [host]
 
@@ -69,17 +73,11 @@ def test_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: bytes
         pytest.param(b"a\\b", id="a backslash"),
         pytest.param(b'"a"', id="quotes"),
         pytest.param(b"<a>", id="angle brackets"),
-        pytest.param(b"a%2", id="half a percent-encoding"),
         pytest.param(b"a:b", id="a port that is no number"),
         pytest.param(b"a:1:2", id="two ports"),
         pytest.param(b"::1", id="IPv6 without brackets"),
         pytest.param(b"[::1", id="an open bracket"),
         pytest.param(b"[::1]a", id="something behind the bracket"),
-        pytest.param(b"[a]", id="a name in brackets"),
-        pytest.param(b"[1:2]", id="too little of an IPv6 address"),
-        pytest.param(b"[127.0.0.1]", id="IPv4 in brackets"),
-        pytest.param(b"[fe80::1%25eth0]", id="a zone"),
-        pytest.param(b"\xc3\xa4.example", id="not ASCII"),
     ],
 )
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
@@ -96,7 +94,6 @@ def test_no_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: by
     ("target", "host"),
     [
         pytest.param(b"http://a,b/", b"a", id="in the target"),
-        pytest.param(b"http://a%zz/", b"a", id="half a percent-encoding in the target"),
         pytest.param(b"http://:80/", b"a", id="a port alone in the target (RFC 9110 section 4.2.1)"),
         pytest.param(b"http://a/", b"a b", id="in Host, whatever the target says"),
     ],

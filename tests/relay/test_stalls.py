@@ -400,6 +400,33 @@ def test_slow_reader(upstream: Upstream, transport: str, tmp_path: Path) -> None
         assert not any("stalled" in line for line in gateway.lines)
 
 
+def test_slow_sender_over_tls(upstream: Upstream, tmp_path: Path) -> None:
+    """A client whose content comes in one TLS record, octet by octet so to speak, gets on."""
+    authority = trustme.CA()
+    authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "pem"))
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = context.wrap_bio(incoming, outgoing, server_hostname="localhost")
+    content = bytes(16_000)
+    with running(upstream, "--ssl-certfile", str(tmp_path / "pem")) as gateway, Client(gateway.address) as client:
+        while True:
+            try:
+                tls.do_handshake()
+                break
+            except ssl.SSLWantReadError:
+                client.send(outgoing.read())
+                incoming.write(client.recv())
+        tls.write(post(b"/", b"Content-Length: %d" % len(content)))
+        client.send(outgoing.read())
+        tls.write(content)
+        record = outgoing.read()
+        for part in range(20):
+            time.sleep(QUIET / 20)
+            client.send(record[len(record) * part // 20 : len(record) * (part + 1) // 20])
+        upstream.wait_for(lambda: upstream.requests and upstream.requests[-1].body == content)
+
+
 # An answer that is held back
 
 

@@ -158,6 +158,27 @@ def listener_options(certificate: trustme.LeafCert, tmp_path: Path) -> tuple[str
     return "--ssl-certfile", str(chain), "--ssl-keyfile", str(key)
 
 
+def test_orderly_end_of_a_tunnel(upstream: Upstream, authority_file: str) -> None:
+    """A WebSocket that an https upstream closes in good order is no failure of upstream's."""
+
+    def script(connection: Connection) -> None:
+        connection.read_request()
+        connection.send(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nbye")
+        assert isinstance(connection.sock, ssl.SSLSocket)
+        with contextlib.suppress(OSError):
+            connection.sock.unwrap()
+        connection.close()
+
+    upstream.script = script
+    with Gateway(upstream.url, "--upstream-ca", authority_file) as gateway:
+        with gateway.connect() as client:
+            client.send(b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n")
+            assert client.read_head().status == 101
+            assert client.read_to_end() == b"bye"
+        assert gateway.stop() == 0
+        assert "upstream_errors" not in gateway.records[-1]
+
+
 def test_tls_listener(authority: trustme.CA, listener_options: tuple[str, ...]) -> None:
     """With a certificate the public listener speaks TLS, and upstream is told so."""
     context = client_context(authority)

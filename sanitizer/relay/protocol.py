@@ -129,6 +129,8 @@ class RelayProtocol(asyncio.Protocol):
                 self.abort()
         self.scheme = "https" if transport.get_extra_info("sslcontext") else "http"
         self.peer = self.front.forwarding.peer(self.address, self.scheme)
+        if self.peer.address is not None:
+            self.address = self.peer.address.decode()  # an IPv4 client's, on an IPv6 socket too
         self._expire_in(self.front.keepalive_timeout)
 
     def connection_lost(self, exc: Exception | None) -> None:

@@ -24,6 +24,7 @@ from tests.operate.test_metrics import (
     stored,
     update,
 )
+from tests.support.client import ask
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Upstream, reply
 from tests.support.wire import Cut
@@ -280,3 +281,14 @@ def test_whole_secret_is_masked(capsys: pytest.CaptureFixture[str], style: str, 
     assert "0123" not in written
     assert "4567" not in written
     assert written.count("***") == 2
+
+
+def test_address_of_an_ipv4_client(upstream: Upstream) -> None:
+    """On a socket for both families, too, an IPv4 client is named as its X-Forwarded-For names it."""
+    with Gateway(upstream.url, "--host", "::", "--access-log", "--shutdown-grace", "0") as gateway:
+        assert ask(("127.0.0.1", gateway.address[1]), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
+        gateway.wait_for_line('"request"')
+        gateway.stop()
+    (record,) = accesses(gateway)
+    assert record["client"] == "127.0.0.1"
+    assert upstream.requests[0].get(b"x-forwarded-for") == b"127.0.0.1"

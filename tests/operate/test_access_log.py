@@ -286,7 +286,8 @@ def test_whole_secret_is_masked(capsys: pytest.CaptureFixture[str], style: str, 
 def test_address_of_an_ipv4_client(upstream: Upstream) -> None:
     """On a socket for both families, too, an IPv4 client is named as its X-Forwarded-For names it."""
     with Gateway(upstream.url, "--host", "::", "--access-log", "--shutdown-grace", "0") as gateway:
-        assert ask(("127.0.0.1", gateway.address[1]), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
+        port = int(gateway.url.rpartition(":")[2])
+        assert ask(("127.0.0.1", port), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
         gateway.wait_for_line('"request"')
         gateway.stop()
     (record,) = accesses(gateway)

@@ -13,6 +13,7 @@ import errno
 import os
 import resource
 import socket
+import threading
 from collections.abc import Callable
 from typing import Final, TypeVar
 
@@ -25,6 +26,8 @@ ADVICE: Final = "raise the limit of open files (ulimit -n, LimitNOFILE=), or run
 NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE)
 """Error numbers of a process, or a whole system, that can have no further descriptor."""
 _WATCH_INTERVAL: Final = 1.0
+_raising: Final = threading.Lock()
+"""Held while the limit is raised, so that no other thread takes the reserve for room."""
 
 
 def raise_limit(reserve: int) -> None:
@@ -40,24 +43,25 @@ def take_from_reserve(take: Callable[[], _T]) -> _T:
     Raises `OSError` if no descriptor is left.
 
     The limit is that of the whole process, so it is raised by one place at a time, which ``take`` fills at once: a
-    public side with connections waiting would fill whatever else there is.
+    public side with connections waiting would fill whatever else there is. A place can be lost all the same: the public
+    side has been faster, or a call under way, such as accept(2), keeps it for its result, so that it only looks free.
+    Then the next place is tried.
     """
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    free = soft
-    try:
-        while True:
-            while _is_open(free):
-                free += 1
-            if free >= hard:
-                raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
-            resource.setrlimit(resource.RLIMIT_NOFILE, (free + 1, hard))
-            try:
-                return take()
-            except OSError as error:
-                if error.errno != errno.EMFILE:  # else the public side has been faster
-                    raise
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    with _raising:
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        try:
+            for place in range(soft, hard):
+                if _is_open(place):
+                    continue
+                resource.setrlimit(resource.RLIMIT_NOFILE, (place + 1, hard))
+                try:
+                    return take()
+                except OSError as error:
+                    if error.errno != errno.EMFILE:
+                        raise
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
 
 
 def _is_open(descriptor: int) -> bool:
@@ -69,11 +73,12 @@ def _is_open(descriptor: int) -> bool:
 
 
 def none_left() -> bool:
-    """Whether the process can't have a further descriptor now."""
-    try:
-        socket.socket(socket.AF_UNIX).close()
-    except OSError as error:
-        return error.errno in NONE_LEFT
+    """Whether the process can't have a further descriptor now. One of the reserve does not count."""
+    with _raising:
+        try:
+            socket.socket(socket.AF_UNIX).close()
+        except OSError as error:
+            return error.errno in NONE_LEFT
     return False
 
 

@@ -1,68 +1,156 @@
-"""The reserve of descriptors: one is to be had of it at a time, whatever else wants some."""
+"""The reserve of descriptors: one is to be had of it at a time, whatever else wants some.
+
+The limit is that of a whole process, so each test has an interpreter of its own: in that of pytest other threads open
+and close what they like.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import errno
-import os
-import resource
-from collections.abc import Iterator
+import subprocess
+import sys
+import textwrap
 
 import pytest
 
+BEGIN = """
+import errno, os, resource, socket, threading
 from sanitizer.descriptors import none_left, take_from_reserve
 
+limits = resource.getrlimit(resource.RLIMIT_NOFILE)
 
-@pytest.fixture
-def exhausted() -> Iterator[contextlib.ExitStack]:
-    """None is left to the public side. What is opened is to be closed by the stack."""
-    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
-    with contextlib.ExitStack() as stack:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (3, limits[1]))
-        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, limits)
-        yield stack
+def exhaust(hard=limits[1]):
+    "From now on none is left to the public side."
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, hard))
+"""
 
 
-def opened(stack: contextlib.ExitStack) -> int:
-    descriptor = os.dup(0)
-    stack.callback(os.close, descriptor)
-    return descriptor
+def run(script: str) -> None:
+    command = [sys.executable, "-c", BEGIN + textwrap.dedent(script)]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=30, check=False)
+    assert (result.returncode, result.stderr) == (0, "")
 
 
-def test_one_at_a_time(exhausted: contextlib.ExitStack) -> None:
+def test_one_at_a_time() -> None:
     """While one is taken nobody else can have another."""
+    run("""
+        def take():
+            os.dup(0)
+            try:
+                os.dup(0)
+            except OSError as error:
+                assert error.errno == errno.EMFILE
+            else:
+                raise AssertionError("there was another")
 
-    def take() -> None:
-        assert not none_left()
-        opened(exhausted)
+        exhaust()
         assert none_left()
+        for _ in range(3):
+            take_from_reserve(take)
+            assert none_left()
+    """)
 
-    assert none_left()
-    for _ in range(3):
-        take_from_reserve(take)
-        assert none_left()
+
+def test_reserve_is_no_room() -> None:
+    """While one is taken another thread still finds that none is left."""
+    run("""
+        found = []
+        other = threading.Thread(target=lambda: found.append(none_left()))
+
+        def take():
+            other.start()
+            other.join(1)  # it ends here only if it looks while the limit is raised
+            return os.dup(0)
+
+        exhaust()
+        assert take_from_reserve(take) == 3
+        other.join()
+        assert found == [True]
+    """)
 
 
-def test_somebody_is_faster(exhausted: contextlib.ExitStack) -> None:
+@pytest.mark.parametrize("losses", [1, 2, 5])
+def test_somebody_is_faster(losses: int) -> None:
     """When the public side has got the one that was meant to be taken, there is another."""
-    calls = 0
+    run(f"""
+        calls = 0
 
-    def take() -> int:
-        nonlocal calls
-        calls += 1
-        if calls < 3:
-            opened(exhausted)
-        return opened(exhausted)
+        def take():
+            global calls
+            calls += 1
+            if calls <= {losses}:
+                os.dup(0)
+            return os.dup(0)
 
-    assert take_from_reserve(take) > 0
-    assert calls == 3
+        exhaust()
+        assert take_from_reserve(take) == 3 + {losses}
+        assert calls == {losses} + 1
+    """)
 
 
-def test_none_in_reserve(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_blocked_accept() -> None:
+    """A thread that waits in accept(2) has a descriptor that does not look open: the next one is taken instead."""
+    run("""
+        listener = socket.create_server(("127.0.0.1", 0))
+        client = socket.socket()
+        os.close(place := os.dup(0))
+        accepted = []
+
+        def accept():
+            while not accepted:
+                try:
+                    accepted.append(listener.accept()[0])
+                except OSError as error:  # `none_left` has the place
+                    assert error.errno == errno.EMFILE
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (place + 1, limits[1]))
+        thread = threading.Thread(target=accept)
+        thread.start()
+        while not none_left():  # until the thread has the place
+            pass
+        exhaust()
+        assert take_from_reserve(lambda: os.dup(0)) == place + 1
+        assert none_left()
+        client.connect(listener.getsockname())
+        thread.join()
+        assert accepted[0].fileno() == place
+    """)
+
+
+def test_none_in_reserve() -> None:
     """When the reserve is used up too, that is an error, and the limit is what it was."""
-    limits = [(3, 3)]
-    monkeypatch.setattr(resource, "getrlimit", lambda _: limits[-1])
-    monkeypatch.setattr(resource, "setrlimit", lambda _, limit: limits.append(limit))
-    with pytest.raises(OSError, match=os.strerror(errno.EMFILE)):
-        take_from_reserve(lambda: None)
-    assert limits[-1] == (3, 3)
+    run("""
+        exhaust(6)
+        for expected in (3, 4, 5):
+            assert take_from_reserve(lambda: os.dup(0)) == expected
+        calls = []
+        try:
+            take_from_reserve(lambda: calls.append(None))
+        except OSError as error:
+            assert error.errno == errno.EMFILE
+        else:
+            raise AssertionError("something was taken")
+        assert not calls
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (3, 6)
+    """)
+
+
+@pytest.mark.parametrize("code", ["EMFILE", "ECONNABORTED"])
+def test_take_fails(code: str) -> None:
+    """It ends when no place can be had, and with the first error of another kind; the limit is what it was."""
+    run(f"""
+        calls = []
+
+        def take():
+            calls.append(None)
+            raise OSError(errno.{code}, "no")
+
+        exhaust(6)
+        try:
+            take_from_reserve(take)
+        except OSError as error:
+            assert error.errno == errno.{code}
+        else:
+            raise AssertionError("something was taken")
+        assert len(calls) == {3 if code == "EMFILE" else 1}
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == (3, 6)
+    """)

@@ -199,7 +199,7 @@ class Connection(asyncio.Protocol):
         if not version.startswith(b"HTTP/"):
             raise UpstreamBroken("not HTTP")
         status = int(octets[9:12])
-        head = read_head(octets)
+        head = read_head(octets, answer=True)
         octets = head.octets if version == b"HTTP/1.1" else b"HTTP/1.1" + head.octets[8:]
         if status < 200:
             if status < 100:

@@ -43,6 +43,7 @@ def _lines(names: Iterable[bytes]) -> re.Pattern[bytes]:
 
 
 _SPECIAL: Final = _lines((*_HOP_BY_HOP, *_WAY, b"content-length", b"host", b"origin", b"via"))
+_SPECIAL_IN_ANSWERS: Final = _lines((*_HOP_BY_HOP, b"content-length"))
 _ORIGIN: Final = _lines((b"origin",))
 HOST: Final = _lines((b"host",))
 """The Host lines of a head."""
@@ -80,15 +81,18 @@ class Head:
     has_origin: bool = False
 
 
-def read_head(octets: bytes, *, way: bool = True) -> Head:
-    """Read a head; ``way``: pass on the fields that tell where the message came from."""
+def read_head(octets: bytes, *, way: bool = True, answer: bool = False) -> Head:
+    """Read a head; ``way``: pass on the fields that tell where the message came from.
+
+    Of the head of an ``answer`` only the framing and the hop-by-hop fields are read.
+    """
     head = Head()
     drop = False
     # made when there is something to put in: most heads say none of it
     connection: list[bytes] | None = None
     told: list[bytes] | None = None
     via: list[bytes] | None = None
-    for name, value in _SPECIAL.findall(octets):
+    for name, value in (_SPECIAL_IN_ANSWERS if answer else _SPECIAL).findall(octets):
         name = name.lower()
         if name == b"host":
             head.host = value.rstrip(b" \t")

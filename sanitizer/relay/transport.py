@@ -32,15 +32,15 @@ class Transport(Protocol):
 
 def acknowledged(transport: Transport) -> int:
     """How many octets the peer's kernel has acknowledged; 0 where the kernel does not say."""
-    return _of_the_kernel(transport, _BYTES_ACKED)
+    return _tcp_info(transport, _BYTES_ACKED)
 
 
 def received(transport: Transport) -> int:
     """How many octets the kernel has received from the peer; 0 where the kernel does not say."""
-    return _of_the_kernel(transport, _BYTES_RECEIVED)
+    return _tcp_info(transport, _BYTES_RECEIVED)
 
 
-def _of_the_kernel(transport: Transport, where: slice) -> int:
+def _tcp_info(transport: Transport, where: slice) -> int:
     sock = transport.get_extra_info("socket")
     if sys.platform != "linux" or sock is None or sock.family not in (socket.AF_INET, socket.AF_INET6):
         return 0

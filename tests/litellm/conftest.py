@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from typing import TypeVar
 
+import httpx
 import pytest
 
 from tests.litellm.actors import LiteLLM, User
 from tests.support.gateway import Gateway
+
+T = TypeVar("T")
 
 
 def address(variable: str) -> str:
@@ -33,6 +39,30 @@ def before(litellm: LiteLLM, *options: str) -> Iterator[Gateway]:
 def releases() -> dict[str, str]:
     """Addresses of LiteLLMs by release, from ``LITELLM_RELEASES``: ``1.83.13=http://host:port 1.92.0=http://...``."""
     return dict(part.split("=", 1) for part in os.environ.get("LITELLM_RELEASES", "").split())
+
+
+def on_each_release(play: Callable[[LiteLLM, Gateway], list[T]]) -> list[T]:
+    """What ``play`` finds on each LiteLLM that `releases` names and through a gateway before it, all at the same time.
+
+    For commands: raises `SystemExit` with status 2, and says why, if none is named or one can't be reached.
+    """
+    named = releases()
+    key = os.environ.get("LITELLM_MASTER_KEY")
+    if not named or key is None:
+        print("LITELLM_RELEASES and LITELLM_MASTER_KEY name no LiteLLM", file=sys.stderr)
+        raise SystemExit(2)
+
+    def play_on(url: str) -> list[T]:
+        litellm = LiteLLM(url.rstrip("/"), key)
+        with before(litellm) as gateway:
+            return play(litellm, gateway)
+
+    try:
+        with ThreadPoolExecutor(len(named)) as pool:
+            return [found for of_release in pool.map(play_on, named.values()) for found in of_release]
+    except httpx.ConnectError as error:
+        print(f"{error.request.url}: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
 
 
 def wrapped() -> dict[str, str]:

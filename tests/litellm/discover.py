@@ -11,7 +11,6 @@ accepted through the gateway nor among `KNOWN`; 2 if there is no such LiteLLM.
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator
@@ -24,7 +23,7 @@ from typing import Any
 import httpx
 
 from tests.litellm.actors import CUSTOM_ROUTES, MODELS, OTHER_MODELS, LiteLLM, bearer, hashed, update
-from tests.litellm.conftest import before, releases
+from tests.litellm.conftest import on_each_release
 
 Columns = dict[str, Any]
 
@@ -268,24 +267,8 @@ def markdown(cells: list[Cell]) -> Iterator[str]:
             yield f"\nRefused even other models alone: {', '.join(barred)}."
 
 
-def discover(url: str) -> list[Cell]:
-    """Ask the LiteLLM at ``url`` everything."""
-    litellm = LiteLLM(url.rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
-    with before(litellm) as gateway:
-        return Discovery(litellm, gateway.url).ask()
-
-
 def main() -> int:
-    named = releases()
-    if not named or "LITELLM_MASTER_KEY" not in os.environ:
-        print("LITELLM_RELEASES and LITELLM_MASTER_KEY name no LiteLLM", file=sys.stderr)
-        return 2
-    try:
-        with ThreadPoolExecutor(len(named)) as pool:
-            cells = [cell for of_release in pool.map(discover, named.values()) for cell in of_release]
-    except httpx.ConnectError as error:
-        print(f"{error.request.url}: {error}", file=sys.stderr)
-        return 2
+    cells = on_each_release(lambda litellm, gateway: Discovery(litellm, gateway.url).ask())
     print("# Members of a key that LiteLLM refuses because they are present")
     print("\n".join(markdown(cells)))
     unexplained = sorted({(cell.release, cell.member) for cell in cells if cell.unexplained})

@@ -20,7 +20,6 @@ exit status 1 if a cell breaks the rule, 2 if there is no such LiteLLM.
 from __future__ import annotations
 
 import json
-import os
 import re
 import sys
 import uuid
@@ -35,7 +34,8 @@ from typing import Any, Literal
 import httpx
 
 from tests.litellm.actors import MODELS, OTHER_MODELS, LiteLLM, bearer, client, hashed
-from tests.litellm.conftest import before, releases
+from tests.litellm.conftest import on_each_release
+from tests.support.gateway import Gateway
 
 Columns = dict[str, Any]
 
@@ -749,25 +749,14 @@ there is no org admin, making an organisation takes that licence as well.
 """
 
 
-def play(url: str) -> list[Cell]:
-    """The whole matrix on one LiteLLM."""
-    litellm = LiteLLM(url.rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
-    with before(litellm) as gateway:
-        table = Table(litellm, gateway.url, callers(litellm))
-        return [cell for row in TABLE for cell in table.play(row)]
+def play(litellm: LiteLLM, gateway: Gateway) -> list[Cell]:
+    """The whole matrix on one LiteLLM, direct and through ``gateway``."""
+    table = Table(litellm, gateway.url, callers(litellm))
+    return [cell for row in TABLE for cell in table.play(row)]
 
 
 def main() -> int:
-    named = releases()
-    if not named or "LITELLM_MASTER_KEY" not in os.environ:
-        print("LITELLM_RELEASES and LITELLM_MASTER_KEY name no LiteLLM", file=sys.stderr)
-        return 2
-    try:
-        with ThreadPoolExecutor(len(named)) as pool:
-            cells = [cell for of_release in pool.map(play, named.values()) for cell in of_release]
-    except httpx.ConnectError as error:
-        print(f"{error.request.url}: {error}", file=sys.stderr)
-        return 2
+    cells = on_each_release(play)
     played = list(dict.fromkeys(cell.release for cell in cells))
     print(LEGEND.format(releases=", ".join(played)) + "\n".join(markdown(cells)))
     broken = sum(bool(cell.broken()) for cell in cells)

@@ -41,16 +41,16 @@ def releases() -> dict[str, str]:
     return dict(part.split("=", 1) for part in os.environ.get("LITELLM_RELEASES", "").split())
 
 
-def on_each_release(play: Callable[[LiteLLM, Gateway], list[T]]) -> list[T]:
+def on_each_release(play: Callable[[LiteLLM, Gateway], list[T]]) -> list[T] | None:
     """What ``play`` finds on each LiteLLM that `releases` names and through a gateway before it, all at the same time.
 
-    For commands: raises `SystemExit` with status 2, and says why, if none is named or one can't be reached.
+    For commands: if none is named, or one can't be reached, it says so on stderr and returns None.
     """
     named = releases()
     key = os.environ.get("LITELLM_MASTER_KEY")
     if not named or key is None:
         print("LITELLM_RELEASES and LITELLM_MASTER_KEY name no LiteLLM", file=sys.stderr)
-        raise SystemExit(2)
+        return None
 
     def play_on(url: str) -> list[T]:
         litellm = LiteLLM(url.rstrip("/"), key)
@@ -62,7 +62,7 @@ def on_each_release(play: Callable[[LiteLLM, Gateway], list[T]]) -> list[T]:
             return [found for of_release in pool.map(play_on, named.values()) for found in of_release]
     except httpx.ConnectError as error:
         print(f"{error.request.url}: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        return None
 
 
 def wrapped() -> dict[str, str]:

@@ -269,6 +269,8 @@ def markdown(cells: list[Cell]) -> Iterator[str]:
 
 def main() -> int:
     cells = on_each_release(lambda litellm, gateway: Discovery(litellm, gateway.url).ask())
+    if cells is None:
+        return 2
     print("# Members of a key that LiteLLM refuses because they are present")
     print("\n".join(markdown(cells)))
     unexplained = sorted({(cell.release, cell.member) for cell in cells if cell.unexplained})

@@ -757,6 +757,8 @@ def play(litellm: LiteLLM, gateway: Gateway) -> list[Cell]:
 
 def main() -> int:
     cells = on_each_release(play)
+    if cells is None:
+        return 2
     played = list(dict.fromkeys(cell.release for cell in cells))
     print(LEGEND.format(releases=", ".join(played)) + "\n".join(markdown(cells)))
     broken = sum(bool(cell.broken()) for cell in cells)

@@ -31,7 +31,6 @@ Cases, before the code that branches on them:
 
 import asyncio
 import os
-import random
 import select
 import socket
 import ssl
@@ -50,8 +49,6 @@ from sanitizer.relay.transport import Transport, progress
 
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
-LIFETIME: Final = 120.0
-"""Seconds, a quarter more or less, after which a connection is closed at the end of a response."""
 _REST: Final = 64 * 1024
 """Bytes that are read at once from a connection that has been lost."""
 
@@ -146,7 +143,7 @@ class Connection(asyncio.Protocol):
     """One connection to upstream.
 
     ``reused``: it has been idle, so that upstream may have closed it meanwhile. ``idle_since`` and ``renew_at`` are
-    times of the event loop.
+    times of the event loop, for the pool.
     """
 
     __slots__ = (
@@ -172,7 +169,7 @@ class Connection(asyncio.Protocol):
         self.receiver: Receiver | None = None
         self.state = _CONNECTING
         self.reused = False
-        self.idle_since = 0.0
+        self.idle_since = self.renew_at = 0.0
         self.write_paused = False
         self._owner = owner
         self._poll = select.poll()
@@ -251,8 +248,6 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
-        # at random, so that connections that were made together are not all renewed together
-        self.renew_at = asyncio.get_running_loop().time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
         sock = transport.get_extra_info("socket")
         # first, because event loops use a connection even if this method has raised an exception
         self._poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))

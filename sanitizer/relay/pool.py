@@ -12,6 +12,7 @@ Cases, before the code that branches on them:
 """
 
 import asyncio
+import random
 import ssl
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -48,6 +49,8 @@ _ERRORS = (
     UpstreamBroken,
 )
 """All that an exchange can fail with."""
+LIFETIME: Final = 120.0
+"""Seconds, a quarter more or less, after which a connection is closed at the end of a response."""
 _CLOSED: Final = "the gateway has closed its connections to upstream"
 _TUNNEL_CLOSE_TIMEOUT: Final = 60.0
 """Seconds for which upstream may take nothing of what a tunnel's client has sent before it left."""
@@ -281,6 +284,8 @@ class Pool:
     def _connected(self, connection: Connection, request: Request, error: GatewayError | None) -> None:
         """Use a connection that has been made for ``request``, or could not be made because of ``error``."""
         if error is None and not connection.transport.is_closing():
+            # at random, so that connections that were made together are not all renewed together
+            connection.renew_at = self.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
             self._made.add(connection)
             user = self._next_waiting() if request.done else request
             if user is None:

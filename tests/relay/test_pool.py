@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sanitizer.relay.connection import LIFETIME, Connection
+from sanitizer.relay.connection import Connection
+from sanitizer.relay.pool import LIFETIME
 from tests.support.recorder import ANSWERED, OK, Recorder, World
 from tests.support.virtual import FakeSocket, FakeTransport, VirtualLoop, virtual_loop
 
@@ -299,7 +300,8 @@ def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypat
     transport = FakeTransport(loop, connection, peername=None, pollable=True)
     monkeypatch.setattr(FakeSocket, "setsockopt", _raise_os_error)
     with pytest.raises(OSError, match="option"):
-        loop.act(connection.connection_made, transport)
+        connection.connection_made(transport)
+    connection.renew_at = loop.now + 60
     loop.act(connection.become_idle)
     assert connection.send_request(b"first")
     transport.socket.make_readable()

@@ -155,22 +155,6 @@ def test_demo_notices_that_the_gateway_ended(
     assert last == "litellm-sanitizer: the demo failed: the gateway has ended with status -9\n"
 
 
-def test_lookalike_serves_by_itself() -> None:
-    """``python -m sanitizer.demo.lookalike`` takes a port, and a master key."""
-    command = [sys.executable, "-m", "sanitizer.demo.lookalike", "--port", "0", "--master-key", "sk-mine"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        alarm = threading.Timer(TIMEOUT, process.kill)
-        alarm.start()
-        try:
-            assert process.stderr is not None
-            url = next(found for line in process.stderr for found in urls_in(line))
-            answer = httpx.get(f"{url}/v1/models", headers={"authorization": "Bearer sk-mine"}, trust_env=False)
-            assert answer.status_code == 200
-        finally:
-            alarm.cancel()
-            process.terminate()
-
-
 def test_demo_interrupted_at_its_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     """Ctrl-C while the gateway is still coming up ends both."""
     started = []

@@ -62,7 +62,7 @@ class Player:
 
     def _send(self, route: str, caller: str | None, body: Any) -> httpx.Response:
         method, _, path = self._filled_in(route).partition(" ")
-        headers = {} if caller is None else bearer(self._value(caller))
+        headers = {} if caller is None else bearer(self._filled_in(f"<{caller}>"))
         sent = None if body is None else json.loads(self._filled_in(json.dumps(body)))
         return self._client.request(method, path, headers=headers, json=sent)
 

@@ -1,4 +1,4 @@
-"""The look-alike answers as a real LiteLLM did when it was recorded, and a real one still does; `check` knows it."""
+"""The look-alike answers as a real LiteLLM did when it was recorded. A real one still does. `check` recognises it."""
 
 import os
 from collections.abc import Iterator
@@ -54,7 +54,7 @@ def test_litellm_answers_as_recorded(steps: list[dict[str, Any]]) -> None:
     assert [{"request": step["request"], **player.answer(*step["request"])} for step in steps] == steps
 
 
-def test_check_takes_it_for_litellm(lookalike: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_recognises_it(lookalike: str, capsys: pytest.CaptureFixture[str]) -> None:
     """``litellm-sanitizer check`` finds LiteLLM there, its release and no problem."""
     assert main(["check", "--upstream", lookalike]) == 0
     printed = capsys.readouterr().out
@@ -63,8 +63,21 @@ def test_check_takes_it_for_litellm(lookalike: str, capsys: pytest.CaptureFixtur
     assert "No problem." in printed
 
 
+@pytest.mark.parametrize(
+    ("route", "caller"),
+    [
+        pytest.param("GET /key/info?key=<#alice.own>", "#alice.own", id="a key's hash for a key"),
+        pytest.param("POST /user/new", "alice.own", id="a new user, by a user"),
+    ],
+)
+def test_not_authorized(route: str, caller: str, lookalike: str) -> None:
+    """It is refused with LiteLLM's status, but in fewer words."""
+    answer = Player(lookalike, MASTER_KEY).answer(route, caller, {} if "POST" in route else None)
+    assert (answer["status"], answer["body"]["error"]["code"]) == (401, "401")
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
-def test_what_is_no_json_object(content: bytes, lookalike: str) -> None:
-    """It is refused, in LiteLLM's form but in the look-alike's own words."""
+def test_not_a_json_object(content: bytes, lookalike: str) -> None:
+    """It is refused in LiteLLM's form, and in words of the look-alike's own."""
     response = httpx.post(f"{lookalike}/key/update", headers=bearer(MASTER_KEY), content=content, trust_env=False)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "400")

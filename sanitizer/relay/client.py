@@ -521,8 +521,7 @@ class ClientConnection(asyncio.Protocol):
     def _close(self) -> None:
         """Close when the client has taken all that was written."""
         self._enter(_CLOSING)
-        self._writer.flush()
-        self._closing = Closing(self.transport, self.gateway.keepalive_timeout)
+        self._closing = self._writer.close(self.gateway.keepalive_timeout)
 
     def _stop_timers(self) -> None:
         if self._timer is not None:

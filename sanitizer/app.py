@@ -77,7 +77,7 @@ class Gateway:
             stored,
             mode=settings.mode,
             fields=settings.fields,
-            prefixes=settings.prefixes,
+            prefixes=settings.root_path,
             max_body=settings.max_body,
             on_decision=self._on_decision,
         )

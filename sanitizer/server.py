@@ -298,7 +298,7 @@ def _log_listening(settings: Settings, listener: socket.socket, admin_listener: 
         f"listening on {url}",
         block=True,
         upstream=str(settings.upstream),
-        root_path=",".join(filter(None, settings.prefixes)) or None,
+        root_path=",".join(filter(None, settings.root_path)) or None,
         mode=settings.mode,
         fields=",".join(sorted(settings.fields)),
         workers=settings.workers,

@@ -279,11 +279,6 @@ class Settings:
     )
     access_log: bool = field(default=False, metadata=_option(_switch, "", "one line a request, without its query"))
 
-    @property
-    def prefixes(self) -> tuple[str, ...]:
-        """The path prefixes under which LiteLLM's endpoints are intercepted; the bare path, ``""``, is one of them."""
-        return self.root_path
-
     def upstream_tls(self) -> ssl.SSLContext | None:
         """The TLS context for an https upstream: certificate and host name verified; None for plain http."""
         if self.upstream.scheme != "https":

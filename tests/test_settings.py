@@ -147,7 +147,7 @@ def test_flags_win() -> None:
 )
 def test_root_path(environment: dict[str, str], prefixes: tuple[str, ...]) -> None:
     """The bare path always counts; without an own value, LiteLLM's variable is read."""
-    assert load({}, environment).prefixes == prefixes
+    assert load({}, environment).root_path == prefixes
 
 
 def test_values() -> None:

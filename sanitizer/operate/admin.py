@@ -295,7 +295,7 @@ class Admin:
             logs.event(logging.WARNING, "not ready", reason=reason)
 
     async def _look(self) -> None:
-        wrong = await first_look(self._settings.upstream, self._tls, self._settings.prefixes[-1])
+        wrong = await first_look(self._settings.upstream, self._tls, self._settings.root_path[-1])
         if wrong is not None:
             detail = f"{wrong} (`litellm-sanitizer check` says more)"
             logs.event(logging.WARNING, "upstream does not look like LiteLLM", detail=detail)

@@ -1,12 +1,13 @@
 """Every option: its flag, its variable, and what it refuses."""
 
 import re
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 import trustme
 
-from sanitizer.address import Address
+from sanitizer.address import Address, TrustedProxies
 from sanitizer.sanitize.gates import FIELDS
 from sanitizer.settings import OPTIONS, SettingError, Settings, load, unknown_variables
 
@@ -71,8 +72,10 @@ def test_authority() -> None:
         *(("workers", text) for text in ("0", "257")),
         *(("max_body", text) for text in ("1GiB", "-1", "1 MiB", "65MiB")),
         *(("lookup_timeout", text) for text in ("0", "-1", "nan", "inf", "x")),
-        ("cache_ttl", "11"),
-        ("max_connections", "0"),
+        *(("cache_ttl", text) for text in ("11", "10.1", "-0.1")),
+        *(("stall_timeout", text) for text in ("0.09", "86401", "-1")),
+        ("response_timeout", "86400.5"),
+        *(("max_connections", text) for text in ("0", "1000001")),
         *(("trusted_proxies", text) for text in ("10.0.0.1/8", "all", "10.0.0.0/33")),
         *((name, "/nonexistent") for name in ("upstream_ca", "ssl_certfile", "ssl_keyfile")),
         *(("lookup_key_file", text) for text in ("/nonexistent", "/", "/dev/null", "")),
@@ -89,6 +92,33 @@ def test_refused(option: str, text: str) -> None:
         load({option: text}, {})
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        *(("port", text, int(text)) for text in ("0", "65535")),
+        *(("workers", text, int(text)) for text in ("1", "256")),
+        *(("max_connections", text, int(text)) for text in ("1", "1000000")),
+        *(("max_body", "2" + unit, 2) for unit in ("", "B", "b")),
+        *(("max_body", "2" + unit, 2048) for unit in ("K", "KiB", "kib")),
+        *(("max_body", "64" + unit, 67_108_864) for unit in ("M", "MiB")),
+        ("response_timeout", "86400", 86400.0),
+        ("response_timeout", "0.001s", 0.001),
+        *((name, "0", 0.0) for name in ("cache_ttl", "shutdown_grace", "upstream_keepalive")),
+        ("cache_ttl", "10", 10.0),
+        ("stall_timeout", "0", None),
+        ("stall_timeout", "0.1", 0.1),
+        ("fields", " spend , permissions,", {"spend", "permissions"}),
+        ("fields", ",".join(FIELDS), FIELDS),
+        ("trusted_proxies", "unix,10.0.0.0/8", TrustedProxies((ip_network("10.0.0.0/8"),), unix=True)),
+        *(("access_log", text, True) for text in ("1", "true", "YES", "on")),
+        *(("pass_host_header", text, False) for text in ("0", "FALSE", "no", "off")),
+    ],
+)
+def test_taken(option: str, text: str, value: object) -> None:
+    """The least and the most that an option takes, and every way to write it."""
+    assert getattr(load({option: text}, {}), option) == value
+
+
 @pytest.mark.parametrize("option", ["host", "admin_host"])
 @pytest.mark.parametrize(
     ("text", "host"), [("[::1]", "::1"), ("::1", "::1"), ("[::]", "::"), ("localhost", "localhost")]
@@ -96,6 +126,12 @@ def test_refused(option: str, text: str) -> None:
 def test_brackets(option: str, text: str, host: str) -> None:
     """An IPv6 address to listen on may stand in brackets, as in a URL."""
     assert getattr(load({option: text}, {}), option) == host
+
+
+def test_choices() -> None:
+    """A choice that is none names all that there are."""
+    with pytest.raises(SettingError, match=r"takes enforce, observe or off$"):
+        load({"mode": "x"}, {})
 
 
 def test_not_a_certificate(tmp_path: Path) -> None:

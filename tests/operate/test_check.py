@@ -355,6 +355,9 @@ def test_what_is_not_repaired(options: tuple[str, ...], said: str, capsys: pytes
         pytest.param(
             {"ready": {**QUIET, "litellm_version": "\x1b[2J"}}, False, "'\\x1b[2J'", "can't be compared", id="escapes"
         ),
+        pytest.param(
+            {"ready": {**QUIET, "litellm_version": "x" * 999}}, False, "x" * 200, "x, which can't", id="a long one"
+        ),
         pytest.param({"ready": {**QUIET, "litellm_version": None}}, False, None, "did not say", id="null"),
     ],
 )
@@ -518,6 +521,15 @@ def test_past_the_gateway(host: str, capsys: pytest.CaptureFixture[str]) -> None
     assert checked.status == 1
     assert "which is LiteLLM itself: the dashboard calls it past the gateway; set it to the" in checked.words
     assert "1 problem." in checked.words
+
+
+@pytest.mark.parametrize("host", ["llm.example", "192.0.2.1"])
+def test_another_host(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A PROXY_BASE_URL on another host is not taken for the upstream because the port is the same."""
+    with running() as (litellm, url):
+        litellm.config = {"proxy_base_url": f"http://{host}:{url.rpartition(':')[2]}/"}
+        checked = Checked(capsys, "--upstream", url, "--json")
+    assert dict(checked.findings())["dashboard"] == "note"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Sends LiteLLM the requests of a check, and says why one got no answer."""
 
+import contextlib
 import json
 import re
 import ssl
@@ -74,14 +75,11 @@ def _get(client: httpx.Client, path: str, headers: dict[str, str], seconds: floa
     """The answer to a GET request, of which no more is read after ``seconds``. Raises `httpx.TransportError`."""
     content = bytearray()
     deadline = time.monotonic() + seconds
-    with client.stream("GET", path, headers=headers) as response:
-        try:
-            for piece in response.iter_bytes():
-                content += piece
-                if len(content) > MAX_ANSWER or time.monotonic() > deadline:
-                    break
-        except httpx.DecodingError:
-            content.clear()
+    with client.stream("GET", path, headers=headers) as response, contextlib.suppress(httpx.DecodingError):
+        for piece in response.iter_bytes():
+            content += piece
+            if len(content) > MAX_ANSWER or time.monotonic() > deadline:
+                break
     try:
         value = json.loads(content)
     except (ValueError, RecursionError):

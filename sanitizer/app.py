@@ -116,7 +116,7 @@ class Gateway:
     def start(self) -> None:
         """Make what needs a running event loop. Does nothing the second time, unless the first has failed.
 
-        Raises `OSError` if a file that the settings name can't be read any more; then nothing is made.
+        Raises `OSError` if a file that the settings name can't be read any more. Whatever it raises, nothing runs then.
         """
         if self._started:
             return
@@ -130,7 +130,6 @@ class Gateway:
             max_connections=settings.max_connections,
             on_error=self._on_upstream_error,
         )
-        self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, tuple(upstream.connections)))
         self.ask = ask = partial(fetch, upstream)
         relay = Relay(upstream, self.forwarding, self.counters, settings.stall_timeout)
         self._app = SanitizerMiddleware(
@@ -139,6 +138,8 @@ class Gateway:
             caller=lambda scope: Caller(relay.outbound_head(scope), ask),
             stall_timeout=settings.stall_timeout,
         )
+        # last, for its timer must not go on if anything else can't be made
+        self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, tuple(upstream.connections)))
         self._started = True
 
     def close(self) -> None:

@@ -3,7 +3,7 @@
 Cases, before the code:
 
 * The public side has used up all descriptors that it may have. A connection to upstream fails with `OSError`. A
-  connection of a client is closed at once by uvloop's event loop, which tells nobody: `Watch` sees it instead.
+  connection of a client is closed at once by uvloop's event loop, which reports it to nobody: `Watch` sees it instead.
 * The admin listener accepts a connection meanwhile: it takes a descriptor of the reserve, which nothing else may use.
 """
 
@@ -88,19 +88,30 @@ def ran_out(error: Exception) -> bool:
 
 
 class Watch:
-    """Calls ``report`` when `accepted` finds that no descriptor is left, and then once a second while that lasts."""
+    """Calls ``report`` when no descriptor is left, and then once a second while that lasts.
+
+    It looks when a connection has been accepted, which may have taken the last one, and every second from `start` on,
+    because connections to upstream and files take descriptors too.
+    """
 
     def __init__(self, report: Callable[[], None]) -> None:
         self._report = report
+        self._reported = False
         self._timer: asyncio.TimerHandle | None = None
 
+    def start(self) -> None:
+        """Begin to look, where an event loop runs."""
+        self._look()
+
     def accepted(self) -> None:
-        """A connection has been accepted. It may have taken the last descriptor, and further ones are not seen."""
-        if self._timer is None:
+        """A connection has been accepted. When none is left, nobody is told of further ones."""
+        if not self._reported and none_left():
             self._look()
 
     def _look(self) -> None:
-        self._timer = None
-        if none_left():
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_INTERVAL, self._look)
+        self._reported = none_left()
+        if self._reported:
             self._report()
-            self._timer = asyncio.get_running_loop().call_later(_WATCH_INTERVAL, self._look)

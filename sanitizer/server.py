@@ -182,6 +182,7 @@ class Server:
             backlog=BACKLOG,
         )
         self._publish_regularly()
+        self._descriptors.start()
         return server
 
     def _accepted(self) -> RelayProtocol:

@@ -154,3 +154,33 @@ def test_take_fails(code: str) -> None:
         assert len(calls) == {3 if code == "EMFILE" else 1}
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (3, 6)
     """)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_watch(accepted: bool) -> None:
+    """A shortage is reported for as long as it lasts: at once when a client took the last one, else within a second."""
+    run(f"""
+        import asyncio
+        from sanitizer import descriptors
+
+        async def main():
+            found = asyncio.Queue()
+            watch = descriptors.Watch(lambda: found.put_nowait(None))
+            watch.start()
+            watch.accepted()
+            assert found.empty()
+            exhaust()
+            for _ in range(3 * {accepted}):
+                watch.accepted()
+                assert found.qsize() == 1  # once a second
+            for _ in range(3):
+                await asyncio.wait_for(found.get(), 20)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            reported = found.qsize()
+            watch.accepted()
+            await asyncio.sleep(3 * descriptors._WATCH_INTERVAL)
+            assert found.qsize() == reported
+
+        descriptors._WATCH_INTERVAL = 0.05
+        asyncio.run(main())
+    """)

@@ -184,3 +184,16 @@ def test_watch(accepted: bool) -> None:
         descriptors._WATCH_INTERVAL = 0.05
         asyncio.run(main())
     """)
+
+
+def test_ran_out() -> None:
+    """An error that names the shortage is due to it, and so is any other that happens while none is left."""
+    run("""
+        from sanitizer.descriptors import ran_out
+
+        refused, other = ConnectionRefusedError(errno.ECONNREFUSED, "refused"), ValueError()
+        assert ran_out(OSError(errno.EMFILE, "x")) and ran_out(OSError(errno.ENFILE, "x"))
+        assert not ran_out(refused) and not ran_out(other)
+        exhaust()
+        assert ran_out(refused) and ran_out(other)
+    """)

@@ -7,33 +7,9 @@ from pathlib import Path
 import pytest
 import trustme
 
-from sanitizer.address import Address, TrustedProxies
+from sanitizer.address import TrustedProxies
 from sanitizer.sanitize.gates import FIELDS
 from sanitizer.settings import OPTIONS, SettingError, Settings, load, unknown_variables
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        pytest.param("http://a", Address("http", "a", 80), id="default-port"),
-        pytest.param("https://a", Address("https", "a", 443), id="https"),
-        pytest.param("http://[::1]:4000", Address("http", "::1", 4000), id="ipv6"),
-        pytest.param("http://a:1/", Address("http", "a", 1), id="slash"),
-        pytest.param("unix:/run/a.sock", Address("http", "localhost", 80, "/run/a.sock"), id="unix"),
-    ],
-)
-def test_upstream(text: str, address: Address) -> None:
-    """An upstream is http, https or a unix socket."""
-    assert load({"upstream": text}, {}).upstream == address
-
-
-def test_authority() -> None:
-    """The authority is what a Host field holds."""
-    assert [str(Address(s, h, p)) for s, h, p in (("http", "a", 80), ("https", "a", 80), ("http", "::1", 1))] == [
-        "http://a",
-        "https://a:80",
-        "http://[::1]:1",
-    ]
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,10 @@ class Server:
         finally:
             if self._publishing is not None:
                 self._publishing.cancel()
-            signal.signal(RELOAD, signal.SIG_IGN)
+            # when the event loop closes, it restores the default handlers, which end the process by the signal
+            for number in (*STOP_SIGNALS, RELOAD):
+                asyncio.get_running_loop().remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
             self._gateway.close()
         self._publish_now()
         counters, upstream = self._gateway.counters, self._gateway.upstream

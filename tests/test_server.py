@@ -34,6 +34,7 @@ from sanitizer.address import Address
 from sanitizer.app import Gateway as App
 from sanitizer.descriptors import RESERVE
 from sanitizer.settings import Settings
+from sanitizer.supervisor import STOP_SIGNALS
 from tests.operate.exposition import wait_for, wait_until_ready
 from tests.support.client import Client
 from tests.support.gateway import ROOT, Gateway
@@ -506,3 +507,16 @@ def test_no_descriptors(upstream: Upstream) -> None:
         until = time.monotonic() + WAIT
         while not serves(gateway):  # until it has seen that the clients have gone
             assert time.monotonic() < until, "it accepts no more"
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signals_at_the_end(upstream: Upstream, number: signal.Signals) -> None:
+    """Signals that come when the drain is over, until the process has ended, change nothing."""
+    with Gateway(upstream.url, admin=True) as gateway:
+        wait_until_ready(gateway)
+        os.kill(gateway.pid, signal.SIGINT)
+        gateway.wait_for_line("stopped")
+        while gateway.process.poll() is None:
+            gateway.process.send_signal(number)
+            time.sleep(0.01)
+        assert gateway.wait() == 0

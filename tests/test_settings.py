@@ -1,6 +1,8 @@
 """Every option: its flag, its variable, and what it refuses."""
 
+import contextlib
 import re
+import ssl
 from ipaddress import ip_network
 from pathlib import Path
 
@@ -41,7 +43,7 @@ from sanitizer.settings import OPTIONS, SettingError, Settings, load, unknown_va
             for name in ("host", "admin_host")
             for text in ("[]", "[::1", "::1]", "[a]", "[127.0.0.1]", "[::1]:80")
         ),
-        *(("port", text) for text in ("99999", "-1", "x", "", "1.5", "\u0661")),
+        *(("port", text) for text in ("65536", "-1", "x", "", "1.5", "\u0661")),
         *(("mode", text) for text in ("on", "")),
         *(("fields", text) for text in ("models", "", ",")),
         *(("root_path", text) for text in ("/a?b", "/a//b", "/a b", "/%61")),
@@ -137,6 +139,36 @@ def test_lookup_key(tmp_path: Path) -> None:
     with pytest.raises(SettingError, match=r"^--lookup-key-file .*: takes a file with one key") as refused:
         load({"lookup_key_file": str(file)}, {})
     assert "sk-" not in str(refused.value)
+
+
+def test_upstream_tls(tmp_path: Path) -> None:
+    """An https upstream is spoken to in HTTP/1.1, even if it prefers HTTP/2; its certificate and name are verified."""
+    assert load({"upstream": "http://a"}, {}).upstream_tls() is None
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.set_alpn_protocols(["h2", "http/1.1"])
+    authority.issue_cert("a.test").configure_cert(server)
+    client = load({"upstream": "https://a.test", "upstream_ca": str(tmp_path / "ca.pem")}, {}).upstream_tls()
+    assert client is not None
+    assert handshake(client, server, "a.test") == "http/1.1"
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        handshake(client, server, "b.test")
+    strict = load({"upstream": "https://a.test"}, {}).upstream_tls()
+    assert strict is not None
+    with pytest.raises(ssl.SSLCertVerificationError, match="issuer"):
+        handshake(strict, server, "a.test")
+
+
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> str | None:
+    """Shake hands in memory. Returns the protocol that the server has chosen."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(down, up, server_hostname=name)
+    theirs = server.wrap_bio(up, down, server_side=True)
+    for side in (ours, theirs, ours, theirs):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return ours.selected_alpn_protocol()
 
 
 def test_flags_win() -> None:

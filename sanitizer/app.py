@@ -36,7 +36,7 @@ def make_pseudonym() -> bytes:
 
 
 class Gateway:
-    """What client connections belong to, and an ASGI app for servers of other make.
+    """The gateway that client connections belong to; also an ASGI app, for other servers.
 
     ``pseudonym``: this gateway's name in Via; workers of one gateway share it. `start` makes `upstream`, and what needs
     it, where an event loop runs: in the lifespan's startup, or by the first request where a server has none.
@@ -202,7 +202,7 @@ def _with_peer(repeats: logs.Repeats) -> OnClientError:
 def _warn_of_untrusted(peer: str | None) -> None:
     logs.event(
         logging.WARNING,
-        "a peer that is not trusted sent X-Forwarded-Proto: https; LiteLLM is told http",
+        "a peer that is not trusted sent X-Forwarded-Proto: https; LiteLLM gets http",
         peer=peer or "unix",
         detail="if that is your load balancer, name it in --trusted-proxies",
     )

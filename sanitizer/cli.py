@@ -38,7 +38,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments, parsed. A command's own parser complains of what it does not know: its help says what it does."""
+    """Parse the arguments. A command's own parser reports unknown ones, because its help lists the known ones."""
     parser, commands = _parser()
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -129,7 +129,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except KeyboardInterrupt:
             return 130
-        except BrokenPipeError:  # who read it has seen enough; Python would try once more at its exit
+        except BrokenPipeError:  # the reader has gone; Python would try to flush once more at its exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         return status

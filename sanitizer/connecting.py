@@ -82,7 +82,7 @@ def in_turn(addresses: Sequence[AddrInfo], turn: int) -> list[AddrInfo]:
 
 
 def _numeric(host: str, port: int) -> list[AddrInfo]:
-    """What to connect to if ``host`` is an IP address, which needs no look-up; else nothing."""
+    """The address to connect to if ``host`` is an IP address, which needs no look-up; else none."""
     try:
         version = ipaddress.ip_address(host).version
     except ValueError:

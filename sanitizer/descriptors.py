@@ -3,7 +3,7 @@
 Cases, before the code:
 
 * The public side has used up all descriptors that it may have. A connection to upstream fails with `OSError`. A
-  connection of a client is closed at once by uvloop's event loop, which reports it to nobody: `Watch` sees it instead.
+  connection of a client is closed at once by uvloop's event loop, which reports that nowhere: `Watch` sees it instead.
 * The admin listener accepts a connection meanwhile: it takes a descriptor of the reserve, which nothing else may use.
 """
 
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 RESERVE: Final = 160
 """Descriptors that only the admin listener may use. It has at most 64 connections, and accepts 64 in one turn."""
 ADVICE: Final = "raise the limit of open files (ulimit -n, LimitNOFILE=), or run more --workers"
-"""What an operator can do when there are too few."""
+"""Advice for the operator when there are too few."""
 NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE)
 """Error numbers of a process, or a whole system, that can have no further descriptor."""
 _WATCH_INTERVAL: Final = 1.0
@@ -104,7 +104,7 @@ class Watch:
         self._look()
 
     def accepted(self) -> None:
-        """A connection has been accepted. When none is left, nobody is told of further ones."""
+        """A connection has been accepted. If it took the last descriptor, further ones are closed unseen."""
         if not self._reported and none_left():
             self._look()
 

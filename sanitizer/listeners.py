@@ -2,7 +2,7 @@
 
 A Unix socket is a file that outlives the process that made it. Cases, before the code:
 
-* A process that was killed has left its socket behind: nobody answers there, and the next process replaces it.
+* A process that was killed has left its socket behind: no process accepts there, and the next one replaces it.
 * Another process listens there: its socket stays, and binding fails.
 * Another process has replaced the socket while this one drained: the file is the other's, and stays at the end. It may
   have the same inode number, but not the same time.
@@ -86,7 +86,7 @@ def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | No
     """Present this certificate chain to the connections that are made on ``context`` from now on.
 
     Raises `OSError`; then nothing has changed. Another context loads the files, and each handshake changes to it: a
-    context that has loaded a chain but not its key could serve nobody any more.
+    context that has loaded a chain but not its key could complete no handshake any more.
     """
     fresh = tls_context(certfile, keyfile)
 
@@ -97,7 +97,7 @@ def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | No
 
 
 def _unlink_if_stale(path: str) -> None:
-    """Remove a socket on which nobody listens. One on which somebody does is left to `bind` to complain of.
+    """Remove a socket on which no process listens. If one does, the socket stays, and `bind` will fail.
 
     Raises `FileExistsError` if it is no socket that is there.
     """
@@ -112,11 +112,11 @@ def _unlink_if_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         except BlockingIOError:
-            pass  # somebody listens who does not accept at the moment
+            pass  # a process listens there, but does not accept at the moment
 
 
 def _identity(path: str) -> tuple[int, int, int]:
-    """What tells a socket from any other that is made at ``path``. A change of its owner or mode does not change it."""
+    """Identifies a socket among all that are made at ``path``. A change of its owner or mode does not change this."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns
 

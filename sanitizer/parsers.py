@@ -1,4 +1,4 @@
-"""What the options take: each of these turns an option's text into its value, or makes a function that does.
+"""The parsers of the options: each function turns an option's text into its value, or makes a function that does.
 
 They raise `ValueError`, which says what the option takes.
 """

@@ -18,7 +18,7 @@ SIGHUP loads the TLS certificate and its key again, and never ends the process. 
 change nothing.
 
 The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`. Every process that
-serves publishes its numbers twice a second, a worker through a pipe; without the listener nobody does.
+serves publishes its numbers twice a second, a worker through a pipe. Without the listener none does.
 """
 
 import asyncio
@@ -158,7 +158,7 @@ class Server:
             reload_certificate(self._tls, certfile, keyfile)
         except OSError as error:
             level, reason = logging.ERROR, error.strerror or str(error)
-            if isinstance(error, ssl.SSLError):  # OpenSSL's own words do not tell one fault from another
+            if isinstance(error, ssl.SSLError):  # OpenSSL's own messages do not distinguish these faults
                 reason = "these are not a certificate chain in PEM and an unencrypted private key that fits it"
             message = (
                 "the new certificate can't be loaded, so the old one stays; correct the files, then send SIGHUP again"
@@ -288,7 +288,7 @@ def _serve(settings: Settings, listener: socket.socket, admin: Admin | None) -> 
 
 
 def _work(settings: Settings, pseudonym: bytes, listener: socket.socket, pipe: Connection | None) -> None:
-    """What a worker process runs."""
+    """Serve in a worker process, until the process ends."""
     logs.configure(settings.log_level, settings.log_format)
     _exit_at_signals()
     sys.exit(Server(Gateway(settings, pseudonym), listener, snapshots.PipeWriter(pipe) if pipe else None).run())

@@ -2,7 +2,8 @@
 shadowed.
 
 It has a thread and an event loop of its own, in the gateway's process, or the workers' parent: a public side with more
-than enough to do does not keep it from answering, and one whose event loop hangs is not alive, for its snapshots cease.
+than enough to do does not keep it from answering. If the public side's event loop hangs, its snapshots cease, and the
+gateway is not alive.
 
 uvicorn serves it with its h11 protocol, which limits the size of a head. The event loop is asyncio's own, which accepts
 by a method of the listening socket: uvloop's would close new connections when the public side has used up the process's
@@ -155,7 +156,9 @@ class Admin:
     def _spawn(self, work: Coroutine[Any, Any, None], failure: str) -> None:
         """Run ``work`` until it or the event loop ends. If it raises an exception, log ``failure``."""
         task = self._loop.create_task(work)
-        self._tasks.add(task)  # a task that nobody holds is collected, however much it has to wait for
+        self._tasks.add(
+            task
+        )  # the event loop holds tasks weakly, so a task without another reference can be collected as garbage
         task.add_done_callback(partial(self._ended, failure))
 
     def _ended(self, failure: str, task: asyncio.Task[None]) -> None:

@@ -1,4 +1,4 @@
-"""The admin listener's socket, which accepts whatever the public side does, and its connections, which are bounded.
+"""The admin listener's socket and connections. Both work whatever the public side does, and however many connect.
 
 A new connection is answered however many are open: an older one is closed for it, see `bounded_protocol`.
 """
@@ -68,8 +68,8 @@ class _Open(NamedTuple):
 def bounded_protocol() -> type[H11Protocol]:
     """A protocol for the connections of one listener. There are few at a time, and none lasts.
 
-    A probe must be answered whoever else is connected. So the new connection never has to go, but the oldest one of a
-    peer that has too many: a request is answered within milliseconds, so an old connection is idle.
+    A probe must be answered, however many peers are connected. So a new connection is always kept, and the oldest one of
+    a peer that has too many is closed for it: a request is answered within milliseconds, so an old connection is idle.
     """
     connections: dict[H11Protocol, _Open] = {}  # the oldest first
 

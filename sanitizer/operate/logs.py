@@ -62,7 +62,7 @@ def event(level: int, message: str, *, block: bool = False, **fields: Any) -> No
 
 
 def access(message: str, **fields: Any) -> None:
-    """Log a request, whatever the level: who asks for an access log wants all of it."""
+    """Log a request, whatever the log level is: --access-log turns these lines on and off."""
     present = {k: v for k, v in fields.items() if v is not None}
     _access_logger.log(logging.INFO, message, extra={"fields": present})
 
@@ -127,12 +127,13 @@ def _severity(level: str) -> int:
 
 
 class Repeats:
-    """Sums up failures of one kind: the first is logged at once, then every ten seconds how many more there were.
+    """Sums up failures that repeat: the first is logged at once, and then, every ten seconds, the number of further ones.
 
-    Failures of one kind have few details, and each is summed up by itself: none hides behind another. Beyond
-    `_MOST_DETAILS` at a time they are summed up together.
+    Failures of one kind have few details. Each detail is counted by itself, so that none hides behind another. Beyond
+    `_MOST_DETAILS` at a time they are counted together.
 
-    Has to be called where an event loop runs. ``log`` is `event`, ``later`` its loop's ``call_later``.
+    Has to be called where an event loop runs. ``log`` is `event`, and ``later`` the event loop's ``call_later``; tests
+    pass others.
     """
 
     def __init__(
@@ -160,7 +161,7 @@ class Repeats:
         self._begin(key)
 
     def close(self) -> None:
-        """Say now what has not been said yet."""
+        """Log now the failures that have been counted since the last line."""
         for key in tuple(self._more):
             self._say(key)
         self._more.clear()

@@ -93,7 +93,7 @@ FAMILIES: Final = (
 
 
 class Decisions:
-    """What was decided about intercepted requests, and how long their lookups took."""
+    """Counts the decisions about intercepted requests, and the time that their lookups took."""
 
     def __init__(self) -> None:
         endpoints = dict.fromkeys(gate.endpoint for gate in GATES)

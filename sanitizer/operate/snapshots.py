@@ -35,7 +35,7 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def decode(cls, line: bytes) -> "Snapshot":
-        """What `encode` has made a line of."""
+        """The snapshot that `encode` has made into ``line``."""
         return cls(*({tuple(series): number for series, number in numbers} for numbers in json.loads(line)))
 
 

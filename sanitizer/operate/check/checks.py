@@ -100,7 +100,7 @@ def _host(report: Report, settings: Settings, litellm: Client) -> None:
 
 
 def _shown(value: object) -> str:
-    """What somebody else has written, fit for a terminal."""
+    """A value of LiteLLM's, fit for a terminal: short, printable, and without secrets."""
     text = mask(str(value))[:200]
     return text if text.isprintable() else ascii(text)
 
@@ -108,7 +108,7 @@ def _shown(value: object) -> str:
 def _release(report: Report, settings: Settings, litellm: Client, key: str | None) -> None:
     """The release, and what it refuses."""
     hint = ": --key-file"
-    if report.release is None and key is not None:  # from 1.92.0 on, only an admin is told
+    if report.release is None and key is not None:  # from 1.92.0 on, LiteLLM tells only admins
         answer = litellm.get("/health/readiness/details", key)
         report.release = _version(answer)
         hint = f", and answered {answer.status} to this one"

@@ -1,4 +1,4 @@
-"""What a LiteLLM release refuses though it is sent unchanged, read from the table of gates."""
+"""The defects of a LiteLLM release: fields that it refuses though they are unchanged, read from the table of gates."""
 
 import re
 from dataclasses import dataclass

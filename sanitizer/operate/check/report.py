@@ -1,4 +1,4 @@
-"""What a check has found out."""
+"""The findings of a check."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum

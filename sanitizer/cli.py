@@ -14,19 +14,13 @@ from sanitizer.settings import OPTIONS, Option, SettingError, load, unknown_vari
 
 
 def _default(option: Option) -> str:
-    if option.name == "root_path":
-        return "$SERVER_ROOT_PATH"
-    if option.default is None:
-        return "none"
-    if isinstance(option.default, float):
-        return f"{option.default:g}"
-    if option.name == "fields":
-        return "all"
-    if option.name == "max_body":
-        return "1MiB"
+    """The option's default as the help shows it."""
+    special = {"root_path": "$SERVER_ROOT_PATH", "fields": "all", "max_body": "1MiB", "trusted_proxies": "none"}
+    if option.name in special or option.default is None:
+        return special.get(option.name, "none")
     if isinstance(option.default, bool):
         return "on" if option.default else "off"
-    return str(option.default) if isinstance(option.default, str | int) or option.name == "upstream" else "none"
+    return f"{option.default:g}" if isinstance(option.default, float) else str(option.default)
 
 
 class _Parser(argparse.ArgumentParser):

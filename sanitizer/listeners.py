@@ -37,7 +37,6 @@ def listen_tcp(host: str, port: int) -> Iterator[socket.socket]:
     dual = host == "::" and socket.has_dualstack_ipv6()
     with socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual) as listener:
         probe_when_silent(listener)
-        listener.setblocking(False)
         yield listener
 
 
@@ -52,7 +51,6 @@ def listen_unix(path: str) -> Iterator[socket.socket]:
             listener.listen(BACKLOG)
         try:
             os.chmod(path, 0o666)  # noqa: S103 - as uvicorn and nginx: the folder decides who may connect
-            listener.setblocking(False)
             yield listener
         finally:
             with contextlib.suppress(OSError), _locked(os.path.dirname(path) or "."):

@@ -80,7 +80,7 @@ class Resolver:
 
     def _begin(self) -> Future[Outcome]:
         self._lookup = lookup = Future[Outcome]()
-        lookup.set_running_or_notify_cancel()  # so that a connection that gives up waiting does not cancel it for the others
+        lookup.set_running_or_notify_cancel()  # from now on a caller that gives up waiting cannot cancel it
         self._wanted.put(lookup)
         return lookup
 

@@ -197,3 +197,15 @@ def test_ran_out() -> None:
         exhaust()
         assert ran_out(refused) and ran_out(other)
     """)
+
+
+@pytest.mark.parametrize(("reserve", "soft"), [(0, 64), (10, 54), (32, 32), (60, 32)])
+def test_raise_limit(reserve: int, soft: int) -> None:
+    """The process may have all that the hard limit allows but the reserve, which is at most half of it."""
+    run(f"""
+        from sanitizer.descriptors import raise_limit
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (16, 64))
+        raise_limit({reserve})
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == ({soft}, 64)
+    """)

@@ -156,9 +156,7 @@ class Admin:
     def _spawn(self, work: Coroutine[Any, Any, None], failure: str) -> None:
         """Run ``work`` until it or the event loop ends. If it raises an exception, log ``failure``."""
         task = self._loop.create_task(work)
-        self._tasks.add(
-            task
-        )  # the event loop holds tasks weakly, so a task without another reference can be collected as garbage
+        self._tasks.add(task)  # the event loop's own reference is weak: the task could be collected while it waits
         task.add_done_callback(partial(self._ended, failure))
 
     def _ended(self, failure: str, task: asyncio.Task[None]) -> None:

@@ -68,8 +68,8 @@ class _Open(NamedTuple):
 def bounded_protocol() -> type[H11Protocol]:
     """A protocol for the connections of one listener. There are few at a time, and none lasts.
 
-    A probe must be answered, however many peers are connected. So a new connection is always kept, and the oldest one of
-    a peer that has too many is closed for it: a request is answered within milliseconds, so an old connection is idle.
+    A probe must be answered, however many peers are connected. So a new connection is always kept, and the oldest one
+    of a peer that has too many is closed: a request is answered within milliseconds, so an old connection is idle.
     """
     connections: dict[H11Protocol, _Open] = {}  # the oldest first
 

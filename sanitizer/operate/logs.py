@@ -127,7 +127,7 @@ def _severity(level: str) -> int:
 
 
 class Repeats:
-    """Sums up failures that repeat: the first is logged at once, and then, every ten seconds, the number of further ones.
+    """Sums up failures that repeat: the first is logged at once, then, every ten seconds, the number of further ones.
 
     Failures of one kind have few details. Each detail is counted by itself, so that none hides behind another. Beyond
     `_MOST_DETAILS` at a time they are counted together.

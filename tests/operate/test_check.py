@@ -18,6 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sanitizer import __version__
 from sanitizer.cli import main
@@ -67,11 +68,31 @@ class LiteLLM:
         return value if isinstance(value, Response) else JSONResponse(value, status)
 
 
+class Server:
+    """Serves one LiteLLM after another: to start a server takes longer than a whole test."""
+
+    url: str
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+SERVER = Server()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _serve() -> Iterator[None]:
+    with serving(SERVER) as SERVER.url:
+        yield
+
+
 @contextmanager
 def running(**answers: Any) -> Iterator[tuple[LiteLLM, str]]:
+    """A LiteLLM that gives these answers, and its URL."""
     litellm = LiteLLM(**answers)
-    with serving(litellm.app) as url:
-        yield litellm, url
+    SERVER.app = litellm.app
+    yield litellm, SERVER.url
 
 
 @pytest.fixture

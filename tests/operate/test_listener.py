@@ -192,7 +192,6 @@ def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "LIFETIME", 0.1)
     monkeypatch.setattr(module, "ANSWER_TIMEOUT", 60.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
         address = listener.getsockname()
         with Admin(load({}, {}), listener), Client(address) as idle, Client(address) as begun:
             begun.send(b"GET /livez HTTP/1.1\r\n")
@@ -204,14 +203,13 @@ def test_answers_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
     """One that asks again and again, and reads nothing, is reset all the same."""
     monkeypatch.setattr(module, "LIFETIME", 1.0)  # long enough for an answer to wait for room
     monkeypatch.setattr(module, "ANSWER_TIMEOUT", 0.1)
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        listener.setblocking(False)
-        with (
-            Admin(load({}, {}), listener),
-            Client(listener.getsockname(), receive_buffer=4096) as client,
-            pytest.raises(OSError, match=r"(?i)reset|broken pipe"),
-        ):
-            client.send(*[b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100] * 10_000)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Admin(load({}, {}), listener),
+        Client(listener.getsockname(), receive_buffer=4096) as client,
+        pytest.raises(OSError, match=r"(?i)reset|broken pipe"),
+    ):
+        client.send(*[b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100] * 10_000)
 
 
 def test_large_head(upstream: Upstream) -> None:

@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         return status
-    from sanitizer.server import serve
+    from sanitizer.launch import serve
 
     return serve(settings, unknown_variables(os.environ))
 

@@ -81,7 +81,7 @@ def wait_until_refused(gateway: Gateway) -> None:
 def test_cannot_start(settings: str, path: str) -> None:
     """A file that has gone since the options were read is one line and exit status 1, and nothing is left behind."""
     code = (
-        "from sanitizer.address import Address; from sanitizer.server import serve; "
+        "from sanitizer.address import Address; from sanitizer.launch import serve; "
         f"from sanitizer.settings import Settings; raise SystemExit(serve(Settings(uds={path!r}, {settings})))"
     )
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", code]

@@ -28,6 +28,22 @@ def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.endswith("warning upstream failed  kind=broken\n")
 
 
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_exceptions(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback is logged whole, but for its secrets."""
+    logs.configure("info", style)
+    try:
+        raise ValueError("sk-secret")
+    except ValueError:
+        logs.logger.exception("failed")
+    shown = capsys.readouterr().err
+    if style == "json":
+        shown = json.loads(shown)["exception"]
+    assert "Traceback (most recent call last):" in shown
+    assert shown.rstrip().endswith("ValueError: sk-***")
+    assert "sk-secret" not in shown
+
+
 class Lines:
     """The lines that `Repeats` logs. It is also the event loop, whose timers the test lets go off."""
 

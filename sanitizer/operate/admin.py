@@ -44,6 +44,8 @@ from sanitizer.settings import Settings
 
 SILENCE: Final = 5.0
 """Seconds after which a process that publishes nothing counts as hanging."""
+_LAST_ANSWERS: Final = 0.5
+"""Seconds that answers under way have when the listener ends. After twice that, uvicorn cancels them with an error."""
 
 
 class Health:
@@ -140,7 +142,12 @@ class Admin:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.should_exit = True
+        self._loop.call_soon_threadsafe(self._loop.call_later, _LAST_ANSWERS, self._abort_connections)
         self._thread.join()
+
+    def _abort_connections(self) -> None:
+        for connection in self._server.server_state.connections:
+            connection.transport.abort()
 
     def add_process(self) -> Callable[[Snapshot], None]:
         """Take snapshots of this process, which is the one that serves. Returns the function that publishes one."""

@@ -212,6 +212,18 @@ def test_answers_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
         client.send(*[b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100] * 10_000)
 
 
+def test_answers_that_are_not_read_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """When the listener ends, a client that does not read its answers is reset, and no error is logged."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
+        with Client(listener.getsockname(), receive_buffer=4096) as client, Admin(load({}, {}), listener):
+            client.sock.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):  # then no more requests are read, because an answer waits for room
+                while True:
+                    client.sock.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
 def test_large_head(upstream: Upstream) -> None:
     """A head of any ordinary size is read, one over 32 KiB is refused."""
     head = "GET /livez HTTP/1.1\r\nHost: a\r\nX: %s"

@@ -16,7 +16,14 @@ ADAPTER = {"sanitizer.sanitize.in_process", "sanitizer.sanitize.middleware", "sa
 """What sanitizes ASGI requests; the rest of `sanitize` knows no transport."""
 
 BOTH = [f"sanitizer.{name}" for name in ("address", "connecting", "errors", "keepalive", "resolver")]
-GATEWAY = ("sanitizer.app", "sanitizer.cli", "sanitizer.operate", "sanitizer.server", "sanitizer.settings")
+GATEWAY = (
+    "sanitizer.app",
+    "sanitizer.cli",
+    "sanitizer.launch",
+    "sanitizer.operate",
+    "sanitizer.server",
+    "sanitizer.settings",
+)
 SERVERS = ("httpx", "starlette", "uvicorn")
 
 
@@ -36,7 +43,7 @@ def loaded(*modules: str) -> set[str]:
             sorted({*SANITIZE} - ADAPTER), ("sanitizer.relay", *GATEWAY, "httptools", *SERVERS), id="the core"
         ),
         pytest.param(["sanitizer.sanitize.middleware"], ("sanitizer.relay", *GATEWAY, "uvicorn"), id="the middleware"),
-        pytest.param(["sanitizer.server"], ("httpx",), id="the command"),
+        pytest.param(["sanitizer.launch"], ("httpx",), id="the command"),
         pytest.param(BOTH, ("sanitizer.relay", "sanitizer.sanitize", *GATEWAY, *SERVERS), id="both"),
     ],
 )

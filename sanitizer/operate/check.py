@@ -31,7 +31,7 @@ from sanitizer.address import in_brackets
 from sanitizer.operate.logs import mask
 from sanitizer.sanitize.gates import GATES, NEWEST, Gate
 from sanitizer.sanitize.lookup_key import read_key
-from sanitizer.sanitize.stored import token_of
+from sanitizer.sanitize.queries import token_of
 from sanitizer.settings import Settings
 
 Release = tuple[int, ...]

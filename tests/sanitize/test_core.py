@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 
-from sanitizer.sanitize.core import MAX_RESENDS, Interception, Record, Sanitizer
-from sanitizer.sanitize.decision import Decision, Outcome, Stored, Unknown
+from sanitizer.sanitize.comparison import MAX_RESENDS
+from sanitizer.sanitize.core import Interception, Record, Sanitizer
+from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.gates import GATES, UPDATE, Cut
 from sanitizer.sanitize.jsonedit import loads
+from sanitizer.sanitize.queries import Stored, Unknown
 from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome, StoredKeys
-from tests.sanitize.harness import ask_nobody
+from tests.support.asgi import Cached, Result, ask_nobody, looked_up
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +61,7 @@ def stored(**more: Any) -> Stored:
 class Keys(StoredKeys):
     """Answers the caller's lookups with ``own``, in turn, and those with the gateway's credential with ``with_key``."""
 
-    own: list[Stored | Unknown] = field(default_factory=lambda: [stored()])
+    own: list[Result] = field(default_factory=lambda: [stored()])
     with_key: Stored | Unknown | None = None
     calls: list[str] = field(default_factory=list)
 
@@ -70,20 +72,15 @@ class Keys(StoredKeys):
     def has_lookup_key(self) -> bool:
         return self.with_key is not None
 
-    def _next(self) -> tuple[Stored | Unknown, Lookup | None]:
-        found = self.own.pop(0) if len(self.own) > 1 else self.own[0]
-        cached = isinstance(found, Stored) and found.cached
-        return found, None if cached else Lookup(LookupOutcome.OK, 0.1)
-
     async def get(
         self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
     ) -> tuple[Stored | Unknown, Lookup | None]:
         self.calls.append(f"{key} fresh" if fresh else key)
-        return self._next()
+        return looked_up(self.own)
 
     async def get_by_alias(self, caller: Caller, alias: str, prefix: str) -> tuple[Stored | Unknown, Lookup | None]:
         self.calls.append(f"alias {alias}")
-        return self._next()
+        return looked_up(self.own)
 
     async def get_with_lookup_key(
         self, caller: Caller, key: str | None, alias: str | None, prefix: str
@@ -334,7 +331,7 @@ async def test_words_in_a_value() -> None:
         pytest.param([stored(spend="odd")], Outcome.UNKNOWN, "stored_shape", id="an odd shape"),
     ],
 )
-async def test_unknown_after_refusal(keys: list[Stored | Unknown], outcome: Outcome, reason: str) -> None:
+async def test_unknown_after_refusal(keys: list[Result], outcome: Outcome, reason: str) -> None:
     """Without a usable stored value the refusal is the caller's, and the reason is said."""
     played = await play({**KEY, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(own=keys))
     assert played.record.decision == Decision(outcome, reason=reason)
@@ -368,7 +365,7 @@ async def test_alias() -> None:
 
 async def test_cached_value_is_not_for_refusals() -> None:
     """What was read for an earlier request may cut before forwarding; after a refusal it is read anew."""
-    keys = Keys(own=[Stored(stored().info, cached=True), stored(spend=9)])
+    keys = Keys(own=[Cached(stored()), stored(spend=9)])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.keys.calls == ["sk-1", "sk-1 fresh"]
     assert played.mark == b'dropped; fields="permissions"'
@@ -376,7 +373,7 @@ async def test_cached_value_is_not_for_refusals() -> None:
 
 async def test_cached_cut_is_taken_back() -> None:
     """A member that was cut by a cached value is sent again if a fresh lookup shows that it is a change."""
-    keys = Keys(own=[Stored(stored().info, cached=True), stored(permissions={"x": 2})])
+    keys = Keys(own=[Cached(stored()), stored(permissions={"x": 2})])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.bodies == [{**KEY, "spend": 1.5}, {**KEY, "permissions": {"x": 1}}]
     assert played.mark == b'dropped; fields="spend"; after-refusal="spend"'

@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.sanitize.core import Sanitizer
 from sanitizer.sanitize.middleware import SanitizerMiddleware
-from sanitizer.sanitize.stored import MAX_ANSWER, StoredKeys
-from tests.sanitize.harness import JSON, KEY, Client, Fields, Upstream, update
-from tests.sanitize.test_middleware import serving
+from sanitizer.sanitize.queries import MAX_ANSWER
+from sanitizer.sanitize.stored import StoredKeys
+from tests.support.asgi import JSON, KEY, Client, Fields, Upstream, serving, update
 
 pytestmark = pytest.mark.anyio
 

@@ -14,11 +14,11 @@ import respx
 from sanitizer.address import Address
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.upstream import Upstream as GatewayUpstream
-from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.lookup_key import KeyFile, checked_key, read_key
-from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome, StoredKeys, token_of
-from tests.sanitize.harness import KEY, Fields, octets
+from sanitizer.sanitize.queries import Stored, Unknown, token_of
+from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome, StoredKeys
+from tests.support.asgi import KEY, Fields, octets
 from tests.support.upstream import Upstream as Server
 from tests.support.upstream import reply
 
@@ -301,7 +301,7 @@ async def test_bytes_sent() -> None:
             assert (await stored.get_with_lookup_key(caller, KEY, None, "/p"))[0] == Stored(HELD)
         finally:
             upstream.close()
-        server.settle()
+        await asyncio.to_thread(server.settle)
         assert server.requests[0].raw_head == b"\r\n".join(
             [
                 b"GET /p/key/info?key=%b HTTP/1.1" % TOKEN.encode(),

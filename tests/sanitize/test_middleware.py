@@ -1,27 +1,38 @@
 """The sanitizer around an app: what the app gets, what the client sees, what is reported, and who waits for whom."""
 
 import asyncio
-import contextlib
 import dataclasses
 import hashlib
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer.sanitize import core
 from sanitizer.sanitize.core import Record
-from sanitizer.sanitize.decision import Decision, Outcome, Stored, Unknown
+from sanitizer.sanitize.decision import Decision, Outcome
+from sanitizer.sanitize.queries import Stored, Unknown
 from sanitizer.sanitize.stored import Lookup, LookupOutcome
-from tests.sanitize.harness import JSON, KEY, ROUTES, Client, Fields, Lookups, Sanitized, Upstream, update
+from tests.support.asgi import (
+    JSON,
+    KEY,
+    ROUTES,
+    Cached,
+    Client,
+    Fields,
+    Lookups,
+    Result,
+    Sanitized,
+    Upstream,
+    serving,
+    update,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -460,22 +471,20 @@ async def test_response_field(fields: Fields) -> None:
 @pytest.mark.parametrize(
     ("results", "fresh", "mark"),
     [
-        pytest.param([Stored({"allowed_routes": ["/a"]}, cached=True)], [False], b"dropped", id="cached and equal"),
+        pytest.param([Cached(Stored({"allowed_routes": ["/a"]}))], [False], b"dropped", id="cached and equal"),
+        pytest.param([Cached(Stored({"allowed_routes": ["/b"]})), ROUTES], [False, True], b"dropped", id="differed"),
         pytest.param(
-            [Stored({"allowed_routes": ["/b"]}, cached=True), ROUTES], [False, True], b"dropped", id="differed"
-        ),
-        pytest.param(
-            [Stored({"allowed_routes": ["/b"]}, cached=True), Stored({"allowed_routes": ["/c"]})],
+            [Cached(Stored({"allowed_routes": ["/b"]})), Stored({"allowed_routes": ["/c"]})],
             [False, True],
             b"changed",
             id="differs",
         ),
         pytest.param(
-            [Stored({"allowed_routes": None}, cached=True), Unknown("lookup_403")], [False, True], b"unknown", id="odd"
+            [Cached(Stored({"allowed_routes": None})), Unknown("lookup_403")], [False, True], b"unknown", id="odd"
         ),
     ],
 )
-async def test_cached_difference_is_confirmed(results: list[Stored | Unknown], fresh: list[bool], mark: bytes) -> None:
+async def test_cached_difference_is_confirmed(results: list[Result], fresh: list[bool], mark: bytes) -> None:
     """Only "unchanged" may rest on a cached value; anything else is judged by a fresh one."""
     lookups = Lookups(*results)
     app = Sanitized(Upstream(), lookups)
@@ -538,28 +547,6 @@ async def test_around_starlette() -> None:
     assert cut.headers["x-litellm-sanitizer"] == 'dropped; fields="allowed_routes"'
     assert passed.content == update()
     assert "x-litellm-sanitizer" not in passed.headers
-
-
-@contextlib.asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[int]:
-    """A real uvicorn on a free port of loopback."""
-    config = uvicorn.Config(app, port=0, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    started = asyncio.Event()
-    log_started = server._log_started_message
-
-    def say_so(listeners: Any) -> None:
-        log_started(listeners)
-        started.set()
-
-    server._log_started_message = say_so  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve())
-    await asyncio.wait_for(started.wait(), 10)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
 
 
 def request_head(length: int, *lines: bytes) -> bytes:

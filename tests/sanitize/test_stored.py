@@ -27,9 +27,9 @@ from sanitizer.errors import (
 )
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.upstream import Upstream as GatewayUpstream
-from sanitizer.sanitize.decision import Stored, Unknown
-from sanitizer.sanitize.stored import MAX_ANSWER, Ask, Caller, LookupOutcome, StoredKeys, key_hash, token_of
-from tests.sanitize.harness import Fields, octets
+from sanitizer.sanitize.queries import MAX_ANSWER, Stored, Unknown, key_hash, token_of
+from sanitizer.sanitize.stored import Ask, Caller, LookupOutcome, StoredKeys
+from tests.support.asgi import Fields, octets
 from tests.support.upstream import (
     CLOSE,
     RESET,
@@ -116,7 +116,7 @@ async def test_bytes_sent() -> None:
     ]
     with Upstream(reply(ok(answer()))) as upstream:
         assert await look_up(upstream, *fields) == Stored({"allowed_routes": ["/a"]})
-        upstream.settle()
+        await asyncio.to_thread(upstream.settle)
         assert upstream.received == b"\r\n".join(
             [
                 b"GET /key/info?key=%b HTTP/1.1" % TOKEN.encode(),
@@ -472,7 +472,7 @@ async def test_bytes_sent_for_an_alias() -> None:
         assert found == Stored({"key_alias": "ä", "spend": None})
         assert lookup is not None
         assert lookup.outcome is LookupOutcome.OK
-        upstream.settle()
+        await asyncio.to_thread(upstream.settle)
         body = b'{"key_aliases": ["\\u00e4"]}'
         assert upstream.received == b"\r\n".join(
             [

@@ -10,8 +10,8 @@ from typing import Final
 import pytest
 
 from sanitizer.sanitize.core import Interception, Record, Sanitizer
-from sanitizer.sanitize.gates import Target
 from sanitizer.sanitize.stored import Ask, Caller
+from sanitizer.sanitize.targets import Target
 
 LIMIT: Final = 64 * 1024
 """Bytes of an answer's content that an adapter holds back."""

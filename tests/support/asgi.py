@@ -1,18 +1,20 @@
-"""One request through an ASGI app, message by message, and stand-ins for what is around the sanitizer."""
+"""One request through an ASGI app, message by message or under a real server, and stand-ins around the sanitizer."""
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.sanitize.core import Record, Sanitizer
-from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.gates import FIELDS
 from sanitizer.sanitize.middleware import SanitizerMiddleware
+from sanitizer.sanitize.queries import Stored, Unknown
 from sanitizer.sanitize.scopes import encode_header
 from sanitizer.sanitize.stored import Ask, Caller, Lookup, LookupOutcome, StoredKeys
 
@@ -37,10 +39,27 @@ async def ask_nobody(target: bytes, header: bytes, limit: int, content: bytes | 
     raise AssertionError
 
 
+@dataclass(frozen=True)
+class Cached:
+    """What is stored, as an earlier request has found it."""
+
+    found: Stored
+
+
+Result = Stored | Unknown | Cached
+"""What a lookup finds."""
+
+
+def looked_up(results: list[Result]) -> tuple[Stored | Unknown, Lookup | None]:
+    """The next of ``results``, the last of which is for good."""
+    result = results.pop(0) if len(results) > 1 else results[0]
+    return (result.found, None) if isinstance(result, Cached) else (result, Lookup(LookupOutcome.OK, 0.01))
+
+
 class Lookups(StoredKeys):
     """Answers lookups with ``results`` in turn, the last one for good; a lookup waits for ``gate``, if there is one."""
 
-    def __init__(self, *results: Stored | Unknown, gate: asyncio.Event | None = None) -> None:
+    def __init__(self, *results: Result, gate: asyncio.Event | None = None) -> None:
         super().__init__()
         self.results = list(results)
         self.gate = gate
@@ -61,9 +80,7 @@ class Lookups(StoredKeys):
             except asyncio.CancelledError:
                 self.cancelled = True
                 raise
-        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
-        cached = isinstance(result, Stored) and result.cached
-        return result, None if cached else Lookup(LookupOutcome.OK, 0.01)
+        return looked_up(self.results)
 
     @contextlib.contextmanager
     def writing(self, key: str | None) -> Iterator[None]:
@@ -182,3 +199,17 @@ class Sanitized:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.middleware(scope, receive, send)
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[int]:
+    """A real uvicorn on a free port of loopback."""
+    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # connections wait here until the server has started
+        task = asyncio.create_task(server.serve([listener]))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task

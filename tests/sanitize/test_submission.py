@@ -2,10 +2,11 @@
 
 import pytest
 
-from sanitizer.sanitize.decision import Submission, obstacle
-from sanitizer.sanitize.gates import FIELDS, Cut, Target, Targets
+from sanitizer.sanitize.gates import FIELDS, Cut
 from sanitizer.sanitize.jsonedit import Json, NotInspectable
-from tests.sanitize.harness import octets
+from sanitizer.sanitize.submission import Submission, obstacle
+from sanitizer.sanitize.targets import Target, Targets
+from tests.support.asgi import octets
 
 
 def target(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Target:

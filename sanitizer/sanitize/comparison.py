@@ -1,0 +1,169 @@
+"""What may be cut out of one request: the members that are unchanged, by what lookups for this request have found."""
+
+from collections.abc import Sequence
+from typing import Final
+
+from sanitizer.sanitize.decision import Decision, Outcome
+from sanitizer.sanitize.gates import Cut, Gate
+from sanitizer.sanitize.queries import Stored, Unknown
+from sanitizer.sanitize.stored import Caller, Lookup, StoredKeys
+from sanitizer.sanitize.submission import Submission
+
+MAX_RESENDS: Final = 4
+"""Times a request is sent again after a refusal."""
+
+
+class Comparison:
+    """Compares the members of ``submission`` with what is stored, before it is forwarded and after each refusal.
+
+    ``prefix``: the path prefix that the request came under. ``observes``: nothing is cut, only reported.
+
+    `lookups`: those made for this request, in order. `resent`: how many times it was sent again. `withholds`: the
+    caller may not read the key, but the gateway has a credential that may; so what is decided is for the caller to know
+    only with a 2xx.
+    """
+
+    def __init__(
+        self, submission: Submission, stored: StoredKeys, caller: Caller, prefix: str, *, observes: bool
+    ) -> None:
+        self.submission = submission
+        self.lookups: list[Lookup] = []
+        self.resent = 0
+        self.withholds = False
+        self._stored = stored
+        self._caller = caller
+        self._prefix = prefix
+        self._observes = observes
+        self._found: Stored | Unknown | None = None  # by a lookup made for this request; None: there was none
+        self._cut: list[str] = []  # or, if it only observes, what would have been cut
+        self._cut_by_cache = False  # `_cut` rests on a value that was read for an earlier request
+        self._after_refusal: list[str] = []  # those members of `_cut` that LiteLLM had refused first
+        self._reason: str | None = None  # why something could not be compared
+
+    @property
+    def used_lookup_key(self) -> bool:
+        """Whether a lookup was made with the gateway's own credential."""
+        return any(lookup.lookup_key for lookup in self.lookups)
+
+    @property
+    def spared(self) -> bool:
+        """Whether there are members that were not compared, because LiteLLM has not refused them."""
+        return self._found is None and bool(self.candidates())
+
+    @property
+    def body(self) -> bytes | None:
+        """The body to send in place of the one that was sent, None for that one."""
+        return self.submission.without(self._cut) if self._cut and not self._observes else None
+
+    @property
+    def decision(self) -> Decision:
+        """What has been decided so far."""
+        submission, reason = self.submission, None
+        if not submission.gates:
+            return Decision(Outcome.ABSENT)
+        if self._cut:
+            outcome = Outcome.OBSERVED if self._observes else Outcome.DROPPED
+        else:
+            reason = self._reason
+            outcome = Outcome.CHANGED if reason is None else Outcome.UNKNOWN
+        return Decision(
+            outcome,
+            submission.in_order(self._cut),
+            reason,
+            submission.in_order(self._after_refusal),
+            self.used_lookup_key,
+        )
+
+    async def compare(self) -> None:
+        """Find what can be cut before the request is forwarded. Cancelling ends the lookup."""
+        submission = self.submission
+        gates = submission.comparable
+        if not submission.names_a_key:
+            self._reason = "no_key"
+            return
+        if not gates:
+            return
+        # only now that the whole body is here: what is read must not be older than the request
+        found, cached = await self._look_up(fresh=False)
+        if cached and isinstance(found, Stored):
+            unchanged, _ = submission.unchanged(gates, found.info)
+            if len(unchanged) == len(gates):
+                self._cut = unchanged
+                self._cut_by_cache = True
+                return
+            # only "unchanged" may rest on a cached value
+            found, _ = await self._look_up(fresh=True)
+        self._found = found
+        self._cut_unchanged(gates, found)
+
+    def candidates(self) -> list[Gate]:
+        """The gates whose members may still be cut, if LiteLLM refuses the request because of them."""
+        submission, found = self.submission, self._found
+        if not submission.names_a_key or self.resent == MAX_RESENDS:
+            return []
+        if isinstance(found, Unknown) and not (found.refused and self.withholds):
+            return []
+        return [
+            gate
+            for gate in submission.gates
+            if gate.field not in self._cut
+            and gate.possible(submission.values[gate.field])
+            and (gate.cut is Cut.AFTER_REFUSAL or self.withholds)
+            and (not isinstance(found, Stored) or gate.unchanged(submission.values, found.info))
+        ]
+
+    async def compare_refused(self, gates: Sequence[Gate]) -> bool:
+        """Find what can be cut of ``gates``, because of which LiteLLM has refused the request. Cancelling ends lookups.
+
+        Returns whether there is another body to send.
+        """
+        found = await self._read_now()
+        if self._cut_by_cache and isinstance(found, Stored):
+            # a member that is changed, as this lookup shows, though the cached value did not, is sent again
+            self._cut_by_cache = False
+            unchanged, _ = self.submission.unchanged(self.submission.comparable, found.info)
+            self._cut = [name for name in self._cut if name in unchanged]
+        cut = self._cut_unchanged(gates, found)
+        self._after_refusal += cut
+        if not cut or self._observes:
+            return False
+        self.resent += 1
+        return True
+
+    def _cut_unchanged(self, gates: Sequence[Gate], found: Stored | Unknown) -> list[str]:
+        """Cut the members of ``gates`` that are unchanged. Returns their names, of which none was cut before."""
+        if isinstance(found, Unknown):
+            self._reason = found.reason
+            return []
+        unchanged, known = self.submission.unchanged(gates, found.info)
+        self._reason = None if known else "stored_shape"
+        cut = [name for name in dict.fromkeys(unchanged) if name not in self._cut]
+        self._cut += cut
+        return cut
+
+    async def _look_up(self, *, fresh: bool) -> tuple[Stored | Unknown, bool]:
+        """What the caller's own lookup finds, and whether it was spared, because an earlier request had found it."""
+        submission, stored = self.submission, self._stored
+        if submission.key is not None:
+            found, lookup = await stored.get(self._caller, submission.key, self._prefix, fresh=fresh)
+        else:
+            found, lookup = await stored.get_by_alias(self._caller, submission.alias or "", self._prefix)
+        if lookup is not None:
+            self.lookups.append(lookup)
+        # the caller may not read the key: nothing may depend on what a lookup with the credential finds
+        self.withholds = isinstance(found, Unknown) and found.refused and stored.has_lookup_key
+        return found, lookup is None
+
+    async def _read_now(self) -> Stored | Unknown:
+        """What is stored, read for this request: with the lookup credential, if the caller's own lookup is refused."""
+        found = self._found
+        if found is None:
+            found, _ = await self._look_up(fresh=True)
+        if isinstance(found, Unknown) and found.refused and self.withholds:
+            found, lookup = await self._stored.get_with_lookup_key(
+                self._caller, self.submission.key, self.submission.alias, self._prefix
+            )
+            if lookup is not None:
+                self.lookups.append(lookup)
+        self._found = found
+        return found

@@ -55,6 +55,4 @@ class AnswerCache:
             yield
         finally:
             self._writes += 1
-            self._writers[token] -= 1
-            if not self._writers[token]:
-                del self._writers[token]
+            self._writers -= Counter((token,))  # which drops a count of 0

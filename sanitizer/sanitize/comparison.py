@@ -34,7 +34,7 @@ class Comparison:
         self._caller = caller
         self._prefix = prefix
         self._observes = observes
-        self._found: Stored | Unknown | None = None  # by a lookup made for this request; None: there was none
+        self._found: Stored | Unknown | None = None  # read for this request; None: not read, or not for the caller
         self._cut: list[str] = []  # or, if it only observes, what would have been cut
         self._cut_by_cache = False  # `_cut` rests on a value that was read for an earlier request
         self._after_refusal: list[str] = []  # those members of `_cut` that LiteLLM had refused first
@@ -84,16 +84,15 @@ class Comparison:
         if not gates:
             return
         # only now that the whole body is here: what is read must not be older than the request
-        found, cached = await self._look_up(fresh=False)
-        if cached and isinstance(found, Stored):
+        found = await self._look_up(fresh=False)
+        if isinstance(found, Stored) and self._found is None:
             unchanged, _ = submission.unchanged(gates, found.info)
             if len(unchanged) == len(gates):
                 self._cut = unchanged
                 self._cut_by_cache = True
                 return
             # only "unchanged" may rest on a cached value
-            found, _ = await self._look_up(fresh=True)
-        self._found = found
+            found = await self._look_up(fresh=True)
         self._cut_unchanged(gates, found)
 
     def candidates(self) -> list[Gate]:
@@ -101,7 +100,7 @@ class Comparison:
         submission, found = self.submission, self._found
         if not submission.names_a_key or self.resent == MAX_RESENDS:
             return []
-        if isinstance(found, Unknown) and not (found.refused and self.withholds):
+        if isinstance(found, Unknown):
             return []
         return [
             gate
@@ -141,8 +140,8 @@ class Comparison:
         self._cut += cut
         return cut
 
-    async def _look_up(self, *, fresh: bool) -> tuple[Stored | Unknown, bool]:
-        """What the caller's own lookup finds, and whether it was spared, because an earlier request had found it."""
+    async def _look_up(self, *, fresh: bool) -> Stored | Unknown:
+        """What the caller's own lookup finds, or what the cache has of an earlier request unless ``fresh``."""
         submission, stored = self.submission, self._stored
         if submission.key is not None:
             found, lookup = await stored.get(self._caller, submission.key, self._prefix, fresh=fresh)
@@ -152,18 +151,19 @@ class Comparison:
             self.lookups.append(lookup)
         # the caller may not read the key: nothing may depend on what a lookup with the credential finds
         self.withholds = isinstance(found, Unknown) and found.refused and stored.has_lookup_key
-        return found, lookup is None
+        from_cache = lookup is None and isinstance(found, Stored)
+        if not from_cache and not self.withholds:
+            self._found = found
+        return found
 
     async def _read_now(self) -> Stored | Unknown:
         """What is stored, read for this request: with the lookup credential, if the caller's own lookup is refused."""
-        found = self._found
-        if found is None:
-            found, _ = await self._look_up(fresh=True)
-        if isinstance(found, Unknown) and found.refused and self.withholds:
-            found, lookup = await self._stored.get_with_lookup_key(
+        if self._found is None and not self.withholds:
+            await self._look_up(fresh=True)
+        if self._found is None:
+            self._found, lookup = await self._stored.get_with_lookup_key(
                 self._caller, self.submission.key, self.submission.alias, self._prefix
             )
             if lookup is not None:
                 self.lookups.append(lookup)
-        self._found = found
-        return found
+        return self._found

@@ -19,7 +19,7 @@ from typing import Final
 
 from sanitizer.sanitize.comparison import Comparison
 from sanitizer.sanitize.decision import Decision, Outcome
-from sanitizer.sanitize.gates import FIELDS
+from sanitizer.sanitize.gates import FIELDS, Gate
 from sanitizer.sanitize.jsonedit import NotInspectable
 from sanitizer.sanitize.queries import key_hash
 from sanitizer.sanitize.refusal import LIMIT, refusal_text
@@ -205,8 +205,7 @@ class Interception:
 
     def holds(self, status: int) -> bool:
         """Whether an answer with this status has to be held back until `next_body` has seen it."""
-        comparison = self._comparison
-        return comparison is not None and any(gate.status == status for gate in comparison.candidates())
+        return bool(self._candidates(status))
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
         """The body to send after this answer, which was held back; None to pass the answer on.
@@ -215,16 +214,10 @@ class Interception:
         most `sanitizer.sanitize.comparison.MAX_RESENDS`.
         """
         comparison, text = self._comparison, refusal_text(head, content)
-        if comparison is None:
+        gates = [gate for gate in self._candidates(status) if any(fragment in text for fragment in gate.fragments)]
+        if comparison is None or not gates:
             return None
-        refusing = [
-            gate
-            for gate in comparison.candidates()
-            if gate.status == status and any(fragment in text for fragment in gate.fragments)
-        ]
-        if not refusing:
-            return None
-        resend = await comparison.compare_refused(refusing)
+        resend = await comparison.compare_refused(gates)
         self._forward(comparison.decision)
         if not resend:
             return None
@@ -238,8 +231,7 @@ class Interception:
         2xx: what the credential has read is only for callers that LiteLLM lets write it.
         """
         decision, comparison = self._decision, self._comparison
-        if decision is None:
-            return None
+        assert decision is not None  # noqa: S101 - the request has been forwarded
         success = 200 <= status < 300
         if decision.outcome is Outcome.CHANGED and success and comparison is not None and comparison.spared:
             decision = Decision(Outcome.CHANGED, reason="accepted")
@@ -261,6 +253,12 @@ class Interception:
         self._report(decision, status)
         self.release()
         self._forwarding.close()
+
+    def _candidates(self, status: int) -> list[Gate]:
+        """The gates whose members may still be cut, if LiteLLM refuses the request with this status."""
+        if self._comparison is None:
+            return []
+        return [gate for gate in self._comparison.candidates() if gate.status == status]
 
     def _forward(self, decision: Decision) -> None:
         """The request goes on by this decision."""

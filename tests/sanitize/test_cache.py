@@ -207,6 +207,21 @@ async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM
     assert await send(app, update(["/a"])) == b"changed"
 
 
+async def test_several_writers(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """Until the last of several writers has ended, nothing is kept; what ends counts for its own key alone."""
+    with keys.writing("sk-other"):
+        await get(keys, litellm, ALICE)
+        with keys.writing(KEY):
+            with keys.writing(KEY):
+                pass
+            for _ in range(2):
+                await get(keys, litellm, ALICE)
+        assert litellm.lookups == 3
+        for _ in range(2):
+            await get(keys, litellm, ALICE)
+        assert litellm.lookups == 4
+
+
 async def test_write_during_a_lookup(litellm: LiteLLM, keys: StoredKeys) -> None:
     """What was read before a write that has ended since is not kept."""
     litellm.before_answer = asyncio.Event()

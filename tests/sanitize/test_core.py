@@ -1,5 +1,6 @@
 """What becomes of an intercepted request, from its body to its last answer, by a LiteLLM that refuses some members."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -13,8 +14,8 @@ from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.gates import GATES, UPDATE, Cut
 from sanitizer.sanitize.jsonedit import loads
 from sanitizer.sanitize.queries import Stored, Unknown
-from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome, StoredKeys
-from tests.support.asgi import Cached, Result, ask_nobody, looked_up
+from sanitizer.sanitize.stored import Caller, Lookup, StoredKeys
+from tests.support.asgi import Cached, Result, Unspoken, ask_nobody, looked_up
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +63,7 @@ class Keys(StoredKeys):
     """Answers the caller's lookups with ``own``, in turn, and those with the gateway's credential with ``with_key``."""
 
     own: list[Result] = field(default_factory=lambda: [stored()])
-    with_key: Stored | Unknown | None = None
+    with_key: Result | None = None
     calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -87,7 +88,8 @@ class Keys(StoredKeys):
     ) -> tuple[Stored | Unknown, Lookup | None]:
         self.calls.append(f"with the lookup key: {key or alias}")
         assert self.with_key is not None
-        return self.with_key, Lookup(LookupOutcome.OK, 0.1, lookup_key=True)
+        found, lookup = looked_up([self.with_key])
+        return found, lookup and dataclasses.replace(lookup, lookup_key=True)
 
 
 Refusals = Sequence[tuple[str, int, str]]
@@ -104,7 +106,7 @@ def answer(body: bytes, refusals: Refusals) -> tuple[int, bytes]:
 
 @dataclass
 class Played:
-    """What LiteLLM was sent, and what the caller and the log have got."""
+    """What LiteLLM was sent, what the caller and the log have got, and how many answers were held back."""
 
     bodies: list[dict[str, Any]]
     status: int
@@ -112,6 +114,7 @@ class Played:
     mark: bytes | None
     record: Record
     keys: Keys
+    held: int
 
 
 async def play(
@@ -134,12 +137,14 @@ async def play(
     body = await interception.edit() or body
     bodies: list[bytes] = []
     answers: list[tuple[int, bytes]] = []
+    held = 0
     while True:
         bodies.append(body)
         answers.append(answer(body, refusals))
         status, content = answers[-1]
         following = None
         if interception.holds(status):
+            held += 1
             following = await interception.next_body(status, b"HTTP/1.1 403 No\r\n\r\n", content)
         if following is None:
             break
@@ -150,7 +155,7 @@ async def play(
     interception.close()
     assert sanitizer.held == 0
     (record,) = records
-    return Played([json.loads(each) for each in bodies], status, content, mark, record, keys)
+    return Played([json.loads(each) for each in bodies], status, content, mark, record, keys, held)
 
 
 KEY = {"key": "sk-1", "models": ["m"]}
@@ -338,20 +343,35 @@ async def test_unknown_after_refusal(keys: list[Result], outcome: Outcome, reaso
     assert (played.status, len(played.bodies)) == (403, 1)
 
 
-async def test_failed_lookup_is_not_repeated() -> None:
-    """A lookup that has failed before forwarding is not made again after a refusal."""
-    played = await play(
-        {**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(own=[Unknown("lookup_timeout")])
-    )
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        pytest.param(Unknown("lookup_timeout"), b"lookup_timeout", id="no answer"),
+        pytest.param(Unknown("lookup_403", refused=True), b"lookup_403", id="may not read"),
+    ],
+)
+async def test_failed_lookup_is_not_repeated(found: Unknown, reason: bytes) -> None:
+    """After a lookup that has failed before forwarding, nothing can be cut, so that no answer is held back."""
+    sent = {**KEY, "permissions": {"x": 1}, "spend": 1.5}
+    played = await play(sent, [("spend", 403, BUDGET)], Keys(own=[found]))
     assert played.keys.calls == ["sk-1"]
-    assert played.mark == b'unknown; reason="lookup_timeout"'
+    assert played.mark == b'unknown; reason="%b"' % reason
+    assert (played.status, played.held) == (403, 0)
 
 
 async def test_no_key() -> None:
     """A body that names no key cannot be looked up, and nothing is held back for it."""
     played = await play({"spend": 1.5}, [("spend", 403, BUDGET)])
     assert played.mark == b'unknown; reason="no_key"'
-    assert played.keys.calls == []
+    assert (played.keys.calls, played.held) == ([], 0)
+
+
+async def test_key_form() -> None:
+    """Nor can one whose key may not be put into a URL, with the lookup credential either."""
+    keys = Keys(own=[Unspoken("key_form")], with_key=stored())
+    played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
+    assert played.mark == b'unknown; reason="key_form"'
+    assert (played.keys.calls, played.held, played.record.lookups) == (["sk-1"], 0, ())
 
 
 async def test_alias() -> None:
@@ -365,7 +385,7 @@ async def test_alias() -> None:
 
 async def test_cached_value_is_not_for_refusals() -> None:
     """What was read for an earlier request may cut before forwarding; after a refusal it is read anew."""
-    keys = Keys(own=[Cached(stored()), stored(spend=9)])
+    keys = Keys(own=[Cached(stored().info), stored(spend=9)])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.keys.calls == ["sk-1", "sk-1 fresh"]
     assert played.mark == b'dropped; fields="permissions"'
@@ -373,7 +393,7 @@ async def test_cached_value_is_not_for_refusals() -> None:
 
 async def test_cached_cut_is_taken_back() -> None:
     """A member that was cut by a cached value is sent again if a fresh lookup shows that it is a change."""
-    keys = Keys(own=[Cached(stored()), stored(permissions={"x": 2})])
+    keys = Keys(own=[Cached(stored().info), stored(permissions={"x": 2})])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.bodies == [{**KEY, "spend": 1.5}, {**KEY, "permissions": {"x": 1}}]
     assert played.mark == b'dropped; fields="spend"; after-refusal="spend"'
@@ -401,7 +421,7 @@ async def test_observe(sent: dict[str, Any], refusals: Refusals, mark: bytes, re
     assert (played.mark, played.record.resent) == (mark, resent)
 
 
-def may_not_read(with_key: Stored | Unknown) -> Keys:
+def may_not_read(with_key: Result) -> Keys:
     return Keys(own=[Unknown("lookup_403", refused=True)], with_key=with_key)
 
 
@@ -415,6 +435,31 @@ async def test_lookup_key_repairs() -> None:
     assert played.mark == b'dropped; fields="permissions"; after-refusal="permissions"'
     assert played.record.decision.lookup_key
     assert played.keys.calls == ["sk-1", "with the lookup key: sk-1"]
+    assert [lookup.lookup_key for lookup in played.record.lookups] == [False, True]
+
+
+async def test_lookup_key_repairs_by_alias() -> None:
+    """A key that is named by its alias is repaired likewise."""
+    sent = {"key_alias": "mine", "permissions": {"x": 1}}
+    played = await play(sent, STRANGER[:1], may_not_read(stored()))
+    assert played.bodies == [sent, {"key_alias": "mine"}]
+    assert played.keys.calls == ["alias mine", "with the lookup key: mine"]
+
+
+async def test_lookup_key_is_used_once() -> None:
+    """All that LiteLLM refuses in one request is judged by one lookup with the credential."""
+    sent = {**KEY, "permissions": {"x": 1}, "allowed_routes": ["/a", "/b"]}
+    refusals = [("permissions", 403, PERMISSIONS), ("allowed_routes", 403, ROUTES)]
+    played = await play(sent, refusals, may_not_read(stored()))
+    assert played.bodies == [sent, {**KEY, "allowed_routes": ["/a", "/b"]}, KEY]
+    assert played.keys.calls == ["sk-1", "with the lookup key: sk-1"]
+
+
+async def test_lookup_key_file_holds_none() -> None:
+    """Where there is no credential after all, the refusal is the caller's, and says nothing."""
+    played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], may_not_read(Unspoken("lookup_403")))
+    assert (played.status, played.mark, len(played.bodies)) == (403, None, 1)
+    assert (len(played.record.lookups), played.record.decision.lookup_key) == (1, False)
 
 
 @pytest.mark.parametrize("guess", [{"x": 1}, {"x": 2}], ids=["right", "wrong"])

@@ -14,11 +14,13 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
 from starlette.types import Message, Receive, Scope, Send
 
+from sanitizer.errors import BadRequest
 from sanitizer.sanitize import core
 from sanitizer.sanitize.core import Record
 from sanitizer.sanitize.decision import Decision, Outcome
+from sanitizer.sanitize.middleware import SanitizerMiddleware
 from sanitizer.sanitize.queries import Stored, Unknown
-from sanitizer.sanitize.stored import Lookup, LookupOutcome
+from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome
 from tests.support.asgi import (
     JSON,
     KEY,
@@ -471,17 +473,15 @@ async def test_response_field(fields: Fields) -> None:
 @pytest.mark.parametrize(
     ("results", "fresh", "mark"),
     [
-        pytest.param([Cached(Stored({"allowed_routes": ["/a"]}))], [False], b"dropped", id="cached and equal"),
-        pytest.param([Cached(Stored({"allowed_routes": ["/b"]})), ROUTES], [False, True], b"dropped", id="differed"),
+        pytest.param([Cached({"allowed_routes": ["/a"]})], [False], b"dropped", id="cached and equal"),
+        pytest.param([Cached({"allowed_routes": ["/b"]}), ROUTES], [False, True], b"dropped", id="differed"),
         pytest.param(
-            [Cached(Stored({"allowed_routes": ["/b"]})), Stored({"allowed_routes": ["/c"]})],
+            [Cached({"allowed_routes": ["/b"]}), Stored({"allowed_routes": ["/c"]})],
             [False, True],
             b"changed",
             id="differs",
         ),
-        pytest.param(
-            [Cached(Stored({"allowed_routes": None})), Unknown("lookup_403")], [False, True], b"unknown", id="odd"
-        ),
+        pytest.param([Cached({"allowed_routes": None}), Unknown("lookup_403")], [False, True], b"unknown", id="odd"),
     ],
 )
 async def test_cached_difference_is_confirmed(results: list[Result], fresh: list[bool], mark: bytes) -> None:
@@ -516,6 +516,81 @@ async def test_writes_are_announced(body: bytes, mode: str, writes: list[str | N
     await Client([body]).through(Sanitized(app, lookups, mode))
     assert lookups.writes == writes
     assert lookups.writing_now == 0
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "path", "writes"),
+    [
+        pytest.param("http", "POST", "/team/update", [None], id="an endpoint that may write keys"),
+        pytest.param("http", "PATCH", "/p/key/x", [None], id="another method, under a prefix"),
+        pytest.param("http", "GET", "/key/update", [], id="a method that writes nothing"),
+        pytest.param("http", "POST", "/v1/chat/completions", [], id="an endpoint that writes no keys"),
+        pytest.param("http", "POST", "/keys", [], id="one that only begins alike"),
+        pytest.param("websocket", "POST", "/key/update", [], id="no request"),
+    ],
+)
+async def test_others_are_announced(kind: str, method: str, path: str, writes: list[str | None]) -> None:
+    """While a request that passes by, but may write any key, is with the app, the cache knows."""
+    seen: list[object] = []
+
+    async def app(*arguments: Any) -> None:
+        assert lookups.writing_now == len(writes)
+        seen.extend(arguments)
+
+    lookups = Lookups(ROUTES, caches=True)
+    client = Client()
+    arguments = ({"type": kind, "method": method, "path": path, "headers": []}, client.receive, client.send)
+    await Sanitized(app, lookups)(*arguments)
+    assert seen == [*arguments]
+    assert (lookups.writes, lookups.writing_now) == (writes, 0)
+
+
+async def test_no_caller() -> None:
+    """A request whose onward head cannot be made is the app's to refuse."""
+
+    def caller(scope: Scope) -> Caller:
+        raise BadRequest("no onward head")
+
+    upstream = Upstream()
+    app = SanitizerMiddleware(upstream, caller=caller)
+    client = await Client([update()]).through(app)
+    assert (upstream.body, client.marks) == (update(), [])
+
+
+async def test_stalled() -> None:
+    """Content that stops coming is handed on as far as it has come, and the rest when it comes."""
+    half, rest = update()[:20], update()[20:]
+    released = asyncio.Event()
+    client = Client([half, rest])
+
+    async def receive() -> Message:
+        if client.receives == 1:
+            client.receives += 1
+            await asyncio.Event().wait()
+        if client.receives > 1:
+            await released.wait()
+        return await client.receive()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        first = await receive()
+        assert (first, sanitized.sanitizer.held) == ({"type": "http.request", "body": half, "more_body": True}, 0)
+        released.set()
+        await upstream(scope, receive, send)
+
+    upstream, lookups = Upstream(), Lookups(ROUTES)
+    sanitized = Sanitized(app, lookups, stall_timeout=0.01)
+    await sanitized(client.scope, receive, client.send)
+    assert upstream.body == rest
+    assert client.marks == [b'unreadable; reason="stalled"']
+    assert (lookups.calls, lookups.writes) == ([], [None])
+
+
+@pytest.mark.parametrize(("status", "marks"), [(200, [b'unknown; reason="lookup_403"']), (404, [])])
+async def test_nothing_is_said(status: int, marks: list[bytes]) -> None:
+    """Where the lookup credential may be used, only a success says what was decided."""
+    lookups = Lookups(Unknown("lookup_403", refused=True), has_lookup_key=True)
+    client = await Client([update()]).through(Sanitized(Upstream([(b"x", b"1")], status=status), lookups))
+    assert (client.sent[0]["headers"][0], client.marks) == ((b"x", b"1"), marks)
 
 
 async def key_update(request: Request) -> Response:

@@ -40,27 +40,35 @@ async def ask_nobody(target: bytes, header: bytes, limit: int, content: bytes | 
 
 
 @dataclass(frozen=True)
-class Cached:
-    """What is stored, as an earlier request has found it."""
-
-    found: Stored
+class Cached(Stored):
+    """What is stored, as an earlier request has found it: no lookup is made."""
 
 
-Result = Stored | Unknown | Cached
-"""What a lookup finds."""
+@dataclass(frozen=True)
+class Unspoken(Unknown):
+    """What cannot be looked up: no lookup is made."""
 
 
-def looked_up(results: list[Result]) -> tuple[Stored | Unknown, Lookup | None]:
-    """The next of ``results``, the last of which is for good."""
+Result = Stored | Unknown
+
+
+def looked_up(results: list[Result]) -> tuple[Result, Lookup | None]:
+    """The next of ``results``, the last of which is for good, and the lookup made for it."""
     result = results.pop(0) if len(results) > 1 else results[0]
-    return (result.found, None) if isinstance(result, Cached) else (result, Lookup(LookupOutcome.OK, 0.01))
+    return result, None if isinstance(result, Cached | Unspoken) else Lookup(LookupOutcome.OK, 0.01)
 
 
 class Lookups(StoredKeys):
     """Answers lookups with ``results`` in turn, the last one for good; a lookup waits for ``gate``, if there is one."""
 
-    def __init__(self, *results: Result, gate: asyncio.Event | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *results: Result,
+        gate: asyncio.Event | None = None,
+        caches: bool = False,
+        has_lookup_key: bool = False,
+    ) -> None:
+        super().__init__(cache_ttl=10 if caches else 0, lookup_key=(lambda: None) if has_lookup_key else None)
         self.results = list(results)
         self.gate = gate
         self.started = asyncio.Event()
@@ -97,9 +105,10 @@ ROUTES = Stored({"allowed_routes": ["/a"]})
 
 @dataclass
 class Upstream:
-    """An app that reads the whole request and answers 200 with ``fields``."""
+    """An app that reads the whole request and answers ``status`` with ``fields``."""
 
     fields: Fields = field(default_factory=list)
+    status: int = 200
     scopes: list[Scope] = field(default_factory=list)
     received: list[list[Message]] = field(default_factory=list)
 
@@ -111,7 +120,7 @@ class Upstream:
         while more:
             messages.append(await receive())
             more = messages[-1].get("more_body", False)
-        await send({"type": "http.response.start", "status": 200, "headers": list(self.fields)})
+        await send({"type": "http.response.start", "status": self.status, "headers": list(self.fields)})
         await send({"type": "http.response.body", "body": b"done"})
 
     @property
@@ -183,6 +192,7 @@ class Sanitized:
     prefixes: tuple[str, ...] = ("", "/p")
     records: list[Record] = field(default_factory=list)
     ask: Ask = ask_nobody
+    stall_timeout: float | None = None
 
     def __post_init__(self) -> None:
         self.sanitizer = Sanitizer(
@@ -194,7 +204,10 @@ class Sanitized:
             on_decision=self.records.append,
         )
         self.middleware = SanitizerMiddleware(
-            self.app, sanitizer=self.sanitizer, caller=lambda scope: Caller(octets(scope["headers"]), self.ask)
+            self.app,
+            sanitizer=self.sanitizer,
+            caller=lambda scope: Caller(octets(scope["headers"]), self.ask),
+            stall_timeout=self.stall_timeout,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

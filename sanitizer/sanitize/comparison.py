@@ -46,8 +46,8 @@ class Comparison:
         return any(lookup.lookup_key for lookup in self.lookups)
 
     @property
-    def spared(self) -> bool:
-        """Whether there are members that were not compared, because LiteLLM has not refused them."""
+    def has_uncompared(self) -> bool:
+        """Whether there are members that have not been compared, because LiteLLM has not refused them."""
         return self._found is None and bool(self.candidates())
 
     @property
@@ -106,7 +106,7 @@ class Comparison:
             gate
             for gate in submission.gates
             if gate.field not in self._cut
-            and gate.possible(submission.values[gate.field])
+            and gate.can_be_unchanged(submission.values[gate.field])
             and (gate.cut is Cut.AFTER_REFUSAL or self.withholds)
             and (not isinstance(found, Stored) or gate.unchanged(submission.values, found.info))
         ]

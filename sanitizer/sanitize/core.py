@@ -108,8 +108,8 @@ class Sanitizer:
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> "Interception | None":
         """The interception of a POST to ``path`` (decoded), or None: then the request is an ordinary one.
 
-        ``head`` is the request's head in octets as it was received, ``outbound`` the one it is sent to LiteLLM with:
-        a start line, which may be empty, field lines and an empty line. ``ask`` sends lookups.
+        ``head`` is the request's head in octets as it was received, ``outbound`` the one it is sent to LiteLLM with: a
+        start line, which may be empty, and field lines. ``ask`` sends lookups.
         """
         target = self._targets.find(path)
         return None if target is None else Interception(self, target, head, Caller(outbound, ask))
@@ -233,7 +233,7 @@ class Interception:
         decision, comparison = self._decision, self._comparison
         assert decision is not None  # noqa: S101 - the request has been forwarded
         success = 200 <= status < 300
-        if decision.outcome is Outcome.CHANGED and success and comparison is not None and comparison.spared:
+        if decision.outcome is Outcome.CHANGED and success and comparison is not None and comparison.has_uncompared:
             decision = Decision(Outcome.CHANGED, reason="accepted")
         self._report(decision, status, head)
         self.release()

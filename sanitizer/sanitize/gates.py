@@ -69,7 +69,7 @@ class Gate:
     """Parts of LiteLLM's refusals, one of which each of them contains. They name the member, and hold no value."""
     refused: tuple[Refused, ...] = ()
     """The evidence, from releases up to `NEWEST`."""
-    possible: Callable[[Json], bool] = not_null
+    can_be_unchanged: Callable[[Json], bool] = not_null
     """Whether a sent value can be unchanged at all, whatever is stored."""
     status: int = 403
     """Of LiteLLM's refusal."""

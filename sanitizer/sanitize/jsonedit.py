@@ -38,7 +38,6 @@ class NotInspectable(ValueError):
     """JSON that must not be edited; ``reason`` is a stable token for logs and the response header."""
 
     def __init__(self, reason: str) -> None:
-        super().__init__(reason)
         self.reason = reason
 
 

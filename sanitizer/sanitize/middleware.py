@@ -207,11 +207,11 @@ class _Reported:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, Exception) or not self._answer.replaced:
-            return False
-        message = "the app has failed in a further send, whose answer is not the client's"
-        asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
-        return True
+        hidden = isinstance(error, Exception) and self._answer.replaced
+        if hidden:
+            message = "the app has failed in a further send, whose answer is not the client's"
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+        return hidden
 
 
 def _root_paths() -> list[str]:

@@ -44,7 +44,7 @@ class Submission:
         self.gates = tuple(
             gate
             for gate in target.gates
-            if gate.field in values and (gate.cut is Cut.BEFORE_FORWARDING or gate.possible(values[gate.field]))
+            if gate.field in values and (gate.cut is Cut.BEFORE_FORWARDING or gate.can_be_unchanged(values[gate.field]))
         )
         key = values.get("key", target.key)  # the body's beats the path's
         self.key = key if isinstance(key, str) and _names_a_key(key) else None
@@ -61,7 +61,9 @@ class Submission:
     def comparable(self) -> list[Gate]:
         """The gates whose members may be cut before the request is forwarded."""
         return [
-            gate for gate in self.gates if gate.cut is Cut.BEFORE_FORWARDING and gate.possible(self.values[gate.field])
+            gate
+            for gate in self.gates
+            if gate.cut is Cut.BEFORE_FORWARDING and gate.can_be_unchanged(self.values[gate.field])
         ]
 
     def writes(self, fields: Collection[str]) -> bool:

@@ -41,7 +41,7 @@ class Targets:
 
     def find(self, path: str) -> Target | None:
         """The target of a decoded path: LiteLLM matches decoded paths too, exactly and with case."""
-        if self._common not in path:  # every POST comes by here
+        if self._common not in path:  # this is asked of every POST
             return None
         for pattern, endpoint, gates in self._endpoints:
             if match := pattern.fullmatch(path):

@@ -307,37 +307,6 @@ async def test_content() -> None:
     assert b"".join(message["body"] for message in messages) == b""
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
-        pytest.param("not-a-secret", id="no sk-"),
-        pytest.param("a/b/../c", id="slashes"),
-        pytest.param("a b+c&key=d#e?f%2F%", id="delimiters"),
-        pytest.param("schlüssel-鍵-🔑", id="unicode"),
-        pytest.param("a\r\nhost: b\0", id="controls"),
-        pytest.param(".", id="a dot"),
-        pytest.param("鍵" * 1000, id="long"),
-    ],
-)
-async def test_no_hash(key: str) -> None:
-    """A key that is not hashed, and is no hash, is not asked for: the query string is no place for it."""
-    app = LiteLLM()
-    client = await through(SanitizerMiddleware(app), json.dumps({"key": key, "allowed_routes": ["/a"]}).encode())
-    assert client.marks == [b'unknown; reason="key_form"']
-    assert app.lookups == []
-
-
-async def test_hash() -> None:
-    """A hash is asked for by its very name."""
-    app = LiteLLM()
-    key = TOKEN
-    client = await through(SanitizerMiddleware(app), json.dumps({"key": key, "allowed_routes": ["/a"]}).encode())
-    assert client.marks == [DROPPED]
-    (lookup,) = app.lookups
-    assert (named(lookup), lookup["path"], lookup["raw_path"]) == (key, "/key/info", b"/key/info")
-    assert lookup["headers"] == [(b"accept-encoding", b"identity")]
-
-
 async def test_prefix() -> None:
     """The key is looked up under the request's prefix, which the path has decoded and the raw path encoded."""
     app = LiteLLM()

@@ -66,5 +66,6 @@ def test_codings(coding: bytes, content: bytes, found: str) -> None:
 def test_limit() -> None:
     """A refusal is no longer than the limit."""
     content = b'{"detail":"no"}'
-    assert refusal_text(HEAD, content + b" " * (LIMIT - len(content))) == "no"
-    assert refusal_text(HEAD, content + b" " * (LIMIT - len(content) + 1)) == ""
+    fitting = content + b" " * (LIMIT - len(content))
+    assert [refusal_text(HEAD, each) for each in (fitting, fitting + b" ")] == ["no", ""]
+    assert [refusal_text(coded(b"gzip"), gzip.compress(each)) for each in (fitting, fitting + b" ")] == ["no", ""]

@@ -98,9 +98,7 @@ class Comparison:
     def candidates(self) -> list[Gate]:
         """The gates whose members may still be cut, if LiteLLM refuses the request because of them."""
         submission, found = self.submission, self._found
-        if not submission.names_a_key or self.resent == MAX_RESENDS:
-            return []
-        if isinstance(found, Unknown):
+        if not submission.names_a_key or self.resent == MAX_RESENDS or isinstance(found, Unknown):
             return []
         return [
             gate
@@ -143,10 +141,7 @@ class Comparison:
     async def _look_up(self, *, fresh: bool) -> Stored | Unknown:
         """What the caller's own lookup finds, or what the cache has of an earlier request unless ``fresh``."""
         submission, stored = self.submission, self._stored
-        if submission.key is not None:
-            found, lookup = await stored.get(self._caller, submission.key, self._prefix, fresh=fresh)
-        else:
-            found, lookup = await stored.get_by_alias(self._caller, submission.alias or "", self._prefix)
+        found, lookup = await stored.get(self._caller, submission.key, submission.alias, self._prefix, fresh=fresh)
         if lookup is not None:
             self.lookups.append(lookup)
         # the caller may not read the key: nothing may depend on what a lookup with the credential finds

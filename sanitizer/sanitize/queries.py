@@ -93,18 +93,20 @@ class Query:
         return self.read_object(value) if isinstance(value, dict) else Unknown("lookup_shape")
 
 
-def by_key(token: str, prefix: str) -> Query | None:
-    """None if the token is no hash: then it may be a secret, such as a padded key, which must not get into a URL."""
+def query_of(key: str | None, alias: str | None, prefix: str) -> Query | None:
+    """The query for ``key``, or if that is None, for the key with this alias. ``prefix``: of the path, ``""`` for none.
+
+    None if LiteLLM stores the key unhashed: it may be a secret, such as a padded key, which must not get into a URL.
+    """
+    if key is None:
+        # LiteLLM answers with the very row that it updates for this alias, from 1.96.0 on
+        content = json.dumps({"key_aliases": [alias]}).encode()
+        header = b"\r\nContent-Type: application/json\r\nContent-Length: %d" % len(content)
+        return Query(f"{quote(prefix)}/v2/key/info".encode(), partial(_read_alias, alias), header, content)
+    token = token_of(key)
     if not _HASH.fullmatch(token):
         return None
     return Query(f"{quote(prefix)}/key/info?key={token}".encode(), partial(_read_key, token))
-
-
-def by_alias(alias: str, prefix: str) -> Query:
-    """LiteLLM answers with the very row that it updates for this alias, from 1.96.0 on."""
-    content = json.dumps({"key_aliases": [alias]}).encode()
-    header = b"\r\nContent-Type: application/json\r\nContent-Length: %d" % len(content)
-    return Query(f"{quote(prefix)}/v2/key/info".encode(), partial(_read_alias, alias), header, content)
 
 
 def _read_key(token: str, answer: dict[str, Json]) -> Stored | Unknown:
@@ -113,7 +115,7 @@ def _read_key(token: str, answer: dict[str, Json]) -> Stored | Unknown:
     return _row(answer.get("info"), answer.get("status"))
 
 
-def _read_alias(alias: str, answer: dict[str, Json]) -> Stored | Unknown:
+def _read_alias(alias: str | None, answer: dict[str, Json]) -> Stored | Unknown:
     rows = answer.get("info")
     if not isinstance(rows, list) or len(rows) != 1:
         return Unknown("lookup_shape")

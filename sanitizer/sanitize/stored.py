@@ -17,10 +17,9 @@ from sanitizer.sanitize.queries import (
     Query,
     Stored,
     Unknown,
-    by_alias,
-    by_key,
     caller_header,
     lookup_key_header,
+    query_of,
     token_of,
 )
 
@@ -107,23 +106,25 @@ class StoredKeys:
         return self._cache is not None
 
     async def get(
-        self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
+        self, caller: Caller, key: str | None, alias: str | None, prefix: str, *, fresh: bool = False
     ) -> tuple[Stored | Unknown, Lookup | None]:
-        """The state of ``key`` (not empty, encodable as UTF-8) as the caller may see it, and the lookup made for it.
+        """The state of a key as the caller may see it, and the lookup made for it.
 
-        Without a lookup, what is stored has been read for an earlier request. ``prefix`` is the path prefix, ``""`` for
-        none; ``fresh`` bypasses the cache. Cancelling closes the lookup. `Unknown` reasons: ``key_form``,
-        ``lookup_<status>``, ``lookup_timeout``, ``lookup_failed``, ``lookup_size``, ``lookup_shape``, ``key_deleted``.
+        It is the state of ``key`` (not empty, encodable as UTF-8) or, if that is None, of the key with this alias,
+        which is never cached. If what is stored comes without a lookup, it has been read for an earlier request.
+        ``prefix`` is the path prefix, ``""`` for none; ``fresh`` bypasses the cache. Cancelling closes the lookup.
+        `Unknown` reasons: ``key_form``, ``lookup_<status>``, ``lookup_timeout``, ``lookup_failed``, ``lookup_size``,
+        ``lookup_shape``, ``key_deleted``.
         """
-        token = token_of(key)
-        query = by_key(token, prefix)
+        query = query_of(key, alias, prefix)
         if query is None:
             return Unknown("key_form"), None
         header = caller_header(caller.head)
         cache = self._cache
-        if cache is None:
+        if cache is None or key is None:
             found, lookup, _ = await self._look_up(caller, header, query)
             return found, lookup
+        token = token_of(key)
         identity = hashlib.sha256(b"%b\r\n%b" % (quote(prefix).encode(), header)).digest()
         if not fresh and (answer := cache.get(token, identity)) is not None:
             return query.read(answer), None
@@ -133,20 +134,15 @@ class StoredKeys:
             cache.put(token, identity, answer, begun)
         return found, lookup
 
-    async def get_by_alias(self, caller: Caller, alias: str, prefix: str) -> tuple[Stored | Unknown, Lookup | None]:
-        """The state of the key that has this alias, as the caller may see it; see `get`. It is never cached."""
-        found, lookup, _ = await self._look_up(caller, caller_header(caller.head), by_alias(alias, prefix))
-        return found, lookup
-
     async def get_with_lookup_key(
         self, caller: Caller, key: str | None, alias: str | None, prefix: str
     ) -> tuple[Stored | Unknown, Lookup | None]:
-        """The state of ``key``, or else of the key with this alias, as the gateway's own credential may see it.
+        """The state of a key as the gateway's own credential may see it.
 
         As `get`, but a refusal has the reason ``lookup_key_<status>``, and nothing is cached.
         """
         own = self._lookup_key() if self._lookup_key is not None else None
-        query = by_alias(alias or "", prefix) if key is None else by_key(token_of(key), prefix)
+        query = query_of(key, alias, prefix)
         if own is None or query is None:
             return Unknown("lookup_403"), None
         header = lookup_key_header(caller.head, own, self._host)

@@ -6,7 +6,7 @@ from email.message import Message
 from typing import Final
 
 from sanitizer.sanitize.gates import UPDATE, Cut, Gate
-from sanitizer.sanitize.jsonedit import NotInspectable, cut, loads, members
+from sanitizer.sanitize.jsonedit import Json, NotInspectable, cut, loads, members
 from sanitizer.sanitize.judges import Row
 from sanitizer.sanitize.targets import Target
 
@@ -47,10 +47,8 @@ class Submission:
             if gate.field in values and (gate.cut is Cut.BEFORE_FORWARDING or gate.can_be_unchanged(values[gate.field]))
         )
         key = values.get("key", target.key)  # the body's beats the path's
-        self.key = key if isinstance(key, str) and _names_a_key(key) else None
-        alias = values.get("key_alias")
-        by_alias = target.endpoint == UPDATE and key is None and isinstance(alias, str) and _names_a_key(alias)
-        self.alias = alias if by_alias and isinstance(alias, str) else None
+        self.key = _name(key)
+        self.alias = _name(values.get("key_alias")) if target.endpoint == UPDATE and key is None else None
 
     @property
     def names_a_key(self) -> bool:
@@ -129,9 +127,10 @@ def _json(content_type: str) -> bool:
     return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
-def _names_a_key(key: str) -> bool:
+def _name(value: Json) -> str | None:
+    """The value, if it can name a key."""
     # LiteLLM's /key/info would take an empty key for the caller's own; a lone surrogate can be neither hashed nor sent
     try:
-        return bool(key.encode())
+        return value if isinstance(value, str) and value.encode() else None
     except UnicodeEncodeError:
-        return False
+        return None

@@ -59,7 +59,7 @@ def stored_keys(ttl: float) -> StoredKeys:
 
 
 async def get(keys: StoredKeys, litellm: LiteLLM, headers: Fields, key: str = KEY) -> Stored | Unknown:
-    return (await keys.get(Caller(octets(headers), litellm.info), key, ""))[0]
+    return (await keys.get(Caller(octets(headers), litellm.info), key, None, ""))[0]
 
 
 @pytest.fixture

@@ -74,13 +74,10 @@ class Keys(StoredKeys):
         return self.with_key is not None
 
     async def get(
-        self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
+        self, caller: Caller, key: str | None, alias: str | None, prefix: str, *, fresh: bool = False
     ) -> tuple[Stored | Unknown, Lookup | None]:
-        self.calls.append(f"{key} fresh" if fresh else key)
-        return looked_up(self.own)
-
-    async def get_by_alias(self, caller: Caller, alias: str, prefix: str) -> tuple[Stored | Unknown, Lookup | None]:
-        self.calls.append(f"alias {alias}")
+        name = f"alias {alias}" if key is None else key
+        self.calls.append(f"{name} fresh" if fresh else name)
         return looked_up(self.own)
 
     async def get_with_lookup_key(

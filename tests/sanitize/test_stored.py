@@ -69,22 +69,17 @@ class LookUp:
     ask: Ask
     lookup: Lookup | None = None
 
-    async def __call__(self, *fields: tuple[bytes, bytes], key: str = KEY, prefix: str = "") -> Stored | Unknown:
-        found, self.lookup = await self.stored.get(self._caller(fields), key, prefix)
-        return found
-
-    async def by_alias(self, *fields: tuple[bytes, bytes], alias: str, prefix: str = "") -> Stored | Unknown:
-        found, self.lookup = await self.stored.get_by_alias(self._caller(fields), alias, prefix)
-        return found
-
-    async def with_lookup_key(
-        self, *fields: tuple[bytes, bytes], key: str | None = KEY, alias: str | None = None, prefix: str = ""
+    async def __call__(
+        self,
+        *fields: tuple[bytes, bytes],
+        key: str | None = KEY,
+        alias: str | None = None,
+        prefix: str = "",
+        lookup_key: bool = False,
     ) -> Stored | Unknown:
-        found, self.lookup = await self.stored.get_with_lookup_key(self._caller(fields), key, alias, prefix)
+        get = self.stored.get_with_lookup_key if lookup_key else self.stored.get
+        found, self.lookup = await get(Caller(octets(list(fields or [HOST])), self.ask), key, alias, prefix)
         return found
-
-    def _caller(self, fields: tuple[tuple[bytes, bytes], ...]) -> Caller:
-        return Caller(octets(list(fields or [HOST])), self.ask)
 
 
 @contextlib.asynccontextmanager
@@ -204,7 +199,7 @@ async def test_no_hash(key: str) -> None:
     with Upstream() as upstream:
         async with keys_at(upstream) as look_up:
             assert (await look_up(key=key), look_up.lookup) == (Unknown("key_form"), None)
-            assert isinstance(await look_up.with_lookup_key(key=key), Unknown)
+            assert isinstance(await look_up(key=key, lookup_key=True), Unknown)
             assert look_up.lookup is None
         assert upstream.connections == []
 
@@ -238,7 +233,7 @@ async def test_answers(
     refused = Unknown(f"lookup_{'key_' if lookup_key else ''}{status}", refused=status == 403 and not lookup_key)
     with Upstream(reply(head + body), keep=False) as upstream:
         async with keys_at(upstream) as look_up:
-            found = await (look_up.with_lookup_key() if lookup_key else look_up())
+            found = await look_up(lookup_key=lookup_key)
         assert found == (result or refused)
         assert look_up.lookup is not None
         assert (look_up.lookup.outcome, look_up.lookup.lookup_key) == (outcome, lookup_key)
@@ -473,10 +468,8 @@ async def test_bytes_sent_for_an_alias(lookup_key: bool) -> None:
     fields = (HOST, (b"Content-Type", b"text/x"), (b"Content-Length", b"9"))
     with Upstream(reply(ok(json.dumps({"key": ["ignored"], "info": [row]}).encode()))) as upstream:
         async with keys_at(upstream, host=b"litellm.example") as look_up:
-            if lookup_key:
-                assert await look_up.with_lookup_key(*fields, key=None, alias="ä", prefix="/p") == Stored(row)
-            else:
-                assert await look_up.by_alias(*fields, alias="ä", prefix="/p") == Stored(row)
+            found = await look_up(*fields, key=None, alias="ä", prefix="/p", lookup_key=lookup_key)
+            assert found == Stored(row)
         assert look_up.lookup is not None
         assert (look_up.lookup.outcome, look_up.lookup.lookup_key) == (LookupOutcome.OK, lookup_key)
         await asyncio.to_thread(upstream.settle)
@@ -503,7 +496,7 @@ async def test_alias_refused(status: int, refused: bool) -> None:
     """As of any lookup, a status other than 200 is unknown."""
     with Upstream(reply(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status), keep=False) as upstream:
         async with keys_at(upstream) as look_up:
-            assert await look_up.by_alias(alias="a") == Unknown(f"lookup_{status}", refused)
+            assert await look_up(key=None, alias="a") == Unknown(f"lookup_{status}", refused)
 
 
 # with the lookup credential
@@ -533,7 +526,7 @@ async def test_bytes_sent_with_the_lookup_key() -> None:
     ]
     with Upstream(reply(ok(answer()))) as upstream:
         async with keys_at(upstream, host=b"litellm.example") as look_up:
-            assert await look_up.with_lookup_key(*fields, prefix="/p") == ROW
+            assert await look_up(*fields, lookup_key=True, prefix="/p") == ROW
         await asyncio.to_thread(upstream.settle)
         assert upstream.received == b"\r\n".join(
             [
@@ -561,7 +554,7 @@ async def test_no_lookup_key(lookup_key: Callable[[], str | None] | None) -> Non
     """Without a credential the caller's refusal stands, and LiteLLM is not asked."""
     with Upstream() as upstream:
         async with keys_at(upstream, lookup_key=lookup_key) as look_up:
-            assert await look_up.with_lookup_key() == Unknown("lookup_403")
+            assert await look_up(lookup_key=True) == Unknown("lookup_403")
         assert (look_up.lookup, upstream.connections) == (None, [])
 
 
@@ -569,7 +562,7 @@ async def test_timeout_with_the_lookup_key() -> None:
     """It has the time of any lookup."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
         async with keys_at(upstream, timeout=0.05) as look_up:
-            assert await look_up.with_lookup_key() == Unknown("lookup_timeout")
+            assert await look_up(lookup_key=True) == Unknown("lookup_timeout")
         assert look_up.lookup is not None
         assert look_up.lookup.outcome is LookupOutcome.TIMEOUT
 
@@ -579,7 +572,16 @@ async def test_what_the_lookup_key_reads_is_not_cached() -> None:
     with Upstream(reply(ok(answer()))) as upstream:
         async with keys_at(upstream, cache_ttl=10) as look_up:
             for _ in range(2):
-                assert await look_up.with_lookup_key() == ROW
-            assert await look_up() == ROW
-            assert await look_up() == ROW
+                assert await look_up(lookup_key=True) == ROW
+            for _ in range(2):
+                assert await look_up() == ROW
         assert len(upstream.requests) == 3
+
+
+async def test_an_alias_is_not_cached() -> None:
+    """LiteLLM may give an alias to another key at any time."""
+    with Upstream(reply(ok(b'{"info": [{"key_alias": "a"}]}'))) as upstream:
+        async with keys_at(upstream, cache_ttl=10) as look_up:
+            for _ in range(2):
+                assert await look_up(key=None, alias="a") == Stored({"key_alias": "a"})
+        assert len(upstream.requests) == 2

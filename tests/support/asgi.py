@@ -73,12 +73,12 @@ class Lookups(StoredKeys):
         self.gate = gate
         self.started = asyncio.Event()
         self.cancelled = False
-        self.calls: list[tuple[str, str, bool]] = []
+        self.calls: list[tuple[str | None, str, bool]] = []
         self.writes: list[str | None] = []
         self.writing_now = 0
 
     async def get(
-        self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
+        self, caller: Caller, key: str | None, alias: str | None, prefix: str, *, fresh: bool = False
     ) -> tuple[Stored | Unknown, Lookup | None]:
         self.calls.append((key, prefix, fresh))
         self.started.set()

@@ -461,7 +461,7 @@ async def test_lookup_key_file_holds_none() -> None:
 
 @pytest.mark.parametrize("guess", [{"x": 1}, {"x": 2}], ids=["right", "wrong"])
 @pytest.mark.parametrize("found", [stored(), Unknown("lookup_key_404")], ids=["found", "not found"])
-async def test_lookup_key_tells_strangers_nothing(guess: dict[str, Any], found: Stored | Unknown) -> None:
+async def test_lookup_key_is_no_oracle(guess: dict[str, Any], found: Stored | Unknown) -> None:
     """A caller whom LiteLLM refuses gets its first refusal, without our field, whatever was guessed."""
     sent = {**KEY, "permissions": guess}
     played = await play(sent, STRANGER, may_not_read(found))
@@ -476,7 +476,7 @@ async def test_lookup_key_tells_strangers_nothing(guess: dict[str, Any], found: 
         pytest.param([], b'unknown; reason="lookup_403"', id="accepted"),
     ],
 )
-async def test_what_a_caller_who_may_not_read_is_told(refusals: Refusals, mark: bytes | None) -> None:
+async def test_decision_is_withheld(refusals: Refusals, mark: bytes | None) -> None:
     """LiteLLM's words can depend on what is stored, so our field must not depend on LiteLLM's words."""
     played = await play({**KEY, "permissions": {"x": 1}}, refusals, may_not_read(stored()))
     assert played.mark == mark

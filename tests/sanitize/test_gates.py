@@ -60,7 +60,7 @@ def test_fragments() -> None:
         *("enforced_params", "model_rpm_limit", "model_tpm_limit", "rpm_limit_type", "tpm_limit_type"),
         *("allowed_vector_store_indexes", "logging", "service_account_id", "temp_budget_increase"),
         "model_max_budget",  # not to be proved without a licence
-        "organization_id",  # LiteLLM tells by it who may do what
+        "organization_id",  # LiteLLM derives permissions from it
         "key",
     ],
 )
@@ -72,7 +72,7 @@ def test_never_a_gate(field: str) -> None:
 @pytest.mark.parametrize("field", ["team_id", "user_id", "key_alias"])
 @pytest.mark.parametrize("value", ["a", 1, ["a"], {}, False])
 def test_never_cut(field: str, value: Json) -> None:
-    """LiteLLM tells by team and user who may do what, and by an alias which key is meant: only none is unchanged."""
+    """LiteLLM derives permissions from team and user, and an alias names the key: of these only none is unchanged."""
     gates = [gate for gate in GATES if gate.field == field]
     assert gates
     assert not any(gate.can_be_unchanged(value) for gate in gates)

@@ -151,7 +151,7 @@ async def test_repairs(
     async with server(placed(kind)) as http:
         for path in paths:
             answer = await http.post(path, content=update(models=["m"]), headers={"content-type": "application/json"})
-            if path == "/p/key/update" and not root_path:  # nobody has said that it is one
+            if path == "/p/key/update" and not root_path:  # it is not configured
                 assert (answer.content, "x-litellm-sanitizer" in answer.headers) == (update(models=["m"]), False)
             else:
                 assert (answer.content, answer.headers["x-litellm-sanitizer"]) == (CUT, DROPPED.decode())

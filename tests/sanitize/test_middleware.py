@@ -1,4 +1,4 @@
-"""The sanitizer around an app: what the app gets, what the client sees, what is reported, and who waits for whom."""
+"""The sanitizer around an app: what the app gets, what the client sees, what is reported, and what is cancelled."""
 
 import asyncio
 import hashlib
@@ -15,7 +15,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer.errors import BadRequest
 from sanitizer.sanitize import core
-from sanitizer.sanitize.core import Record
+from sanitizer.sanitize.core import Record, Sanitizer
 from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.middleware import SanitizerMiddleware
 from sanitizer.sanitize.queries import Stored, Unknown
@@ -297,16 +297,17 @@ async def test_too_large_streams() -> None:
     assert sanitized.sanitizer.held == 0
 
 
-async def test_exactly_the_limit() -> None:
-    """The limit is the largest body that is inspected."""
-    body = update()
-    for most, mark in (
-        (len(body), b'dropped; fields="allowed_routes"'),
-        (len(body) - 1, b'unreadable; reason="too_large"'),
-    ):
-        client = Client([body], [JSON, (b"content-length", b"%d" % len(body))])
-        await client.through(Sanitized(Upstream(), Lookups(ROUTES), max_body=most))
-        assert client.marks == [mark]
+@pytest.mark.parametrize("limit", [100, None], ids=["given", "by default"])
+async def test_exactly_the_limit(limit: int | None) -> None:
+    """The limit is the largest body that is inspected, as its length says; by default 1 MiB."""
+    largest = 1024 * 1024 if limit is None else limit
+    sanitizer = Sanitizer(Lookups(ROUTES)) if limit is None else Sanitizer(Lookups(ROUTES), max_body=limit)
+    marks = []
+    for length in (largest, largest + 1):
+        body = update() + b" " * (length - len(update()))
+        client = Client([body], [JSON, (b"content-length", b"%d" % length)])
+        marks += (await client.through(SanitizerMiddleware(Upstream(), sanitizer=sanitizer))).marks
+    assert marks == [b'dropped; fields="allowed_routes"', b'unreadable; reason="too_large"']
 
 
 async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,4 +1,4 @@
-"""The text of a refusal, out of whatever LiteLLM or somebody before it answers."""
+"""The text of a refusal, out of any answer of LiteLLM's or of a proxy before it."""
 
 import gzip
 import json

@@ -103,54 +103,86 @@ async def look_up(
         return await look_up(*fields, key=key, prefix=prefix)
 
 
-async def test_bytes_sent() -> None:
-    """The caller's fields and nothing else: order, duplicates, case and values as they are."""
-    fields: Fields = [
-        (b"Host", b"proxy.example:8443"),
-        (b"X-LiteLLM-API-Key", b"Bearer sk-1"),
-        (b"authorization", b"Bearer sk-2"),
-        (b"Accept", b"*/*"),
-        (b"X-Team", b"one"),
-        (b"Accept-Encoding", b"gzip, br"),
-        (b"x-team", b"two"),
-        (b"Content-Type", b"application/json"),
-        (b"content-length", b"52"),
-        (b"Content-Language", b"en"),
-        (b"Transfer-Encoding", b"chunked"),
-        (b"Expect", b"100-continue"),
-        (b"Range", b"bytes=0-1"),
-        (b"If-None-Match", b'"x"'),
-        (b"if-modified-since", b"yesterday"),
-        (b"Cookie", b"a=1"),
-        (b"Cookie", b"b=2"),
-        (b"X-Name", "Zo\xeb".encode("latin-1")),
-        (b"X-Empty", b""),
-        (b"X-Forwarded-For", b"203.0.113.9"),
-        (b"Via", b"1.1 litellm-sanitizer-0"),
-    ]
+FIELDS: Fields = [
+    (b"Host", b"proxy.example:8443"),
+    (b"X-LiteLLM-API-Key", b"Bearer sk-1"),
+    (b"authorization", b"Bearer sk-2"),
+    (b"API-Key", b"sk-3"),
+    (b"x-goog-api-key", b"sk-5"),
+    (b"Ocp-Apim-Subscription-Key", b"sk-6"),
+    (b"X-A-Name-Of-The-Operator", b"sk-7"),
+    (b"X-Forwarded-Access-Token", b"sk-8"),
+    (b"Accept", b"*/*"),
+    (b"X-Team", b"one"),
+    (b"Accept-Encoding", b"gzip, br"),
+    (b"x-team", b"two"),
+    (b"Content-Type", b"application/json"),
+    (b"content-length", b"52"),
+    (b"Content-Language", b"en"),
+    (b"Transfer-Encoding", b"chunked"),
+    (b"Expect", b"100-continue"),
+    (b"Range", b"bytes=0-1"),
+    (b"If-None-Match", b'"x"'),
+    (b"if-modified-since", b"yesterday"),
+    (b"Cookie", b"a=1"),
+    (b"Cookie", b"b=2"),
+    (b"X-Name", "Zo\xeb".encode("latin-1")),
+    (b"X-Empty", b""),
+    (b"X-Forwarded-For", b"203.0.113.9"),
+    (b"x-forwarded-proto", b"https"),
+    (b"X-Forwarded-Host", b"proxy.example"),
+    (b"Forwarded", b"host=proxy.example"),
+    (b"Via", b"1.1 a"),
+    (b"Via", b"1.1 litellm-sanitizer-0"),
+]
+CALLERS = [
+    b"Host: proxy.example:8443",
+    b"X-LiteLLM-API-Key: Bearer sk-1",
+    b"authorization: Bearer sk-2",
+    b"API-Key: sk-3",
+    b"x-goog-api-key: sk-5",
+    b"Ocp-Apim-Subscription-Key: sk-6",
+    b"X-A-Name-Of-The-Operator: sk-7",
+    b"X-Forwarded-Access-Token: sk-8",
+    b"Accept: */*",
+    b"X-Team: one",
+    b"x-team: two",
+    b"Cookie: a=1",
+    b"Cookie: b=2",
+    b"X-Name: Zo\xeb",
+    b"X-Empty: ",
+    b"X-Forwarded-For: 203.0.113.9",
+    b"x-forwarded-proto: https",
+    b"X-Forwarded-Host: proxy.example",
+    b"Forwarded: host=proxy.example",
+    b"Via: 1.1 a",
+    b"Via: 1.1 litellm-sanitizer-0",
+]
+CREDENTIALS = [
+    b"Host: litellm.example",
+    b"X-Forwarded-For: 203.0.113.9",
+    b"x-forwarded-proto: https",
+    b"Via: 1.1 a",
+    b"Via: 1.1 litellm-sanitizer-0",
+    b"Authorization: Bearer sk-own",
+]
+
+
+@pytest.mark.parametrize(
+    ("lookup_key", "lines"),
+    [pytest.param(False, CALLERS, id="the caller's"), pytest.param(True, CREDENTIALS, id="the lookup credential's")],
+)
+async def test_bytes_sent(lookup_key: bool, lines: list[bytes]) -> None:
+    """The caller's field lines go as they are, in order, less those about its content or that make an answer partial.
+
+    With the lookup credential none goes by which the caller has authenticated, or that names a virtual host.
+    """
     with Upstream(reply(ok(answer()))) as upstream:
-        assert await look_up(upstream, *fields) == ROW
+        async with keys_at(upstream, host=b"litellm.example") as look_up:
+            assert await look_up(*FIELDS, prefix="/p", lookup_key=lookup_key) == ROW
         await asyncio.to_thread(upstream.settle)
-        assert upstream.received == b"\r\n".join(
-            [
-                b"GET /key/info?key=%b HTTP/1.1" % TOKEN.encode(),
-                b"Host: proxy.example:8443",
-                b"X-LiteLLM-API-Key: Bearer sk-1",
-                b"authorization: Bearer sk-2",
-                b"Accept: */*",
-                b"X-Team: one",
-                b"x-team: two",
-                b"Cookie: a=1",
-                b"Cookie: b=2",
-                b"X-Name: Zo\xeb",
-                b"X-Empty: ",
-                b"X-Forwarded-For: 203.0.113.9",
-                b"Via: 1.1 litellm-sanitizer-0",
-                b"Accept-Encoding: identity",
-                b"",
-                b"",
-            ]
-        )
+        target = b"GET /p/key/info?key=%b HTTP/1.1" % TOKEN.encode()
+        assert upstream.received == b"\r\n".join([target, *lines, b"Accept-Encoding: identity", b"", b""])
 
 
 @pytest.mark.parametrize(
@@ -500,48 +532,6 @@ async def test_alias_refused(status: int, refused: bool) -> None:
 
 
 # with the lookup credential
-
-
-async def test_bytes_sent_with_the_lookup_key() -> None:
-    """Nothing goes along with the gateway's own key by which the caller has authenticated, or names a virtual host."""
-    fields: Fields = [
-        (b"Host", b"proxy.example:8443"),
-        (b"X-LiteLLM-API-Key", b"Bearer sk-1"),
-        (b"authorization", b"Bearer sk-2"),
-        (b"API-Key", b"sk-3"),
-        (b"X-API-Key", b"sk-4"),
-        (b"x-goog-api-key", b"sk-5"),
-        (b"Ocp-Apim-Subscription-Key", b"sk-6"),
-        (b"X-A-Name-Of-The-Operator", b"sk-7"),
-        (b"X-Forwarded-Access-Token", b"sk-8"),
-        (b"Cookie", b"token=9"),
-        (b"Accept", b"*/*"),
-        (b"Content-Type", b"application/json"),
-        (b"X-Forwarded-For", b"203.0.113.9"),
-        (b"x-forwarded-proto", b"https"),
-        (b"X-Forwarded-Host", b"proxy.example"),
-        (b"Forwarded", b"host=proxy.example"),
-        (b"Via", b"1.1 a"),
-        (b"Via", b"1.1 litellm-sanitizer-0"),
-    ]
-    with Upstream(reply(ok(answer()))) as upstream:
-        async with keys_at(upstream, host=b"litellm.example") as look_up:
-            assert await look_up(*fields, lookup_key=True, prefix="/p") == ROW
-        await asyncio.to_thread(upstream.settle)
-        assert upstream.received == b"\r\n".join(
-            [
-                b"GET /p/key/info?key=%b HTTP/1.1" % TOKEN.encode(),
-                b"Host: litellm.example",
-                b"X-Forwarded-For: 203.0.113.9",
-                b"x-forwarded-proto: https",
-                b"Via: 1.1 a",
-                b"Via: 1.1 litellm-sanitizer-0",
-                b"Authorization: Bearer sk-own",
-                b"Accept-Encoding: identity",
-                b"",
-                b"",
-            ]
-        )
 
 
 async def test_whether_there_is_a_lookup_key() -> None:

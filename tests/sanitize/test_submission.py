@@ -75,7 +75,7 @@ def test_obstacle(lines: list[tuple[str, str]], reason: str | None) -> None:
         pytest.param('{"data":{"key":"sk-1"}}', None, id="not at top level"),
     ],
 )
-def test_which_key(body: str, key: str | None) -> None:
+def test_key(body: str, key: str | None) -> None:
     """The body's key, if it is a string that can name one."""
     assert Submission(body.encode(), target()).key == key
 
@@ -94,7 +94,7 @@ def test_which_key(body: str, key: str | None) -> None:
         pytest.param("/key/regenerate", '{"new_key":"sk-new","key_alias":"a"}', None, id="other members name none"),
     ],
 )
-def test_which_key_to_regenerate(path: str, body: str, key: str | None) -> None:
+def test_key_to_regenerate(path: str, body: str, key: str | None) -> None:
     """Where the path names a key it counts, but a key in the body beats it, even one that names none."""
     assert Submission(body.encode(), target(path)).key == key
 
@@ -135,7 +135,7 @@ def test_other_duplicates() -> None:
         pytest.param("/key/regenerate", '{"key_alias":"a"}', None, id="a name to give, not to find"),
     ],
 )
-def test_which_alias(path: str, body: str, alias: str | None) -> None:
+def test_alias(path: str, body: str, alias: str | None) -> None:
     """An update without a key means the key with that alias."""
     submission = Submission(body.encode(), target(path))
     assert (submission.key is None or alias is None, submission.alias) == (True, alias)
@@ -156,7 +156,7 @@ def test_which_alias(path: str, body: str, alias: str | None) -> None:
             '{"budget_limits":null,"team_id":"","key_alias":"","user_id":null}',
             ["budget_limits", "user_id", "team_id", "key_alias"],
             [],
-            id="none, in their ways",
+            id="none, in each of its forms",
         ),
     ],
 )
@@ -168,7 +168,7 @@ def test_gates(body: str, guarded: list[str], comparable: list[str]) -> None:
 
 
 def test_unchanged() -> None:
-    """Members are judged one by one, and an unknown shape is told."""
+    """Members are judged one by one, and an unknown shape is reported."""
     submission = Submission(b'{"permissions":{},"allowed_routes":["b","a"],"access_group_ids":[]}', target())
     row: dict[str, Json] = {"permissions": {}, "allowed_routes": ["a", "b"], "access_group_ids": []}
     before, after = submission.comparable, [gate for gate in submission.gates if gate.cut is Cut.AFTER_REFUSAL]
@@ -187,7 +187,7 @@ def test_in_order() -> None:
     ("body", "cut", "writes"),
     [
         pytest.param('{"allowed_routes":[],"models":[]}', ["allowed_routes"], False, id="all cut"),
-        pytest.param('{"allowed_routes":[],"permissions":{}}', ["allowed_routes"], True, id="one left"),
+        pytest.param('{"allowed_routes":[],"permissions":{}}', ["allowed_routes"], True, id="one stays"),
         pytest.param(
             '{"allowed_routes":[],"spend":1}', ["allowed_routes"], False, id="one that others do not depend on"
         ),

@@ -95,15 +95,16 @@ class Comparison:
             found = await self._look_up(fresh=True)
         self._cut_unchanged(gates, found)
 
-    def candidates(self) -> list[Gate]:
-        """The gates whose members may still be cut, if LiteLLM refuses the request because of them."""
+    def candidates(self, status: int | None = None) -> list[Gate]:
+        """The gates whose members may still be cut, if LiteLLM refuses the request because of them, with ``status``."""
         submission, found = self.submission, self._found
         if not submission.names_a_key or self.resent == MAX_RESENDS or isinstance(found, Unknown):
             return []
         return [
             gate
             for gate in submission.gates
-            if gate.field not in self._cut
+            if status in (None, gate.status)
+            and gate.field not in self._cut
             and gate.can_be_unchanged(submission.values[gate.field])
             and (gate.cut is Cut.AFTER_REFUSAL or self.withholds)
             and (not isinstance(found, Stored) or gate.unchanged(submission.values, found.info))

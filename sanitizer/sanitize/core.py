@@ -256,9 +256,7 @@ class Interception:
 
     def _candidates(self, status: int) -> list[Gate]:
         """The gates whose members may still be cut, if LiteLLM refuses the request with this status."""
-        if self._comparison is None:
-            return []
-        return [gate for gate in self._comparison.candidates() if gate.status == status]
+        return [] if self._comparison is None else self._comparison.candidates(status)
 
     def _forward(self, decision: Decision) -> None:
         """The request goes on by this decision."""

@@ -31,9 +31,11 @@ class Decision:
     @property
     def field_value(self) -> bytes:
         """The decision as the value of the response's field."""
-        parameters = {
-            "fields": ",".join(self.fields),
-            "after-refusal": ",".join(self.after_refusal),
-            "reason": self.reason,
-        }
-        return "".join([self.outcome, *(f'; {name}="{text}"' for name, text in parameters.items() if text)]).encode()
+        value = str(self.outcome)
+        if self.fields:
+            value += f'; fields="{",".join(self.fields)}"'
+        if self.after_refusal:
+            value += f'; after-refusal="{",".join(self.after_refusal)}"'
+        if self.reason:
+            value += f'; reason="{self.reason}"'
+        return value.encode()

@@ -146,6 +146,8 @@ async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | N
     got, body = merged(client.sent)
     assert (got["status"], body) == (answers[shown].status, answers[shown].content)
     assert len(app.bodies) == len(answers)
+    held = [answer for answer in answers if answer.status == 403 and len(answer.content) <= LIMIT]
+    assert core.asked == [(answer.status, answer.content) for answer in held]
     assert [record.status for record in core.records] == [answers[shown].status]
     assert core.held == 0
 

@@ -545,7 +545,7 @@ async def test_stalled() -> None:
     assert (lookups.calls, lookups.writes) == ([], [None])
 
 
-@pytest.mark.parametrize(("status", "marks"), [(200, [b'unknown; reason="lookup_403"']), (404, [])])
+@pytest.mark.parametrize(("status", "marks"), [(200, [b'unknown; reason="lookup_403"']), (300, []), (404, [])])
 async def test_nothing_is_said(status: int, marks: list[bytes]) -> None:
     """Where the lookup credential may be used, only a success says what was decided."""
     lookups = Lookups(Unknown("lookup_403", refused=True), has_lookup_key=True)

@@ -4,7 +4,7 @@ import pytest
 
 from sanitizer.sanitize.gates import FIELDS, Cut
 from sanitizer.sanitize.jsonedit import Json, NotInspectable
-from sanitizer.sanitize.submission import Submission, obstacle
+from sanitizer.sanitize.submission import Submission, exceeds, obstacle
 from sanitizer.sanitize.targets import Target, Targets
 from tests.support.asgi import octets
 
@@ -57,6 +57,25 @@ def test_obstacle(lines: list[tuple[str, str]], reason: str | None) -> None:
     """A body that LiteLLM would not read as plain JSON, or that someone vouches for, is left alone."""
     head = octets([(name.encode(), value.encode("latin-1")) for name, value in lines])
     assert obstacle(head, 1024) == reason
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "more"),
+    [
+        pytest.param(b"1024", 1024, False, id="the limit"),
+        pytest.param(b"1025", 1024, True, id="one more"),
+        pytest.param(b"999", 1024, False, id="fewer digits"),
+        pytest.param(b"0001024", 1024, False, id="leading zeros"),
+        pytest.param(b"1" * 5000, 1024, True, id="more digits than Python converts"),
+        pytest.param(b"000", 0, False, id="zero"),
+        pytest.param(b"1", 0, True, id="one, where none is allowed"),
+        pytest.param(b"", 0, False, id="nothing"),
+        pytest.param(b"9e9", 0, False, id="no number"),
+    ],
+)
+def test_exceeds(length: bytes, limit: int, more: bool) -> None:
+    """Lengths are compared as numbers, of whatever size."""
+    assert exceeds(length, limit) is more
 
 
 @pytest.mark.parametrize(

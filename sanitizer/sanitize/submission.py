@@ -111,8 +111,8 @@ def obstacle(head: bytes, max_body: int) -> str | None:
 
 def exceeds(length: bytes, limit: int) -> bool:
     """Whether a Content-Length, however long, says more than ``limit`` bytes. What is no number says nothing."""
-    digits, most = length.lstrip(b"0"), b"%d" % limit
-    return digits.isdigit() and (len(digits), digits) > (len(most), most)
+    digits, bound = length.lstrip(b"0"), b"%d" % limit
+    return digits.isdigit() and (len(digits), digits) > (len(bound), bound)
 
 
 def _json(content_type: str) -> bool:

@@ -10,8 +10,8 @@ PASSING    what has come has passed, the rest follows
 REPLACED   it is dropped, whatever comes
 =========  ===========================================  ==========================================================
 
-From every state but PASSING an answer to a further send becomes REPLACED by one that was held back before: if it is not
-for the caller to see, or if the request could not be sent.
+While the app answers a further send, the answer before stays WHOLE. An answer to a further send that has not begun to
+pass becomes REPLACED by one that is WHOLE, if it is not for the caller to see or if the request could not be sent.
 """
 
 from enum import Enum

@@ -5,10 +5,10 @@ asks an `Interception` what to send. What can go wrong, and what the caller then
 
 - The body cannot be inspected, or the lookup gives nothing: LiteLLM gets the request as it came and answers it.
 - The body is over the limit, or too many bodies are held: what was collected is sent on, and the rest follows it.
-- The client leaves before its request could be forwarded: nothing is sent. Nobody is there to read an answer.
+- The client leaves before its request could be forwarded: nothing is sent.
 
 ``Expect: 100-continue`` stays in the request although its body is asked for before it is forwarded: it is end-to-end,
-and an origin may still refuse by it (RFC 9110 section 10.1.1). A second 100 from there harms nobody.
+and an origin may still refuse by it (RFC 9110 section 10.1.1). A second 100 from there does no harm.
 """
 
 import re
@@ -34,7 +34,7 @@ FIELD: Final = b"x-litellm-sanitizer"
 """The response field that says what was decided."""
 
 _MAY_WRITE: Final = "/key|/team|/user|/access_group|/v1/access_group|/v1/unified_access_group"
-"""LiteLLM's endpoints under which a request may change keys, also such as it does not name."""
+"""Endpoints of LiteLLM under which a request may change keys, even keys that it does not name."""
 
 _CALL_ID: Final = re.compile(rb"\r\nx-litellm-call-id:[ \t]*([\x21-\x7e]{1,128})[ \t]*\r\n", re.IGNORECASE)
 # W3C Trace Context section 3.2.2
@@ -49,8 +49,8 @@ class Record:
 
     ``key_hash``: the first 8 hex digits of the key's SHA-256. ``lookups``: those made for it, in order. ``resent``: how
     many times it was sent again after a refusal.
-    The decision's reason is ``client_left`` when the request was not forwarded because nobody waited for it any more,
-    and ``refused`` when the gateway answered it itself with an error, because its content is malformed.
+    The decision's reason is ``client_left`` when the request was not forwarded because its client had left, and
+    ``refused`` when the gateway answered it itself with an error, because its content is malformed.
     ``status``: of the response; None if none has begun. ``call_id``: LiteLLM's name for the request, from its
     response; ``traceparent``: the client's (W3C Trace Context). Neither is reported if it is overlong or malformed.
     """

@@ -1,17 +1,21 @@
 """What becomes of an intercepted request, from its body to its last answer, by a LiteLLM that refuses some members."""
 
+import asyncio
 import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sanitizer.sanitize.comparison import MAX_RESENDS
 from sanitizer.sanitize.core import Interception, Record, Sanitizer
 from sanitizer.sanitize.decision import Decision, Outcome
-from sanitizer.sanitize.gates import GATES, UPDATE, Cut
+from sanitizer.sanitize.gates import GATES, UPDATE, Cut, Gate
 from sanitizer.sanitize.jsonedit import loads
 from sanitizer.sanitize.queries import Stored, Unknown
 from sanitizer.sanitize.stored import Caller, Lookup, StoredKeys
@@ -514,21 +518,54 @@ async def test_regenerate(path: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("gate", [gate for gate in GATES if gate.endpoint == UPDATE], ids=lambda gate: gate.field)
-async def test_every_gate(gate: Any) -> None:
+UPDATE_GATES = [gate for gate in GATES if gate.endpoint == UPDATE]
+UNCHANGED: dict[str, Any] = {
+    **{gate.field: ROW.get(gate.field) for gate in UPDATE_GATES},
+    **{name: [] for name in ("guardrails", "policies", "prompts")},
+    "tags": ["t"],
+    "allowed_passthrough_routes": ["/x"],
+    "team_id": "",
+    "key_alias": "",
+}
+
+
+@pytest.mark.parametrize("gate", UPDATE_GATES, ids=lambda gate: gate.field)
+async def test_every_gate(gate: Gate) -> None:
     """Each gate's refusal is recognised by each of its fragments, and its stored value is unchanged."""
-    value: Any = {
-        "allowed_routes": ["/b", "/a"] if gate.cut is Cut.AFTER_REFUSAL else ["/a", "/b"],
-        "soft_budget": None,
-        "budget_limits": None,
-        "team_id": "",
-        "key_alias": "",
-        "tags": ["t"],
-        "allowed_passthrough_routes": ["/x"],
-        **{name: [] for name in ("guardrails", "prompts", "policies")},
-    }.get(gate.field, ROW.get(gate.field))
+    reordered = gate.field == "allowed_routes" and gate.cut is Cut.AFTER_REFUSAL
+    value = ["/b", "/a"] if reordered else UNCHANGED[gate.field]
     for fragment in gate.fragments:
         played = await play({**KEY, gate.field: value}, [(gate.field, gate.status, f"{{'error': '{fragment} ...'}}")])
         assert played.status == 200
         assert played.bodies[-1] == KEY
         assert (len(played.bodies) == 1) is (gate.cut is Cut.BEFORE_FORWARDING)
+
+
+@given(
+    members=st.dictionaries(st.sampled_from(sorted(UNCHANGED)), st.booleans()),
+    refusals=st.lists(st.sampled_from([(gate.field, gate.status, gate.fragments[0]) for gate in UPDATE_GATES])),
+    with_key=st.booleans(),
+)
+def test_only_unchanged_members_are_cut(
+    members: dict[str, bool], refusals: list[tuple[str, int, str]], with_key: bool
+) -> None:
+    """Whatever is sent and whatever is refused: a change always arrives, and each further send cuts something.
+
+    ``members``: whether each member is changed; ``with_key``: the caller may not read the key, but the gateway may.
+    """
+    changed = {name for name, differs in members.items() if differs}
+    sent = {**KEY, **{name: ["a change"] if name in changed else UNCHANGED[name] for name in members}}
+    played = asyncio.run(play(sent, refusals, may_not_read(stored()) if with_key else None))
+    bodies, decision = played.bodies, played.record.decision
+    for body in bodies:
+        assert body.items() <= sent.items()
+        assert body.keys() >= changed | KEY.keys()
+    assert all(after.keys() < before.keys() for before, after in itertools.pairwise(bodies))
+    assert len(bodies) - 1 == played.record.resent <= MAX_RESENDS
+    if with_key:
+        assert bodies[0] == sent
+    answers = [answer(json.dumps(body).encode(), refusals) for body in bodies]
+    seen = answers[-1] if not decision.lookup_key or answers[-1][0] == 200 else answers[0]
+    assert (played.status, played.content) == seen
+    assert set(decision.fields) == sent.keys() - bodies[-1].keys()
+    assert set(decision.after_refusal) == bodies[0].keys() - bodies[-1].keys()

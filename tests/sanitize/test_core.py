@@ -19,7 +19,7 @@ from sanitizer.sanitize.gates import GATES, UPDATE, Cut, Gate
 from sanitizer.sanitize.jsonedit import loads
 from sanitizer.sanitize.queries import Stored, Unknown
 from sanitizer.sanitize.stored import Caller, Lookup, StoredKeys
-from tests.support.asgi import Cached, Result, Unspoken, ask_nobody, looked_up
+from tests.support.asgi import Cached, NotLookedUp, Result, ask_nobody, looked_up
 
 pytestmark = pytest.mark.anyio
 
@@ -369,7 +369,7 @@ async def test_no_key() -> None:
 
 async def test_key_form() -> None:
     """Nor can one whose key may not be put into a URL, with the lookup credential either."""
-    keys = Keys(own=[Unspoken("key_form")], with_key=stored())
+    keys = Keys(own=[NotLookedUp("key_form")], with_key=stored())
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.mark == b'unknown; reason="key_form"'
     assert (played.keys.calls, played.held, played.record.lookups) == (["sk-1"], 0, ())
@@ -458,7 +458,7 @@ async def test_lookup_key_is_used_once() -> None:
 
 async def test_lookup_key_file_holds_none() -> None:
     """Where there is no credential after all, the refusal is the caller's, and says nothing."""
-    played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], may_not_read(Unspoken("lookup_403")))
+    played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], may_not_read(NotLookedUp("lookup_403")))
     assert (played.status, played.mark, len(played.bodies)) == (403, None, 1)
     assert (len(played.record.lookups), played.record.decision.lookup_key) == (1, False)
 

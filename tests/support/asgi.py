@@ -45,8 +45,8 @@ class Cached(Stored):
 
 
 @dataclass(frozen=True)
-class Unspoken(Unknown):
-    """What cannot be looked up: no lookup is made."""
+class NotLookedUp(Unknown):
+    """Why nothing is known, though no lookup is made."""
 
 
 Result = Stored | Unknown
@@ -55,7 +55,7 @@ Result = Stored | Unknown
 def looked_up(results: list[Result]) -> tuple[Result, Lookup | None]:
     """The next of ``results``, the last of which is for good, and the lookup made for it."""
     result = results.pop(0) if len(results) > 1 else results[0]
-    return result, None if isinstance(result, Cached | Unspoken) else Lookup(LookupOutcome.OK, 0.01)
+    return result, None if isinstance(result, Cached | NotLookedUp) else Lookup(LookupOutcome.OK, 0.01)
 
 
 class Lookups(StoredKeys):

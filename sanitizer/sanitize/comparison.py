@@ -36,7 +36,6 @@ class Comparison:
         self._observes = observes
         self._found: Stored | Unknown | None = None  # read for this request; None: not read, or not for the caller
         self._cut: list[str] = []  # or, if it only observes, what would have been cut
-        self._cut_by_cache = False  # `_cut` rests on a value that was read for an earlier request
         self._after_refusal: list[str] = []  # those members of `_cut` that LiteLLM had refused first
         self._reason: str | None = None  # why something could not be compared
 
@@ -89,7 +88,6 @@ class Comparison:
             unchanged, _ = submission.unchanged(gates, found.info)
             if len(unchanged) == len(gates):
                 self._cut = unchanged
-                self._cut_by_cache = True
                 return
             # only "unchanged" may rest on a cached value
             found = await self._look_up(fresh=True)
@@ -115,10 +113,10 @@ class Comparison:
 
         Returns whether there is another body to send.
         """
+        nothing_read = self._found is None
         found = await self._read_now()
-        if self._cut_by_cache and isinstance(found, Stored):
-            # a member that is changed, as this lookup shows, though the cached value did not, is sent again
-            self._cut_by_cache = False
+        if nothing_read and isinstance(found, Stored):
+            # what has been cut was compared with a cached value: a member that is changed after all is sent again
             unchanged, _ = self.submission.unchanged(self.submission.comparable, found.info)
             self._cut = [name for name in self._cut if name in unchanged]
         cut = self._cut_unchanged(gates, found)

@@ -91,6 +91,14 @@ class TestKeyFile:
         os.utime(path, ns=(1, 1))
         assert key() == "sk-2"
 
+    def test_nothing_has_changed(self, path: Path) -> None:
+        """A file that is the same by inode, time and size is not read again."""
+        key = KeyFile(str(path), pytest.fail)
+        status = path.stat()
+        path.write_text("sk-2\n")
+        os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+        assert key() == "sk-1"
+
     def test_renamed(self, path: Path) -> None:
         """Another file in its place, of the same size and time."""
         key = KeyFile(str(path), pytest.fail)

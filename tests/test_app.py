@@ -14,7 +14,7 @@ from sanitizer.app import Gateway, create_app
 from sanitizer.relay.counters import CLIENT_LEFT
 from sanitizer.relay.stalls import StallSweep, Watched
 from sanitizer.settings import load
-from tests.sanitize.harness import JSON, Client, update
+from tests.support.asgi import JSON, Client, update
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Script, Upstream, refusing_port, reply
 
 pytestmark = pytest.mark.anyio

@@ -12,7 +12,7 @@ import sanitizer.sanitize
 LOADED = "import sys, {modules}; print(*sys.modules)"
 SANITIZE = [f"sanitizer.sanitize.{module.name}" for module in pkgutil.iter_modules(sanitizer.sanitize.__path__)]
 RELAY = [f"sanitizer.relay.{module.name}" for module in pkgutil.iter_modules(sanitizer.relay.__path__)]
-ADAPTER = {"sanitizer.sanitize.in_process", "sanitizer.sanitize.middleware", "sanitizer.sanitize.scopes"}
+ADAPTER = {f"sanitizer.sanitize.{name}" for name in ("answer", "in_process", "middleware", "scopes")}
 """What sanitizes ASGI requests; the rest of `sanitize` knows no transport."""
 
 BOTH = [f"sanitizer.{name}" for name in ("address", "connecting", "errors", "keepalive", "resolver")]

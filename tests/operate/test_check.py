@@ -25,7 +25,7 @@ from sanitizer.cli import main
 from sanitizer.demo.background import serving
 from sanitizer.operate.check.client import MAX_ANSWER
 from sanitizer.sanitize.gates import GATES, NEWEST
-from sanitizer.sanitize.stored import token_of
+from sanitizer.sanitize.queries import token_of
 from tests.support.upstream import CLOSE, RESET, WAIT_CLOSED, Upstream, refusing_port, reply
 
 KEY = "sk-key-of-the-check"

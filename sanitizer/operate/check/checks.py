@@ -22,7 +22,7 @@ from sanitizer.operate.check.report import Report, Result
 from sanitizer.operate.logs import mask
 from sanitizer.sanitize.gates import NEWEST
 from sanitizer.sanitize.lookup_key import read_key
-from sanitizer.sanitize.stored import token_of
+from sanitizer.sanitize.queries import token_of
 from sanitizer.settings import Settings
 
 _OTHER_HOST: Final = "client.invalid"

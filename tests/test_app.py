@@ -229,7 +229,7 @@ async def test_start_that_fails_half_way(gateway: Gateway, upstream: Upstream, m
 
     made: list[StallSweep] = []
     monkeypatch.setattr(app, "StallSweep", sweep)
-    for name in ("Upstream", "Relay", "SanitizerMiddleware"):
+    for name in ("Pool", "Relay", "SanitizerMiddleware"):
         with monkeypatch.context() as patch:
             patch.setattr(app, name, fail)
             with pytest.raises(Unthought):

@@ -150,9 +150,9 @@ def test_uploads_that_stop(upstream: Upstream, face: Face, path: bytes, upload: 
         response = client.read_response(b"POST")
         assert response.status == 408
         assert json.loads(response.body)["error"]["type"] == "client_not_sending"
-        assert client.closed()
         upstream.wait_for(lambda: not any(request.complete for request in upstream.requests))
-        if face == "fast":
+        if face == "fast":  # elsewhere the server closes the connection when its own keep-alive timeout is over
+            assert client.closed()
             stalled(gateway, "client_not_sending")
 
 

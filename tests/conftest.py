@@ -42,7 +42,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """The tests of a file share a process, for many share a gateway; those on a LiteLLM all do, for they share users."""
+    """The tests of a file share a process, for many share a gateway; so do all tests on a LiteLLM."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = nodeid.partition("::")[0]

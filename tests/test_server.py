@@ -35,7 +35,6 @@ from sanitizer.app import Gateway as App
 from sanitizer.descriptors import RESERVE
 from sanitizer.settings import Settings
 from tests.operate.exposition import wait_for, wait_until_ready
-from tests.operate.test_metrics import children as workers_of
 from tests.support.client import Client
 from tests.support.gateway import ROOT, Gateway
 from tests.support.upstream import OK, Upstream, reply
@@ -490,7 +489,7 @@ def test_reserve(upstream: Upstream, workers: int, admin: bool, reserve: int) ->
     """All descriptors that a process can have may be used, but some are the admin listener's, where there is one."""
     with Gateway(upstream.url, "--workers", str(workers), admin=admin) as gateway:
         assert gateway.ask(GET).status == 200
-        for pid in (gateway.pid, *workers_of(gateway)):
+        for pid in (gateway.pid, *gateway.workers()):
             soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
             assert soft == max(hard - reserve, hard // 2)
 

@@ -29,7 +29,7 @@ from sanitizer.operate.probe import Probe
 from sanitizer.operate.snapshots import PipeWriter, Snapshot, Snapshots
 from sanitizer.settings import Settings, load
 from tests.operate.exposition import wait_for, wait_until_ready
-from tests.operate.test_metrics import children, request
+from tests.operate.traffic import request
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Upstream, refusing_port, reply
@@ -142,7 +142,7 @@ def test_hanging_worker(upstream: Upstream) -> None:
     with Gateway(upstream.url, "--workers", "2", admin=True) as gateway:
         wait_until_ready(gateway)
         assert gateway.ask_admin("/livez").status == 200
-        workers = children(gateway)  # all of them: one may be starting still, which is not silence
+        workers = gateway.workers()  # all of them: one may be starting still, which is not silence
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         try:

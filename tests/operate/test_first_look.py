@@ -13,8 +13,7 @@ import pytest
 import trustme
 
 from sanitizer.errors import LoopDetected
-from tests.relay.test_loop import free_port
-from tests.support.gateway import Gateway
+from tests.support.gateway import Gateway, free_port
 from tests.support.upstream import ALIVE, CLOSE, RESET, WAIT_CLOSED, Script, Step, Upstream, reply
 
 WARNING = "upstream does not look like LiteLLM"

@@ -6,6 +6,7 @@ line with its case and order, and frames bodies by RFC 9112 section 6.3.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -242,3 +243,14 @@ class Wire:
         except Cut as cut:
             message.body = cut.got
             message.complete = False
+
+
+def send_until_blocked(sender: Wire, limit: int) -> int:
+    """Send zeros until the other side takes no more, or ``limit`` bytes; how many were taken."""
+    piece, sent = bytes(64 * 1024), 0
+    sender.sock.setblocking(False)
+    # a pause of half a second means blocked; were it only slow, the rest would follow all the same
+    while sent < limit and select.select([], [sender.sock], [], 0.5)[1]:
+        sent += sender.sock.send(piece[: limit - sent])
+    sender.sock.settimeout(TIMEOUT)
+    return sent

@@ -130,12 +130,9 @@ class Wire:
             return b""
         try:
             data = self.sock.recv(size)
-        except (ConnectionError, BrokenPipeError):
-            self._ended = Cut(b"", reset=True)
-            return b""
-        except OSError as error:
-            if isinstance(error, TimeoutError):
-                raise
+        except TimeoutError:
+            raise
+        except OSError:
             self._ended = Cut(b"", reset=True)
             return b""
         if not data:
@@ -147,26 +144,29 @@ class Wire:
     def _cut(self, got: bytes) -> Cut:
         return Cut(got, reset=self._ended is not None and self._ended.reset)
 
+    def _read_more(self) -> None:
+        """Read more into the buffer.
+
+        Raises:
+            Cut: the stream has ended, with what was buffered.
+        """
+        data = self._fill()
+        if not data:
+            got = bytes(self._buffer)
+            self._buffer.clear()
+            raise self._cut(got)
+        self._buffer += data
+
     def read_until(self, mark: bytes) -> bytes:
         while (at := self._buffer.find(mark)) < 0:
-            data = self._fill()
-            if not data:
-                got = bytes(self._buffer)
-                self._buffer.clear()
-                raise self._cut(got)
-            self._buffer += data
+            self._read_more()
         data = bytes(self._buffer[: at + len(mark)])
         del self._buffer[: at + len(mark)]
         return data
 
     def read_exactly(self, size: int) -> bytes:
         while len(self._buffer) < size:
-            data = self._fill()
-            if not data:
-                got = bytes(self._buffer)
-                self._buffer.clear()
-                raise self._cut(got)
-            self._buffer += data
+            self._read_more()
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
@@ -240,6 +240,7 @@ class Wire:
                 message.body = self.read_exactly(int(length))
             elif message.framing == "close":
                 message.body = self.read_to_end()
+            message.complete = True
         except Cut as cut:
             message.body = cut.got
             message.complete = False

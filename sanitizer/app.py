@@ -13,15 +13,15 @@ from starlette.types import Message, Receive, Scope, Send
 from sanitizer import descriptors
 from sanitizer.connections import Connections
 from sanitizer.errors import OutOfDescriptors
+from sanitizer.http1.forwarding import Forwarding
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.asgi import Relay, request_target
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnClientError, OnEnded
 from sanitizer.relay.fetch import fetch
-from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.intercepted import Ask, Interceptor
+from sanitizer.relay.pool import Pool
 from sanitizer.relay.stalls import StallSweep
-from sanitizer.relay.upstream import Upstream
 from sanitizer.sanitize.core import Record, Sanitizer
 from sanitizer.sanitize.decision import Outcome
 from sanitizer.sanitize.lookup_key import KeyFile
@@ -38,11 +38,11 @@ def make_pseudonym() -> bytes:
 class Gateway:
     """What client connections belong to, and an ASGI app for servers of other make.
 
-    ``pseudonym``: this gateway's name in Via; workers of one gateway share it. `start` makes `upstream`, and what needs
+    ``pseudonym``: this gateway's name in Via; workers of one gateway share it. `start` makes `pool`, and what needs
     it, where an event loop runs: in the lifespan's startup, or by the first request where a server has none.
     """
 
-    upstream: Upstream
+    pool: Pool
     ask: Ask
     _sweep: StallSweep
     _app: SanitizerMiddleware
@@ -121,7 +121,7 @@ class Gateway:
         if self._started:
             return
         settings = self.settings
-        self.upstream = upstream = Upstream(
+        self.pool = pool = Pool(
             settings.upstream,
             tls=settings.upstream_tls(),
             connect_timeout=settings.connect_timeout,
@@ -130,9 +130,9 @@ class Gateway:
             max_connections=settings.max_connections,
             on_error=self._on_upstream_error,
         )
-        self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, tuple(upstream.connections)))
-        self.ask = ask = partial(fetch, upstream)
-        relay = Relay(upstream, self.forwarding, self.counters, settings.stall_timeout)
+        self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, pool.watched()))
+        self.ask = ask = partial(fetch, pool)
+        relay = Relay(pool, self.forwarding, self.counters, settings.stall_timeout)
         self._app = SanitizerMiddleware(
             relay,
             sanitizer=self._sanitizer,
@@ -145,7 +145,7 @@ class Gateway:
         """Drop all connections to upstream, and log what has not been yet."""
         if self._started:
             self._sweep.close()
-            self.upstream.close()
+            self.pool.close()
         for repeats in (self._upstream_errors, self._out_of_descriptors, self._refusals, self._stalls):
             repeats.close()
 

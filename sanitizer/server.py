@@ -52,7 +52,7 @@ from sanitizer.operate import logs, snapshots
 from sanitizer.operate.admin import Admin
 from sanitizer.operate.metrics import gather
 from sanitizer.operate.snapshots import Snapshot
-from sanitizer.relay.protocol import RelayProtocol
+from sanitizer.relay.client import ClientConnection
 from sanitizer.settings import Settings
 from sanitizer.supervisor import END_DRAIN, RELOAD, STOP_SIGNALS, Supervisor
 
@@ -109,7 +109,7 @@ class Server:
             signal.signal(RELOAD, signal.SIG_IGN)
             self._gateway.close()
         self._publish_now()
-        counters, upstream = self._gateway.counters, self._gateway.upstream
+        counters, pool = self._gateway.counters, self._gateway.pool
         logs.event(
             logging.INFO,
             "stopped",
@@ -117,7 +117,7 @@ class Server:
             requests=counters.requests,
             intercepted=self._gateway.decisions.intercepted,
             refused=counters.refused,
-            upstream_errors={kind: count for kind, count in upstream.errors.items() if count} or None,
+            upstream_errors={kind: count for kind, count in pool.errors.items() if count} or None,
         )
         return 0
 
@@ -184,9 +184,9 @@ class Server:
         self._publish_regularly()
         return server
 
-    def _accepted(self) -> RelayProtocol:
+    def _accepted(self) -> ClientConnection:
         self._descriptors.accepted()
-        return RelayProtocol(self._gateway)
+        return ClientConnection(self._gateway)
 
     def _publish_regularly(self) -> None:
         if self._publish is not None:
@@ -195,7 +195,7 @@ class Server:
 
     def _publish_now(self) -> None:
         if self._publish is not None:
-            self._publish(gather(self._gateway.counters, self._gateway.upstream, self._gateway.decisions))
+            self._publish(gather(self._gateway.counters, self._gateway.pool, self._gateway.decisions))
 
     async def _drain(self, server: asyncio.Server) -> None:
         loop = asyncio.get_running_loop()

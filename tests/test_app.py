@@ -130,7 +130,7 @@ async def test_counted_and_logged(
     assert request_.status == status
     assert answers(gateway, request_.method.encode()) == {status // 100: 1}
     assert (gateway.counters.in_flight, gateway.counters.refused) == (0, len(refused))
-    assert {kind: count for kind, count in gateway.upstream.errors.items() if count} == errors
+    assert {kind: count for kind, count in gateway.pool.errors.items() if count} == errors
     records = [(record.getMessage(), getattr(record, "fields", {})) for record in caplog.records]
     refusals = [(fields["kind"], fields["peer"]) for message, fields in records if message == "request refused"]
     assert refusals == [(kind, "192.0.2.7") for kind in refused]
@@ -156,7 +156,7 @@ async def test_client_leaves(gateway: Gateway, upstream: Upstream, request_: Req
     assert request_.sent == []
     assert answers(gateway, request_.method.encode()) == {CLIENT_LEFT: 1}
     assert gateway.counters.in_flight == 0
-    assert not any(gateway.upstream.errors.values())
+    assert not any(gateway.pool.errors.values())
 
 
 async def test_untrusted_https(gateway: Gateway, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
@@ -219,5 +219,5 @@ async def test_unreachable() -> None:
         request = Request([b"{"], POST)
         await request.through(gateway)
         assert (request.status, request.marks) == (502, [b'unreadable; reason="not_json"'])
-        assert gateway.upstream.errors["unreachable"] == 1
+        assert gateway.pool.errors["unreachable"] == 1
         gateway.close()

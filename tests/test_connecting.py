@@ -14,7 +14,7 @@ from sanitizer.address import Address, parse_address
 from sanitizer.connecting import Connector, in_turn
 from sanitizer.listeners import listen_tcp
 from sanitizer.relay.connection import Connection
-from sanitizer.relay.upstream import Upstream
+from sanitizer.relay.pool import Pool
 from sanitizer.resolver import AddrInfo
 
 pytestmark = pytest.mark.anyio
@@ -139,14 +139,15 @@ async def test_keep_alive_probes() -> None:
     with listen_tcp("127.0.0.1", 0) as listener:
         port = listener.getsockname()[1]
         server = await loop.create_server(Accepting, sock=listener)
-        upstream = Upstream(Address("http", "127.0.0.1", port))
-        made = await Connector(upstream.address, None, 5).connect(lambda: Connection(upstream))
+        address = Address("http", "127.0.0.1", port)
+        pool = Pool(address)
+        made = await Connector(address, None, 5).connect(lambda: Connection(pool))
         try:
             assert options_of(made) == OPTIONS
             assert options_of(await accepted) == OPTIONS
         finally:
             made.abort()
-            upstream.close()
+            pool.close()
             server.close()
 
 

@@ -31,7 +31,7 @@ def loaded(*modules: str) -> set[str]:
     ("modules", "strangers"),
     [
         pytest.param(RELAY, ("sanitizer.sanitize", *GATEWAY, "httpx", "uvicorn"), id="relay"),
-        pytest.param(["sanitizer.relay.protocol"], SERVERS, id="client connections and their handlers"),
+        pytest.param(["sanitizer.relay.client"], SERVERS, id="client connections and their handlers"),
         pytest.param(
             sorted({*SANITIZE} - ADAPTER), ("sanitizer.relay", *GATEWAY, "httptools", *SERVERS), id="the core"
         ),

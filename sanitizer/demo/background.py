@@ -1,4 +1,4 @@
-"""What runs behind the walk-through: an ASGI app in a thread, the gateway as a process, both on loopback."""
+"""The servers of the walk-through, both on loopback: an ASGI app in a thread, and the gateway as a process."""
 
 import os
 import re
@@ -21,14 +21,14 @@ _STOP_TIMEOUT = 5.0
 
 
 class GatewayFailed(Exception):
-    """The gateway did not come up, or ended by itself; the message is what it wrote."""
+    """The gateway did not start, or it ended by itself. The message says which, and has what a start has logged."""
 
 
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
-    """The app's URL, ``http://127.0.0.1:PORT`` with a free port, for as long as the block runs; nothing is logged.
+    """Serves ``app`` on a free port until the block ends, and yields its URL, ``http://127.0.0.1:PORT``.
 
-    Connections are accepted from the start: the socket listens before the server runs.
+    The socket listens before the server runs, so no connection is refused. Nothing is logged.
     """
     config = uvicorn.Config(
         app,
@@ -53,7 +53,10 @@ def serving(app: ASGIApp) -> Iterator[str]:
 
 
 class Gateway:
-    """A gateway process that is up: its ``url``, and ``echo``, which sends its further log to our stderr."""
+    """A gateway process that has started, at ``url``. While ``echo`` is true, its log is copied to our stderr.
+
+    Raises GatewayFailed if it does not start.
+    """
 
     def __init__(self, process: "subprocess.Popen[str]", log: IO[str]) -> None:
         self._process = process
@@ -64,7 +67,7 @@ class Gateway:
         self._reader.start()
 
     def wait(self) -> None:
-        """Wait for the gateway to end, which it should not. Raises GatewayFailed."""
+        """Waits until the gateway ends by itself. Raises GatewayFailed then."""
         status = self._process.wait()
         raise GatewayFailed(f"the gateway has ended with status {status}")
 
@@ -98,9 +101,9 @@ class Gateway:
 
 @contextmanager
 def gateway_before(upstream: str) -> Iterator[Gateway]:
-    """The gateway before ``upstream`` (a URL), as the command that operators run, until the block ends.
+    """Runs ``litellm-sanitizer serve`` in front of ``upstream`` (a URL) until the block ends.
 
-    The environment's own options do not apply to it. Raises GatewayFailed if it does not come up.
+    Options in the environment do not apply to it. Raises GatewayFailed if it does not start.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SANITIZER_", "SERVER_"))}
     with subprocess.Popen(  # noqa: S603 - our own command, and no shell

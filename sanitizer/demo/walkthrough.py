@@ -1,7 +1,8 @@
 """``litellm-sanitizer demo``: the bug report BerriAI/litellm#26555, played without and with the gateway.
 
-A LiteLLM look-alike runs in this process, the gateway before it as a process of its own. Alice, an internal user, edits
-the models of her own key of type "LLM API"; her client sends ``allowed_routes`` along, as LiteLLM's dashboard does.
+A LiteLLM look-alike runs in this process. The gateway in front of it is a process of its own. Alice, an internal user,
+edits the models of her own key of type "LLM API". Her client sends ``allowed_routes`` along, as LiteLLM's dashboard
+does.
 """
 
 import contextlib
@@ -17,11 +18,9 @@ import httpx
 
 from sanitizer import __version__
 from sanitizer.demo.background import GatewayFailed, gateway_before, serving
-from sanitizer.demo.lookalike import create_lookalike
-from sanitizer.demo.tables import token_of
+from sanitizer.demo.lookalike import RELEASE, create_lookalike, token_of
 
 MASTER_KEY = "sk-1234"
-RELEASE = "1.83.13"
 WIDTH = 88
 
 OLD, NEW = ["mock-gpt"], ["mock-gpt-2"]  # models
@@ -31,9 +30,9 @@ EDIT = {"models": NEW, "allowed_routes": LLM_API}
 
 @dataclass(frozen=True)
 class Step:
-    """A ``POST /key/update`` and what has to come of it: the status, the models and the routes stored afterwards."""
+    """A ``POST /key/update``, the expected status, and the models and routes that should be stored afterwards."""
 
-    what: str
+    title: str
     caller: str
     through_gateway: bool
     change: dict[str, list[str]]
@@ -52,7 +51,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """Where to send requests, and the keys: two to call with, and the one, of type "LLM API", that is edited."""
+    """The URLs of both servers, the keys of ``callers`` by their names, and the ``key`` that is edited."""
 
     client: httpx.Client
     litellm: str
@@ -66,7 +65,7 @@ class Scene:
         return self.client.post(f"{url}/key/update", headers=headers, json={"key": self.key, **step.change})
 
     def stored(self) -> dict[str, Any]:
-        """The key as LiteLLM has it, asked directly."""
+        """The columns of the key that is edited, read from LiteLLM itself."""
         headers = {"authorization": f"Bearer {self.callers['admin']}"}
         answer = self.client.get(f"{self.litellm}/key/info", params={"key": token_of(self.key)}, headers=headers)
         info: dict[str, Any] = answer.raise_for_status().json()["info"]
@@ -82,7 +81,7 @@ class Result:
 
     @property
     def outcome(self) -> str:
-        """What the gateway says that it did."""
+        """The outcome that the gateway's response header names; empty for an answer of LiteLLM itself."""
         return str(self.response.headers.get("x-litellm-sanitizer", "")).partition(";")[0]
 
     @property
@@ -92,17 +91,17 @@ class Result:
 
 
 def run(serve: bool = False) -> int:
-    """Play the demo on stdout; returns the exit status, 0 only if all of it went as it should, else 1.
+    """Plays the demo on stdout. Returns the exit status: 0 if every step went as it should, else 1.
 
-    With ``serve``, both servers then stay up until Ctrl-C, and the command lines to try them with are printed.
+    With ``serve``, both servers then stay up until Ctrl-C, and command lines to try them with are printed.
     """
-    handler = signal.signal(signal.SIGTERM, _interrupt)  # by default it would end us and leave the gateway behind
+    handler = signal.signal(signal.SIGTERM, _interrupt)  # the default would leave the gateway running
     try:
         return _run(serve)
     except (GatewayFailed, httpx.HTTPError) as error:
         print(f"litellm-sanitizer: the demo failed: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `demo | head`: nobody reads on, so let the last flush at exit go nowhere
+    except BrokenPipeError:  # `demo | head`: the flush at exit would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -117,7 +116,7 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 
 def _run(serve: bool) -> int:
     with (
-        serving(create_lookalike(MASTER_KEY, RELEASE)) as litellm,
+        serving(create_lookalike(MASTER_KEY)) as litellm,
         gateway_before(litellm) as gateway,
         httpx.Client(timeout=10, trust_env=False) as client,
     ):
@@ -136,7 +135,7 @@ def _run(serve: bool) -> int:
 
 
 def set_scene(client: httpx.Client, litellm: str, gateway: str) -> Scene:
-    """Make Alice, an internal user, with a key of her own and one of type "LLM API" that she made with it."""
+    """Creates Alice, an internal user, a key of hers to call with, and a key of type "LLM API" to edit."""
 
     def post(path: str, caller: str, **body: Any) -> dict[str, Any]:
         answer = client.post(litellm + path, headers={"authorization": f"Bearer {caller}"}, json=body)
@@ -156,7 +155,7 @@ def play(scene: Scene, step: Step) -> Result:
 
 
 def judge(results: list[Result]) -> list[str]:
-    """What is not as it should be, a line each; empty if all is well."""
+    """One line for each failure; none if every step went as it should."""
     failures = [
         f"{number} should be {step.status}, with {_listed(step.models)} and {_listed(step.routes)} stored afterwards."
         for number, result in enumerate(results, 1)
@@ -189,7 +188,7 @@ def _table(results: list[Result]) -> str:
     for number, result in enumerate(results, 1):
         to = "gateway" if result.step.through_gateway else "LiteLLM"
         stored = _listed(result.models), _listed(result.routes)
-        line = form.format(number, result.step.what, to, result.response.status_code, result.outcome, *stored)
+        line = form.format(number, result.step.title, to, result.response.status_code, result.outcome, *stored)
         lines.append(line if result.as_it_should_be else f"{line}  <- WRONG")
     return "\n".join([*lines, ""])
 
@@ -202,7 +201,7 @@ def _conclusion(results: list[Result], failures: list[str]) -> str:
 
 
 def _invitation(scene: Scene) -> str:
-    """Command lines for a key that is still as it was at the start."""
+    """Command lines that play the demo again, on a key that has not been edited yet."""
 
     def curl(comment: str, url: str, caller: str, body: str = "") -> str:
         lines = [f"curl -i '{url}'", f"  -H 'Authorization: Bearer {scene.callers[caller]}'"]

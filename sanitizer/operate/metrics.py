@@ -12,7 +12,7 @@ from prometheus_client.registry import Collector
 from sanitizer import __version__
 from sanitizer.operate.snapshots import Snapshot, Snapshots
 from sanitizer.relay.counters import Counters, Histogram
-from sanitizer.relay.upstream import Upstream
+from sanitizer.relay.pool import Pool
 from sanitizer.sanitize.core import Record
 from sanitizer.sanitize.decision import Outcome
 from sanitizer.sanitize.gates import FIELDS, GATES
@@ -119,7 +119,7 @@ class Decisions:
         self.resent[record.endpoint] += record.resent
 
 
-def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snapshot:
+def gather(counters: Counters, pool: Pool, decisions: Decisions) -> Snapshot:
     """The numbers of this process."""
     totals: dict[tuple[str, ...], float] = {}
     for (endpoint, outcome), count in decisions.outcomes.items():
@@ -135,19 +135,19 @@ def gather(counters: Counters, upstream: Upstream, decisions: Decisions) -> Snap
             if count or hundred < 6:
                 name = method.decode() or "other"
                 totals["sanitizer_requests_total", name, f"{hundred}xx" if hundred else "499"] = count
-    totals.update(_buckets("sanitizer_upstream_seconds", upstream.seconds))
-    for kind, count in upstream.errors.items():
+    totals.update(_buckets("sanitizer_upstream_seconds", pool.seconds))
+    for kind, count in pool.errors.items():
         totals["sanitizer_upstream_errors_total", kind] = count
     for kind, count in counters.stalled.items():
         totals["sanitizer_stalled_clients_total", kind] = count
-    totals[("sanitizer_upstream_unannounced_ends_total",)] = upstream.unannounced_ends
+    totals[("sanitizer_upstream_unannounced_ends_total",)] = pool.unannounced_ends
     totals[("sanitizer_out_of_descriptors_total",)] = counters.out_of_descriptors
-    busy = upstream.open - upstream.idle - upstream.connecting
+    busy = pool.open - pool.idle - pool.connecting
     gauges: dict[tuple[str, ...], float] = {
         ("sanitizer_requests_in_flight",): counters.in_flight,
-        ("sanitizer_upstream_connections", "connecting"): upstream.connecting,
+        ("sanitizer_upstream_connections", "connecting"): pool.connecting,
         ("sanitizer_upstream_connections", "busy"): busy,
-        ("sanitizer_upstream_connections", "idle"): upstream.idle,
+        ("sanitizer_upstream_connections", "idle"): pool.idle,
         ("sanitizer_tunnels_in_flight",): counters.tunnels,
     }
     return Snapshot(totals, gauges)

@@ -13,13 +13,15 @@ from urllib.parse import quote
 from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer.errors import BadRequest, ClientNotSending, GatewayError, LoopDetected, ResponseCut, UpstreamBroken
+from sanitizer.http1.bodies import Framing, Length, request_length
+from sanitizer.http1.forwarding import Forwarding, buffering_is_set
+from sanitizer.http1.heads import checked_head, head_fields
+from sanitizer.http1.requests import check_host
 from sanitizer.relay.advice import HTTP_1_0_STREAM, advise
+from sanitizer.relay.connection import Response
 from sanitizer.relay.counters import Counters
-from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import Framing, Length, checked_head, request_length
-from sanitizer.relay.headers import Forwarding, buffering_is_set, head_fields, read_head
-from sanitizer.relay.request import check_host
-from sanitizer.relay.upstream import Upstream
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.pool import Pool
 
 _BUFFERED: Final = 64 * 1024
 """Bytes of a response held for a slow client before reading from upstream stops."""
@@ -32,8 +34,8 @@ class Answer(Exchange):
 
     __slots__ = ("_content", "_continued", "_failure", "_last", "_reader", "_size", "_writer")
 
-    def __init__(self, upstream: Upstream, method: bytes, head: bytes, length: Length = 0) -> None:
-        super().__init__(upstream, method, head, length)
+    def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length = 0) -> None:
+        super().__init__(pool, method, head, length)
         self._reader: asyncio.Future[None] | None = None  # who waits for the response
         self._writer: asyncio.Future[None] | None = None  # who waits to send content
         self._continued = False
@@ -45,12 +47,12 @@ class Answer(Exchange):
     async def wants_content(self) -> None:
         """Wait until upstream asks for the content (100) or answers without it."""
         while not self._continued and self.response is None and not self.done:
-            self._writer = self.upstream.loop.create_future()
+            self._writer = self.pool.loop.create_future()
             await self._writer
 
     async def unblocked(self) -> None:
         """Wait until more content may be sent, or none is wanted any more."""
-        self._writer = self.upstream.loop.create_future()
+        self._writer = self.pool.loop.create_future()
         await self._writer
 
     async def head(self) -> Response | None:
@@ -87,7 +89,7 @@ class Answer(Exchange):
             self.cancel()
 
     async def _more(self) -> None:
-        self._reader = self.upstream.loop.create_future()
+        self._reader = self.pool.loop.create_future()
         await self._reader
 
     def _wake(self, waiting: asyncio.Future[None] | None) -> None:
@@ -128,22 +130,24 @@ class Answer(Exchange):
 
 
 class Relay:
-    """An ASGI app that is whatever answers at ``upstream``. Requests that it refuses are counted in ``counters``.
+    """An ASGI app that is whatever answers at the other end of ``pool``.
+
+    Requests that it refuses are counted in ``counters``.
 
     ``stall_timeout``: seconds for which a client may send nothing of content that is due; None: no limit.
     """
 
     def __init__(
-        self, upstream: Upstream, forwarding: Forwarding, counters: Counters, stall_timeout: float | None = None
+        self, pool: Pool, forwarding: Forwarding, counters: Counters, stall_timeout: float | None = None
     ) -> None:
-        self._upstream = upstream
+        self._pool = pool
         self._forwarding = forwarding
         self._counters = counters
         self._stall_timeout = stall_timeout
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            # upgrades are tunnelled by the command's own server alone, see sanitizer.relay.protocol
+            # upgrades are tunnelled by the command's own server alone, see sanitizer.relay.client
             await send(
                 {"type": "websocket.close", "code": 1011, "reason": "upgrades need litellm-sanitizer's own server"}
             )
@@ -153,7 +157,7 @@ class Relay:
         answer: Answer | None = None
         try:
             head, length = self._outbound(scope)
-            answer = Answer(self._upstream, scope["method"].encode(), head, length)
+            answer = Answer(self._pool, scope["method"].encode(), head, length)
             await self._exchange(answer, scope, receive, send)
         except (BadRequest, LoopDetected) as error:
             self._counters.refuse(error, _client_address(scope))
@@ -171,11 +175,11 @@ class Relay:
                 answer.give_up(failure)
 
         expects_continue = _expects_continue(scope)
-        reader = self._upstream.loop.create_task(_read_client(answer, receive, expects_continue, self._stall_timeout))
+        reader = self._pool.loop.create_task(_read_client(answer, receive, expects_continue, self._stall_timeout))
         reader.add_done_callback(done)
         try:
             # after the reader's first turn: a head and the content that has come with it are to be one write
-            self._upstream.loop.call_soon(answer.start)
+            self._pool.loop.call_soon(answer.start)
             await _respond(answer, send, scope["http_version"])
         finally:
             answer.cancel()
@@ -189,17 +193,16 @@ class Relay:
         peer = self._forwarding.peer(_client_address(scope), scope.get("scheme", "http"))
         version = scope["http_version"].encode()
         start_line = scope["method"].encode() + b" " + request_target(scope) + b" HTTP/1.1"
-        head = read_head(checked_head(start_line, scope["headers"]), way=peer.trusted)
-        octets = self._forwarding.onward(head, peer, version)
+        head, octets = self._forwarding.outbound(checked_head(start_line, scope["headers"]), peer, version)
         if scope["method"] == "CONNECT":
             raise BadRequest("CONNECT is for proxies")
-        check_host(head, version)
+        check_host(head.host, head.hosts, version)
         length = request_length(head, version)
         if not head.hosts:
-            octets += b"Host: " + self._upstream.address.authority.encode() + b"\r\n"
+            octets += b"Host: " + self._pool.authority + b"\r\n"
         if not isinstance(length, int):
             octets += b"Transfer-Encoding: chunked\r\n"
-        return octets + b"\r\n", length
+        return octets, length
 
 
 def request_target(scope: MutableMapping[str, Any]) -> bytes:
@@ -213,7 +216,7 @@ async def send_error(
 ) -> None:
     """Answer a request with an error of the gateway's own.
 
-    ``cross_origin``: the request has an Origin, see `sanitizer.relay.relayed.error_response`. ``close``: the connection
+    ``cross_origin``: the request has an Origin, see `sanitizer.relay.proxied.error_response`. ``close``: the connection
     is to end with it. ``not_sent``: nothing of the request has been sent to upstream, which
     `sanitizer.sanitize.middleware` wants to know.
     """

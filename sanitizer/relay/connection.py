@@ -1,135 +1,253 @@
-"""One HTTP/1.1 connection to upstream: reads what comes, for one exchange after another.
+"""One HTTP/1.1 connection to upstream: reads what comes, for one receiver after another.
 
-httptools judges heads; where they end, and all content, is found here, octet by octet, by the length that the head
-declares. Cases, before the code that branches on them:
+httptools judges heads; where they end is found by `sanitizer.http1.heads`, and all content is read by the length that
+the head declares.
 
-* Bytes after the response's end, or on an idle connection: nobody asked for them; the connection is closed.
+==========  ================================================  ==================================
+State       What it waits for                                 The next states
+==========  ================================================  ==================================
+CONNECTING  to be made                                        IDLE
+IDLE        a receiver                                        ATTACHED
+ATTACHED    the receiver's request                            WAITING
+WAITING     the first octet of the response                   HEAD
+HEAD        the rest of the head, or a head that is no 1xx    WAITING, CONTENT, IDLE, TUNNEL
+CONTENT     the rest of the content                           IDLE
+TUNNEL      nothing: the connection is an end of a tunnel
+CLOSED      nothing
+==========  ================================================  ==================================
+
+Every state but TUNNEL leads to CLOSED as well.
+
+Cases, before the code that branches on them:
+
+* Octets after the response's end, or before a request has been sent: nobody asked for them; the connection is closed.
 * The connection ends where the content's end is not: an error, unless the content lasts until the connection closes.
   Upstream's FIN then ends it, even if some of the request is still on its way, for upstream may never take that. In TLS
   a FIN without a close_notify, which many servers leave out, does so too, and is counted. A reset never does.
 * The connection is lost with octets unread, because a write has found the reset before they were read, or because
   uvloop ends a TLS connection whose reading is paused: they are read first, for they may be the rest of the answer.
-* 101: what follows the head is no HTTP any more; a tunnel if the exchange has asked for it, an error if not.
+* 101: what follows the head is no HTTP any more; a tunnel if the receiver has asked for it, an error if not.
 """
 
 import asyncio
 import os
-import random
 import select
 import socket
 import ssl
-from time import perf_counter
-from typing import TYPE_CHECKING, Final, cast
+from enum import Enum
+from typing import Final, Protocol, cast
 
 import httptools
 
-from sanitizer.errors import UpstreamBroken, UpstreamNotReading
+from sanitizer.errors import GatewayError, UpstreamBroken, UpstreamNotReading
+from sanitizer.http1.bodies import UNTIL_CLOSE, Length, Reader, reader, response_length
+from sanitizer.http1.heads import HeadReader, Malformed, read_response_head
 from sanitizer.keepalive import probe_when_silent
-from sanitizer.relay.advice import NO_CLOSE_NOTIFY, advise
-from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import Framing, response_length
-from sanitizer.relay.headers import read_head
-from sanitizer.relay.reading import ChunkedDecoder, HeadReader, Malformed
+from sanitizer.relay.pipe import End
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, acknowledged
-
-if TYPE_CHECKING:
-    from sanitizer.relay.upstream import Upstream
+from sanitizer.relay.transport import Transport, progress
 
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
-LIFETIME: Final = 120.0
-"""Seconds, a quarter more or less, after which a connection is closed at the end of its exchange."""
 _REST: Final = 64 * 1024
 """Bytes that are read at once from a connection that has been lost."""
 
 
+class State(Enum):
+    """What a connection to upstream waits for, see this module's table."""
+
+    CONNECTING = "connecting"
+    IDLE = "idle"
+    ATTACHED = "attached"
+    WAITING = "waiting"
+    HEAD = "head"
+    CONTENT = "content"
+    TUNNEL = "tunnel"
+    CLOSED = "closed"
+
+
+# members read off the class are slow
+_CONNECTING, _IDLE, _ATTACHED, _WAITING, _HEAD, _CONTENT, _TUNNEL, _CLOSED = State
+
+
+class Response:
+    """A response: its ``status``, its ``head`` to pass on (octets), the ``length`` of its content."""
+
+    __slots__ = ("head", "length", "status")
+
+    def __init__(self, status: int, head: bytes, length: Length) -> None:
+        self.status = status
+        self.head = head
+        self.length = length
+
+
+class Receiver(Protocol):
+    """Sends a request on a connection, and receives its response.
+
+    ``method``: of the request; ``upgrade``: it asks for one, so that 101 is an answer.
+    """
+
+    method: bytes
+    upgrade: bool
+
+    @property
+    def request_complete(self) -> bool:
+        """Whether the whole request has been handed to the connection."""
+
+    def on_interim(self, head: bytes) -> None:
+        """The head of a 1xx response other than 101 has come."""
+
+    def respond(self, response: Response) -> None:
+        """The final response's head has come."""
+
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
+        """Content has come, and more is to come: ``last`` is False, and ``trailers`` empty."""
+
+    def complete(self, content: bytes, trailers: bytes) -> None:
+        """The rest of the content has come. The connection is no longer the receiver's."""
+
+    def switch(self, response: Response, data: bytes) -> None:
+        """Upstream has switched protocols; ``data`` are the first octets after its head."""
+
+    def lost(self, error: GatewayError, *, unanswered: bool) -> None:
+        """The connection is gone before the response was whole.
+
+        ``unanswered``: it had been idle, and not an octet of a response has come, so that upstream may have closed it
+        before it got the request.
+        """
+
+    def fail(self, error: GatewayError) -> None:
+        """The request has failed for another reason."""
+
+    def on_blocked(self) -> None:
+        """Upstream is slower: no more content should be sent."""
+
+    def on_unblocked(self) -> None:
+        """More content of the request may be sent."""
+
+
+class Owner(Protocol):
+    """The pool that a connection belongs to."""
+
+    def release(self, connection: "Connection") -> None:
+        """Take back a connection that is idle."""
+
+    def closed(self, connection: "Connection") -> None:
+        """Forget a connection that is gone."""
+
+    def count_unannounced_end(self) -> None:
+        """Count a response that a FIN has ended where TLS has a close_notify."""
+
+
 class Connection(asyncio.Protocol):
-    """One connection to upstream."""
+    """One connection to upstream.
+
+    ``reused``: it has been idle, so that upstream may have closed it meanwhile. ``idle_since`` and ``renew_at`` are
+    times of the event loop, for the pool.
+    """
 
     __slots__ = (
-        "_chunks",
+        "_body",
         "_first",
         "_heads",
         "_keeps_alive",
-        "_left",
+        "_length",
+        "_owner",
         "_poll",
         "_reading_paused",
         "_written",
-        "answering",
-        "exchange",
         "idle_since",
+        "receiver",
         "renew_at",
         "reused",
+        "state",
         "transport",
-        "tunnel",
-        "upstream",
         "write_paused",
     )
 
-    def __init__(self, upstream: "Upstream") -> None:
-        self.upstream = upstream
-        self.exchange: Exchange | None = None
-        self.reused = False  # it has been free since it was made, so that upstream may have closed it
-        self.idle_since = 0.0
-        self.answering = False  # a byte of the current response has come
+    def __init__(self, owner: Owner) -> None:
+        self.receiver: Receiver | None = None
+        self.state = _CONNECTING
+        self.reused = False
+        self.idle_since = self.renew_at = 0.0
         self.write_paused = False
-        self.tunnel = False
+        self._owner = owner
         self._poll = select.poll()
         self._reading_paused = False
         self._written = 0  # octets, beyond those of the heads and what has come with them
         self._heads = HeadReader(httptools.HttpResponseParser, _HEAD_LIMIT)
-        self._left = 0  # octets of the content still to come
-        self._chunks: ChunkedDecoder | None = None
-        self._first: tuple[bytes, bytes | None] | None = None  # decoded of what has come with the head
+        self._length: Length = 0  # of the current response
+        self._body: Reader
+        self._first: tuple[bytes, bytes | None] | None = None  # read of what has come with the head
         self._keeps_alive = False
 
-    @property
-    def fresh(self) -> bool:
-        """Whether the idle connection can be used: open, and nothing to read, neither bytes nor the end of them."""
-        return not self.transport.is_closing() and not self._poll.poll(0)
+    # What a receiver calls
+
+    def attach(self, receiver: Receiver) -> None:
+        """Let the connection, which is idle or has just been made, be ``receiver``'s."""
+        self.receiver = receiver
+        self.state = _ATTACHED
+
+    def send_request(self, octets: bytes) -> bool:
+        """Send a request's head and the first of its content.
+
+        Returns False if the connection is gone: upstream has closed it, or has sent something, while it was idle. Then
+        nothing has been sent.
+        """
+        if self.transport.is_closing() or (self.reused and self._poll.poll(0)):
+            self.close()
+            return False
+        self.state = _WAITING
+        self.transport.write(octets)
+        return True
 
     def write(self, data: bytes) -> None:
-        """Send more of the current request, or into the tunnel."""
-        self._written += len(data)
-        self.transport.write(data)
+        """Send more of the current request."""
+        if not self.transport.is_closing():  # else its end is about to be reported
+            self._written += len(data)
+            self.transport.write(data)
 
     def pause_reading(self) -> None:
+        """Stop reading: the client is slower."""
         if not self._reading_paused:
             self._reading_paused = True
             self.transport.pause_reading()
 
     def resume_reading(self) -> None:
+        """Go on reading."""
         if self._reading_paused:
             self._reading_paused = False
             self.transport.resume_reading()
 
     def close(self) -> None:
-        """Close at once: unsent bytes are dropped."""
-        self.exchange = None
+        """Close at once: unsent bytes are dropped, and nothing more is reported."""
+        self.receiver = None
+        self.state = _CLOSED
         self.transport.abort()
+
+    def become_end(self, end: End) -> None:
+        """The connection has become the ``end`` of a tunnel, which has been joined to the other end."""
+        self.receiver = None
+        self.state = _TUNNEL
+        if self.write_paused:
+            end.pause_writing()
+
+    # What the stall sweep calls
 
     def check(self) -> Pending | None:
         """See `sanitizer.relay.stalls`. Once upstream answers, it may leave the rest of the request unread."""
-        exchange = self.exchange
-        unsent = self.transport.get_write_buffer_size()
-        if not unsent or (exchange is not None and exchange.response is not None and not self.tunnel):
+        if self.state is _CONTENT or not self.transport.get_write_buffer_size():
             return None
-        return Pending(self._written - unsent + acknowledged(self.transport), self._not_reading)
+        return Pending(progress(self.transport, self._written), self._not_reading)
 
     def _not_reading(self) -> None:
-        if self.exchange is not None:
-            self.exchange.fail(UpstreamNotReading())
-        else:  # the client of a tunnel has left, and what it has sent before can't be delivered
-            self.upstream.count_error(UpstreamNotReading())
-            self.transport.abort()
+        if self.receiver is not None:
+            self.receiver.fail(UpstreamNotReading())
 
     # asyncio.Protocol
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
-        # at random, so that connections that were made together are not all renewed together
-        self.renew_at = self.upstream.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
         sock = transport.get_extra_info("socket")
         # first, because event loops use a connection even if this method has raised an exception
         self._poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
@@ -138,59 +256,53 @@ class Connection(asyncio.Protocol):
             probe_when_silent(sock)
 
     def data_received(self, data: bytes) -> None:
-        exchange = self.exchange
-        if exchange is None:
-            self.close()
+        receiver = self.receiver
+        if receiver is None or self.state is _ATTACHED:  # meant for nobody
+            self._break(UpstreamBroken())
             return
-        if self.tunnel:
-            exchange.on_tunnel_data(data)
-            return
-        if not exchange.transmitted:  # meant for nobody
-            self.close()
-            exchange.lost(UpstreamBroken())
-            return
-        self.answering = True
+        if self.state is _WAITING:
+            self.state = _HEAD
         try:
-            while exchange.response is None:
-                rest = self._read_head(exchange, data)
-                if rest is None or self.exchange is not exchange:
+            while self.state is _HEAD:
+                rest = self._read_head(receiver, data)
+                if rest is None or self.receiver is not receiver:
                     return
                 data = rest
-            self._read_content(exchange, exchange.response, data)
+            self._read_content(receiver, data)
         except (Malformed, UpstreamBroken) as error:
-            self.close()
-            exchange.lost(UpstreamBroken(f"upstream's answer is faulty: {error}"))
+            self._break(UpstreamBroken(f"upstream's answer is faulty: {error}"))
 
     def eof_received(self) -> bool:
-        exchange = self.exchange
-        if exchange is not None and self.tunnel:
-            exchange.on_tunnel_eof()
-            return self.transport.can_write_eof()
+        receiver, unanswered = self.receiver, self._unanswered
+        at_end = self.state is _CONTENT and self._length is UNTIL_CLOSE
         self.close()  # not when all has been written, which may be never
-        self._upstream_ended(exchange, in_order=True)
+        self._ended(receiver, at_end, unanswered)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self.exchange is not None and self.exchange.transmitted:
-            self._read_rest(self.exchange)
-        exchange, self.exchange = self.exchange, None
-        self.upstream.closed(self)
-        self._upstream_ended(exchange, in_order=exc is None)
+        if self.receiver is not None and self.state is not _ATTACHED:
+            self._read_rest()
+        receiver, unanswered = self.receiver, self._unanswered
+        at_end = self.state is _CONTENT and self._length is UNTIL_CLOSE and exc is None
+        self.receiver = None
+        self.state = _CLOSED
+        self._owner.closed(self)
+        self._ended(receiver, at_end, unanswered)
 
     def pause_writing(self) -> None:
         self.write_paused = True
-        if self.exchange is not None:
-            self.exchange.on_blocked()
+        if self.receiver is not None:
+            self.receiver.on_blocked()
 
     def resume_writing(self) -> None:
         self.write_paused = False
-        if self.exchange is not None:
-            self.exchange.on_unblocked()
+        if self.receiver is not None:
+            self.receiver.on_unblocked()
 
     # Reading
 
-    def _read_head(self, exchange: Exchange, data: bytes) -> bytes | None:
-        """Read a head; returns what follows it, None if that isn't for the exchange or the head is not complete."""
+    def _read_head(self, receiver: Receiver, data: bytes) -> bytes | None:
+        """Read a head; returns what follows it, None if that isn't for the receiver or the head is not complete."""
         found = self._heads.feed(data)
         if found is None:
             return None
@@ -199,72 +311,79 @@ class Connection(asyncio.Protocol):
         if not version.startswith(b"HTTP/"):
             raise UpstreamBroken("not HTTP")
         status = int(octets[9:12])
-        head = read_head(octets, answer=True)
+        head = read_response_head(octets)
         octets = head.octets if version == b"HTTP/1.1" else b"HTTP/1.1" + head.octets[8:]
-        if status < 200:
-            if status < 100:
-                raise UpstreamBroken("no valid status")
-            if status != 101:
-                exchange.on_interim(octets)
-                return rest or None
-            if not exchange.upgrade or head.upgrade is None:
+        if status < 100:
+            raise UpstreamBroken("no valid status")
+        if status == 101:
+            if not receiver.upgrade or head.upgrade is None:
                 raise UpstreamBroken("protocols switched unasked")
-            octets = octets[:-2] + b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n\r\n"
-            self.tunnel = True
-            exchange.disarm()
-            self.upstream.seconds.observe(perf_counter() - exchange.since)
-            exchange.response = Response(status, octets, 0)
-            exchange.on_tunnel(exchange.response, rest)
+            octets += b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n"
+            receiver.switch(Response(status, octets, 0), rest)
             return None
-        length = response_length(exchange.method, status, head)
-        if length is Framing.CHUNKED:
-            self._chunks = ChunkedDecoder()
-            self._first = self._chunks.feed(rest)  # before the head passes: if malformed, the answer is an error
-        elif length is not Framing.UNTIL_CLOSE:
-            self._left = length
+        if status < 200:
+            receiver.on_interim(octets)
+            return rest or None
+        self._length = length = response_length(receiver.method, status, head)
+        self._body = reader(length)
+        self._first = self._body.feed(rest)  # before the head passes: if malformed, the answer is an error
         options = head.connection
         self._keeps_alive = b"close" not in options and (version == b"HTTP/1.1" or b"keep-alive" in options)
-        exchange.respond(Response(status, octets, length))
+        self.state = _CONTENT
+        receiver.respond(Response(status, octets, length))
         return rest
 
-    def _read_content(self, exchange: Exchange, response: Response, data: bytes) -> None:
-        if self._chunks is not None:
-            content, rest = self._first or self._chunks.feed(data)
-            self._first = None
-            if rest is None:
-                exchange.on_content(content, False, b"")
-            else:
-                trailers = self._chunks.trailers
-                self._chunks = None
-                self._end(exchange, content, trailers, surplus=bool(rest))
-        elif response.length is Framing.UNTIL_CLOSE:
-            exchange.on_content(data, False, b"")
-        elif len(data) < self._left:
-            self._left -= len(data)
-            exchange.on_content(data, False, b"")
-        else:
-            left, self._left = self._left, 0
-            self._end(exchange, data[:left], b"", surplus=len(data) > left)
-
-    def _upstream_ended(self, exchange: Exchange | None, *, in_order: bool) -> None:
-        """Upstream has ended the connection, which ends a response that lasts until then, if it was ``in_order``."""
-        if exchange is None or exchange.done:
+    def _read_content(self, receiver: Receiver, data: bytes) -> None:
+        """Read content; at its end give the connection back, or close it, then tell the receiver."""
+        content, rest = self._first or self._body.feed(data)
+        self._first = None
+        if rest is None:
+            receiver.on_content(content, False, b"")
             return
-        response = exchange.response
-        if in_order and response is not None and response.length is Framing.UNTIL_CLOSE:
-            if not self._end_is_announced():
-                self.upstream.unannounced_ends += 1
-                advise(NO_CLOSE_NOTIFY)
-            exchange.complete(b"", b"")
+        self.receiver = None
+        if rest or not self._keeps_alive or not receiver.request_complete or self.transport.is_closing():
+            self.close()
         else:
-            exchange.lost(UpstreamBroken())
+            self.resume_reading()
+            self.become_idle()  # first, so that the receiver's next request can take the connection
+        receiver.complete(content, self._body.trailers)
 
-    def _read_rest(self, exchange: Exchange) -> None:
+    def become_idle(self) -> None:
+        """Nobody needs the connection now: give it to the pool."""
+        self.state = _IDLE
+        self.reused = True
+        self._owner.release(self)
+
+    # The end
+
+    @property
+    def _unanswered(self) -> bool:
+        return self.reused and (self.state is _ATTACHED or self.state is _WAITING)
+
+    def _break(self, error: GatewayError) -> None:
+        """Close the connection because of what has come."""
+        receiver, unanswered = self.receiver, self._unanswered
+        self.close()
+        if receiver is not None:
+            receiver.lost(error, unanswered=unanswered)
+
+    def _ended(self, receiver: Receiver | None, at_end: bool, unanswered: bool) -> None:
+        """Upstream has ended the connection; ``at_end``: that ends the response too, as it should."""
+        if receiver is None:
+            return
+        if not at_end:
+            receiver.lost(UpstreamBroken(), unanswered=unanswered)
+            return
+        if not self._end_is_announced():
+            self._owner.count_unannounced_end()
+        receiver.complete(b"", b"")
+
+    def _read_rest(self) -> None:
         """Read what has come before the connection was lost, and has not been handed over."""
         tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
         sock = self.transport.get_extra_info("socket")
         try:
-            while not exchange.done:
+            while self.receiver is not None:
                 data = os.read(sock.fileno(), _REST) if tls is None else tls.read(_REST)
                 if not data:
                     return
@@ -281,16 +400,3 @@ class Connection(asyncio.Protocol):
             return True
         except ssl.SSLError:  # no close_notify has come
             return False
-
-    def _end(self, exchange: Exchange, content: bytes, trailers: bytes, *, surplus: bool) -> None:
-        """The response is whole: give the connection back, or close it, then tell the face."""
-        self.exchange = None
-        self.answering = False
-        if surplus or not self._keeps_alive or not exchange.request_complete or self.transport.is_closing():
-            self.transport.abort()
-        else:
-            if self._reading_paused:
-                self.resume_reading()
-            exchange.connection = None
-            self.upstream.release(self)  # first, so that the face's next request can take it
-        exchange.complete(content, trailers)

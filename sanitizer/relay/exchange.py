@@ -1,10 +1,15 @@
-"""One request to upstream and its response, whoever relays it.
+"""One request to upstream and its response.
 
-An exchange goes through these states; each arrow is a method::
-
-    start() -> waiting for a connection -> attached: head and content go out as they come
-            -> on_interim()* -> on_response() -> on_content()* with the last one marked -> done
-    at any point: cancel() by the face (the client has left), or on_error() by the connection
+========  ==========================================  ==================================
+State     What it waits for                           The next states
+========  ==========================================  ==================================
+NEW       `start`                                     WAITING, ATTACHED, DONE
+WAITING   a connection                                ATTACHED, DONE
+ATTACHED  the end of the turn, to send its head       SENT, WAITING, DONE
+SENT      the response's head                         ANSWERED, WAITING, DONE
+ANSWERED  the rest of the response                    DONE
+DONE      nothing
+========  ==========================================  ==================================
 
 Cases, before the code that branches on them:
 
@@ -16,124 +21,123 @@ Cases, before the code that branches on them:
 """
 
 import asyncio
+from enum import Enum
 from time import perf_counter
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 from sanitizer.errors import BadRequest, GatewayError, ResponseTimeout, UpstreamBroken
-from sanitizer.relay.framing import Framing, Length
-
-if TYPE_CHECKING:
-    from sanitizer.relay.connection import Connection
-    from sanitizer.relay.upstream import Upstream
+from sanitizer.http1.bodies import CHUNKED, Length, encode_chunk, last_chunk
+from sanitizer.relay.connection import Connection, Response
+from sanitizer.relay.pool import Pool
 
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
-_HELD: Final = 64 * 1024
+_KEPT: Final = 64 * 1024
 """Bytes of an idempotent request kept, so that it can be sent once more."""
 
 
-class Response:
-    """A response: its ``status``, its ``head`` to pass on (octets), the ``length`` of its content."""
+class State(Enum):
+    """What an exchange waits for, see this module's table."""
 
-    __slots__ = ("head", "length", "status")
+    NEW = "new"
+    WAITING = "waiting"
+    ATTACHED = "attached"
+    SENT = "sent"
+    ANSWERED = "answered"
+    DONE = "done"
 
-    def __init__(self, status: int, head: bytes, length: Length) -> None:
-        self.status = status
-        self.head = head
-        self.length = length
+
+# members read off the class are slow
+_NEW, _WAITING, _ATTACHED, _SENT, _ANSWERED, _DONE = State
 
 
 class Exchange:
-    """One request to upstream and its response. A face derives from it and defines the ``on_...`` hooks.
+    """One request to upstream and its response. Handlers derive from it and define the ``on_...`` methods.
 
-    ``method`` and ``head`` are octets, the head complete with its empty line; ``length`` tells how the content that
-    `send` brings is framed. ``upgrade``: the head asks for one, so 101 is an answer and opens a tunnel.
+    ``method`` and ``head`` are octets; ``length`` tells how the content that `send` brings is framed. ``upgrade``: the
+    head asks for one, so 101 is an answer and opens a tunnel. ``response`` is there as soon as its head is;
+    ``transmitted``: octets of the request have been written.
     """
 
     __slots__ = (
-        "_held",
-        "_held_size",
-        "_owed",
-        "_sent_last",
+        "_kept",
+        "_kept_size",
+        "_remaining",
+        "_retried",
+        "_since",
+        "_timer",
         "_unsent",
         "chunked",
         "connection",
-        "done",
         "method",
+        "pool",
+        "request_complete",
         "response",
-        "retried",
-        "since",
-        "timer",
+        "state",
         "transmitted",
         "upgrade",
-        "upstream",
     )
 
-    def __init__(
-        self, upstream: "Upstream", method: bytes, head: bytes, length: Length = 0, *, upgrade: bool = False
-    ) -> None:
-        self.upstream = upstream
+    def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length = 0, *, upgrade: bool = False) -> None:
+        head += b"\r\n"
+        self.pool = pool
         self.method = method
-        self.chunked = length is Framing.CHUNKED
+        self.chunked = length is CHUNKED
         self.upgrade = upgrade
         self.connection: Connection | None = None
         self.response: Response | None = None
-        self.done = False
-        self.retried = False
-        self.since = perf_counter()
-        self.transmitted = False  # bytes of it have been written
-        self._owed = length if isinstance(length, int) else 0  # content still to come from the face
-        self._sent_last = length == 0
+        self.state = _NEW
+        self.transmitted = False
+        self.request_complete = length == 0  # the whole request has been handed over by `send`
+        self._retried = False
+        self._since = perf_counter()
+        self._remaining = length if isinstance(length, int) else 0  # octets of content still to come
         self._unsent: list[bytes] = [head]
-        self._held: list[bytes] | None = [head] if method in _IDEMPOTENT else None
-        self._held_size = len(head)  # counted along: a body may come byte by byte
-        self.timer: asyncio.TimerHandle | None = None
+        self._kept: list[bytes] | None = [head] if method in _IDEMPOTENT else None
+        self._kept_size = len(head)  # counted along: a body may come byte by byte
+        self._timer: asyncio.TimerHandle | None = None
 
-    # What the face calls
+    @property
+    def done(self) -> bool:
+        """Whether the exchange is over."""
+        return self.state is _DONE
+
+    # What a handler calls
 
     def start(self) -> None:
         """Take a connection, or wait for one, and send the head. Can call `on_error` before it returns."""
-        if not self.done:
-            self.upstream.acquire(self)
+        if self.state is not _DONE:
+            self._acquire()
 
     def send(self, data: bytes, last: bool = False) -> None:
         """Pass on content of the request; ``last`` ends it.
 
         Raises `BadRequest` if there is more or less of it than the request's Content-Length says.
         """
-        if self.done or self._sent_last:
+        if self.state is _DONE or self.request_complete:
             return
         if self.chunked:
-            framed = b"%x\r\n%b\r\n" % (len(data), data) if data else b""
-            if last:
-                framed += b"0\r\n\r\n"
+            framed = encode_chunk(data) + last_chunk() if last else encode_chunk(data)
         else:
             framed = data
-            self._owed -= len(data)
-            if self._owed < 0 or (last and self._owed):
+            self._remaining -= len(data)
+            if self._remaining < 0 or (last and self._remaining):
                 raise BadRequest("the content does not fit its Content-Length")
-        self._sent_last = last or (not self.chunked and not self._owed)
-        if self._held is not None:
-            self._held.append(framed)
-            self._held_size += len(framed)
-            if self._held_size > _HELD:
-                self._held = None
+        self.request_complete = last or (not self.chunked and not self._remaining)
+        if self._kept is not None:
+            self._kept.append(framed)
+            self._kept_size += len(framed)
+            if self._kept_size > _KEPT:
+                self._kept = None
         if self.connection is None or not self.transmitted:
             self._unsent.append(framed)
-        elif not self.connection.transport.is_closing():  # else its end is about to be told
-            if framed:
-                self.connection.write(framed)
-            if self.upstream.response_timeout is not None:
-                self._arm()
+        elif framed:
+            self.connection.write(framed)
+            self._await_response()
 
     @property
     def blocked(self) -> bool:
-        """Whether the face should stop sending for now; `on_blocked` and `on_unblocked` tell when that changes."""
-        return not self.done and (self.connection is None or self.connection.write_paused)
-
-    @property
-    def request_complete(self) -> bool:
-        """Whether the whole request has been handed to the connection."""
-        return self._sent_last
+        """Whether the handler should stop sending; `on_blocked` and `on_unblocked` tell when that changes."""
+        return self.state is not _DONE and (self.connection is None or self.connection.write_paused)
 
     def pause_reading(self) -> None:
         """Stop reading from upstream: the client is slower."""
@@ -147,105 +151,115 @@ class Exchange:
 
     def cancel(self) -> None:
         """The client has left: give up, and let upstream know by closing its connection."""
-        if not self.done:
+        if self.state is not _DONE:
             self._finish()
             if self.connection is not None:
                 self.connection.close()
 
-    # What the connection and the pool call
+    # What the pool calls
 
-    def attach(self, connection: "Connection") -> None:
+    def attach(self, connection: Connection) -> None:
+        """Use ``connection``: send what has come, at the end of this turn of the event loop."""
+        self._stop_timer()
         self.connection = connection
-        connection.exchange = self
-        if self.upstream.alone:
-            self._transmit()
+        self.state = _ATTACHED
+        connection.attach(self)
+        self.pool.outbox.add(Exchange._transmit, self)
+
+    def fail(self, error: GatewayError) -> None:
+        """The exchange can't go on because of ``error``."""
+        self._finish()
+        self.pool.count_error(error)
+        if self.connection is not None:
+            self.connection.close()
+        self.on_error(error)
+
+    # What the connection calls
+
+    def respond(self, response: Response) -> None:
+        self._stop_timer()
+        self.pool.seconds.observe(perf_counter() - self._since)
+        self._kept = None
+        self.state = _ANSWERED
+        self.response = response
+        self.on_response(response)
+
+    def complete(self, content: bytes, trailers: bytes) -> None:
+        self.connection = None
+        self._finish()
+        self.on_content(content, True, trailers)
+
+    def switch(self, response: Response, data: bytes) -> None:
+        self.pool.seconds.observe(perf_counter() - self._since)
+        self.state = _ANSWERED
+        self.response = response
+        self.on_tunnel(response, data)
+
+    def lost(self, error: GatewayError, *, unanswered: bool) -> None:
+        self.connection = None
+        if unanswered and not self.transmitted:
+            # upstream had closed it while it was idle, as it may have closed all others; in a turn of its own
+            self.state = _WAITING
+            self.pool.loop.call_soon(self.start)
+        elif self._retried or (self.transmitted and not (unanswered and self._kept is not None)):
+            self.fail(error)
         else:
-            self.upstream.outbox.add(Exchange._transmit, self)
+            self._retried = True
+            if self._kept is not None:
+                self._unsent = [b"".join(self._kept)]
+            self.transmitted = False
+            self._stop_timer()
+            self._acquire(new=True)
+
+    # Its own
+
+    def _acquire(self, new: bool = False) -> None:
+        self.state = _WAITING
+        timer = self.pool.connect(self) if new else self.pool.acquire(self)
+        if timer is not None:
+            self._timer = timer
 
     def _transmit(self) -> None:
         """Send the head, and what has come of the content."""
         connection = self.connection
-        if self.done or connection is None or self.transmitted or connection.transport.is_closing():
+        if self.state is not _ATTACHED or connection is None:
             return
-        if connection.reused and not connection.fresh:
-            connection.close()
-            self.lost(UpstreamBroken())
+        octets = b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0]
+        if not connection.send_request(octets):
+            self.lost(UpstreamBroken(), unanswered=connection.reused)
             return
+        self.state = _SENT
         self.transmitted = True
-        connection.transport.write(b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0])
         self._unsent = []
-        if self.upstream.response_timeout is not None:
-            self._arm()
-        if not self._sent_last:
+        self._await_response()
+        if not self.request_complete:
             if connection.write_paused:
                 self.on_blocked()
             else:
                 self.on_unblocked()
 
-    def respond(self, response: Response) -> None:
-        if self.timer is not None:
-            self.disarm()
-        self.upstream.seconds.observe(perf_counter() - self.since)
-        self._held = None
-        self.response = response
-        self.on_response(response)
-
-    def complete(self, content: bytes, trailers: bytes) -> None:
-        self._finish()
-        self.on_content(content, True, trailers)
-
-    def lost(self, error: GatewayError) -> None:
-        """The connection is gone before the response was whole."""
-        connection, self.connection = self.connection, None
-        if self.done:
-            return
-        if not self.transmitted and connection is not None and connection.reused:
-            # it had been closed while it was idle, as all others may have been; nothing has been sent
-            self.upstream.loop.call_soon(Exchange.start, self)
-            return
-        may_repeat = not self.transmitted or (
-            connection is not None and connection.reused and not connection.answering and self._held is not None
-        )
-        if may_repeat and not self.retried:
-            self.retried = True
-            if self.transmitted and self._held is not None:
-                self._unsent = [b"".join(self._held)]
-            self.transmitted = False
-            self.disarm()
-            self.upstream.connect(self)
-        else:
-            self.fail(error)
-
-    def fail(self, error: GatewayError) -> None:
-        self._finish()
-        self.upstream.count_error(error)
-        if self.connection is not None:
-            self.connection.close()
-        self.on_error(error)
+    def _await_response(self) -> None:
+        """Limit the time to the response's head. It counts from the last byte sent: a long upload is no slow answer."""
+        timeout = self.pool.response_timeout
+        if timeout is not None and self.response is None:
+            self._stop_timer()
+            self._timer = self.pool.loop.call_later(timeout, self.fail, ResponseTimeout())
 
     def _finish(self) -> None:
-        self.done = True
-        self._held = None
+        self.state = _DONE
+        self._kept = None
         self._unsent = []
-        if self.timer is not None:
-            self.disarm()
+        self._stop_timer()
 
-    def _arm(self) -> None:
-        # counts from the last byte sent: a long upload is not a slow answer
-        if self.response is None and (timeout := self.upstream.response_timeout) is not None:
-            self.disarm()
-            self.timer = self.upstream.loop.call_later(timeout, self.fail, ResponseTimeout())
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
 
-    def disarm(self) -> None:
-        """Stop waiting for a connection or a response head."""
-        if self.timer is not None:
-            self.timer.cancel()
-            self.timer = None
-
-    # What the face defines
+    # What a handler defines
 
     def on_interim(self, head: bytes) -> None:
-        """A 1xx response other than 101 has come."""
+        """The head of a 1xx response other than 101 has come."""
 
     def on_response(self, response: Response) -> None:
         """The final response's head has come; `on_content` follows at once, if need be with nothing."""
@@ -266,11 +280,5 @@ class Exchange:
         """More content of the request may be sent."""
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
-        """Upstream has switched protocols; ``data`` are the first bytes after its head."""
+        """Upstream has switched protocols; ``data`` are the first octets after its head."""
         raise NotImplementedError
-
-    def on_tunnel_data(self, data: bytes) -> None:
-        """Bytes from upstream inside the tunnel."""
-
-    def on_tunnel_eof(self) -> None:
-        """Upstream will send nothing more; it can still read."""

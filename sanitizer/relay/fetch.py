@@ -5,8 +5,9 @@ timeouts and TLS settings, one check for stale connections.
 import asyncio
 
 from sanitizer.errors import GatewayError, UpstreamBroken
-from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.upstream import Upstream
+from sanitizer.relay.connection import Response
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.pool import Pool
 
 
 class _Fetched(Exchange):
@@ -14,10 +15,10 @@ class _Fetched(Exchange):
 
     __slots__ = ("content", "ended", "error", "limit")
 
-    def __init__(self, upstream: Upstream, method: bytes, head: bytes, length: int, limit: int) -> None:
-        super().__init__(upstream, method, head, length)
+    def __init__(self, pool: Pool, method: bytes, head: bytes, length: int, limit: int) -> None:
+        super().__init__(pool, method, head, length)
         self.content = bytearray()
-        self.ended: asyncio.Future[None] = upstream.loop.create_future()
+        self.ended: asyncio.Future[None] = pool.loop.create_future()
         self.error: GatewayError | None = None
         self.limit = limit
 
@@ -40,7 +41,7 @@ class _Fetched(Exchange):
 
 
 async def fetch(
-    upstream: Upstream, target: bytes, header: bytes, limit: int, content: bytes | None = None
+    pool: Pool, target: bytes, header: bytes, limit: int, content: bytes | None = None
 ) -> tuple[int, bytes]:
     """GET ``target``, or POST ``content`` to it, with exactly the field lines in ``header``.
 
@@ -50,8 +51,8 @@ async def fetch(
     the connection.
     """
     method = b"GET" if content is None else b"POST"
-    head = b"%b %b HTTP/1.1%b\r\n\r\n" % (method, target, header)
-    fetched = _Fetched(upstream, method, head, len(content or b""), limit)
+    head = b"%b %b HTTP/1.1%b\r\n" % (method, target, header)
+    fetched = _Fetched(pool, method, head, len(content or b""), limit)
     try:
         if content:
             fetched.send(content)

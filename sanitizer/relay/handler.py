@@ -3,9 +3,10 @@
 import asyncio
 from typing import Literal, Protocol
 
+from sanitizer.relay.pipe import End
+from sanitizer.relay.pool import Pool
 from sanitizer.relay.stalls import Pending
 from sanitizer.relay.transport import Transport
-from sanitizer.relay.upstream import Upstream
 
 Pause = Literal["upstream", "pipelined"]
 """Why nothing is read from a client: upstream is slower, or a request has to wait for its turn."""
@@ -35,7 +36,7 @@ class Handler(Protocol):
     def end(self) -> None:
         """The request is whole. Its trailers are not passed on: some servers merge them into the head's fields."""
 
-    def last(self) -> None:
+    def close_after_response(self) -> None:
         """The connection takes no further request: the response should say so."""
 
     def cancel(self) -> None:
@@ -51,35 +52,22 @@ class Handler(Protocol):
         """What upstream has still to do for an answer that is held back; None if none is."""
 
 
-class Tunnel(Protocol):
-    """What a request has become when upstream has switched protocols."""
-
-    def tunnel_send(self, data: bytes) -> None: ...
-    def tunnel_eof(self) -> bool: ...
-    def leave(self) -> None: ...
-    def pause_reading(self) -> None: ...
-    def resume_reading(self) -> None: ...
-
-
 class Client(Protocol):
     """What a handler uses of the client connection that its request has come on."""
 
     loop: asyncio.AbstractEventLoop
     transport: Transport
-    tunnel: Tunnel | None
+    pool: Pool
+    """Where requests go."""
     write_blocked: bool
     cross_origin: bool
     """The current request has an Origin."""
-
-    @property
-    def upstream(self) -> Upstream:
-        """Where requests go."""
 
     def write(self, data: bytes) -> None:
         """Send ``data`` to the client."""
 
     def write_interim(self, head: bytes) -> None:
-        """Send a 1xx response."""
+        """Send the head of a 1xx response."""
 
     def pause(self, reason: Pause) -> None:
         """Read nothing from the client until `resume` is called with the same reason."""
@@ -92,11 +80,8 @@ class Client(Protocol):
     def answered(self, handler: Handler, keep_alive: bool) -> None:
         """The response to the current request is whole and written."""
 
-    def enter_tunnel(self, handler: Handler, tunnel: Tunnel) -> None:
-        """The current request has become a tunnel."""
-
-    def close(self) -> None:
-        """Close when everything is written."""
+    def become_tunnel(self, handler: Handler, upstream: End) -> None:
+        """Join the connection to the end that upstream's connection has become; the current request is over."""
 
     def abort(self) -> None:
         """Reset the connection, so that the response can't be taken for whole."""

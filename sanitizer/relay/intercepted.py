@@ -34,13 +34,13 @@ from functools import partial
 from typing import Any, Final, Protocol
 
 from sanitizer.errors import GatewayError
+from sanitizer.http1.bodies import Framing, Length
+from sanitizer.http1.heads import with_field
+from sanitizer.http1.requests import Request
+from sanitizer.relay.connection import Response
 from sanitizer.relay.counters import CLIENT_LEFT
-from sanitizer.relay.exchange import Response
-from sanitizer.relay.framing import Framing, Length
 from sanitizer.relay.handler import Client
-from sanitizer.relay.headers import with_field
-from sanitizer.relay.relayed import Relayed
-from sanitizer.relay.request import Request
+from sanitizer.relay.proxied import Proxied
 from sanitizer.relay.stalls import Pending
 
 HELD_LIMIT: Final = 64 * 1024
@@ -100,7 +100,7 @@ class _State(Enum):
 _COLLECTING, _DECIDING, _SENT, _HELD, _DONE = _State
 
 
-class _Send(Relayed):
+class _Send(Proxied):
     """The request as it is sent, once or again, and its answer, which may be held back.
 
     ``previous`` is the send whose answer is held back while this one is under way, ``first`` the first of those.
@@ -109,7 +109,7 @@ class _Send(Relayed):
     __slots__ = ("_answer", "_answer_size", "_content", "_trailers", "first", "handler", "previous")
 
     def __init__(self, handler: "Intercepted", head: bytes, length: Length, previous: "_Send | None") -> None:
-        super().__init__(handler.client, handler.method, head, length, False, handler.keep_alive, handler.version)
+        super().__init__(handler.client, handler.method, head, length, handler.keep_alive, handler.version)
         self.handler = handler
         self.previous = previous
         self.first: _Send | None = (previous.first or previous) if previous is not None else None
@@ -193,9 +193,9 @@ class _Send(Relayed):
 
 
 class Intercepted:
-    """The handler of an intercepted request. ``outbound`` is the head it is sent with if nothing is cut."""
+    """The handler of an intercepted request."""
 
-    def __init__(self, client: Client, request: Request, outbound: bytes, interception: Interception) -> None:
+    def __init__(self, client: Client, request: Request, interception: Interception) -> None:
         self.client = client
         self.interception = interception
         self.method = request.method
@@ -204,7 +204,7 @@ class Intercepted:
         self.status = CLIENT_LEFT
         self.started = False
         self._state = _COLLECTING
-        self._head = outbound
+        self._head = request.outbound  # for the case that nothing is cut
         self._length = request.length
         self._expects_continue = request.expects_continue
         self._send: _Send | None = None
@@ -225,7 +225,7 @@ class Intercepted:
         elif self._state is _DECIDING:
             self._ask(self.interception.edit(), self._send_body)
         elif self._expects_continue:
-            self.client.write_interim(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.client.write_interim(b"HTTP/1.1 100 Continue\r\n")
 
     def content(self, data: bytes) -> None:
         if self._send is not None:
@@ -246,10 +246,10 @@ class Intercepted:
         if self.started:
             self._ask(self.interception.edit(), self._send_body)
 
-    def last(self) -> None:
+    def close_after_response(self) -> None:
         self.keep_alive = False
         if self._send is not None:
-            self._send.last()
+            self._send.close_after_response()
 
     def cancel(self) -> None:
         self._state = _DONE

@@ -1,5 +1,6 @@
 """What is used of asyncio's transports, and what the sockets beneath them know."""
 
+import asyncio
 import fcntl
 import select
 import socket
@@ -28,11 +29,23 @@ class Transport(Protocol):
     def abort(self) -> None: ...
     def get_extra_info(self, name: str, default: Any = None) -> Any: ...
     def get_write_buffer_size(self) -> int: ...
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None: ...
 
 
-def acknowledged(transport: Transport) -> int:
-    """How many octets the peer's kernel has acknowledged; 0 where the kernel does not say."""
-    return _tcp_info(transport, _BYTES_ACKED)
+def reset(transport: Transport) -> None:
+    """Close at once, so that the peer sees a reset: a FIN would end content that lasts until the connection closes."""
+    sock = transport.get_extra_info("socket")
+    if sock is not None:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
+
+
+def progress(transport: Transport, written: int) -> int:
+    """A number that grows when the peer takes some of the ``written`` octets.
+
+    The kernel's count of acknowledged octets is part of it, because a TLS transport's buffer shrinks in large steps.
+    """
+    return written - transport.get_write_buffer_size() + _tcp_info(transport, _BYTES_ACKED)
 
 
 def received(transport: Transport) -> int:

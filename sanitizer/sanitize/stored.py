@@ -104,7 +104,7 @@ def lookup_header(head: bytes) -> bytes:
 
     Any field may authenticate (a configured key header, custom auth): all others go along, duplicates and order kept.
     """
-    return _NOT_LOOKED_UP.sub(b"", head[head.index(b"\r\n") : -4]) + _IDENTITY
+    return _NOT_LOOKED_UP.sub(b"", head[head.index(b"\r\n") :].rstrip(b"\r\n")) + _IDENTITY
 
 
 def own_header(head: bytes, key: str, host: bytes) -> bytes:

@@ -13,9 +13,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from sanitizer import cli
-from sanitizer.relay import connection, exchange
+from sanitizer.relay import exchange
+from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.counters import Histogram
-from sanitizer.relay.protocol import RelayProtocol
 from tests.bench.__main__ import Run
 from tests.bench.peers import PEERS, Peer, Place
 from tests.bench.workloads import Plan, Workload
@@ -28,9 +28,8 @@ def stop_counting() -> None:
 
     for owner, name, instead in (
         (exchange, "perf_counter", float),  # 0.0, without a clock
-        (connection, "perf_counter", float),
         (Histogram, "observe", nothing),
-        (RelayProtocol, "_ended", nothing),
+        (ClientConnection, "_count", nothing),
     ):
         setattr(owner, name, instead)
 

@@ -28,8 +28,8 @@ from sanitizer.operate.admin import CONNECTIONS, CONNECTIONS_OF_ONE, SILENCE, Ad
 from sanitizer.operate.probe import Probe
 from sanitizer.operate.snapshots import PipeWriter, Snapshot, Snapshots
 from sanitizer.settings import Settings, load
+from tests.operate.exchanges import request
 from tests.operate.exposition import wait_for, wait_until_ready
-from tests.operate.traffic import request
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Upstream, refusing_port, reply

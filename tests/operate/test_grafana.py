@@ -17,7 +17,7 @@ from sanitizer.address import Address
 from sanitizer.app import Gateway as App
 from sanitizer.operate.metrics import FAMILIES, SnapshotCollector, gather
 from sanitizer.operate.snapshots import Snapshots
-from sanitizer.relay.upstream import Upstream
+from sanitizer.relay.pool import Pool
 from sanitizer.settings import Settings
 
 FOLDER = Path(__file__).parents[2] / "deploy" / "grafana"
@@ -57,7 +57,7 @@ def exported() -> dict[str, list[dict[str, str]]]:
         app = App(Settings())
         snapshots = Snapshots()
         snapshots.add(0)
-        upstream = Upstream(Address("http", "a", 80))
+        upstream = Pool(Address("http", "a", 80))
         snapshots.put(0, gather(app.counters, upstream, app.decisions))
         return snapshots
 

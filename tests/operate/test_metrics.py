@@ -14,13 +14,12 @@ import pytest
 from sanitizer import __version__
 from sanitizer.errors import GatewayError
 from sanitizer.operate import metrics
-from sanitizer.relay import upstream as upstream_module
+from sanitizer.relay import pool as pool_module
 from sanitizer.relay.counters import Counters
 from sanitizer.sanitize.core import Record
 from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.stored import Lookup, LookupOutcome
-from tests.operate.exposition import Numbers, families, wait_for, wait_until_ready
-from tests.operate.traffic import (
+from tests.operate.exchanges import (
     BUDGET,
     CUT,
     HANDSHAKE,
@@ -35,6 +34,7 @@ from tests.operate.traffic import (
     stored,
     update,
 )
+from tests.operate.exposition import Numbers, families, wait_for, wait_until_ready
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Script, Upstream, refusing_port, reply
 from tests.support.wire import Cut
@@ -422,7 +422,7 @@ def test_every_kind_of_error_is_known() -> None:
 
     own = {"bad_request", "head_too_large", "loop_detected"}
     stalled = set(Counters().stalled)
-    exchange = {each.kind for each in upstream_module._ERRORS}
+    exchange = {each.kind for each in pool_module._ERRORS}
     assert exchange | stalled == {each.kind for each in leaves(GatewayError)} - own
     assert not exchange & stalled
 

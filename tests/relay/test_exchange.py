@@ -10,7 +10,7 @@ from typing import Literal
 import pytest
 
 from sanitizer.errors import BadRequest
-from sanitizer.relay.framing import Framing, Length
+from sanitizer.http1.bodies import Framing, Length
 from tests.support.recorder import ANSWERED, OK, Recorder, World
 from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
 
@@ -132,14 +132,14 @@ def test_lost(world: World, loss: Loss) -> None:
     errors = [call for call in exchange.calls if call[0] == "error"]
     assert errors == ([] if loss.again else [BROKEN])
     assert exchange.done != loss.again
-    assert world.upstream.errors["broken"] == (not loss.again)
+    assert world.pool.errors["broken"] == (not loss.again)
     if loss.again:
         transport = world.accept()
         assert transport.written == exchange.octets + b"b" * loss.body
         world.answer(transport)
         assert exchange.calls[:1] == ANSWERED[:1]
         assert sum(call[0] == "content" and call[2] for call in exchange.calls) == 1
-        assert world.upstream.errors["broken"] == 0
+        assert world.pool.errors["broken"] == 0
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_paused_when_the_answer_ends(world: World) -> None:
     world.loop.act(transport.protocol.data_received, OK[-2:])  # what had been read before
     assert exchange.calls[-1] == ("content", b"ok", True)
     assert transport.reading
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
 
 
 def test_lost_while_its_content_comes(world: World) -> None:
@@ -201,7 +201,7 @@ def test_lost_while_its_content_comes(world: World) -> None:
     assert second.written == exchange.octets + b"onetwosix"
     world.answer(second)
     assert exchange.calls == ANSWERED
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
 
 
 def test_all_pooled_connections_are_stale(world: World) -> None:
@@ -231,7 +231,7 @@ def test_early_response(world: World, length: Length) -> None:
     world.answer(transport)
     assert exchange.calls == ANSWERED
     assert transport.lost
-    assert world.upstream.open == 0
+    assert world.pool.open == 0
     world.send(exchange, b"the rest", last=True)
     assert transport.written == written
     assert exchange.calls == ANSWERED
@@ -246,7 +246,7 @@ def test_request_whole_before_the_response_is(world: World) -> None:
     world.answer(transport, OK[-1:])
     assert [call for call in exchange.calls if call[0] == "response"] == [("response", 200)]
     assert not transport.closing
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
 
 
 @pytest.mark.parametrize(
@@ -272,7 +272,7 @@ def test_fin_while_upstream_takes_nothing(world: World, answer: bytes, end: tupl
     assert exchange.calls[-1] == end
     assert exchange.done
     assert transport.lost
-    assert world.upstream.open == 0
+    assert world.pool.open == 0
 
 
 # The response timeout
@@ -296,7 +296,7 @@ def test_response_timeout(timed: World) -> None:
     timed.loop.advance(1)
     assert exchange.calls == [("error", "response_timeout")]
     assert transport.lost
-    assert timed.upstream.errors["response_timeout"] == 1
+    assert timed.pool.errors["response_timeout"] == 1
     timed.loop.advance(1000)
     assert exchange.calls == [("error", "response_timeout")]
 
@@ -510,7 +510,7 @@ def test_cancel_after_the_end(world: World) -> None:
     world.answer(transport)
     world.loop.act(exchange.cancel)
     assert not transport.closing
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
     assert exchange.calls == ANSWERED
 
 

@@ -27,10 +27,10 @@ from hypothesis import strategies as st
 
 from sanitizer.address import Address
 from sanitizer.errors import GatewayError
-from sanitizer.relay.connection import Connection
-from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.headers import head_fields
-from sanitizer.relay.upstream import Upstream
+from sanitizer.http1.heads import head_fields
+from sanitizer.relay.connection import Connection, Response
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.pool import Pool
 from tests.relay.mutations import divided, mutated
 
 Fields = list[tuple[bytes, bytes]]
@@ -79,7 +79,7 @@ class Recorded(Exchange):
 
     __slots__ = ("reading",)
 
-    def __init__(self, upstream: Upstream, method: bytes) -> None:
+    def __init__(self, upstream: Pool, method: bytes) -> None:
         super().__init__(upstream, method, method + b" / HTTP/1.1\r\nHost: a\r\n\r\n")
         self.reading = Reading()
 
@@ -132,18 +132,18 @@ def sock() -> Iterator[socket.socket]:
 
 
 @pytest.fixture(scope="module")
-def upstream() -> Iterator[Upstream]:
+def upstream() -> Iterator[Pool]:
     with asyncio.Runner() as runner:
 
-        async def make() -> Upstream:
-            return Upstream(Address("http", "127.0.0.1", 9))
+        async def make() -> Pool:
+            return Pool(Address("http", "127.0.0.1", 9))
 
         upstream = runner.run(make())
         yield upstream
         upstream.close()
 
 
-def read(upstream: Upstream, sock: socket.socket, method: bytes, pieces: list[bytes]) -> Reading:
+def read(upstream: Pool, sock: socket.socket, method: bytes, pieces: list[bytes]) -> Reading:
     """What the gateway makes of an answer that comes in ``pieces`` and ends with the connection."""
     exchange, connection, transport = Recorded(upstream, method), Connection(upstream), Wire(sock)
     connection.connection_made(transport)
@@ -195,7 +195,7 @@ def end_to_end(fields: Fields) -> Fields:
     return [(n.lower(), v.rstrip(b" \t")) for n, v in fields if n.lower() not in HOP_BY_HOP | named]
 
 
-def assert_agree(upstream: Upstream, sock: socket.socket, method: bytes, pieces: list[bytes]) -> None:
+def assert_agree(upstream: Pool, sock: socket.socket, method: bytes, pieces: list[bytes]) -> None:
     stream = b"".join(pieces)
     ours, theirs = read(upstream, sock, method, pieces), read_with_h11(method, pieces)
     if ours.whole and theirs.whole:
@@ -318,14 +318,14 @@ def streams(draw: st.DrawFn) -> list[bytes]:
 @example(pieces=[b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n"], method=b"GET")
 @example(pieces=[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n"], method=b"GET")
 @example(pieces=[b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"], method=b"GET")
-def test_agrees_with_h11(upstream: Upstream, sock: socket.socket, pieces: list[bytes], method: bytes) -> None:
+def test_agrees_with_h11(upstream: Pool, sock: socket.socket, pieces: list[bytes], method: bytes) -> None:
     """A stream is read as h11 reads it, or refused."""
     assert_agree(upstream, sock, method, pieces)
 
 
 @settings(max_examples=EXAMPLES // 5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(stream=streams().map(b"".join), method=st.sampled_from([b"GET", b"HEAD"]))
-def test_pieces_do_not_matter(upstream: Upstream, sock: socket.socket, stream: bytes, method: bytes) -> None:
+def test_pieces_do_not_matter(upstream: Pool, sock: socket.socket, stream: bytes, method: bytes) -> None:
     """What a stream means does not depend on the pieces in which it comes, but for how much of a broken one is seen."""
     whole = read(upstream, sock, method, [stream] if stream else [])
     bytewise = read(upstream, sock, method, [stream[n : n + 1] for n in range(len(stream))])

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from sanitizer.relay.connection import LIFETIME, Connection
+from sanitizer.relay.connection import Connection
+from sanitizer.relay.pool import LIFETIME
 from tests.support.recorder import ANSWERED, OK, Recorder, World
 from tests.support.virtual import FakeSocket, FakeTransport, VirtualLoop, virtual_loop
 
@@ -54,7 +55,7 @@ def test_waiting_order(loop: VirtualLoop) -> None:
     for transport, exchange in zip((two, one, one, two), waiting, strict=True):
         world.answer(transport)
         assert serves(transport, exchange)
-    assert world.upstream.open == 2
+    assert world.pool.open == 2
 
 
 @pytest.mark.parametrize("how", ["closed by the answer", "reset", "cancelled", "broken answer"])
@@ -108,7 +109,7 @@ def test_who_has_left_is_skipped(loop: VirtualLoop, gone: set[int]) -> None:
             world.answer(transport)
             assert serves(transport, exchange)
     world.answer(transport)
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
     assert all(serves(transport, exchange) or exchange.done for exchange in waiting)
 
 
@@ -130,10 +131,10 @@ def test_waiting_is_limited(loop: VirtualLoop) -> None:
     assert last.calls == [("error", "pool_exhausted")]
     loop.advance(LIFETIME / 2)
     assert served.calls == []
-    assert world.upstream.errors["pool_exhausted"] == 2
+    assert world.pool.errors["pool_exhausted"] == 2
     world.answer(transport)
     assert served.calls == ANSWERED
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
 
 
 def test_being_made_counts(loop: VirtualLoop) -> None:
@@ -141,7 +142,7 @@ def test_being_made_counts(loop: VirtualLoop) -> None:
     world = make_world(loop, max_connections=2)
     for _ in range(3):
         world.start()
-    assert (world.upstream.open, world.upstream.connecting) == (2, 2)
+    assert (world.pool.open, world.pool.connecting) == (2, 2)
     assert len(loop.attempts) == 2
 
 
@@ -157,7 +158,7 @@ def test_the_new_connection_is_not_needed(loop: VirtualLoop, waits: bool) -> Non
         assert transport.written == waiting.octets
         world.answer(transport)
         assert waiting.calls == ANSWERED
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
     following = world.start()
     assert loop.attempts == []
     assert serves(transport, following)
@@ -175,7 +176,7 @@ def test_a_connection_comes_free_before_the_new_one_is_ready(loop: VirtualLoop) 
     world.answer(new)
     world.answer(old)
     assert connecting.calls == waiting.calls == ANSWERED
-    assert world.upstream.idle == world.upstream.open == 2
+    assert world.pool.idle == world.pool.open == 2
 
 
 def test_a_connection_is_lost_as_it_is_made(loop: VirtualLoop) -> None:
@@ -187,7 +188,7 @@ def test_a_connection_is_lost_as_it_is_made(loop: VirtualLoop) -> None:
     transport = attempt.accept()
     assert transport.written == b""
     assert exchange.calls == [("error", "broken")]
-    assert world.upstream.open == 0
+    assert world.pool.open == 0
     world.run()
 
 
@@ -212,7 +213,7 @@ def test_sweep(loop: VirtualLoop) -> None:
         assert [transport.lost for transport in transports] == [n < number for n in range(3)]
         loop.advance(0.5)
         assert [transport.lost for transport in transports] == [n <= number for n in range(3)]
-    assert (world.upstream.open, world.upstream.idle) == (0, 0)
+    assert (world.pool.open, world.pool.idle) == (0, 0)
 
 
 def test_sweep_goes_on(loop: VirtualLoop) -> None:
@@ -284,7 +285,7 @@ def test_stale_before_its_first_use(loop: VirtualLoop, method: bytes) -> None:
     """A connection that has been in the pool without having been used is polled before its first request, too."""
     world = make_world(loop)
     unused = world.unused_connection()
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
     unused.socket.make_readable()
     exchange = world.start(method)
     assert unused.written == b""
@@ -295,14 +296,17 @@ def test_stale_before_its_first_use(loop: VirtualLoop, method: bytes) -> None:
 def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> None:
     """Event loops report an exception of `connection_made`, and use the connection: it has to be polled, too."""
     world = make_world(loop)
-    connection = loop.act(Connection, world.upstream)
+    connection = loop.act(Connection, world.pool)
     transport = FakeTransport(loop, connection, peername=None, pollable=True)
     monkeypatch.setattr(FakeSocket, "setsockopt", _raise_os_error)
     with pytest.raises(OSError, match="option"):
         connection.connection_made(transport)
-    assert connection.fresh
+    connection.renew_at = loop.now + 60
+    loop.act(connection.become_idle)
+    assert connection.send_request(b"first")
     transport.socket.make_readable()
-    assert not connection.fresh
+    assert not connection.send_request(b"second")
+    assert transport.written == b"first"
 
 
 @pytest.mark.parametrize("how", ["eof", "reset", "bytes"])
@@ -318,7 +322,7 @@ def test_idle_connection_ends(loop: VirtualLoop, how: str) -> None:
         transport.feed(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
     loop.settle()
     assert transport.lost
-    assert (world.upstream.open, world.upstream.idle) == (0, 0)
+    assert (world.pool.open, world.pool.idle) == (0, 0)
     assert world.told == []
     world.run()
 
@@ -338,7 +342,7 @@ def test_not_kept(loop: VirtualLoop, answer: bytes) -> None:
     world.answer(transport, answer)
     assert exchange.calls == ANSWERED
     assert transport.lost
-    assert world.upstream.open == 0
+    assert world.pool.open == 0
 
 
 def test_kept_in_http_1_0_by_its_own_word(loop: VirtualLoop) -> None:
@@ -346,7 +350,7 @@ def test_kept_in_http_1_0_by_its_own_word(loop: VirtualLoop) -> None:
     world = make_world(loop)
     _, transport = world.run()
     world.answer(transport, OK.replace(b"1.1", b"1.0").replace(b"\r\n\r\n", b"\r\nConnection: keep-alive, x\r\n\r\n"))
-    assert world.upstream.idle == 1
+    assert world.pool.idle == 1
 
 
 # Old connections
@@ -370,7 +374,7 @@ def test_renewed_by_age(loop: VirtualLoop) -> None:
     assert not transport.closing, "an answer is on its way"
     world.answer(transport)
     assert transport.lost
-    assert world.upstream.open == 0
+    assert world.pool.open == 0
     following = world.start()
     assert serves(world.accept(), following)
 
@@ -385,7 +389,7 @@ def test_renewed_although_somebody_waits(loop: VirtualLoop) -> None:
     assert transport.lost
     new = world.accept()
     assert serves(new, waiting)
-    assert world.upstream.open == 1
+    assert world.pool.open == 1
 
 
 def test_not_all_at_once(loop: VirtualLoop) -> None:
@@ -469,7 +473,7 @@ def test_errors_are_counted(loop: VirtualLoop, bring_about: Any, kind: str, deta
     """Each failure is counted under its kind, and told with what the system has said about it, once."""
     world = make_world(loop, max_connections=1, response_timeout=20.0)
     bring_about(world)
-    assert {each: count for each, count in world.upstream.errors.items() if count} == {kind: 1}
+    assert {each: count for each, count in world.pool.errors.items() if count} == {kind: 1}
     assert world.told == [(kind, detail)]
 
 
@@ -481,7 +485,7 @@ def test_an_end_that_nobody_waits_for_is_no_error(loop: VirtualLoop) -> None:
     loop.attempts[0].refuse(ConnectionRefusedError(111, "Connection refused"))
     assert exchange.calls == []
     assert world.told == []
-    assert world.upstream.open == 0
+    assert world.pool.open == 0
 
 
 # Closing
@@ -539,15 +543,15 @@ def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[W
     """Each exchange at work fails, once; no connection is left, and none is opened."""
     world = make_world(loop, max_connections=2)
     exchanges = bring_about(world)
-    loop.act(world.upstream.close)
+    loop.act(world.pool.close)
     loop.settle()
     assert loop.attempts == []
     loop.advance(100)
     assert [len(exchange.calls) for exchange in exchanges] == [1] * len(exchanges)
     assert {exchange.calls[0][0] for exchange in exchanges} == {"error"}
-    assert sum(world.upstream.errors.values()) == len(world.told) == len(exchanges)
+    assert sum(world.pool.errors.values()) == len(world.told) == len(exchanges)
     assert all(transport.lost for transport in loop.transports)
-    assert (world.upstream.open, world.upstream.idle) == (0, 0)
+    assert (world.pool.open, world.pool.idle) == (0, 0)
 
 
 @pytest.mark.parametrize("head", [OK[:-2], b"HTTP/1.1 200 OK\r\n\r\n"], ids=["length", "until close"])
@@ -556,7 +560,7 @@ def test_close_breaks_answers_off(loop: VirtualLoop, head: bytes) -> None:
     world = make_world(loop)
     exchange, transport = world.run()
     world.answer(transport, head + b"o")
-    loop.act(world.upstream.close)
+    loop.act(world.pool.close)
     loop.settle()
     assert exchange.calls == [("response", 200), ("content", b"o", False), ("error", "broken")]
 
@@ -570,14 +574,14 @@ def test_close_leaves_alone_what_is_over(loop: VirtualLoop) -> None:
     for exchange in (connecting, waiting):
         loop.act(exchange.cancel)
     world.answer(transport)
-    assert (world.upstream.open, world.upstream.idle) == (3, 1)
-    loop.act(world.upstream.close)
+    assert (world.pool.open, world.pool.idle) == (3, 1)
+    loop.act(world.pool.close)
     loop.settle()
     loop.advance(100)
     assert answered.calls == ANSWERED
     assert busy.calls == [("error", "broken")]
     assert connecting.calls == waiting.calls == []
-    assert (loop.attempts, world.upstream.open, world.upstream.idle) == ([], 0, 0)
+    assert (loop.attempts, world.pool.open, world.pool.idle) == ([], 0, 0)
 
 
 @pytest.mark.parametrize("cancelled", [True, False])
@@ -585,7 +589,7 @@ def test_request_after_close(loop: VirtualLoop, cancelled: bool) -> None:
     """It fails, in a turn of its own: a face that goes on with its next request at once must not go too deep."""
     world = make_world(loop)
     world.idle_connection()
-    loop.act(world.upstream.close)
+    loop.act(world.pool.close)
     exchange = world.make()
     loop.act(exchange.start)
     assert exchange.calls == []

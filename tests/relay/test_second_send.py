@@ -20,12 +20,12 @@ import uvloop
 
 from sanitizer.address import Address, TrustedProxies
 from sanitizer.connections import Connections
+from sanitizer.http1.forwarding import Forwarding
+from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
 from sanitizer.relay.fetch import fetch
-from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.intercepted import HELD_LIMIT, Ask, Interceptor
-from sanitizer.relay.protocol import RelayProtocol
-from sanitizer.relay.upstream import Upstream as Pool
+from sanitizer.relay.pool import Pool
 from tests.support.client import Client
 from tests.support.cores import BODY, CONFIDENTIAL, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
 from tests.support.upstream import (
@@ -55,7 +55,7 @@ class Front:
     """What client connections belong to."""
 
     def __init__(self, pool: Pool, core: Core) -> None:
-        self.upstream = pool
+        self.pool = pool
         self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
         self.counters = Counters()
         self.connections = Connections()
@@ -108,7 +108,7 @@ class Listener:
             max_connections=self._max_connections,
         )
         self.front = front = Front(pool, self.core)
-        server = await self.loop.create_server(lambda: RelayProtocol(front), "127.0.0.1", 0)
+        server = await self.loop.create_server(lambda: ClientConnection(front), "127.0.0.1", 0)
         self.address: tuple[str, int] = server.sockets[0].getsockname()
         self._ready.set()
         await self._stopped.wait()
@@ -508,7 +508,7 @@ def test_upstream_is_gone(upstream: Upstream) -> None:
         assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
         assert FIELD in response.fields
         assert client.ask(GET).status == 502  # the connection is as good as before
-        assert listener.front.upstream.errors["unreachable"] == 2
+        assert listener.front.pool.errors["unreachable"] == 2
     assert [record.status for record in core.records] == [403]
     assert bodies_of(upstream) == [BODY]
 
@@ -546,7 +546,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
         free.set()
         assert other.read_response().status == 200
         assert client.ask(GET).status == 200
-        assert listener.front.upstream.errors["pool_exhausted"] == 1
+        assert listener.front.pool.errors["pool_exhausted"] == 1
     assert [request.method for request in upstream.requests] == [b"POST", b"GET", b"GET"]
 
 
@@ -611,7 +611,7 @@ def test_further_send_fails(upstream: Upstream, script: Script, status: int, kin
         assert response.status == status
         assert b'"type": "%b"' % kind.encode() in response.body
         assert FIELD in response.fields
-        assert listener.front.upstream.errors[kind] == 1
+        assert listener.front.pool.errors[kind] == 1
         assert client.ask(GET).status == 200
     assert [request.method for request in upstream.requests] == [b"POST", b"POST", b"GET"]
     assert [record.status for record in core.records] == [status]
@@ -647,7 +647,7 @@ def assert_gone(listener: Listener, upstream: Upstream, bodies: list[bytes]) -> 
     with listener.connect() as other:
         assert other.ask(GET).status == 200
     assert bodies_of(upstream) == [*bodies, b""]
-    assert front.upstream.open == front.upstream.idle
+    assert front.pool.open == front.pool.idle
 
 
 @pytest.mark.parametrize("leave", [Client.close, Client.reset, Client.half_close])

@@ -18,8 +18,9 @@ import uvloop
 
 from sanitizer.address import Address
 from sanitizer.errors import GatewayError
-from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.upstream import Upstream
+from sanitizer.relay.connection import Response
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.pool import Pool
 
 WAIT: Final = 10.0
 LARGE: Final = 100_000
@@ -36,7 +37,7 @@ class Taken(Exchange):
 
     __slots__ = ("content", "ended", "error", "pauses", "sends")
 
-    def __init__(self, upstream: Upstream, length: int, *, pauses: bool) -> None:
+    def __init__(self, upstream: Pool, length: int, *, pauses: bool) -> None:
         super().__init__(
             upstream, b"POST", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length, length
         )
@@ -143,10 +144,10 @@ def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-async def take(server: Server, tls: ssl.SSLContext | None, *, pauses: bool = False) -> tuple[Taken, Upstream]:
+async def take(server: Server, tls: ssl.SSLContext | None, *, pauses: bool = False) -> tuple[Taken, Pool]:
     """Take an answer; with ``pauses``, go on reading when upstream has ended the connection."""
     address = Address("https" if tls else "http", "localhost" if tls else "127.0.0.1", server.port)
-    upstream = Upstream(address, tls=tls)
+    upstream = Pool(address, tls=tls)
     exchange = Taken(upstream, 0, pauses=pauses)
     exchange.start()
     if pauses:
@@ -219,7 +220,7 @@ def test_an_answer_before_a_reset(runner: asyncio.Runner, head: bytes, whole: bo
     """Upstream answers an upload early and resets the connection: a write that fails does not hide the answer."""
 
     async def upload(server: Server) -> Taken:
-        upstream = Upstream(Address("http", "127.0.0.1", server.port))
+        upstream = Pool(Address("http", "127.0.0.1", server.port))
         exchange = Taken(upstream, 10_000_000, pauses=False)
         exchange.start()
         await exchange.sends.wait()

@@ -13,7 +13,7 @@ import respx
 
 from sanitizer.address import Address
 from sanitizer.relay.fetch import fetch
-from sanitizer.relay.upstream import Upstream as GatewayUpstream
+from sanitizer.relay.pool import Pool
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.lookup_key import KeyFile, checked_key, read_key
@@ -294,7 +294,7 @@ async def test_bytes_sent() -> None:
         (b"Via", b"1.1 litellm-sanitizer-0"),
     ]
     with Server(reply(answer())) as server:
-        upstream = GatewayUpstream(Address("http", "127.0.0.1", server.port))
+        upstream = Pool(Address("http", "127.0.0.1", server.port))
         try:
             stored = StoredKeys(lookup_key=lambda: OWN, host=b"litellm.example")
             caller = Caller(octets(fields), partial(fetch, upstream))

@@ -20,11 +20,11 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.address import Address, TrustedProxies
+from sanitizer.http1.forwarding import Forwarding
 from sanitizer.relay.asgi import Relay
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.fetch import fetch
-from sanitizer.relay.headers import Forwarding
-from sanitizer.relay.upstream import Upstream as Pool
+from sanitizer.relay.pool import Pool
 from sanitizer.sanitize.middleware import HELD_LIMIT, SanitizerMiddleware
 from sanitizer.sanitize.stored import Caller
 from tests.sanitize.harness import JSON, Client, Fields, ask_nobody, octets

@@ -26,7 +26,7 @@ from sanitizer.errors import (
     UpstreamUnreachable,
 )
 from sanitizer.relay.fetch import fetch
-from sanitizer.relay.upstream import Upstream as GatewayUpstream
+from sanitizer.relay.pool import Pool
 from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.stored import MAX_ANSWER, Ask, Caller, LookupOutcome, StoredKeys, key_hash, token_of
 from tests.sanitize.harness import Fields, octets
@@ -75,7 +75,7 @@ class LookUp:
 @contextlib.asynccontextmanager
 async def keys(address: Address, seconds: float = 10, verify: ssl.SSLContext | None = None) -> AsyncIterator[LookUp]:
     """Lookups that carry given fields over the relay's connections."""
-    upstream = GatewayUpstream(address, tls=verify)
+    upstream = Pool(address, tls=verify)
     try:
         yield LookUp(StoredKeys(timeout=seconds), partial(fetch, upstream))
     finally:
@@ -291,7 +291,7 @@ async def test_not_read_to_the_end(octets: bytes, reason: str) -> None:
 async def test_no_connection_comes_free() -> None:
     """A lookup waits for one of the relay's connections no longer than a relayed request."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
-        relay = GatewayUpstream(Address("http", "127.0.0.1", upstream.port), connect_timeout=0.1, max_connections=1)
+        relay = Pool(Address("http", "127.0.0.1", upstream.port), connect_timeout=0.1, max_connections=1)
         look_up = LookUp(StoredKeys(), partial(fetch, relay))
         first = asyncio.create_task(look_up())
         await asyncio.to_thread(upstream.wait_request)

@@ -31,9 +31,7 @@ STOP_TIMEOUT = 40.0
 
 
 def free_port() -> int:
-    """A port of loopback on which nobody listens just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
+    with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
 
@@ -150,7 +148,7 @@ class Gateway:
             return client.ask(f"GET {path} HTTP/1.1\r\nHost: admin.test\r\nConnection: close\r\n\r\n".encode())
 
     def workers(self) -> list[int]:
-        """The process ids of its workers (``--workers``)."""
+        """The process ids of its workers."""
         found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from sanitizer.errors import GatewayError
-from sanitizer.relay.exchange import Exchange, Response
-from sanitizer.relay.framing import Length
-from sanitizer.relay.upstream import Upstream
+from sanitizer.http1.bodies import Length
+from sanitizer.relay.connection import Response
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.pool import Pool
 from tests.support.virtual import ADDRESS, FakeTransport, VirtualLoop
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
@@ -20,9 +21,9 @@ class Recorder(Exchange):
 
     __slots__ = ("calls", "octets", "unblocked")
 
-    def __init__(self, upstream: Upstream, method: bytes, head: bytes, length: Length) -> None:
-        super().__init__(upstream, method, head, length)
-        self.octets = head
+    def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length) -> None:
+        super().__init__(pool, method, head, length)
+        self.octets = head + b"\r\n"
         self.calls: list[tuple[Any, ...]] = []
         self.unblocked = 0
 
@@ -49,13 +50,13 @@ class World:
         self.loop = loop
         self.told: list[tuple[str, str]] = []
         options.setdefault("on_error", lambda kind, detail: self.told.append((kind, detail)))
-        self.upstream = loop.act(lambda: Upstream(ADDRESS, **options))
+        self.pool = loop.act(lambda: Pool(ADDRESS, **options))
         self._number = 0
 
     def make(self, method: bytes = b"GET", length: Length = 0) -> Recorder:
         """An exchange that has not been started; its head is like no other's."""
         self._number += 1
-        return Recorder(self.upstream, method, b"%b /%d HTTP/1.1\r\n\r\n" % (method, self._number), length)
+        return Recorder(self.pool, method, b"%b /%d HTTP/1.1\r\n" % (method, self._number), length)
 
     def start(self, method: bytes = b"GET", length: Length = 0) -> Recorder:
         """An exchange that has been started."""

@@ -101,6 +101,10 @@ class FakeTransport(asyncio.Transport):
     def is_reading(self) -> bool:
         return self.reading
 
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        assert isinstance(protocol, asyncio.Protocol)
+        self.protocol = protocol
+
     def pause_reading(self) -> None:
         self.reading = False
 

@@ -1,4 +1,4 @@
-"""A request's head as an intermediary understands it. Pure.
+"""Requests as an intermediary understands them, and the heads that it sends upstream for them.
 
 Facts enforced here:
 
@@ -19,21 +19,25 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from sanitizer.errors import BadRequest
-from sanitizer.relay.framing import Framing, Length, request_length
-from sanitizer.relay.headers import EXPECTS_CONTINUE, HOST, Forwarding, Head, Peer, read_head
+from sanitizer.http1.bodies import CHUNKED, Length, request_length
+from sanitizer.http1.forwarding import EXPECTS_CONTINUE, HOST, Forwarding, Peer
+from sanitizer.http1.heads import Head
 
 _HOST_VALUE: Final = re.compile(rb"(?:\[[0-9A-Za-z:.%~_\-]+\]|[^\x00-\x20\x7f\"#,/:<>?@\[\\\]]*+)(?::[0-9]*+)?")
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
+_DIGITS: Final = 18
 _VERSIONS: Final = {b"HTTP/1.1": b"1.1", b"HTTP/1.0": b"1.0"}
 
 
 class Request(NamedTuple):
-    """A request that one face relays: its head in ``octets`` with the target in origin form, and what that says.
+    """A request: its head in ``octets``, with the target in origin form, and what that says.
 
-    ``version`` is 1.1 or 1.0; ``length`` that of the content; ``upgrade`` the protocols that are asked for, empty if
-    the connection can't be upgraded.
+    ``outbound`` is the head for upstream. ``version`` is 1.1 or 1.0; ``length`` that of the content; ``upgrade`` the
+    protocols that are asked for, empty if the connection can't be upgraded.
     """
 
     octets: bytes
+    outbound: bytes
     method: bytes
     target: bytes
     version: bytes
@@ -50,28 +54,59 @@ class Request(NamedTuple):
     @property
     def repeatable(self) -> bool:
         """Whether the head can come again, with any value of Content-Length, and mean the same but for that value."""
-        if self.version != b"1.1" or self.length is Framing.CHUNKED:
+        if self.version != b"1.1" or self.length is CHUNKED:
             return False
         if self.method == b"GET" and self.head.upgrade:  # which counts or not, depending on the length
             return False
         return not self.expects_continue
 
-    def onward(self, forwarding: Forwarding, peer: Peer, authority: str) -> bytes:
-        """The head for upstream, whose ``authority`` stands for a Host that is missing. Raises `LoopDetected`."""
-        onward = forwarding.onward(self.head, peer, self.version)
-        if self.version != b"1.1":
-            onward = onward.replace(b" HTTP/1.0\r\n", b" HTTP/1.1\r\n", 1)
-        if self.length is Framing.CHUNKED:
-            onward += b"Transfer-Encoding: chunked\r\n"
-        elif self.upgrade:
-            onward += b"Connection: Upgrade\r\nUpgrade: " + self.upgrade + b"\r\n"
-        if not self.head.hosts:
-            onward += b"Host: " + authority.encode() + b"\r\n"
-        return onward + b"\r\n"
+
+class Repeat(NamedTuple):
+    """A head that a client sends again: what upstream is to get for it is known already.
+
+    Clients send one head after another that differs in the value of Content-Length alone. A head that is equal, octet
+    by octet, to one that has been judged, but for other digits in that place, says the same and needs no second
+    judgement. Kept are that head, and the head for upstream, each before and after those digits.
+    """
+
+    before: bytes
+    after: bytes
+    outbound_before: bytes
+    outbound_after: bytes
+    method: bytes
+    keep_alive: bool
+    has_length: bool
+
+    @classmethod
+    def of(cls, request: Request) -> "Repeat":
+        """A request that is `Request.repeatable`."""
+        octets, outbound = request.octets, request.outbound
+        match, passed = _LENGTH.search(octets), _LENGTH.search(outbound)
+        if match is None or passed is None:
+            return cls(octets, b"", outbound, b"", request.method, request.keep_alive, False)
+        parts = octets[: match.start(1)], octets[match.end(1) :], outbound[: passed.start(1)], outbound[passed.end(1) :]
+        return cls(*parts, request.method, request.keep_alive, True)
+
+    def match(self, octets: bytes) -> tuple[bytes, int] | None:
+        """The head for upstream and the content's length, if ``octets`` is this head again."""
+        if not self.has_length:
+            return (self.outbound_before, 0) if octets == self.before else None
+        digits = octets[len(self.before) : max(len(octets) - len(self.after), 0)]
+        if (
+            digits.isdigit()
+            and len(digits) <= _DIGITS
+            and octets.startswith(self.before)
+            and octets.endswith(self.after)
+        ):
+            return self.outbound_before + digits + self.outbound_after, int(digits)
+        return None
 
 
-def read_request(octets: bytes, *, way: bool) -> Request:
-    """Read a head that a parser has let through; ``way`` as for `read_head`. Raises `BadRequest`."""
+def read_request(octets: bytes, peer: Peer, forwarding: Forwarding, authority: bytes) -> Request:
+    """Read a head, which a parser has let through, of a request from ``peer``.
+
+    ``authority``: upstream's, which stands for a Host that is missing. Raises `BadRequest` or `LoopDetected`.
+    """
     parts = octets[: octets.index(b"\r\n")].split(b" ")
     if len(parts) != 3:
         raise BadRequest("malformed request line")
@@ -79,25 +114,31 @@ def read_request(octets: bytes, *, way: bool) -> Request:
     version = _VERSIONS.get(protocol)
     if version is None:
         raise BadRequest(other_protocol(octets) or "HTTP version other than 1.1 and 1.0")
-    head = read_head(octets, way=way)
-    check_host(head, version)
     if target[:1] != b"/" or method == b"CONNECT":
-        target, octets = _origin_form(method, target, octets)
-        head = read_head(octets, way=way)
-        check_host(head, version)
+        target, octets = _origin_form(method, target, version, octets)
+    head, outbound = forwarding.outbound(octets, peer, version)
+    check_host(head.host, head.hosts, version)
     length = request_length(head, version)
-    keep_alive = version == b"1.1" and b"close" not in head.connection
+    if version == b"1.0":
+        outbound = outbound.replace(b" HTTP/1.0\r\n", b" HTTP/1.1\r\n", 1)
     upgrade = b""
-    if head.upgrade and b"upgrade" in head.connection and method == b"GET" and length == 0 and version == b"1.1":
+    if length is CHUNKED:
+        outbound += b"Transfer-Encoding: chunked\r\n"
+    elif head.upgrade and b"upgrade" in head.connection and method == b"GET" and length == 0 and version == b"1.1":
         upgrade = _without_h2c(head.upgrade)
-    return Request(octets, method, target, version, keep_alive, head, length, upgrade)
+        if upgrade:
+            outbound += b"Connection: Upgrade\r\nUpgrade: " + upgrade + b"\r\n"
+    if not head.hosts:
+        outbound += b"Host: " + authority + b"\r\n"
+    keep_alive = version == b"1.1" and b"close" not in head.connection
+    return Request(octets, outbound, method, target, version, keep_alive, head, length, upgrade)
 
 
-def check_host(head: Head, version: bytes) -> None:
+def check_host(host: bytes | None, hosts: int, version: bytes) -> None:
     """Raise `BadRequest` where there is more than one Host, none in HTTP/1.1, or one that names no host."""
-    if head.hosts > 1 or (not head.hosts and version == b"1.1"):
+    if hosts > 1 or (not hosts and version == b"1.1"):
         raise BadRequest("exactly one Host is needed")
-    if head.host and not _HOST_VALUE.fullmatch(head.host):
+    if host and not _HOST_VALUE.fullmatch(host):
         raise BadRequest("Host is not a host name or address")
 
 
@@ -128,8 +169,10 @@ def _without_h2c(protocols: bytes) -> bytes:
     return b", ".join(name for name in names if name.lower() != b"h2c")
 
 
-def _origin_form(method: bytes, target: bytes, octets: bytes) -> tuple[bytes, bytes]:
+def _origin_form(method: bytes, target: bytes, version: bytes, octets: bytes) -> tuple[bytes, bytes]:
     """Target and head of a request whose target is not a path: an absolute target's authority takes Host's place."""
+    hosts = HOST.findall(octets)
+    check_host(hosts[0][1].rstrip(b" \t") if hosts else None, len(hosts), version)
     if target == b"*" and method == b"OPTIONS":
         return target, octets
     scheme, separator, rest = target.partition(b"://")
@@ -139,6 +182,5 @@ def _origin_form(method: bytes, target: bytes, octets: bytes) -> tuple[bytes, by
     if authority[:1] in (b"", b":") or b"@" in authority or b"?" in authority or b"#" in authority:
         raise BadRequest("target has no plain authority")
     target = slash + path or b"/"
-    start_line, lines = octets[: octets.index(b"\r\n")], octets[octets.index(b"\r\n") :]
-    version = start_line.rpartition(b" ")[2]
-    return target, b"%b %b %b\r\nHost: %b" % (method, target, version, authority) + HOST.sub(b"", lines)
+    lines = octets[octets.index(b"\r\n") :]
+    return target, b"%b %b HTTP/%b\r\nHost: %b" % (method, target, version, authority) + HOST.sub(b"", lines)

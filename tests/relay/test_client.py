@@ -36,12 +36,12 @@ from hypothesis.stateful import (
 
 from sanitizer.address import TrustedProxies
 from sanitizer.connections import Connections
+from sanitizer.http1.forwarding import Forwarding
+from sanitizer.relay.client import HEAD_LIMIT, HEAD_TIMEOUT, ClientConnection
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.counters import Counters
-from sanitizer.relay.headers import Forwarding
 from sanitizer.relay.intercepted import Ask
-from sanitizer.relay.protocol import HEAD_LIMIT, HEAD_TIMEOUT, RelayProtocol
-from sanitizer.relay.upstream import Upstream
+from sanitizer.relay.pool import Pool
 from tests.support.virtual import ADDRESS, Attempt, FakeTransport, VirtualLoop, virtual_loop
 
 EXAMPLES: Final = int(os.environ.get("MACHINE_EXAMPLES", "300"))
@@ -65,7 +65,7 @@ class Front:
     keepalive_timeout = KEEPALIVE
 
     def __init__(self, response_timeout: float | None, max_connections: int | None) -> None:
-        self.upstream = Upstream(
+        self.pool = Pool(
             ADDRESS,
             connect_timeout=CONNECT_TIMEOUT,
             response_timeout=response_timeout,
@@ -96,7 +96,7 @@ def make_connection(front: Front, loop: VirtualLoop, kind: type[FakeTransport] =
     """A client connection that has just been accepted; its protocol is the transport's ``protocol``."""
 
     def make() -> FakeTransport:
-        protocol = RelayProtocol(cast(Any, front))
+        protocol = ClientConnection(cast(Any, front))
         transport = kind(loop, protocol, peername=PEER, pollable=False)
         protocol.connection_made(transport)
         return transport
@@ -107,7 +107,7 @@ def make_connection(front: Front, loop: VirtualLoop, kind: type[FakeTransport] =
 def shut_down(transport: FakeTransport) -> None:
     """Ask the connection to take no further request."""
     protocol = transport.protocol
-    assert isinstance(protocol, RelayProtocol)
+    assert isinstance(protocol, ClientConnection)
     transport.loop.act(protocol.shutdown)
 
 
@@ -846,7 +846,7 @@ class ClientMachine(RuleBasedStateMachine):
     def close_upstream(self) -> None:
         """All connections to upstream are dropped, for good: whatever is at work fails, and so does what comes."""
         self.upstream_closed = True
-        self.loop.act(self.front.upstream.close)
+        self.loop.act(self.front.pool.close)
         for client in self.clients:
             if self.status_begun(client):
                 self.cut(client)
@@ -1180,7 +1180,7 @@ class ClientMachine(RuleBasedStateMachine):
             assert transport.unsent == 0 or transport.blocked
 
     def check_numbers(self) -> None:
-        counters, upstream = self.front.counters, self.front.upstream
+        counters, upstream = self.front.counters, self.front.pool
         active = [client for client in self.clients if client.active is not None]
         assert counters.in_flight == len(active)
         assert counters.requests == len(self.ended)
@@ -1215,9 +1215,9 @@ class ClientMachine(RuleBasedStateMachine):
             for _ in range(8):
                 self.loop.advance(KEEPALIVE)
             assert [client.number for client in self.clients if not client.transport.lost] == []
-            self.loop.act(self.front.upstream.close)
+            self.loop.act(self.front.pool.close)
             self.loop.settle()
-            assert self.front.upstream.open == 0
+            assert self.front.pool.open == 0
             assert self.loop.failures == []
 
 
@@ -1317,7 +1317,7 @@ def test_request_of_a_client_that_has_left(kind: str) -> None:
         assert loop.attempts == []
         assert front.told == [(b"GET", b"/1", 200)]
         assert front.counters.in_flight == 0
-        assert front.upstream.idle == 1
+        assert front.pool.idle == 1
 
 
 @pytest.mark.parametrize("what", ["stale", "reset"])

@@ -1,4 +1,4 @@
-"""Requests, and what upstream answers them, that are counted and logged alike."""
+"""Requests, and upstreams that answer them, for the tests of what is counted and logged."""
 
 from __future__ import annotations
 

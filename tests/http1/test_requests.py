@@ -1,20 +1,30 @@
 """What a request's head says: every spelling of a target, and what makes a request one that is not relayed."""
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from sanitizer.address import TrustedProxies
 from sanitizer.errors import BadRequest
-from sanitizer.relay.framing import Framing
-from sanitizer.relay.request import decoded_path, read_request
+from sanitizer.http1.bodies import Framing
+from sanitizer.http1.forwarding import Forwarding
+from sanitizer.http1.requests import Repeat, Request, decoded_path, read_request
 
 HOST = b"Host: a\r\n"
+FORWARDING = Forwarding(TrustedProxies(), b"litellm-sanitizer-0")
+PEER = FORWARDING.peer("192.0.2.1", "http")
+
+
+def read(octets: bytes) -> Request:
+    return read_request(octets, PEER, FORWARDING, b"upstream")
 
 
 def head(line: bytes, fields: bytes = HOST) -> bytes:
-    return line + b"\r\n" + fields + b"\r\n"
+    return line + b"\r\n" + fields
 
 
 @pytest.mark.parametrize(
-    ("octets", "target", "onward"),
+    ("octets", "target", "in_origin_form"),
     [
         pytest.param(head(b"GET /a?b HTTP/1.1"), b"/a?b", head(b"GET /a?b HTTP/1.1"), id="origin form"),
         pytest.param(head(b"OPTIONS * HTTP/1.1"), b"*", head(b"OPTIONS * HTTP/1.1"), id="asterisk form"),
@@ -29,10 +39,10 @@ def head(line: bytes, fields: bytes = HOST) -> bytes:
         ),
     ],
 )
-def test_target(octets: bytes, target: bytes, onward: bytes) -> None:
+def test_target(octets: bytes, target: bytes, in_origin_form: bytes) -> None:
     """A target is a path; the authority of an absolute one takes Host's place, whatever Host says."""
-    request = read_request(octets, way=True)
-    assert (request.target, request.octets) == (target, onward)
+    request = read(octets)
+    assert (request.target, request.octets) == (target, in_origin_form)
 
 
 @pytest.mark.parametrize(
@@ -59,7 +69,7 @@ def test_target(octets: bytes, target: bytes, onward: bytes) -> None:
 def test_not_relayed(octets: bytes) -> None:
     """What two servers could take for two requests, or is no business of a gateway's, is malformed."""
     with pytest.raises(BadRequest):
-        read_request(octets, way=True)
+        read(octets)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +82,7 @@ def test_not_relayed(octets: bytes) -> None:
 )
 def test_keep_alive(octets: bytes, keep_alive: bool) -> None:
     """HTTP/1.1 stays unless it says close; HTTP/1.0 goes."""
-    assert read_request(octets, way=True).keep_alive is keep_alive
+    assert read(octets).keep_alive is keep_alive
 
 
 UPGRADE = HOST + b"Connection: upgrade\r\nUpgrade: %b\r\n"
@@ -93,7 +103,7 @@ UPGRADE = HOST + b"Connection: upgrade\r\nUpgrade: %b\r\n"
 )
 def test_upgrade(octets: bytes, upgrade: bytes) -> None:
     """Upgrade is asked of upstream where a tunnel can be made of it, and never for what could pass the sanitizer by."""
-    assert read_request(octets, way=True).upgrade == upgrade
+    assert read(octets).upgrade == upgrade
 
 
 @pytest.mark.parametrize(
@@ -107,7 +117,7 @@ def test_upgrade(octets: bytes, upgrade: bytes) -> None:
 )
 def test_repeatable(fields: bytes, repeatable: bool) -> None:
     """Only what differs in Content-Length alone may be known again."""
-    request = read_request(head(b"GET / HTTP/1.1", HOST + fields), way=True)
+    request = read(head(b"GET / HTTP/1.1", HOST + fields))
     assert request.repeatable is repeatable
     assert (request.length is Framing.CHUNKED) == (b"chunked" in fields)
 
@@ -127,3 +137,88 @@ def test_repeatable(fields: bytes, repeatable: bool) -> None:
 def test_decoded_path(target: bytes, path: str) -> None:
     """As the server that LiteLLM runs on decodes it."""
     assert decoded_path(target) == path
+
+
+# A head that comes again is relayed as it was the first time, and nothing else is taken for it.
+
+POST = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\nX: y\r\n"
+OUTBOUND = POST + PEER.lines + b"X-Forwarded-Host: h\r\nVia: 1.1 litellm-sanitizer-0\r\n"
+GET = b"GET /a HTTP/1.1\r\nHost: h\r\n"
+
+
+@pytest.mark.parametrize("digits", [b"12", b"0", b"7", b"007", b"9" * 18])
+def test_other_digits(digits: bytes) -> None:
+    """The same head with another length gives the same head for upstream with that length."""
+    repeat = Repeat.of(read(POST))
+    assert repeat.match(POST.replace(b"12", digits)) == (OUTBOUND.replace(b"12", digits), int(digits))
+
+
+@pytest.mark.parametrize(
+    "digits", [b"", b"-1", b"+1", b"1 ", b" 1", b"1,1", b"0x1", b"1\r\nY: 1", b"9" * 19, b"\xb2", b"1_0"]
+)
+def test_no_digits(digits: bytes) -> None:
+    """Whatever is no length is not this head again: it is judged like any other."""
+    assert Repeat.of(read(POST)).match(POST.replace(b"12", digits)) is None
+
+
+def test_without_length() -> None:
+    """A head without Content-Length has to be equal."""
+    request = read(GET)
+    repeat = Repeat.of(request)
+    assert repeat.match(GET) == (request.outbound, 0)
+    assert repeat.match(GET.replace(b"/a", b"/b")) is None
+    assert repeat.match(b"") is None
+
+
+@given(st.binary(max_size=8), st.integers(0, len(POST)), st.integers(0, 4))
+def test_any_edit(insert: bytes, at: int, cut: int) -> None:
+    """An edited head matches only if the edit leaves digits in the one place, and all else as it was."""
+    edited = POST[:at] + insert + POST[at + cut :]
+    found = Repeat.of(read(POST)).match(edited)
+    before, after = POST.split(b"12")
+    digits = edited[len(before) : len(edited) - len(after)]
+    same = len(edited) > len(before) + len(after) and edited == before + digits + after
+    assert (found is not None) == (same and digits.isdigit() and len(digits) <= 18)
+
+
+CONNECTION = st.sampled_from([b"Upgrade", b"keep-alive, upgrade", b"Content-Length", b"X-Team, close"])
+UPGRADES = st.sampled_from([b"websocket", b"h2c, other", b"h2c"])
+OTHERS = [
+    b"Transfer-Encoding: chunked",
+    b"Expect: 100-continue",
+    b"X-Team: a",
+    b"X-Content-Length: 1",
+    b"X-Forwarded-For: 203.0.113.9",
+    b"Via: 1.1 other",
+]
+LINES = st.tuples(
+    st.lists(CONNECTION.map(b"Connection: ".__add__), max_size=2),
+    st.lists(UPGRADES.map(b"Upgrade: ".__add__), max_size=1),
+    st.lists(st.sampled_from(OTHERS), unique=True, max_size=2),
+).flatmap(lambda lists: st.permutations([line for lines in lists for line in lines]))
+METHODS = st.sampled_from([b"GET", b"GET", b"HEAD", b"POST"])
+LENGTHS = st.sampled_from([b"0", b"00", b"12", b"007"])
+
+
+@settings(max_examples=500)
+@given(METHODS, st.sampled_from([b"1.1", b"1.1", b"1.0"]), LINES, st.integers(0, 5), LENGTHS, LENGTHS)
+def test_as_if_read_afresh(
+    method: bytes, version: bytes, lines: list[bytes], at: int, first: bytes, second: bytes
+) -> None:
+    """What a head that comes again with another length is taken for is what it is taken for by itself."""
+    start = b"%b /a HTTP/%b" % (method, version)
+
+    def octets(length: bytes) -> bytes:
+        return b"\r\n".join((start, b"Host: h", *lines[:at], b"Content-Length: " + length, *lines[at:], b""))
+
+    try:
+        judged = read(octets(first))
+        again = read(octets(second))
+    except BadRequest:
+        return
+    if not judged.repeatable:
+        return
+    repeat = Repeat.of(judged)
+    assert repeat.match(octets(second)) == (again.outbound, again.length)
+    assert not isinstance(again.length, Framing)
+    assert (repeat.method, repeat.keep_alive, again.upgrade) == (again.method, again.keep_alive, b"")

@@ -5,13 +5,13 @@ from typing import Any
 
 import pytest
 
-from sanitizer.relay.outbox import Outbox
+from sanitizer.relay.writer import Outbox
 
 
 @pytest.mark.anyio
 async def test_order() -> None:
     """Writes are made when the turn is over, in order; what a write adds is made in the next turn."""
-    outbox, made = Outbox(asyncio.get_running_loop()), list[str]()
+    outbox, made = Outbox(asyncio.get_running_loop(), lambda: False), list[str]()
     outbox.add(made.append, "first")
     outbox.add(lambda text: outbox.add(made.append, text), "third")
     outbox.add(made.append, "second")
@@ -28,7 +28,7 @@ async def test_failure() -> None:
     loop = asyncio.get_running_loop()
     reported: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: reported.append(context))
-    outbox, made = Outbox(loop), list[str]()
+    outbox, made = Outbox(loop, lambda: False), list[str]()
 
     def fail(text: str) -> None:
         raise RuntimeError(text)

@@ -1,0 +1,555 @@
+"""A client connection: reads requests, gives each to a handler, and writes what the handler answers, socket to socket.
+
+An ordinary request is handled by a `Proxied`, which is an `Exchange`, and by nothing more: no task, no ASGI scope, no
+future. What the sanitizer intercepts is handled by an `Intercepted`. An upgrade is relayed like an ordinary request.
+When upstream has switched protocols, the two connections become a tunnel, see `sanitizer.relay.pipe`.
+
+=========  ================================================  ================================================
+State      What it waits for                                 The next states
+=========  ================================================  ================================================
+IDLE       a request                                         HEAD, RECEIVING, ANSWERING, LINGERING, CLOSING
+HEAD       the rest of a request's head                      RECEIVING, ANSWERING, LINGERING, CLOSING
+RECEIVING  the rest of a request's content, and its answer   ANSWERING, LINGERING, CLOSING
+ANSWERING  the answer to a request that is whole             IDLE, CLOSING, TUNNEL
+LINGERING  the client to read an answer, and to end          CLOSING
+CLOSING    the client to take all that was written
+TUNNEL     nothing: the connection is an end of a tunnel
+CLOSED     nothing: the connection is lost
+=========  ================================================  ================================================
+
+Every state but TUNNEL leads to CLOSED as well.
+
+Cases, before the code that branches on them:
+
+* A request comes before the one before it is answered (pipelining, RFC 9112 section 9.3.2): its octets wait, unread, so
+  that answers keep their order. The socket is read on, else a client that leaves would go unseen, up to a limit.
+* The response is whole before the request is: it says ``Connection: close``, what still comes is read and dropped for a
+  while, so that the client gets to read the response (RFC 9112 section 9.6).
+* A request that two parsers could read differently is refused, and the connection closed.
+* The client leaves, by FIN too: upstream's connection is closed at once. After a FIN the client still gets what was
+  answered before, if it takes it in time; but if the response to the current request has begun, the connection is
+  reset, so that the response can't be taken for whole.
+* The client reads slowly: while it takes some of its response now and then, it is given more time; if it takes none,
+  the connection is reset, so that the response can't be taken for whole.
+* Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
+* The client stalls, see `sanitizer.relay.stalls`: if nothing of an answer has been written, it gets 408; else the
+  connection is reset.
+* The client leaves while it is not read: `check` finds out.
+"""
+
+import asyncio
+import socket
+from enum import Enum
+from time import perf_counter
+from typing import Final, Protocol, cast
+
+import httptools
+
+from sanitizer.connections import Connections
+from sanitizer.errors import BadRequest, ClientNotReading, ClientNotSending, GatewayError, HeadTooLarge
+from sanitizer.http1.bodies import Reader, reader
+from sanitizer.http1.forwarding import Forwarding, Peer
+from sanitizer.http1.heads import HeadReader, Malformed, Oversized, has_origin
+from sanitizer.http1.requests import Repeat, decoded_path, other_protocol, read_request
+from sanitizer.relay.advice import HTTP_1_0_UPGRADE, advise
+from sanitizer.relay.closing import Closing
+from sanitizer.relay.counters import Counters, OnEnded
+from sanitizer.relay.handler import Handler, Pause
+from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
+from sanitizer.relay.pipe import End
+from sanitizer.relay.pool import Pool
+from sanitizer.relay.proxied import Proxied, Writing, error_response
+from sanitizer.relay.stalls import Pending
+from sanitizer.relay.transport import Transport, has_left, received, untaken
+from sanitizer.relay.writer import Writer
+
+HEAD_LIMIT: Final = 64 * 1024
+"""Bytes of a request head; a larger one is answered with 431."""
+HEAD_TIMEOUT: Final = 30.0
+"""Seconds from a head's first byte to its last; then the connection is closed."""
+LINGER: Final = 5.0
+"""Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
+_NEW_HEADS: Final = 8
+"""Heads on one connection that are remembered; a client that never repeats one is not worth it."""
+_READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
+_NEVER: Final = float("inf")
+_PIPELINED: Final = 64 * 1024
+"""Bytes of requests waiting for their turn; beyond, the client is not read, and so not seen to leave."""
+
+
+class State(Enum):
+    """What a client connection waits for, see this module's table."""
+
+    IDLE = "idle"
+    HEAD = "head"
+    RECEIVING = "receiving"
+    ANSWERING = "answering"
+    LINGERING = "lingering"
+    CLOSING = "closing"
+    TUNNEL = "tunnel"
+    CLOSED = "closed"
+
+
+# members read off the class are slow
+_IDLE, _HEAD, _RECEIVING, _ANSWERING, _LINGERING, _CLOSING, _TUNNEL, _CLOSED = State
+
+
+class Gateway(Protocol):
+    """What a client connection needs of the gateway that it belongs to."""
+
+    pool: Pool
+    forwarding: Forwarding
+    counters: Counters
+    connections: Connections
+    """Those that are open: each adds itself, and discards itself when it is lost."""
+    draining: bool
+    on_ended: OnEnded | None
+    keepalive_timeout: float
+    interceptor: Interceptor
+    """Asked about every POST."""
+    ask: Ask
+    """Sends lookups to upstream."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """One client connection. The server calls `shutdown` and `abort`, the stall sweep `check`."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self.gateway = gateway
+        self.loop = asyncio.get_running_loop()
+        self.pool = gateway.pool
+        self.transport: Transport
+        self.peer: Peer
+        self.state = _IDLE
+        self.write_blocked = False  # the client reads more slowly than is written to it
+        self.cross_origin = False  # the current request has an Origin, as the head that it repeats, if it repeats one
+        self._writer: Writer
+        self._heads = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
+        self._handler: Handler | None = None  # of the current request
+        self._body: Reader | None = None  # of its content
+        self._pipelined = b""  # what has come behind it
+        self._received = 0  # octets of content, of all requests
+        self._awaits_continue = False  # the client need not send the content yet
+        self._on_ended = gateway.on_ended
+        self._arrived = 0.0  # when its head was whole, and its target; kept for `on_ended` alone
+        self._target = b""
+        self._repeat: Repeat | None = None  # the head before this one
+        self._new_heads = 0  # heads that were none
+        self._pauses: set[Pause] = set()
+        self._deadline = _NEVER
+        self._untaken = _NEVER  # octets, when the deadline last came
+        self._timer: asyncio.TimerHandle | None = None
+        self._closing: Closing | None = None
+
+    def _enter(self, state: State) -> None:
+        """Change the state. Each state has its own time; when that is over, the connection is closed."""
+        self.state = state
+        if state is _IDLE:
+            self._expire_in(self.gateway.keepalive_timeout)
+        elif state is _HEAD:
+            self._expire_in(HEAD_TIMEOUT)
+        elif state is _LINGERING:
+            self._expire_in(LINGER)
+        else:
+            self._deadline = _NEVER
+
+    # asyncio.Protocol
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(Transport, transport)
+        self._writer = Writer(self.transport, self.pool.outbox)
+        self.gateway.connections.add(self)
+        sock = transport.get_extra_info("socket")
+        name = transport.get_extra_info("peername")
+        self.address = str(name[0]) if isinstance(name, tuple) else None  # None on a unix socket
+        scheme = "https" if transport.get_extra_info("sslcontext") else "http"
+        self.peer = self.gateway.forwarding.peer(self.address, scheme)
+        self._enter(_IDLE)
+        if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self.address is None:  # reset before it was accepted: its request must not go on as from nowhere
+                self.abort()
+        if self.peer.address is not None:
+            self.address = self.peer.address.decode()  # an IPv4 client's, on an IPv6 socket too
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.gateway.connections.discard(self)
+        self._enter(_CLOSED)
+        self._stop_timers()
+        self._cancel()
+
+    def data_received(self, data: bytes) -> None:
+        state = self.state
+        if state is _RECEIVING or ((state is _IDLE or state is _HEAD) and not self.write_blocked):
+            self._read(data)
+        elif state is _IDLE or state is _HEAD or state is _ANSWERING:
+            self._wait(self._pipelined + data)
+        elif state is _LINGERING:  # it goes on sending, and reads its response after that
+            self._deadline = max(self._deadline, self.loop.time() + LINGER)
+
+    def eof_received(self) -> bool:
+        if self.state is not _LINGERING and self.state is not _CLOSING:
+            self._leave()
+        return False
+
+    def pause_writing(self) -> None:
+        self.write_blocked = True
+        if self._handler is not None:
+            self._handler.pause_reading()
+
+    def resume_writing(self) -> None:
+        self.write_blocked = False
+        if self._handler is not None:
+            self._handler.resume_reading()
+        elif self._pipelined and (self.state is _IDLE or self.state is _HEAD):
+            self._read_pipelined()
+
+    # What the server calls
+
+    def shutdown(self) -> None:
+        """Take no further request; close as soon as the current one is answered."""
+        if self._handler is not None:
+            self._handler.close_after_response()
+        elif self.state is _IDLE:
+            self._close()
+
+    def abort(self) -> None:
+        """Reset the connection, so that the response can't be taken for whole."""
+        self._enter(_CLOSING)
+        self._writer.reset()
+
+    # What the stall sweep calls
+
+    def check(self) -> Pending | None:
+        """What the client, or upstream for it, has still to do. Also acts on a client that has left unnoticed."""
+        state = self.state
+        if self._pauses and state is not _LINGERING and state is not _CLOSING and has_left(self.transport):
+            self._leave()
+        if self.transport.get_write_buffer_size():
+            return Pending(self._writer.progress, self._not_reading)
+        handler = self._handler
+        if handler is None:
+            return None
+        if self.state is _RECEIVING and not self._awaits_continue and not self._pauses and not handler.begun:
+            return Pending(self._received + received(self.transport), self._not_sending)
+        return handler.pending()
+
+    def _not_reading(self) -> None:
+        self.gateway.counters.stall(ClientNotReading(), self.address)
+        self.abort()
+
+    def _not_sending(self) -> None:
+        error = ClientNotSending()
+        self.gateway.counters.stall(error, self.address)
+        self._reject(error)
+
+    # What a handler calls
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` at the end of this turn of the event loop."""
+        self._writer.write(data)
+
+    def write_interim(self, head: bytes) -> None:
+        """Send the head of a 1xx response."""
+        if head.startswith(b"HTTP/1.1 100"):
+            self._awaits_continue = False
+        self._writer.write(head + b"\r\n")
+
+    def pause(self, reason: Pause) -> None:
+        """Read nothing until `resume` is called with the same reason."""
+        if not self._pauses and not self.transport.is_closing():
+            self.transport.pause_reading()
+        self._pauses.add(reason)
+
+    def resume(self, reason: Pause) -> None:
+        """Go on reading, if there is no other reason not to."""
+        if reason in self._pauses:
+            self._pauses.remove(reason)
+            if not self._pauses and not self.transport.is_closing():
+                self.transport.resume_reading()
+
+    def stays_open(self, keep_alive: bool) -> bool:
+        """Whether the connection can take another request after the response to the current one."""
+        return keep_alive and self.state is not _RECEIVING and not self.gateway.draining
+
+    def answered(self, handler: Handler, keep_alive: bool) -> None:
+        """The response to the current request is whole and written."""
+        self._untaken = _NEVER
+        if self._handler is not handler:
+            return  # the client has left
+        self._handler = None
+        self._ended(handler)
+        if self.state is _RECEIVING:
+            self._linger()
+        elif not keep_alive:
+            self._close()
+        else:
+            self._enter(_IDLE)
+            if self._pipelined and not self.write_blocked:
+                self._read_pipelined()
+
+    def become_tunnel(self, handler: Handler, upstream: End) -> None:
+        """Join the connection to the end that upstream's connection has become; the current request is over."""
+        gateway = self.gateway
+        self._handler = None
+        self._ended(handler)
+        self._enter(_TUNNEL)
+        self._stop_timers()
+        self._writer.flush()
+        self.resume("pipelined")
+        end = End(self.transport, gateway.keepalive_timeout, self._tunnel_stalled, self._tunnel_lost)
+        gateway.connections.discard(self)
+        gateway.connections.add(end)
+        gateway.counters.tunnels += 1
+        end.join(upstream)
+        if self.write_blocked:
+            end.pause_writing()
+        if self._pipelined:
+            end.data_received(self._pipelined)
+
+    def _tunnel_stalled(self) -> None:
+        self.gateway.counters.stall(ClientNotReading(), self.address)
+
+    def _tunnel_lost(self, end: End, broken_off: bool) -> None:
+        self.gateway.connections.discard(end)
+        self.gateway.counters.tunnels -= 1
+
+    # Reading
+
+    def _read(self, data: bytes) -> None:
+        """Read a request, or more of it, and let what follows wait for its answer."""
+        try:
+            rest: bytes | None = data
+            if self._handler is None:
+                rest = self._read_head(data)
+            if rest is not None and self.state is _RECEIVING:
+                rest = self._read_content(rest)
+        except GatewayError as error:
+            self._refuse(error)
+            return
+        if rest:
+            self._wait(rest)
+        handler = self._handler
+        # not before now, so that a head and the content that has come with it are one write
+        if handler is not None and not handler.started:
+            handler.start()
+
+    def _wait(self, data: bytes) -> None:
+        """Let ``data`` wait until the current request is answered."""
+        self._pipelined = data
+        if len(data) > _PIPELINED:
+            self.pause("pipelined")
+
+    def _read_pipelined(self) -> None:
+        if self.transport.is_closing():  # the client has left in this very turn: no request of its is begun any more
+            return
+        data, self._pipelined = self._pipelined, b""
+        self.resume("pipelined")
+        self._read(data)
+
+    def _read_head(self, data: bytes) -> bytes | None:
+        """Read a head; returns what follows it, None if it is not complete. Raises `GatewayError`."""
+        if self.state is _IDLE:
+            data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
+            if not data:
+                return None
+            if self._repeat is not None:
+                end = data.find(b"\r\n\r\n") + 2
+                again = self._repeat.match(data[:end])
+                if again is not None:
+                    self._begin_again(data[:end], self._repeat, *again)
+                    return data[end + 2 :]
+        try:
+            found = self._heads.feed(data)
+        except Oversized:
+            raise HeadTooLarge from None
+        except Malformed as error:
+            raise BadRequest(other_protocol(self._heads.held) or f"malformed request: {error}") from None
+        if found is None:
+            if self.state is _IDLE:
+                self._enter(_HEAD)
+            return None
+        head, rest = found
+        self._repeat = None
+        try:
+            self._begin(head)
+        except GatewayError as error:
+            self._refuse(error, head)
+            return None
+        return rest
+
+    def _begin(self, head: bytes) -> None:
+        """Begin to handle the request with this head. Raises `GatewayError` if it can't be relayed."""
+        self._log_later(head)
+        gateway = self.gateway
+        request = read_request(head, self.peer, gateway.forwarding, self.pool.authority)
+        self.cross_origin = request.head.has_origin
+        gateway.counters.in_flight += 1
+        interception = writing = None
+        if request.method == b"POST":
+            path = decoded_path(request.target)
+            interception = gateway.interceptor.intercept(path, request.octets, request.outbound, gateway.ask)
+        if interception is not None:
+            self._handler = Intercepted(self, request, interception)
+        else:
+            if gateway.interceptor.writing is not None and request.method not in _READS:
+                writing = gateway.interceptor.writing(decoded_path(request.target))
+            if writing is not None:
+                self._handler = Writing(writing, self, request)
+            else:
+                self._handler = Proxied.of(self, request)
+                if self._new_heads < _NEW_HEADS and request.repeatable and request.octets is head:
+                    self._new_heads += 1
+                    self._repeat = Repeat.of(request)
+                elif request.version == b"1.0" and request.head.upgrade and b"upgrade" in request.head.connection:
+                    advise(HTTP_1_0_UPGRADE)
+        if request.length:
+            self._body = reader(request.length)
+            self._awaits_continue = request.expects_continue
+            self._enter(_RECEIVING)
+        else:
+            self._enter(_ANSWERING)
+            self._handler.end()
+
+    def _begin_again(self, head: bytes, repeat: Repeat, outbound: bytes, length: int) -> None:
+        """Begin to handle a request whose head repeats the one before it."""
+        self._log_later(head)
+        self.gateway.counters.in_flight += 1
+        self._handler = handler = Proxied(self, repeat.method, outbound, length, repeat.keep_alive)
+        if length:
+            self._body = reader(length)
+            self._awaits_continue = False
+            self._enter(_RECEIVING)
+        else:
+            self._enter(_ANSWERING)
+            handler.end()
+
+    def _read_content(self, data: bytes) -> bytes | None:
+        """Read content of the current request; returns what follows its end, None until then."""
+        handler, body = self._handler, self._body
+        assert handler is not None  # noqa: S101 - for the type checker
+        assert body is not None  # noqa: S101
+        if data:
+            self._received += len(data)
+            self._awaits_continue = False
+        try:
+            content, rest = body.feed(data)
+        except Oversized as error:
+            raise HeadTooLarge(str(error)) from None
+        except Malformed as error:
+            raise BadRequest(str(error)) from None
+        if content:
+            handler.content(content)
+        if rest is not None:
+            self._enter(_ANSWERING)
+            handler.end()
+        return rest
+
+    # The end of a request
+
+    def _leave(self) -> None:
+        """The client has left: it still gets the responses to earlier requests, and nothing else."""
+        if self._cancel():
+            self.abort()
+        else:
+            self._close()  # when the responses to earlier requests are written
+
+    def _cancel(self) -> bool:
+        """The client has left: cancel the current request. Returns whether its response had begun."""
+        handler, self._handler = self._handler, None
+        if handler is None:
+            return False
+        begun = handler.begun
+        handler.cancel()
+        self._ended(handler)
+        return begun
+
+    def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
+        """Refuse a request that can't be relayed; ``head`` is its own, if known."""
+        if self._reject(error, head):
+            self.gateway.counters.refuse(error, self.address)
+
+    def _reject(self, error: GatewayError, head: bytes = b"") -> bool:
+        """Answer a request with ``error``, and read no further. Returns False if a response has begun: it is cut."""
+        handler, self._handler = self._handler, None
+        method = head.partition(b" ")[0] if handler is None else handler.method
+        if handler is not None:
+            # the head was good, the content is not: what upstream has got of it must not be taken for whole
+            begun = handler.begun
+            if not begun:
+                handler.status = error.status
+            handler.cancel()
+            self._ended(handler)
+            if begun:
+                self.abort()
+                return False
+        else:
+            self.cross_origin = has_origin(head or self._heads.held)
+            self.gateway.counters.in_flight += 1
+            if not head:
+                self._arrived, self._target = perf_counter(), b""
+            self._count(method, error.status)
+        answer, content = error_response(error, False, self.cross_origin, method)
+        self._writer.write(answer + b"\r\n" + content)
+        self._linger()
+        return True
+
+    def _ended(self, handler: Handler) -> None:
+        """Count the request of a handler that is no longer the current one: each comes here once."""
+        self._count(handler.method, handler.status)
+
+    def _count(self, method: bytes, status: int) -> None:
+        self.gateway.counters.ended(method, status)
+        if self._on_ended is not None:
+            self._on_ended(self.address, method, self._target, status, perf_counter() - self._arrived)
+
+    def _log_later(self, head: bytes) -> None:
+        """Keep what `on_ended` is called with for the request with this head."""
+        if self._on_ended is not None:
+            self._arrived = perf_counter()
+            _, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+            self._target = rest.rpartition(b" ")[0]
+
+    # Closing
+
+    def _linger(self) -> None:
+        """Close, but let the client read its response first: what it still sends is dropped for a while."""
+        self._enter(_LINGERING)
+        self._writer.write_eof()
+        for reason in tuple(self._pauses):
+            self.resume(reason)
+
+    def _close(self) -> None:
+        """Close when the client has taken all that was written."""
+        self._enter(_CLOSING)
+        self._writer.flush()
+        self._closing = Closing(self.transport, self.gateway.keepalive_timeout)
+
+    def _stop_timers(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._closing is not None:
+            self._closing.cancel()
+
+    def _expire_in(self, seconds: float) -> None:
+        """Close the connection in ``seconds`` unless the deadline is moved. The timer is only ever moved forward."""
+        self._deadline = self.loop.time() + seconds
+        if self._timer is None or self._timer.when() > self._deadline:
+            if self._timer is not None:
+                self._timer.cancel()
+            self._timer = self.loop.call_at(self._deadline, self._expire)
+
+    def _expire(self) -> None:
+        self._timer = None
+        if self._deadline == _NEVER:
+            return
+        if self.loop.time() < self._deadline:
+            self._timer = self.loop.call_at(self._deadline, self._expire)
+            return
+        before, self._untaken = self._untaken, untaken(self.transport)
+        if 0 < self._untaken < before:  # the client takes what was written, if slowly
+            self._expire_in(self.gateway.keepalive_timeout)
+        else:
+            self._close()

@@ -1,0 +1,305 @@
+"""The pool of connections to upstream.
+
+Cases, before the code that branches on them:
+
+* A pooled connection that upstream has closed meanwhile: seen by polling its socket before use, never handed out.
+* ``max_connections`` are open: an exchange waits for the first that comes free, in order, for a limited time.
+* A connection comes free before the one being made is ready: the exchange that waits takes it, the new one goes into
+  the pool.
+* A connection is old: it is closed when its answer has ended, even if somebody waits. A new one may reach an instance
+  that has been started since.
+* The pool is closed: every exchange at work fails, wherever it is, and nothing is opened any more.
+"""
+
+import asyncio
+import random
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterator
+from itertools import chain
+from typing import Final, Protocol
+
+from sanitizer import descriptors
+from sanitizer.address import Address
+from sanitizer.connecting import Connector
+from sanitizer.errors import (
+    ConnectTimeout,
+    GatewayError,
+    OutOfDescriptors,
+    PoolExhausted,
+    ResponseTimeout,
+    UpstreamBroken,
+    UpstreamNotReading,
+    UpstreamUnreachable,
+)
+from sanitizer.relay.advice import NO_CLOSE_NOTIFY, advise
+from sanitizer.relay.connection import Connection
+from sanitizer.relay.counters import Histogram
+from sanitizer.relay.pipe import End
+from sanitizer.relay.stalls import Watched
+from sanitizer.relay.writer import Outbox
+
+_ERRORS = (
+    PoolExhausted,
+    OutOfDescriptors,
+    ConnectTimeout,
+    ResponseTimeout,
+    UpstreamNotReading,
+    UpstreamUnreachable,
+    UpstreamBroken,
+)
+"""All that an exchange can fail with."""
+LIFETIME: Final = 120.0
+"""Seconds, a quarter more or less, after which a connection is closed at the end of a response."""
+_CLOSED: Final = "the gateway has closed its connections to upstream"
+_TUNNEL_CLOSE_TIMEOUT: Final = 60.0
+"""Seconds for which upstream may take nothing of what a tunnel's client has sent before it left."""
+
+
+class Request(Protocol):
+    """A request that wants a connection; an `sanitizer.relay.exchange.Exchange`."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it wants none any more."""
+
+    def attach(self, connection: Connection) -> None:
+        """Use ``connection``."""
+
+    def fail(self, error: GatewayError) -> None:
+        """There is no connection because of ``error``."""
+
+    def on_blocked(self) -> None:
+        """There is no connection yet."""
+
+
+class Pool:
+    """All connections of one process to upstream.
+
+    ``connect_timeout`` is in seconds, for a connection to be made or, with ``max_connections`` open, to come free;
+    ``response_timeout`` from the last byte sent to the response's head (None: no limit); connections idle for
+    ``keepalive`` seconds are not used again. ``on_error`` is called with kind and detail of each failure. Has to be
+    made where an event loop runs.
+    """
+
+    def __init__(
+        self,
+        address: Address,
+        *,
+        tls: ssl.SSLContext | None = None,
+        connect_timeout: float = 5.0,
+        response_timeout: float | None = None,
+        keepalive: float = 4.0,
+        max_connections: int | None = None,
+        on_error: Callable[[str, str], None] | None = None,
+    ) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.authority = address.authority.encode()
+        self.outbox = Outbox(self.loop, self._alone)
+        self.response_timeout = response_timeout
+        self.errors = dict.fromkeys((error.kind for error in _ERRORS), 0)
+        self.unannounced_ends = 0  # answers that a FIN has ended where TLS has a close_notify
+        self.seconds = Histogram()  # from an exchange's making to its response's head
+        self._connector = Connector(address, tls, connect_timeout)
+        self._connect_timeout = connect_timeout
+        self._keepalive = keepalive
+        self._max = max_connections
+        self._on_error = on_error
+        self._idle: deque[Connection] = deque()
+        self._made: set[Connection] = set()
+        self._tunnels: set[End] = set()
+        self._connecting: dict[Connection, tuple[asyncio.Task[None], Request]] = {}
+        self._waiting: deque[tuple[Request, asyncio.TimerHandle]] = deque()
+        self._closing = False
+        self._sweep_timer: asyncio.TimerHandle | None = None
+
+    @property
+    def open(self) -> int:
+        """How many connections there are: busy, idle, being made, or tunnels."""
+        return len(self._made) + len(self._connecting) + len(self._tunnels)
+
+    @property
+    def connecting(self) -> int:
+        """How many connections are being made."""
+        return len(self._connecting)
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait for a request."""
+        return len(self._idle)
+
+    def watched(self) -> Iterator[Watched]:
+        """The connections that the stall sweep looks at."""
+        return chain(tuple(self._made), tuple(self._tunnels))
+
+    def _alone(self) -> bool:
+        """Whether at most one exchange is at work: then there are no other writes to wait for."""
+        return len(self._made) - len(self._idle) < 2
+
+    # What an exchange calls
+
+    def acquire(self, request: Request) -> asyncio.TimerHandle | None:
+        """Attach ``request`` to an idle connection at once, or else as `connect` does."""
+        idle = self._idle
+        while idle:
+            connection = idle.pop()
+            if self.loop.time() - connection.idle_since < self._keepalive and not connection.transport.is_closing():
+                request.attach(connection)
+                return None
+            connection.close()
+        return self.connect(request)
+
+    def connect(self, request: Request) -> asyncio.TimerHandle | None:
+        """Attach ``request`` to a new connection, or to the first that comes free while all are taken.
+
+        Returns the timer by which ``request`` fails meanwhile, if there is one. After `close` it fails, in a turn of
+        its own: it may be one of many, each begun by the end of another.
+        """
+        if self._closing:
+            return self.loop.call_later(0, request.fail, UpstreamUnreachable(_CLOSED))
+        request.on_blocked()
+        if self._max is not None and self.open >= self._max:
+            while self._waiting and self._waiting[0][0].done:
+                self._waiting.popleft()
+            timer = self.loop.call_later(self._connect_timeout, request.fail, PoolExhausted())
+            self._waiting.append((request, timer))
+            return timer
+        connection = Connection(self)
+        task = self.loop.create_task(self._connect(connection, request))
+        self._connecting[connection] = task, request
+        return None
+
+    def make_end(self, connection: Connection) -> End:
+        """An end of a tunnel in place of a connection on which upstream has switched protocols."""
+        end = End(connection.transport, _TUNNEL_CLOSE_TIMEOUT, self._tunnel_stalled, self._tunnel_lost)
+        self._made.discard(connection)
+        self._tunnels.add(end)
+        return end
+
+    def count_error(self, error: GatewayError) -> None:
+        """Count a failure of upstream's, or of the way to it."""
+        self.errors[error.kind] += 1
+        if self._on_error is not None:
+            self._on_error(error.kind, str(error.__cause__ or error))
+
+    # What a connection calls
+
+    def release(self, connection: Connection) -> None:
+        """Take back a connection that is idle, unless it has grown old."""
+        if connection.transport.is_closing():
+            return
+        now = self.loop.time()
+        if now >= connection.renew_at:
+            connection.close()
+            return
+        request = self._next_waiting() if self._waiting else None
+        if request is not None:
+            request.attach(connection)
+            return
+        connection.idle_since = now
+        self._idle.append(connection)
+        if self._sweep_timer is None:
+            self._sweep_timer = self.loop.call_later(max(self._keepalive, 0.1), self._sweep)
+
+    def closed(self, connection: Connection) -> None:
+        """A connection is gone: the next request that waits for one may make a new one."""
+        self._made.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._slot_free()
+
+    def count_unannounced_end(self) -> None:
+        """Count a response that a FIN has ended where TLS has a close_notify."""
+        self.unannounced_ends += 1
+        advise(NO_CLOSE_NOTIFY)
+
+    def _tunnel_stalled(self) -> None:
+        self.count_error(UpstreamNotReading())
+
+    def _tunnel_lost(self, end: End, broken_off: bool) -> None:
+        self._tunnels.discard(end)
+        if broken_off:
+            self.count_error(UpstreamBroken())
+        self._slot_free()
+
+    # Its own
+
+    def close(self) -> None:
+        """Drop every connection, and fail every exchange that has no answer yet, or not all of it."""
+        self._closing = True
+        if self._sweep_timer is not None:
+            self._sweep_timer.cancel()
+        connecting = tuple(self._connecting.values())
+        self._connecting.clear()  # a task that has not begun is not told that it is cancelled
+        for task, request in connecting:
+            task.cancel()
+            if not request.done:
+                request.fail(UpstreamUnreachable(_CLOSED))
+        while (waiting := self._next_waiting()) is not None:
+            waiting.fail(UpstreamUnreachable(_CLOSED))
+        for connection in tuple(self._made):
+            if connection.receiver is not None:
+                connection.receiver.fail(UpstreamBroken(_CLOSED))
+            else:
+                connection.close()
+        for end in tuple(self._tunnels):
+            end.abort()
+
+    def _slot_free(self) -> None:
+        if not self._closing and (self._max is None or self.open < self._max):
+            request = self._next_waiting()
+            if request is not None:
+                self.connect(request)
+
+    def _next_waiting(self) -> Request | None:
+        while self._waiting:
+            request, timer = self._waiting.popleft()
+            if not request.done:
+                timer.cancel()
+                return request
+        return None
+
+    def _sweep(self) -> None:
+        """Close what has been idle for too long; the longest idle are on the left."""
+        self._sweep_timer = None
+        limit = self.loop.time() - self._keepalive
+        while self._idle and self._idle[0].idle_since <= limit:
+            self._idle.popleft().close()
+        if self._idle:
+            self._sweep_timer = self.loop.call_later(max(self._idle[0].idle_since - limit, 0.1), self._sweep)
+
+    async def _connect(self, connection: Connection, request: Request) -> None:
+        error: GatewayError | None = UpstreamUnreachable()  # of an exception that nobody has thought of, too
+        try:
+            await self._connector.connect(lambda: connection)
+            error = None
+        except TimeoutError:
+            error = ConnectTimeout()
+        except (OSError, ValueError) as cause:  # ssl.SSLError is one; the other: a name that IDNA can't encode
+            error = _not_connected(cause)
+        finally:
+            self._connecting.pop(connection, None)
+            self._connected(connection, request, error)
+
+    def _connected(self, connection: Connection, request: Request, error: GatewayError | None) -> None:
+        """Use a connection that has been made for ``request``, or could not be made because of ``error``."""
+        if error is None and not connection.transport.is_closing():
+            # at random, so that connections that were made together are not all renewed together
+            connection.renew_at = self.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
+            self._made.add(connection)
+            user = self._next_waiting() if request.done else request
+            if user is None:
+                connection.become_idle()
+            else:
+                user.attach(connection)
+            return
+        if not request.done:
+            request.fail(error or UpstreamBroken())  # without an error it has been made, and lost since
+        self._slot_free()
+
+
+def _not_connected(cause: Exception) -> GatewayError:
+    """The error of a connection that could not be made because of ``cause``."""
+    error = OutOfDescriptors() if descriptors.ran_out(cause) else UpstreamUnreachable()
+    error.__cause__ = cause
+    return error

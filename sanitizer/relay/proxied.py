@@ -1,0 +1,178 @@
+"""The handler of an ordinary request: what upstream answers goes out on the client's connection as it comes."""
+
+from contextlib import AbstractContextManager, ExitStack
+from http import HTTPStatus
+
+from sanitizer.errors import GatewayError
+from sanitizer.http1.bodies import Framing, Length, encode_chunk, last_chunk
+from sanitizer.http1.forwarding import buffering_is_set, passed_trailers
+from sanitizer.http1.heads import encode_head
+from sanitizer.http1.requests import Request
+from sanitizer.relay.advice import HTTP_1_0_STREAM, advise
+from sanitizer.relay.connection import Response
+from sanitizer.relay.counters import CLIENT_LEFT
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.handler import Client
+from sanitizer.relay.stalls import Pending
+
+
+class Proxied(Exchange):
+    """Handles a request of ``client``'s that is relayed as it comes. ``version``: of HTTP, as the client speaks it."""
+
+    __slots__ = ("_chunked_out", "_head", "client", "keep_alive", "started", "status", "version")
+
+    def __init__(
+        self,
+        client: Client,
+        method: bytes,
+        head: bytes,
+        length: Length,
+        keep_alive: bool,
+        version: bytes = b"1.1",
+        upgrade: bool = False,
+    ) -> None:
+        super().__init__(client.pool, method, head, length, upgrade=upgrade)
+        self.client = client
+        self.keep_alive = keep_alive
+        self.version = version
+        self.started = False
+        self.status = CLIENT_LEFT  # of the response, as soon as there is one
+        self._head = b""  # of the response, until its first content is there
+        self._chunked_out = False
+
+    @classmethod
+    def of(cls, client: Client, request: Request) -> "Proxied":
+        """The handler of ``request``."""
+        _, outbound, method, _, version, keep_alive, _, length, upgrade = request
+        return cls(client, method, outbound, length, keep_alive, version, bool(upgrade))
+
+    # Handler
+
+    @property
+    def begun(self) -> bool:
+        """Whether some of the response has been written."""
+        return self.response is not None
+
+    def start(self) -> None:
+        self.started = True
+        super().start()
+
+    def content(self, data: bytes) -> None:
+        self.send(data)
+
+    def end(self) -> None:
+        if not self.request_complete:
+            self.send(b"", True)
+        self.client.resume("upstream")  # to see the client leave
+
+    def close_after_response(self) -> None:
+        self.keep_alive = False
+
+    def pending(self) -> Pending | None:
+        """None: no answer is held back."""
+        return None
+
+    # Exchange
+
+    def on_blocked(self) -> None:
+        if not self.request_complete:
+            self.client.pause("upstream")
+
+    def on_unblocked(self) -> None:
+        self.client.resume("upstream")
+
+    def on_interim(self, head: bytes) -> None:
+        if self.version == b"1.1":
+            self.client.write_interim(head)
+
+    def on_response(self, response: Response) -> None:
+        self.status = response.status
+        if self.client.write_blocked:  # by the response before
+            self.pause_reading()
+        self.keep_alive = self.client.stays_open(self.keep_alive)
+        head = self.head_to_client(response.status, response.head)
+        if isinstance(response.length, Framing):
+            if self.version == b"1.1":
+                self._chunked_out = True
+                head += b"Transfer-Encoding: chunked\r\n"
+            else:
+                self.keep_alive = False
+                if not buffering_is_set(head):
+                    advise(HTTP_1_0_STREAM)
+                    head += b"X-Accel-Buffering: no\r\n"
+        self._head = head + b"\r\n" if self.keep_alive else head + b"Connection: close\r\n\r\n"
+
+    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
+        if self._chunked_out:
+            data = encode_chunk(data)
+            if last:
+                data += last_chunk(passed_trailers(trailers) if trailers else b"")
+        if self._head:
+            data, self._head = self._head + data, b""
+        if data:
+            self.client.write(data)
+        if last:
+            self.answered()
+
+    def on_error(self, error: GatewayError) -> None:
+        client = self.client
+        if self.response is not None:
+            client.abort()
+            return
+        self.status = error.status
+        self.keep_alive = client.stays_open(self.keep_alive)
+        head, content = error_response(error, self.keep_alive, client.cross_origin, self.method)
+        client.write(self.head_to_client(error.status, head) + b"\r\n" + content)
+        self.answered()
+
+    def on_tunnel(self, response: Response, data: bytes) -> None:
+        self.status = response.status
+        self.client.write(response.head + b"\r\n" + data)
+        connection = self.connection
+        assert connection is not None  # noqa: S101 - for the type checker
+        self._finish()
+        end = self.pool.make_end(connection)
+        self.client.become_tunnel(self, end)
+        connection.become_end(end)
+
+    def head_to_client(self, status: int, head: bytes) -> bytes:
+        """The head that the client gets for ``head``, less what frames its content."""
+        return head
+
+    def answered(self) -> None:
+        """The response is whole and written."""
+        self.client.answered(self, self.keep_alive)
+
+
+class Writing(Proxied):
+    """Handles a request that is relayed inside of ``writing``, from its head to its end."""
+
+    __slots__ = ("_writing",)
+
+    def __init__(self, writing: AbstractContextManager[None], client: Client, request: Request) -> None:
+        super().__init__(client, request.method, request.outbound, request.length, request.keep_alive, request.version)
+        self._writing = ExitStack()
+        self._writing.enter_context(writing)
+
+    def _finish(self) -> None:
+        super()._finish()
+        self._writing.close()
+
+
+def error_response(
+    error: GatewayError, keep_alive: bool, cross_origin: bool, method: bytes = b"GET"
+) -> tuple[bytes, bytes]:
+    """Head and content of a response for an error of the gateway's own.
+
+    ``cross_origin``: the request has an Origin. A browser then lets the page read only an answer that allows it, as
+    LiteLLM's answers do.
+    """
+    content = error.body()
+    fields = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
+    if cross_origin:
+        fields.append((b"Access-Control-Allow-Origin", b"*"))
+    if not keep_alive:
+        fields.append((b"Connection", b"close"))
+    phrase = HTTPStatus(error.status).phrase.encode()
+    head = encode_head(b"HTTP/1.1 %d %b" % (error.status, phrase), fields)
+    return head, content if method != b"HEAD" else b""

@@ -1,0 +1,176 @@
+"""Message heads: found in a stream of octets, judged, read and written."""
+
+import httptools
+import pytest
+
+from sanitizer.errors import BadRequest
+from sanitizer.http1.heads import (
+    Fields,
+    HeadReader,
+    Malformed,
+    Oversized,
+    checked_head,
+    encode_head,
+    head_fields,
+    read_response_head,
+    with_field,
+)
+
+HEAD = b"GET / HTTP/1.1\r\nHost: a\r\nX:\r\n\r\n"
+
+
+def reader(limit: int = 100) -> HeadReader:
+    return HeadReader(httptools.HttpRequestParser, limit)
+
+
+@pytest.mark.parametrize("step", [1, 2, 3, 5, 100])
+def test_head(step: int) -> None:
+    """A head is found in pieces of any size, and what follows it given back; then the next."""
+    heads = reader()
+    octets = HEAD + b"rest"
+    for _ in range(2):
+        found = None
+        at = 0
+        while found is None:
+            found = heads.feed(octets[at : at + step])
+            at += step
+        head, rest = found
+        assert head + b"\r\n" == HEAD
+        assert b"rest".startswith(rest)
+
+
+@pytest.mark.parametrize("step", [1, 100])
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(octets, id=repr(octets))
+        for octets in (
+            HEAD.replace(b"\r\n", b"\n"),
+            HEAD.replace(b"X:", b"X :"),
+            HEAD.replace(b"X:", b" X:"),
+            HEAD.replace(b"X:", b"X"),
+            HEAD.replace(b"X:", b"X: \x00"),
+            HEAD.replace(b"X:", b"X: a\rb"),
+            HEAD.replace(b"X:", b"X: a\r\n b"),
+            HEAD.replace(b"X:", b"X: a\nb:"),
+            HEAD.replace(b"X:", b"\x80:"),
+            b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\r\n\r\n",
+        )
+    ],
+)
+def test_faulty_head(octets: bytes, step: int) -> None:
+    """What would let two parsers disagree about where a line ends, or what it says, does not pass."""
+    with pytest.raises(Malformed):
+        read_in_pieces(reader(), octets, step)
+
+
+@pytest.mark.parametrize("step", [1, 1000])
+def test_large_head(step: int) -> None:
+    """A head is bounded, complete or not."""
+    octets = HEAD.replace(b"X:", b"X: " + b"x" * (101 - len(HEAD)))
+    assert len(octets) == 102
+    with pytest.raises(Oversized):
+        read_in_pieces(reader(101), octets, step)
+    read_in_pieces(reader(102), octets, step)
+
+
+def test_upgrade_is_a_wish() -> None:
+    """A head that asks for an upgrade is one like others."""
+    head = HEAD.replace(b"X:", b"Connection: upgrade\r\nUpgrade: x")
+    assert reader().feed(head + b"rest") == (head[:-2], b"rest")
+
+
+def read_in_pieces(heads: HeadReader, octets: bytes, step: int) -> None:
+    for at in range(0, len(octets), step):
+        heads.feed(octets[at : at + step])
+
+
+@pytest.mark.parametrize(
+    ("fields", "passed"),
+    [
+        pytest.param(
+            [(b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")], [(b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")], id="cookies"
+        ),
+        pytest.param([(b"Connection", b"X-A"), (b"X-A", b"1"), (b"Keep-Alive", b"timeout=5")], [], id="hop"),
+        pytest.param(
+            [(b"Connection", b"Set-Cookie"), (b"Set-Cookie", b"a")], [(b"Set-Cookie", b"a")], id="cookie-is-kept"
+        ),
+        pytest.param(
+            [(b"Via", b"1.1 x"), (b"Server", b"uvicorn")], [(b"Via", b"1.1 x"), (b"Server", b"uvicorn")], id="via"
+        ),
+    ],
+)
+def test_response_fields(fields: Fields, passed: Fields) -> None:
+    """A response's end-to-end fields pass; nothing is added."""
+    assert head_fields(read_response_head(encode_head(b"HTTP/1.1 200 OK", fields)).octets) == passed
+
+
+def test_encode_head() -> None:
+    """Start line and field lines; the empty line is written when the head is sent."""
+    assert encode_head(b"GET / HTTP/1.1", [(b"a", b"1"), (b"B", b"")]) == b"GET / HTTP/1.1\r\na: 1\r\nB: \r\n"
+
+
+@pytest.mark.parametrize(
+    ("fields", "options"),
+    [
+        pytest.param([(b"A", b"x")], [], id="none"),
+        pytest.param([(b"Connection", b" x ,,Close"), (b"cONNECTION", b"z\t")], [b"x", b"close", b"z"], id="several"),
+    ],
+)
+def test_connection_options(fields: Fields, options: list[bytes]) -> None:
+    """RFC 9110 section 5.6.1: a list over several lines, empty members, optional white space, any case."""
+    assert list(read_response_head(encode_head(b"GET / HTTP/1.1", fields)).connection) == options
+
+
+@pytest.mark.parametrize(
+    "octets",
+    [
+        pytest.param(b"HTTP/1.1 200 Fine:  really\r\nA:1\r\nb :x\r\nC:\t 2 \t\r\n", id="response"),
+        pytest.param(b"GET /a?b HTTP/1.1\r\nhOsT:x\r\nX-Te: connection: close\r\nA: \xe9\r\n", id="request"),
+    ],
+)
+def test_octets_pass(octets: bytes) -> None:
+    """A head with nothing for this hop passes octet by octet: spelling, white space, empty values."""
+    assert read_response_head(octets).octets == octets
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param((b"X", b"a\x00"), id="nul"),
+        pytest.param((b"X", b"a\rb"), id="bare-cr"),
+        pytest.param((b"X\n", b"a"), id="in-name"),
+        pytest.param((b"", b"b"), id="no-name"),
+    ],
+)
+def test_control_characters(line: tuple[bytes, bytes]) -> None:
+    """RFC 9110 section 5.5: nothing can end a line, whatever an ASGI server lets through."""
+    with pytest.raises(BadRequest):
+        checked_head(b"GET / HTTP/1.1", [(b"Host", b"a"), line, (b"Accept", b"*/*")])
+
+
+def test_no_control_characters() -> None:
+    """A tab and octets over 127 are none."""
+    fields = [(b"X", b"a\tb\xe9"), (b"Y", b"")]
+    assert checked_head(b"GET / HTTP/1.1", fields) == b"GET / HTTP/1.1\r\nX: a\tb\xe9\r\nY: \r\n"
+
+
+@pytest.mark.parametrize("target", [b"/a\r\nX: y", b"/a\n", b"/\x00"])
+def test_control_characters_in_a_target(target: bytes) -> None:
+    """Nor can a target end the request line."""
+    with pytest.raises(BadRequest):
+        checked_head(b"GET %b HTTP/1.1" % target, [(b"Host", b"a")])
+
+
+@pytest.mark.parametrize(
+    ("value", "head"),
+    [
+        pytest.param(b"new", b"HTTP/1.1 200 OK\r\nA: x-b: 1\r\nx-b: new\r\n", id="set"),
+        pytest.param(None, b"HTTP/1.1 200 OK\r\nA: x-b: 1\r\n", id="removed"),
+    ],
+)
+def test_with_field(value: bytes | None, head: bytes) -> None:
+    """A field has one value, whatever was there before, and other lines stay."""
+    before = b"HTTP/1.1 200 OK\r\nX-B: 1\r\nA: x-b: 1\r\nx-b: 2\r\n"
+    assert with_field(before, b"x-b", value) == head
+    assert with_field(b"HTTP/1.1 200 OK\r\nA: x-b: 1\r\n", b"x-b", value) == head

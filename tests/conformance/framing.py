@@ -176,6 +176,7 @@ BODIES = {
     "Content-Length: 0": (post(b""), b"", "Http11Probe: COMP-POST-CL-ZERO"),
     "neither length nor coding": (request(b"POST / HTTP/1.1", HOST), b"", "Http11Probe: COMP-POST-NO-CL-NO-TE"),
     "leading zeros": (length(b" 0004"), b"body", "Http11Probe: SMUG-CL-LEADING-ZEROS"),
+    # the llhttp of httptools 0.6 refuses a tab here, with 400
     "whitespace around the length": (length(b" \t4 \t"), b"body", "Http11Probe: SMUG-CL-TRAILING-SPACE"),
     "no space before the length": (length(b"4"), b"body", "RFC 9112 5.1"),
     "a length on GET": (

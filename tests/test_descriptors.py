@@ -13,10 +13,17 @@ import textwrap
 import pytest
 
 BEGIN = """
-import errno, os, resource, socket, threading
+import atexit, errno, os, resource, socket, threading
 from sanitizer.descriptors import none_left, take_from_reserve
 
 limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+
+@atexit.register
+def restore():
+    "Coverage writes a file at the end."
+    os.closerange(3, 64)
+    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 def exhaust(hard=limits[1]):
     "From now on none is left to the public side."

@@ -89,7 +89,7 @@ class HeadReader:
         try:
             judge.feed_data(head[len(held) :])
         except httptools.HttpParserUpgrade:
-            pass  # a wish that others judge
+            pass  # others judge whether the connection is upgraded
         except httptools.HttpParserError as error:
             self._held = octets
             reason = str(error)
@@ -146,7 +146,7 @@ class Head:
             self.upgrade = value if self.upgrade is None else self.upgrade + b", " + value
 
     def drop(self, octets: bytes, lines: re.Pattern[bytes]) -> None:
-        """Let `octets` be these, without ``lines`` and without those that Connection names."""
+        """Set `octets` to these, without ``lines`` and without the lines that Connection names."""
         self.octets = lines.sub(b"", octets)
         named = {name for name in self.connection if name not in _NEVER_NAMED and not name.startswith(b"x-forwarded-")}
         named -= _NO_FIELDS

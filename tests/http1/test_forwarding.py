@@ -4,7 +4,7 @@ import pytest
 
 from sanitizer.address import TrustedProxies
 from sanitizer.errors import LoopDetected
-from sanitizer.http1.forwarding import Forwarding, passed_trailers
+from sanitizer.http1.forwarding import Forwarding, buffering_is_set, passed_trailers
 from sanitizer.http1.heads import Fields, encode_head, head_fields
 from sanitizer.settings import load
 
@@ -144,7 +144,7 @@ def test_loop(via: list[bytes]) -> None:
 
 
 def test_eight_gateways_are_no_loop() -> None:
-    """Eight gateways in line may be someone's wish."""
+    """Eight gateways, one behind another, may be intended."""
     via = [(b"Via", b"1.1 litellm-sanitizer-%d" % n) for n in range(8)]
     assert sent(via)[:8] == via
 
@@ -163,3 +163,16 @@ def test_what_a_head_says() -> None:
         forwarding().peer("192.0.2.1", "http"),
     )
     assert (head.length, head.host, head.hosts, head.upgrade, head.has_origin) == (b"3", b"i", 2, b"a, b", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        pytest.param([(b"X-Accel-BUFFERING", b"yes")], True, id="in any case"),
+        pytest.param([(b"A", b"x-accel-buffering: no")], False, id="in a value"),
+        pytest.param([], False, id="not there"),
+    ],
+)
+def test_buffering_is_set(fields: Fields, found: bool) -> None:
+    """Only a field line of that name counts."""
+    assert buffering_is_set(encode_head(b"HTTP/1.1 200 OK", fields)) is found

@@ -105,6 +105,12 @@ def test_response_fields(fields: Fields, passed: Fields) -> None:
     assert head_fields(read_response_head(encode_head(b"HTTP/1.1 200 OK", fields)).octets) == passed
 
 
+def test_head_fields() -> None:
+    """The pairs of name and value, without the white space around values (RFC 9112 section 5.1)."""
+    octets = b"HTTP/1.1 200 OK\r\nA: \t1 2\t \r\nb:\r\nC:x:y\r\n"
+    assert head_fields(octets) == [(b"A", b"1 2"), (b"b", b""), (b"C", b"x:y")]
+
+
 def test_encode_head() -> None:
     """Start line and field lines; the empty line is written when the head is sent."""
     assert encode_head(b"GET / HTTP/1.1", [(b"a", b"1"), (b"B", b"")]) == b"GET / HTTP/1.1\r\na: 1\r\nB: \r\n"

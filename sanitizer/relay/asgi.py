@@ -37,8 +37,8 @@ class Answer(Exchange):
 
     def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length = 0) -> None:
         super().__init__(pool, method, head, length)
-        self._reader: asyncio.Future[None] | None = None  # who waits for the response
-        self._writer: asyncio.Future[None] | None = None  # who waits to send content
+        self._reader: asyncio.Future[None] | None = None  # done when more of the response has come
+        self._writer: asyncio.Future[None] | None = None  # done when content may be sent, or is not wanted any more
         self._continued = False
         self._content: list[bytes] = []
         self._size = 0
@@ -131,11 +131,10 @@ class Answer(Exchange):
 
 
 class Relay:
-    """An ASGI app that is whatever answers at the other end of ``pool``.
+    """An ASGI app that relays requests over the connections of ``pool``.
 
-    Requests that it refuses are counted in ``counters``.
-
-    ``stall_timeout``: seconds for which a client may send nothing of content that is due; None: no limit.
+    ``counters`` counts the requests that it refuses, and the clients that stall. ``stall_timeout``: seconds for which a
+    client may send nothing of content that is due; None: no limit.
     """
 
     def __init__(
@@ -168,7 +167,7 @@ class Relay:
                 self._counters.refuse(error, peer)
             await _send_error(send, error, scope, not_sent=answer is None or not answer.transmitted)
 
-    async def _exchange(self, answer: "Answer", scope: Scope, receive: Receive, send: Send) -> None:
+    async def _exchange(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
         def done(reader: asyncio.Task[None]) -> None:
             if not reader.cancelled() and (failure := reader.exception()) is not None:
                 answer.give_up(failure)
@@ -183,6 +182,7 @@ class Relay:
         finally:
             answer.cancel()
             reader.cancel()
+            await asyncio.wait((reader,))  # a server's `receive` is not to be used once the app has returned
 
     def outbound_head(self, scope: MutableMapping[str, Any]) -> bytes:
         """The head that a request of this scope is sent upstream with. Raises `BadRequest` or `LoopDetected`."""

@@ -175,8 +175,8 @@ def _origin_form(method: bytes, target: bytes, version: bytes, octets: bytes) ->
     if method == b"CONNECT" or not separator or scheme.lower() not in (b"http", b"https"):
         raise BadRequest("target is neither a path nor an http URL")
     authority, slash, path = rest.partition(b"/")
-    if authority[:1] in (b"", b":") or b"@" in authority or b"?" in authority or b"#" in authority:
-        raise BadRequest("target has no plain authority")
+    if authority[:1] in (b"", b":"):  # which Host may have, but not a target (RFC 9110 section 4.2.1)
+        raise BadRequest("target names no host")
     target = slash + path or b"/"
     lines = octets[octets.index(b"\r\n") :]
     return target, b"%b %b HTTP/%b\r\nHost: %b" % (method, target, version, authority) + HOST.sub(b"", lines)

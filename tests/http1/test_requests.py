@@ -71,6 +71,8 @@ def test_target(octets: bytes, target: bytes, in_origin_form: bytes) -> None:
         pytest.param(head(b"GET http:///a HTTP/1.1"), id="no authority"),
         pytest.param(head(b"GET http://u@a/ HTTP/1.1"), id="user in the authority"),
         pytest.param(head(b"GET http://a?b HTTP/1.1"), id="query without a path"),
+        pytest.param(head(b"GET http://a#b HTTP/1.1"), id="fragment without a path"),
+        pytest.param(head(b"GET http://:1/ HTTP/1.1"), id="port alone in the authority"),
     ],
 )
 def test_not_relayed(octets: bytes) -> None:

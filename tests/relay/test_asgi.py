@@ -1,6 +1,7 @@
 """The relay as an ASGI app, called with messages: what it leaves behind, and what no server gets it to do."""
 
 import asyncio
+import json
 import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -248,11 +249,44 @@ async def test_content_waits_for_a_100(
 @pytest.mark.parametrize("length", [1, 3])
 async def test_content_of_another_length(world: World, length: int) -> None:
     """Content that does not fit its Content-Length, which no server should let through, is refused."""
-    world.upstream.script = reply(CLOSE)
+    world.upstream.script = reading_on
     server = Server([content(b"hi")])
     await world.relay(scope("POST", (b"content-length", b"%d" % length)), server.receive, server.send)
     assert server.status == 400
-    assert (b"connection", b"close") in server.sent[0]["headers"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "counted"),
+    [
+        pytest.param(scope("GET", (b"host", b"b")), "bad_request", (1, 0), id="a refusal"),
+        pytest.param(
+            scope("GET", *[(b"via", b"1.1 litellm-sanitizer-%d" % n) for n in range(9)]),
+            "loop_detected",
+            (1, 0),
+            id="a loop",
+        ),
+        pytest.param(scope("POST", (b"content-length", b"2")), "client_not_sending", (0, 1), id="a stall"),
+        pytest.param(scope(), "broken", (0, 0), id="a failure of upstream's"),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
+async def test_errors(world: World, asked: Scope, kind: str, counted: tuple[int, int], version: str) -> None:
+    """The client's errors are counted and reported with its address. They end a connection of HTTP/1, others do not."""
+    reported: list[tuple[str, str | None]] = []
+
+    def report(kind: str, detail: str, peer: str | None) -> None:
+        reported.append((kind, peer))
+
+    counters = Counters(report, report)
+    world.upstream.script = reply(CLOSE) if asked["method"] == "GET" else reading_on
+    relay = Relay(world.pool, Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), counters, 0.01)
+    server = Server([content(b"", more=asked["method"] == "POST")])
+    await relay({**asked, "http_version": version}, server.receive, server.send)
+    assert json.loads(server.body)["error"]["type"] == kind
+    assert (counters.refused, sum(counters.stalled.values())) == counted
+    assert reported == [(kind, "192.0.2.1")] * sum(counted)
+    closes = any(counted) and version != "2"
+    assert ((b"connection", b"close") in server.sent[0]["headers"]) is closes
 
 
 async def test_websocket(world: World) -> None:

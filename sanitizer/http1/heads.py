@@ -11,7 +11,7 @@ Facts enforced here:
   order.
 
 A sender could name a field in Connection that the next hop must see whole (Host, the framing, where the request came
-from). `_NEVER_NAMED` are not dropped on its word.
+from). Those in `_NEVER_NAMED` are kept all the same.
 
 Once a parser has found nothing wrong with a head, every line ends with CRLF and holds no other CR or LF, and no line
 continues another. So only the few fields that matter are looked for. What is passed on is never taken apart and put
@@ -33,7 +33,7 @@ HOP_BY_HOP: Final = (b"connection", b"keep-alive", b"proxy-connection", b"te", b
 _NEVER_NAMED: Final = frozenset(
     (b"host", b"content-length", b"via", b"date", b"set-cookie", b"forwarded", b"x-real-ip")
 )
-_NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name none worth looking for
+_NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name no field
 _CONTROLS: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
 
 

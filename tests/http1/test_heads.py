@@ -74,8 +74,8 @@ def test_large_head(step: int) -> None:
     read_in_pieces(reader(102), octets, step)
 
 
-def test_upgrade_is_a_wish() -> None:
-    """A head that asks for an upgrade is one like others."""
+def test_upgrade() -> None:
+    """A head that asks for an upgrade is found like any other."""
     head = HEAD.replace(b"X:", b"Connection: upgrade\r\nUpgrade: x")
     assert reader().feed(head + b"rest") == (head[:-2], b"rest")
 

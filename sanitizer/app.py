@@ -11,12 +11,12 @@ from time import perf_counter
 from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer import descriptors
-from sanitizer.connections import Connections
 from sanitizer.errors import OutOfDescriptors
 from sanitizer.http1.forwarding import Forwarding
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.asgi import Relay, request_target
+from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnClientError, OnEnded
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.intercepted import Ask, Interceptor

@@ -1,4 +1,4 @@
-"""The content of messages: how long it is, when two parsers could disagree about that, reading and writing it.
+"""The content of messages: its length, unless two parsers could disagree about that, its readers and its writers.
 
 Facts enforced here (RFC 9112):
 
@@ -79,7 +79,6 @@ class LengthReader:
         if len(data) < remaining:
             self._remaining = remaining - len(data)
             return data, None
-        self._remaining = 0
         return data[:remaining], data[remaining:]
 
 
@@ -134,8 +133,7 @@ class ChunkedReader:
             # a line is judged once, when it is whole: it may come octet by octet
             end = data.find(b"\n", at) + 1
             if not end:
-                if at < len(data):
-                    self._held.append(data[at:])
+                self._held.append(data[at:])
                 return b"".join(pieces), None
             line = data[at:end]
             if self._held:
@@ -164,13 +162,11 @@ class ChunkedReader:
             pieces.append(content)
             at += len(content)
             self._remaining -= len(content)
-        if self._remaining <= 2:
-            crlf = data[at : at + self._remaining]
-            if not b"\r\n"[2 - self._remaining :].startswith(crlf):
-                raise Malformed("a chunk does not end with its size")
-            at += len(crlf)
-            self._remaining -= len(crlf)
-        return at
+        crlf = data[at : at + self._remaining]  # nothing as long as content is missing
+        if not b"\r\n"[-self._remaining :].startswith(crlf):
+            raise Malformed("a chunk does not end with its size")
+        self._remaining -= len(crlf)
+        return at + len(crlf)
 
 
 Reader = LengthReader | ChunkedReader | UntilCloseReader
@@ -184,7 +180,7 @@ def reader(length: Length) -> Reader:
 
 
 def encode_chunk(data: bytes) -> bytes:
-    """``data`` as a chunk; empty if there is none, for an empty chunk ends the content."""
+    """``data`` as a chunk. No data gives no chunk, because an empty chunk would end the content."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 

@@ -11,7 +11,7 @@ Facts enforced here:
   order.
 
 A sender could name a field in Connection that the next hop must see whole (Host, the framing, where the request came
-from). `_NEVER_NAMED` are not dropped on its word.
+from). Those in `_NEVER_NAMED` are kept all the same.
 
 Once a parser has found nothing wrong with a head, every line ends with CRLF and holds no other CR or LF, and no line
 continues another. So only the few fields that matter are looked for. What is passed on is never taken apart and put
@@ -33,10 +33,10 @@ HOP_BY_HOP: Final = (b"connection", b"keep-alive", b"proxy-connection", b"te", b
 _NEVER_NAMED: Final = frozenset(
     (b"host", b"content-length", b"via", b"date", b"set-cookie", b"forwarded", b"x-real-ip")
 )
-_NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name none worth looking for
+_NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name no field
 _BOTH: Final = "Content-Length beside Transfer-Encoding"
 MAX_DIGITS: Final = 18
-"""Digits of the largest Content-Length; more than any content has, and less than any counter holds."""
+"""The most digits that a Content-Length may have. No content is that long, and the number fits in 64 bits."""
 _CONTROLS: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
 
 
@@ -92,7 +92,7 @@ class HeadReader:
         try:
             judge.feed_data(head[len(held) :] if held else head)
         except httptools.HttpParserUpgrade:
-            pass  # a wish that others judge
+            pass  # others judge whether the connection is upgraded
         except httptools.HttpParserError as error:
             self._held = octets
             reason = str(error)
@@ -157,7 +157,7 @@ class Head:
             self.upgrade = value if self.upgrade is None else self.upgrade + b", " + value
 
     def drop(self, octets: bytes, lines: re.Pattern[bytes]) -> None:
-        """Let `octets` be these, without ``lines`` and without those that Connection names."""
+        """Set `octets` to these, without ``lines`` and without the lines that Connection names."""
         self.octets = lines.sub(b"", octets)
         named = {name for name in self.connection if name not in _NEVER_NAMED and not name.startswith(b"x-forwarded-")}
         named -= _NO_FIELDS

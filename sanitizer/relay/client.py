@@ -46,20 +46,21 @@ from typing import Final, Protocol, cast
 
 import httptools
 
-from sanitizer.connections import Connections
 from sanitizer.errors import BadRequest, ClientNotReading, ClientNotSending, GatewayError, HeadTooLarge
 from sanitizer.http1.bodies import LengthReader, Reader, reader
 from sanitizer.http1.forwarding import Forwarding, Peer
 from sanitizer.http1.heads import HeadReader, Malformed, Oversized, has_origin
 from sanitizer.http1.requests import Repeat, decoded_path, other_protocol, read_request
+from sanitizer.http1.responses import error_response
 from sanitizer.relay.advice import HTTP_1_0_UPGRADE, advise
 from sanitizer.relay.closing import Closing
+from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.handler import Handler, Pause
 from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
 from sanitizer.relay.pipe import End
 from sanitizer.relay.pool import Pool
-from sanitizer.relay.proxied import Proxied, Writing, error_response
+from sanitizer.relay.proxied import Proxied, Writing
 from sanitizer.relay.stalls import Pending
 from sanitizer.relay.transport import Transport, has_left, received, untaken
 from sanitizer.relay.writer import Writer

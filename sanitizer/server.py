@@ -73,6 +73,8 @@ class Server:
 
     def run(self) -> int:
         """Serve until a signal says stop. Returns the exit status. Has to be called in the main thread."""
+        # until the event loop handles them: an exception in the midst of its start would leave it half made
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._run())
 
@@ -113,7 +115,7 @@ class Server:
             loop.add_signal_handler(number, self._signalled, number)
         # not by the loop: when it closes, it restores the default handler, which ends the process
         signal.signal(RELOAD, lambda *_: loop.call_soon_threadsafe(self._reload))
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [RELOAD])
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOP_SIGNALS, RELOAD])
         if self._parent is not None:
             loop.add_signal_handler(END_DRAIN, self._end_drain.set)
             # a worker must not outlive its parent, even one that was killed

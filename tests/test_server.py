@@ -520,3 +520,27 @@ def test_signals_at_the_end(upstream: Upstream, number: signal.Signals) -> None:
             gateway.process.send_signal(number)
             time.sleep(0.01)
         assert gateway.wait() == 0
+
+
+SIGNALLED_AT_ITS_START = """
+import os, signal, sys, uvloop
+
+make = uvloop.new_event_loop
+
+def make_and_signal():
+    os.kill(os.getpid(), signal.SIGTERM)
+    return make()
+
+uvloop.new_event_loop = make_and_signal
+from sanitizer.cli import main
+sys.exit(main(["--upstream", "http://127.0.0.1:9", "--port", "0", "--admin-port", "0", "--shutdown-grace", "0", "--log-format", "json"]))
+"""
+
+
+def test_signal_while_the_event_loop_is_made() -> None:
+    """A signal that comes after the line that says where it listens, and before it can drain, waits for that."""
+    command = [sys.executable, "-W", "error", "-c", SIGNALLED_AT_ITS_START]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 0, ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert json.loads(ended.stderr.splitlines()[-1])["message"] == "stopped"

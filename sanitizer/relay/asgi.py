@@ -181,8 +181,7 @@ class Relay:
             await _respond(answer, send, scope["http_version"])
         finally:
             answer.cancel()
-            reader.cancel()
-            await asyncio.wait((reader,))  # a server's `receive` is not to be used once the app has returned
+            reader.cancel()  # not waited for: that a write is over is to be known before the client's next request
 
     def outbound_head(self, scope: MutableMapping[str, Any]) -> bytes:
         """The head that a request of this scope is sent upstream with. Raises `BadRequest` or `LoopDetected`."""

@@ -8,6 +8,7 @@ from sanitizer.address import TrustedProxies
 from sanitizer.errors import BadRequest
 from sanitizer.http1.bodies import Framing
 from sanitizer.http1.forwarding import Forwarding
+from sanitizer.http1.heads import head_fields
 from sanitizer.http1.requests import Repeat, Request, decoded_path, other_protocol, read_request
 
 HOST = b"Host: a\r\n"
@@ -79,6 +80,21 @@ def test_not_relayed(octets: bytes) -> None:
     """What two servers could take for two requests, or is no business of a gateway's, is malformed."""
     with pytest.raises(BadRequest):
         read(octets)
+
+
+@pytest.mark.parametrize(
+    ("octets", "hosts"),
+    [
+        pytest.param(head(b"GET / HTTP/1.0", b""), [b"upstream"], id="none"),
+        pytest.param(head(b"GET / HTTP/1.0", b"Host:\r\n"), [b""], id="an empty one"),
+        pytest.param(head(b"GET / HTTP/1.1"), [b"a"], id="one"),
+    ],
+)
+def test_host_for_upstream(octets: bytes, hosts: list[bytes]) -> None:
+    """Upstream gets a request in HTTP/1.1, and so a Host: its own where HTTP/1.0 needs none."""
+    outbound = read(octets).outbound
+    assert outbound.startswith(b"GET / HTTP/1.1\r\n")
+    assert [value for name, value in head_fields(outbound) if name == b"Host"] == hosts
 
 
 @pytest.mark.parametrize(

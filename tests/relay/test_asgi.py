@@ -14,9 +14,10 @@ from sanitizer.errors import ResponseCut
 from sanitizer.http1.forwarding import Forwarding
 from sanitizer.relay import asgi
 from sanitizer.relay.asgi import Relay
+from sanitizer.relay.connection import Connection as UpstreamConnection
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.pool import Pool
-from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, reply
+from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Step, Upstream, perform, reply
 
 pytestmark = pytest.mark.anyio
 
@@ -178,6 +179,45 @@ async def test_receive_fails_in_the_answer(world: World) -> None:
     with pytest.raises(ResponseCut) as cut:
         await world.relay(scope(), Server(then=fails_later).receive, send)
     assert isinstance(cut.value.__cause__, Failure)
+
+
+@pytest.mark.parametrize("end", [CLOSE, bytes(MIB - 1)], ids=["cut", "whole"])
+async def test_upload_goes_on_after_the_answer(world: World, end: bytes | Step) -> None:
+    """A client that sends all of its content before it reads can go on, though upstream takes no more of that."""
+    blocked, ended = asyncio.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(ENDLESS + b"x")
+        assert ended.wait(10)
+        perform(connection, end)
+        if end is not CLOSE:
+            connection.closed()
+
+    async def receive() -> Message:
+        if ended.is_set():
+            read_on.set()
+            return await nothing()
+        return content(bytes(MIB), more=True)
+
+    world.upstream.script = script
+    read_on = asyncio.Event()
+    server = Server(then=receive, messages=[])
+    server.blocked = blocked
+    app = asyncio.create_task(
+        world.relay(scope("POST", (b"transfer-encoding", b"chunked")), server.receive, server.send)
+    )
+    await blocked.wait()
+    (upstream,) = world.pool.watched()
+    assert isinstance(upstream, UpstreamConnection)
+    while not upstream.write_paused:  # noqa: ASYNC110 - nothing reports it
+        await asyncio.sleep(0)
+    ended.set()
+    async with asyncio.timeout(10):
+        await read_on.wait()
+    app.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await app
 
 
 @pytest.mark.parametrize("body", [b"ok", b""])

@@ -181,18 +181,16 @@ async def test_receive_fails_in_the_answer(world: World) -> None:
     assert isinstance(cut.value.__cause__, Failure)
 
 
-@pytest.mark.parametrize("end", [CLOSE, bytes(MIB - 1)], ids=["cut", "whole"])
+@pytest.mark.parametrize("end", [CLOSE, b"y"], ids=["cut", "whole"])
 async def test_upload_goes_on_after_the_answer(world: World, end: bytes | Step) -> None:
     """A client that sends all of its content before it reads can go on, though upstream takes no more of that."""
     blocked, ended = asyncio.Event(), threading.Event()
 
     def script(connection: Connection) -> None:
         connection.read_head()
-        connection.send(ENDLESS + b"x")
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx")
         assert ended.wait(10)
         perform(connection, end)
-        if end is not CLOSE:
-            connection.closed()
 
     async def receive() -> Message:
         if ended.is_set():

@@ -172,6 +172,7 @@ def test_octets_pass(octets: bytes) -> None:
         pytest.param((b"X", b"a\rb"), id="bare-cr"),
         pytest.param((b"X\n", b"a"), id="in-name"),
         pytest.param((b"", b"b"), id="no-name"),
+        pytest.param((b"X:", b"a"), id="colon-in-name"),
     ],
 )
 def test_control_characters(line: tuple[bytes, bytes]) -> None:

@@ -1,5 +1,7 @@
 """What all tests share: asynchronous ones (``pytest.mark.anyio``) run on uvloop, as the gateway does; nothing is timed.
 
+Most tests wait for a process or a timeout, so four run side by side (pytest-xdist). ``-n 0`` runs them in one process.
+
 In CI (the environment variable ``CI``) a skipped test is a failed one: there, everything that a test needs is at hand.
 """
 
@@ -9,14 +11,47 @@ from typing import Any
 
 import hypothesis
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
 hypothesis.settings.load_profile("untimed")
+
+WORKERS = 4
+LITELLM = "tests/litellm"
+LONGEST = (LITELLM, "tests/names", "tests/operate/test_admin.py", "tests/relay/test_stalls.py", "tests/soak")
+"""What takes longest, and so begins first."""
 
 
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """None for what is in one file: to start them takes longer than most files do."""
+    return 0 if len(config.args) == 1 and ".py" in config.args[0] else WORKERS
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def rank(item: pytest.Item) -> int:
+        return next((n for n, name in enumerate(LONGEST) if item.nodeid.startswith(name)), len(LONGEST))
+
+    items.sort(key=rank)
+
+
+class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
+    """The tests of a file share a process, for many share a gateway; so do all tests on a LiteLLM."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = nodeid.partition("::")[0]
+        return LITELLM if file.startswith(LITELLM) else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Scheduling:
+    return Scheduling(config, log)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -17,11 +17,18 @@ LOADED = "import sys, {modules}; print(*sys.modules)"
 SANITIZE = [f"sanitizer.sanitize.{module.name}" for module in pkgutil.iter_modules(sanitizer.sanitize.__path__)]
 HTTP1 = [f"sanitizer.http1.{module.name}" for module in pkgutil.iter_modules(sanitizer.http1.__path__)]
 RELAY = [f"sanitizer.relay.{module.name}" for module in pkgutil.iter_modules(sanitizer.relay.__path__)]
-ADAPTER = {"sanitizer.sanitize.in_process", "sanitizer.sanitize.middleware", "sanitizer.sanitize.scopes"}
+ADAPTER = {f"sanitizer.sanitize.{name}" for name in ("answer", "in_process", "middleware", "scopes")}
 """What sanitizes ASGI requests; the rest of `sanitize` knows no transport."""
 
 BOTH = [f"sanitizer.{name}" for name in ("address", "connecting", "errors", "keepalive", "resolver")]
-GATEWAY = ("sanitizer.app", "sanitizer.cli", "sanitizer.operate", "sanitizer.server", "sanitizer.settings")
+GATEWAY = (
+    "sanitizer.app",
+    "sanitizer.cli",
+    "sanitizer.launch",
+    "sanitizer.operate",
+    "sanitizer.server",
+    "sanitizer.settings",
+)
 SERVERS = ("httpx", "starlette", "uvicorn")
 
 
@@ -90,7 +97,7 @@ def test_no_import_circle() -> None:
             sorted({*SANITIZE} - ADAPTER), ("sanitizer.relay", *GATEWAY, "httptools", *SERVERS), id="the core"
         ),
         pytest.param(["sanitizer.sanitize.middleware"], ("sanitizer.relay", *GATEWAY, "uvicorn"), id="the middleware"),
-        pytest.param(["sanitizer.server"], ("httpx",), id="the command"),
+        pytest.param(["sanitizer.launch"], ("httpx",), id="the command"),
         pytest.param(BOTH, ("sanitizer.relay", "sanitizer.sanitize", *GATEWAY, *SERVERS), id="both"),
     ],
 )

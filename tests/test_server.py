@@ -34,8 +34,8 @@ from sanitizer.address import Address
 from sanitizer.app import Gateway as App
 from sanitizer.descriptors import RESERVE
 from sanitizer.settings import Settings
+from sanitizer.supervisor import STOP_SIGNALS
 from tests.operate.exposition import wait_for, wait_until_ready
-from tests.operate.test_metrics import children as workers_of
 from tests.support.client import Client
 from tests.support.gateway import ROOT, Gateway
 from tests.support.upstream import OK, Upstream, reply
@@ -81,7 +81,7 @@ def wait_until_refused(gateway: Gateway) -> None:
 def test_cannot_start(settings: str, path: str) -> None:
     """A file that has gone since the options were read is one line and exit status 1, and nothing is left behind."""
     code = (
-        "from sanitizer.address import Address; from sanitizer.server import serve; "
+        "from sanitizer.address import Address; from sanitizer.launch import serve; "
         f"from sanitizer.settings import Settings; raise SystemExit(serve(Settings(uds={path!r}, {settings})))"
     )
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", code]
@@ -490,7 +490,7 @@ def test_reserve(upstream: Upstream, workers: int, admin: bool, reserve: int) ->
     """All descriptors that a process can have may be used, but some are the admin listener's, where there is one."""
     with Gateway(upstream.url, "--workers", str(workers), admin=admin) as gateway:
         assert gateway.ask(GET).status == 200
-        for pid in (gateway.pid, *workers_of(gateway)):
+        for pid in (gateway.pid, *gateway.workers()):
             soft, hard = resource.prlimit(pid, resource.RLIMIT_NOFILE)
             assert soft == max(hard - reserve, hard // 2)
 
@@ -507,3 +507,16 @@ def test_no_descriptors(upstream: Upstream) -> None:
         until = time.monotonic() + WAIT
         while not serves(gateway):  # until it has seen that the clients have gone
             assert time.monotonic() < until, "it accepts no more"
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signals_at_the_end(upstream: Upstream, number: signal.Signals) -> None:
+    """Signals that come when the drain is over, until the process has ended, change nothing."""
+    with Gateway(upstream.url, admin=True) as gateway:
+        wait_until_ready(gateway)
+        os.kill(gateway.pid, signal.SIGINT)
+        gateway.wait_for_line("stopped")
+        while gateway.process.poll() is None:
+            gateway.process.send_signal(number)
+            time.sleep(0.01)
+        assert gateway.wait() == 0

@@ -15,7 +15,6 @@ from pathlib import Path
 import pytest
 
 from sanitizer.supervisor import STOP_SIGNALS, Supervisor
-from tests.operate.test_metrics import children
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Upstream, reply
 
@@ -35,7 +34,7 @@ def test_signal_to_all(upstream: Upstream, number: signal.Signals) -> None:
     with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "6") as gateway, gateway.connect() as client:
         client.send(GET)
         upstream.wait_request()
-        for pid in children(gateway):
+        for pid in gateway.workers():
             os.kill(pid, number)
         until = time.monotonic() + 10
         # both have taken it: else the two signals might become one. A worker that was starting has ended by it.
@@ -56,7 +55,7 @@ def test_parent_is_killed(upstream: Upstream) -> None:
     with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "6") as gateway, gateway.connect() as client:
         client.send(GET)
         upstream.wait_request()
-        workers = children(gateway)
+        workers = gateway.workers()
         gateway.process.kill()
         gateway.wait_for_line("stopping")
         hold.set()
@@ -80,7 +79,7 @@ def test_stop_after_death(upstream: Upstream) -> None:
             if len(upstream.connections) > 1:
                 break
         assert len(upstream.connections) > 1
-        os.kill(children(gateway)[0], signal.SIGKILL)
+        os.kill(gateway.workers()[0], signal.SIGKILL)
         gateway.wait_for_line("a worker has died")
         gateway.terminate()
         gateway.wait_for_line("stopping", timeout=0.9)

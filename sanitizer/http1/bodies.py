@@ -34,32 +34,16 @@ UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
 Length = int | Framing
 """Length of a content in bytes, or how its end is found."""
 
-MAX_DIGITS: Final = 18
-"""The most digits that a Content-Length may have. No content is that long, and the number fits in 64 bits."""
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]+)?\r\n")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n")
 _FRAMING: Final = re.compile(rb"(?:content-length|transfer-encoding):", re.IGNORECASE)
 _OVERHEAD_LIMIT: Final = 64 * 1024
 
 
-def _fault(head: Head) -> str:
-    """What is wrong with Content-Length and Transfer-Encoding; empty if nothing is."""
-    if head.fault:
-        return head.fault
-    if head.length is not None:
-        if head.coding is not None:
-            return "Content-Length beside Transfer-Encoding"
-        if not head.length.isdigit() or len(head.length) > MAX_DIGITS:
-            return "Content-Length is not a number"
-    elif head.coding is not None and head.coding.lower() != b"chunked":
-        return "Transfer-Encoding other than chunked"
-    return ""
-
-
 def request_length(head: Head, version: bytes = b"1.1") -> Length:
     """The length of a request's content; raises `BadRequest` where two parsers could disagree."""
-    if fault := _fault(head):
-        raise BadRequest(fault)
+    if head.fault:
+        raise BadRequest(head.fault)
     if head.length is not None:
         return int(head.length)
     if head.coding is None:
@@ -71,8 +55,8 @@ def request_length(head: Head, version: bytes = b"1.1") -> Length:
 
 def response_length(method: bytes, status: int, head: Head) -> Length:
     """The length of a final response's content; raises `UpstreamBroken` where its framing is faulty."""
-    if fault := _fault(head):
-        raise UpstreamBroken(fault)
+    if head.fault:
+        raise UpstreamBroken(head.fault)
     if method == b"HEAD" or status == 204 or status == 304:
         return 0
     if head.length is not None:
@@ -190,12 +174,9 @@ Reader = LengthReader | ChunkedReader | UntilCloseReader
 
 def reader(length: Length) -> Reader:
     """A reader of a content of this length."""
-    if length is CHUNKED:
-        return ChunkedReader()
-    if length is UNTIL_CLOSE:
-        return UntilCloseReader()
-    assert isinstance(length, int)  # noqa: S101 - for the type checker
-    return LengthReader(length)
+    if isinstance(length, int):
+        return LengthReader(length)
+    return ChunkedReader() if length is CHUNKED else UntilCloseReader()
 
 
 def encode_chunk(data: bytes) -> bytes:

@@ -34,6 +34,9 @@ _NEVER_NAMED: Final = frozenset(
     (b"host", b"content-length", b"via", b"date", b"set-cookie", b"forwarded", b"x-real-ip")
 )
 _NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name no field
+_BOTH: Final = "Content-Length beside Transfer-Encoding"
+MAX_DIGITS: Final = 18
+"""The most digits that a Content-Length may have. No content is that long, and the number fits in 64 bits."""
 _CONTROLS: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
 
 
@@ -82,12 +85,12 @@ class HeadReader:
         """A head, and what follows its empty line; None until it is complete. Raises `Malformed` or `Oversized`."""
         held = self._held
         octets = held + data if held else data
-        end = octets.find(b"\r\n\r\n", max(len(held) - 3, 0)) + 4
+        end = octets.find(b"\r\n\r\n", len(held) - 3 if len(held) > 3 else 0) + 4
         complete = end > 3
         head = octets[:end] if complete else octets
         judge = self._judge or self._parser(None)
         try:
-            judge.feed_data(head[len(held) :])
+            judge.feed_data(head[len(held) :] if held else head)
         except httptools.HttpParserUpgrade:
             pass  # others judge whether the connection is upgraded
         except httptools.HttpParserError as error:
@@ -131,7 +134,11 @@ class Head:
         """Read the value of a Content-Length line."""
         if self.length is not None:
             self.fault = "more than one Content-Length"
-        self.length = value.rstrip(b" \t")
+        self.length = length = value.rstrip(b" \t")
+        if not length.isdigit() or len(length) > MAX_DIGITS:
+            self.fault = "Content-Length is not a number"
+        elif self.coding is not None:
+            self.fault = _BOTH
 
     def read_hop_by_hop(self, name: bytes, value: bytes) -> None:
         """Read a line of one of `HOP_BY_HOP`."""
@@ -141,6 +148,10 @@ class Head:
             if self.coding is not None:
                 self.fault = "more than one Transfer-Encoding"
             self.coding = value.rstrip(b" \t")
+            if self.coding.lower() != b"chunked":
+                self.fault = "Transfer-Encoding other than chunked"
+            elif self.length is not None:
+                self.fault = _BOTH
         elif name == b"upgrade":
             value = value.rstrip(b" \t")
             self.upgrade = value if self.upgrade is None else self.upgrade + b", " + value

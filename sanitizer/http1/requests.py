@@ -19,9 +19,9 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote
 
 from sanitizer.errors import BadRequest
-from sanitizer.http1.bodies import CHUNKED, MAX_DIGITS, Length, request_length
+from sanitizer.http1.bodies import CHUNKED, Length, request_length
 from sanitizer.http1.forwarding import EXPECTS_CONTINUE, HOST, Forwarding, Peer
-from sanitizer.http1.heads import Head
+from sanitizer.http1.heads import MAX_DIGITS, Head
 
 _HOST_VALUE: Final = re.compile(rb"(?:\[[0-9A-Za-z:.%~_\-]+\]|[^\x00-\x20\x7f\"#,/:<>?@\[\\\]]*+)(?::[0-9]*+)?")
 _LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})[ \t]*\r\n" % MAX_DIGITS, re.IGNORECASE)
@@ -90,15 +90,12 @@ class Repeat(NamedTuple):
         """The head for upstream and the content's length, if ``octets`` is this head again."""
         if not self.has_length:
             return (self.outbound_before, 0) if octets == self.before else None
-        digits = octets[len(self.before) : max(len(octets) - len(self.after), 0)]
-        if (
-            digits.isdigit()
-            and len(digits) <= MAX_DIGITS
-            and octets.startswith(self.before)
-            and octets.endswith(self.after)
-        ):
-            return self.outbound_before + digits + self.outbound_after, int(digits)
-        return None
+        if not octets.startswith(self.before) or not octets.endswith(self.after):
+            return None
+        digits = octets[len(self.before) : len(octets) - len(self.after)]
+        if not digits.isdigit() or len(digits) > MAX_DIGITS:
+            return None
+        return self.outbound_before + digits + self.outbound_after, int(digits)
 
 
 def read_request(octets: bytes, peer: Peer, forwarding: Forwarding, authority: bytes) -> Request:

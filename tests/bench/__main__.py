@@ -1,7 +1,6 @@
 """``python -m tests.bench``: measures the gateway and its peers side by side; see README.md beside this file."""
 
 import argparse
-import json
 import os
 import platform
 import random
@@ -149,7 +148,6 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default {Plan.rounds}")
     parser.add_argument("--peers", metavar="NAMES", help="comma list out of: " + ", ".join(peer.slug for peer in PEERS))
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write every single figure there")
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG there")
     options = parser.parse_args()
     plan = QUICK if options.quick else Plan()
@@ -164,8 +162,6 @@ def main() -> None:
         run = Run(plan, [peer for peer in PEERS if peer.slug in names], Path(directory), stack)
         run.alone()
         run.rounds()
-    if options.json:
-        options.json.write_text(json.dumps(vars(run.result), indent=1) + "\n")
     if options.plot:
         options.plot.write_text(plot(run.result))
     print(markdown(run.result))

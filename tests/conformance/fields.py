@@ -402,8 +402,7 @@ ROWS: list[Row] = [
         "Http11Probe: MAL-LONG-URL",
         get(target=b"/" + b"x" * 70000),
         431,
-        414,
-        asgi=(Lost.HEAD_LIMIT, 400),
+        asgi=(Lost.HEAD_LIMIT, 400),  # httptools 0.6 has no such limit: 200
     ),
     refused(
         "a field name over 64 KiB is refused with 431",
@@ -553,7 +552,6 @@ def close_is_per_hop(lab: Lab) -> None:
 def upstream_close_is_per_hop(lab: Lab) -> None:
     lab.upstream.script = reply(answer(b"Connection: close"))
     with lab.connect() as client:
-        first = client.ask(get())
-        assert first.get(b"connection") in (None, b"keep-alive")
+        assert client.ask(get()).all(b"connection") == []
         assert client.ask(get()).body == b"ok"
     assert [each.connection for each in lab.upstream.requests] == [0, 1]

@@ -1,7 +1,6 @@
 """How long a request's content is: what is plain is relayed, with framing written anew; what two parsers could read
 differently is refused before a byte of it reaches upstream."""
 
-import contextlib
 import functools
 
 from tests.conformance.table import (
@@ -21,7 +20,6 @@ from tests.conformance.table import (
     scenario,
 )
 from tests.support.upstream import reply
-from tests.support.wire import Cut
 
 
 def _refusal_of_trailers(lab: Lab) -> None:
@@ -178,6 +176,7 @@ BODIES = {
     "Content-Length: 0": (post(b""), b"", "Http11Probe: COMP-POST-CL-ZERO"),
     "neither length nor coding": (request(b"POST / HTTP/1.1", HOST), b"", "Http11Probe: COMP-POST-NO-CL-NO-TE"),
     "leading zeros": (length(b" 0004"), b"body", "Http11Probe: SMUG-CL-LEADING-ZEROS"),
+    # the llhttp of httptools 0.6 refuses a tab here, with 400
     "whitespace around the length": (length(b" \t4 \t"), b"body", "Http11Probe: SMUG-CL-TRAILING-SPACE"),
     "no space before the length": (length(b"4"), b"body", "RFC 9112 5.1"),
     "a length on GET": (
@@ -240,10 +239,7 @@ BODIES = {
 
 ROWS: list[Row] = [
     *(refused(f"Content-Length: {name}", source, length(value)) for name, (value, source) in LENGTHS.items()),
-    *(
-        refused(f"Transfer-Encoding: {name}", source, coding(*lines), 400, 501)
-        for name, (lines, source) in CODINGS.items()
-    ),
+    *(refused(f"Transfer-Encoding: {name}", source, coding(*lines)) for name, (lines, source) in CODINGS.items()),
     refused(
         "Transfer-Encoding in HTTP/1.0",
         "Http11Probe: SMUG-TE-HTTP10",
@@ -297,16 +293,10 @@ def chunk_extension(lab: Lab) -> None:
 
 @scenario(ROWS, "a chunk extension of 64 KiB does not reach upstream", "Http11Probe: MAL-CHUNK-EXTENSION-LONG")
 def long_extension(lab: Lab) -> None:
-    with lab.connect() as client:
-        client.send(chunked(b"4;a=" + b"x" * 65536 + b"\r\nbody\r\n0\r\n\r\n"))
-        try:
-            status = client.read_response().status
-        except Cut:
-            status = 400
-    assert status in (200, 400)
+    assert lab.ask(chunked(b"4;a=" + b"x" * 65536 + b"\r\nbody\r\n0\r\n\r\n")).status == 200
     lab.upstream.settle()
     assert b"xxxx" not in lab.upstream.received
-    assert all(each.body == b"body" for each in lab.upstream.requests if each.complete)
+    assert [(each.body, each.complete) for each in lab.upstream.requests] == [(b"body", True)]
 
 
 TRAILERS = [b"X-Sum: v", b"Host: evil.test", b"Authorization: evil", b"Content-Type: evil", b"X-Forwarded-For: evil"]
@@ -374,10 +364,9 @@ def _endless(lab: Lab, start: bytes, more: bytes) -> None:
     with lab.connect() as client:
         client.send(chunked(start))
         lab.upstream.wait_request()
-        with contextlib.suppress(OSError):
-            client.send(*[more] * 16)
-        with contextlib.suppress(Cut):
-            assert client.read_response().status == 431
+        client.send(more + more)  # and not so much that the gateway would close on octets it has not read
+        assert client.read_response().status == 431
+        assert client.closed()
     lab.upstream.wait_closed()
     assert not lab.upstream.requests[0].complete
 
@@ -433,12 +422,8 @@ def late_fault(lab: Lab) -> None:
         client.send(chunked(b"4\r\nbody\r\n"))
         lab.upstream.wait_request()
         client.send(b"zz\r\n")
-        try:
-            assert client.read_response().status == 400
-        except Cut:
-            pass
-        else:
-            assert client.closed()
+        assert client.read_response().status == 400
+        assert client.closed()
     lab.upstream.wait_closed()
     assert not lab.upstream.requests[0].complete
 
@@ -456,12 +441,8 @@ def next_request(lab: Lab) -> None:
 def after_close(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(get(b"Connection: close") + SMUGGLED)
-        try:
-            assert client.read_response().status in (200, 400)
-        except Cut:
-            pass
-        else:
-            assert client.closed()
+        assert client.read_response().status == 200
+        assert client.closed()
     lab.upstream.settle()
     assert b"smuggled" not in lab.upstream.received
 

@@ -83,12 +83,8 @@ ROWS: list[Row] = [
         "a method that the parser does not know (LiteLLM's, the same, refuses it too)",
         "Http11Probe: COMP-UNKNOWN-METHOD",
         request(b"FOOBAR / HTTP/1.1", HOST),
-        400,
-        501,
     ),
-    refused(
-        "a very long method", "Http11Probe: MAL-LONG-METHOD", request(b"A" * 10000 + b" / HTTP/1.1", HOST), 400, 431
-    ),
+    refused("a very long method", "Http11Probe: MAL-LONG-METHOD", request(b"A" * 10000 + b" / HTTP/1.1", HOST)),
     refused("a method with a control character", "http-desync-guardian: severe", request(b"GE\x01T / HTTP/1.1", HOST)),
     refused("bytes before the request line", "h1spec: Invalid prefix of request", b"Extra line" + get()),
     refused("a space before the method", "RFC 9112 2.2", b" " + get()),
@@ -109,28 +105,22 @@ ROWS: list[Row] = [
         "an HTTP/0.9 request",
         "Http11Probe: RFC9112-2.3-HTTP09-REQUEST",
         b"GET /\r\n\r\n",
-        400,
-        505,
         asgi=(Lost.STRICTNESS, Arrives(line=b"GET / HTTP/1.1")),
     ),
     refused(
         "version 0.9 in words",
         "http-desync-guardian: acceptable",
         request(b"GET / HTTP/0.9", HOST),
-        400,
-        505,
         asgi=(Lost.STRICTNESS, Arrives(line=b"GET / HTTP/1.1")),
     ),
-    refused("version 1.2", "Http11Probe: COMP-HTTP12-VERSION", request(b"GET / HTTP/1.2", HOST), 400, 505),
+    refused("version 1.2", "Http11Probe: COMP-HTTP12-VERSION", request(b"GET / HTTP/1.2", HOST)),
     refused(
         "version 2.0",
         "Http11Probe: RFC9112-2.3-INVALID-VERSION",
         request(b"GET / HTTP/2.0", HOST),
-        400,
-        505,
         asgi=(Lost.STRICTNESS, Arrives(line=b"GET / HTTP/1.1")),
     ),
-    refused("version 9.9", "h1spec: Invalid HTTP version", request(b"GET / HTTP/9.9", HOST), 400, 505),
+    refused("version 9.9", "h1spec: Invalid HTTP version", request(b"GET / HTTP/9.9", HOST)),
     refused("a version in lower case", "Http11Probe: COMP-VERSION-CASE", request(b"GET / http/1.1", HOST)),
     refused(
         "a version with a leading zero", "Http11Probe: COMP-VERSION-LEADING-ZEROS", request(b"GET / HTTP/01.1", HOST)
@@ -142,7 +132,7 @@ ROWS: list[Row] = [
         request(b"GET / RTSP/1.0", HOST),
         asgi=(Lost.STRICTNESS, Arrives(line=b"GET / HTTP/1.1")),
     ),
-    refused("the HTTP/2 preface", "Http11Probe: MAL-H2-PREFACE", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", 400, 505),
+    refused("the HTTP/2 preface", "Http11Probe: MAL-H2-PREFACE", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"),
     refused(
         "a TLS handshake on the plain port",
         "Http11Probe: MAL-BINARY-GARBAGE",
@@ -198,17 +188,11 @@ ROWS: list[Row] = [
         "CONNECT",
         "Go ReverseProxy: TestReverseProxyCONNECT",
         request(b"CONNECT example.test:443 HTTP/1.1", HOST),
-        400,
-        405,
-        501,
     ),
     refused(
         "CONNECT in origin-form",
         "Http11Probe: COMP-CONNECT-ORIGIN-FORM",
         request(b"CONNECT / HTTP/1.1", HOST),
-        400,
-        405,
-        501,
     ),
     # Host
     refused("HTTP/1.1 without Host", "h1spec: Missing Host header", request(b"GET / HTTP/1.1", b"X: y")),
@@ -279,16 +263,13 @@ ROWS: list[Row] = [
 
 @scenario(
     ROWS,
-    "a fragment is not the server's to see: refused, or passed on as it came",
+    "a fragment is passed on as it came",
     "Http11Probe: RFC9112-3.2-FRAGMENT-IN-TARGET",
     asgi=Instead(Lost.FRAGMENT, play(get(target=b"/a#b"), reply(OK), Arrives(line=b"GET /a HTTP/1.1"), Returns())),
 )
 def fragment(lab: Lab) -> None:
-    response = lab.ask(get(target=b"/a?b#c"))
-    if response.status == 200:
-        assert lab.upstream.requests[0].target == b"/a?b#c"
-    else:
-        assert response.status == 400
+    assert lab.ask(get(target=b"/a?b#c")).status == 200
+    assert lab.upstream.requests[0].target == b"/a?b#c"
 
 
 @scenario(ROWS, "HTTP/1.0 without Host: upstream, asked in HTTP/1.1, gets exactly one", "RFC 9112 3.2")
@@ -341,8 +322,7 @@ def incomplete(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\nX: ")
         client.half_close()
-        data = client.read_to_end()
-        assert not data or data.startswith(b"HTTP/1.1 400")
+        assert client.closed()
     lab.assert_silent()
 
 

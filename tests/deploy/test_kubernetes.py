@@ -15,11 +15,9 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from tests.deploy.programs import DEPLOY, program
+from tests.deploy.programs import DEPLOY, KUBERNETES, VERSIONS, program
 
-KUBERNETES = DEPLOY / "kubernetes"
 OVERLAYS = ["standalone", "routed/gateway-api", "routed/ingress", "sidecar"]
-VERSIONS = ["1.29", "newest"]
 CRDS = {
     "HTTPRoute": "gateway-api/gateway.networking.k8s.io/v1/HTTPRoute.js",
     "ServiceMonitor": "prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor.js",

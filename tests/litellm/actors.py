@@ -18,6 +18,7 @@ import httpx
 
 MODELS = ["mock-gpt"]
 OTHER_MODELS = ["mock-gpt-2"]
+CHAT = {"model": "mock-gpt", "messages": [{"role": "user", "content": "Hi"}]}
 CUSTOM_ROUTES = ["/chat/completions", "/models", "/key/info"]
 
 #: What `GET /key/info` shows of a key of each type.

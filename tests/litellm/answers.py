@@ -24,3 +24,8 @@ def assert_same_answer(direct: httpx.Response, through: httpx.Response) -> None:
     assert (through.status_code, through.reason_phrase) == (direct.status_code, direct.reason_phrase)
     assert through.content == direct.content
     assert end_to_end(through) == end_to_end(direct)
+
+
+def outcome(answer: httpx.Response) -> str:
+    """The gateway's decision, as its response header tells it."""
+    return answer.headers["x-litellm-sanitizer"].partition(";")[0]

@@ -12,7 +12,7 @@ from typing import TypeVar
 import httpx
 import pytest
 
-from tests.litellm.actors import LiteLLM, User
+from tests.litellm.actors import CHAT, LiteLLM, User, bearer, client
 from tests.support.gateway import Gateway
 
 T = TypeVar("T")
@@ -81,16 +81,42 @@ def release(request: pytest.FixtureRequest) -> LiteLLM:
     return LiteLLM(releases()[request.param].rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
 
 
-@pytest.fixture(scope="session")
-def litellm() -> LiteLLM:
-    return LiteLLM(address("LITELLM_URL"), os.environ["LITELLM_MASTER_KEY"])
+IN_PROCESS = list(wrapped()) or ["none"]
+in_process = pytest.mark.parametrize("place", IN_PROCESS, indirect=True, scope="session")
+"""The test is played with each wrapped LiteLLM in the gateway's place."""
+everywhere = pytest.mark.parametrize("place", ["gateway", *IN_PROCESS], indirect=True, scope="session")
+"""The test is played with a gateway, and with each wrapped LiteLLM in its place."""
 
 
 @pytest.fixture(scope="session")
-def gateway(litellm: LiteLLM) -> Iterator[str]:
-    """The URL of a gateway with default options."""
-    with before(litellm) as running:
-        yield running.url
+def place(request: pytest.FixtureRequest) -> str:
+    """Where the sanitizer is: in a gateway, or in the process of the LiteLLM of this release."""
+    return getattr(request, "param", "gateway")
+
+
+@pytest.fixture(scope="session")
+def litellm(place: str) -> LiteLLM:
+    """A LiteLLM without the sanitizer, which is asked directly."""
+    if place == "gateway":
+        return LiteLLM(address("LITELLM_URL"), os.environ["LITELLM_MASTER_KEY"])
+    if place not in releases():
+        pytest.skip(f"LITELLM_WRAPPED and LITELLM_RELEASES name no LiteLLM of both kinds: {place} (see rig/suite.sh)")
+    return LiteLLM(releases()[place].rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
+
+
+@pytest.fixture(scope="session")
+def gateway(litellm: LiteLLM, place: str) -> Iterator[str]:
+    """The URL of a gateway with default options, or of the wrapped LiteLLM on the same database."""
+    if place == "gateway":
+        with before(litellm) as running:
+            yield running.url
+    else:
+        url = wrapped()[place].rstrip("/")
+        for each in (litellm.url, url):  # with its first completion, a LiteLLM says more of its readiness
+            with client(each) as http:
+                answer = http.post("/v1/chat/completions", json=CHAT, headers=bearer(litellm.master_key))
+            assert answer.status_code == 200
+        yield url
 
 
 @pytest.fixture(scope="session")

@@ -1,13 +1,11 @@
 """The sanitizer in LiteLLM's own process (`tests.litellm.wrapped`), on each release that ``LITELLM_WRAPPED`` names.
 
-What the gateway's tests say of it has to hold for the wrapped LiteLLM too, so those tests are played again, with the
-wrapped LiteLLM in the gateway's place: updates of keys, and that everything else is answered as without the sanitizer.
-The tests below them are about what is different in one process.
+What the gateway's tests say of it holds for the wrapped LiteLLM too: updates of keys, and that everything else is
+answered as without the sanitizer. Those tests are marked as `everywhere`. These are about what is different here.
 """
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterator, Mapping
@@ -19,9 +17,6 @@ import httpx
 import pytest
 from playwright.sync_api import Browser
 
-from tests.litellm import test_key_update as key_updates
-from tests.litellm import test_transparency as transparency
-from tests.litellm import test_websocket as websockets
 from tests.litellm.actors import (
     CUSTOM_ROUTES,
     MODELS,
@@ -32,65 +27,15 @@ from tests.litellm.actors import (
     client,
     update,
 )
-from tests.litellm.answers import assert_same_answer
-from tests.litellm.conftest import releases, wrapped
+from tests.litellm.answers import assert_same_answer, outcome
+from tests.litellm.conftest import in_process
 from tests.litellm.dashboard import executable, launched, visit
 
 ALLOWED, STRANGER = "127.0.0.2", "127.0.0.3"
 Send = Callable[[httpx.Client, User, dict[str, object]], httpx.Response]
 
 
-@pytest.fixture(scope="module", params=list[str | None](wrapped()) or [None])
-def litellm(request: pytest.FixtureRequest) -> LiteLLM:
-    """The ordinary LiteLLM of a release, which is asked directly."""
-    if request.param not in releases():
-        pytest.skip(f"LITELLM_WRAPPED and LITELLM_RELEASES name no {request.param or 'LiteLLM'} (see rig/suite.sh)")
-    return LiteLLM(releases()[request.param].rstrip("/"), os.environ["LITELLM_MASTER_KEY"])
-
-
-@pytest.fixture(scope="module")
-def gateway(litellm: LiteLLM) -> str:
-    """The URL of the wrapped LiteLLM on the same database."""
-    (url,) = (url for name, url in wrapped().items() if releases().get(name, "").rstrip("/") == litellm.url)
-    for each in (litellm.url, url):  # with its first completion, a LiteLLM says more of its readiness
-        with client(each) as http:
-            answer = http.post("/v1/chat/completions", json=transparency.CHAT, headers=bearer(litellm.master_key))
-        assert answer.status_code == 200
-    return url.rstrip("/")
-
-
-@pytest.fixture(scope="module")
-def owner(litellm: LiteLLM) -> User:
-    return litellm.new_user()
-
-
-@pytest.fixture(scope="module")
-def session(litellm: LiteLLM, owner: User) -> str:
-    return litellm.new_session(owner)
-
-
-test_resent_unchanged = key_updates.test_resent_unchanged
-test_what_the_dashboard_sends = key_updates.test_what_the_dashboard_sends
-test_reordered = key_updates.test_reordered
-test_change_by_an_admin = key_updates.test_change_by_an_admin
-test_there_and_back_again = key_updates.test_there_and_back_again
-test_no_key_named = key_updates.test_no_key_named
-test_ordinary_update = key_updates.test_ordinary_update
-test_a_key_that_may_not_ask = key_updates.test_a_key_that_may_not_ask
-test_other_peoples_keys = key_updates.test_other_peoples_keys
-test_team_member = key_updates.test_team_member
-test_every_other_byte_survives = key_updates.test_every_other_byte_survives
-
-test_without_a_key = transparency.test_without_a_key
-test_with_a_key = transparency.test_with_a_key
-test_key_info = transparency.test_key_info
-test_asset = transparency.test_asset
-test_completion = transparency.test_completion
-test_stream = transparency.test_stream
-test_large_request = transparency.test_large_request
-test_sign_in = transparency.test_sign_in
-
-test_upgrade = websockets.test_upgrade
+pytestmark = in_process
 
 
 class Case(NamedTuple):
@@ -157,7 +102,7 @@ def test_real_change(litellm: LiteLLM, gateway: str, owner: User, members: dict[
     with client(litellm.url) as http, client(gateway) as other:
         direct = send(http, owner, {"key": one, "models": OTHER_MODELS, **members})
         through = send(other, owner, {"key": two, "models": OTHER_MODELS, **members})
-    assert key_updates.outcome(through) == "changed"
+    assert outcome(through) == "changed"
     if direct.is_success:  # before 1.92.0, anyone may set `permissions`
         assert ("permissions" in members, through.status_code) == (True, direct.status_code)
     else:
@@ -192,7 +137,7 @@ def test_credentials(litellm: LiteLLM, gateway: str, owner: User, headers: dict[
         through = other.post("/key/update", json=body, headers=headers)
     assert direct.status_code == (403 if known else 401)
     if known:
-        assert (through.status_code, key_updates.outcome(through)) == (200, "dropped")
+        assert (through.status_code, outcome(through)) == (200, "dropped")
     else:
         assert_same_answer(direct, through)
         assert through.headers["x-litellm-sanitizer"] == 'unknown; reason="lookup_401"'
@@ -209,7 +154,7 @@ def test_callers_at_once(litellm: LiteLLM, gateway: str, owner: User) -> None:
         routes = CUSTOM_ROUTES[::-1] if number % 3 else CUSTOM_ROUTES[:1]
         body = {"key": keys[number], "models": [f"model-{number}"], "allowed_routes": routes}
         answer = update(gateway, caller, body)
-        return answer.status_code, key_updates.outcome(answer)
+        return answer.status_code, outcome(answer)
 
     with ThreadPoolExecutor(len(keys)) as pool:
         answers = list(pool.map(save, range(len(keys))))
@@ -240,7 +185,7 @@ def test_client_leaves(litellm: LiteLLM, gateway: str, owner: User, missing: int
                 leaving.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             leaving.sendall(octets[: len(octets) - missing])
     answer = update(gateway, owner.key, {"key": key, "models": OTHER_MODELS, **REORDERED})
-    assert (answer.status_code, key_updates.outcome(answer)) == (200, "dropped")
+    assert (answer.status_code, outcome(answer)) == (200, "dropped")
     if missing:  # a whole request may be carried out although nobody waits for the answer, and later than the next one
         assert litellm.stored(key)["models"] == OTHER_MODELS
 
@@ -258,7 +203,7 @@ def test_client_address(litellm: LiteLLM, gateway: str, owner: User) -> None:
         key = litellm.new_key(owner, "custom")
         body = {"key": key, "models": OTHER_MODELS, **REORDERED}
         answer = update(gateway, owner.key, body, source=source)
-        assert (answer.status_code, key_updates.outcome(answer)) == (status, decided), answer.text
+        assert (answer.status_code, outcome(answer)) == (status, decided), answer.text
         assert litellm.stored(key)["models"] == (OTHER_MODELS if status == 200 else MODELS)
 
 

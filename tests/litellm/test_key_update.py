@@ -10,7 +10,6 @@ from __future__ import annotations
 import time
 from typing import Any
 
-import httpx
 import pytest
 
 from tests.litellm.actors import (
@@ -25,20 +24,17 @@ from tests.litellm.actors import (
     hashed,
     update,
 )
-from tests.litellm.answers import assert_same_answer
+from tests.litellm.answers import assert_same_answer, outcome
+from tests.litellm.conftest import everywhere
 
 DROPPED = 'dropped; fields="allowed_routes"'
-
-
-def outcome(answer: httpx.Response) -> str:
-    """The gateway's decision, as its response header tells it."""
-    return answer.headers["x-litellm-sanitizer"].partition(";")[0]
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
 
 
+@everywhere
 @pytest.mark.parametrize("spelling", ["raw", "hash"])
 @pytest.mark.parametrize("key_type", ["llm_api", "read_only", "management", "custom", "default"])
 def test_resent_unchanged(
@@ -67,6 +63,7 @@ def test_resent_unchanged(
     assert differences(stored, after) <= {"models", "updated_at", "updated_by", "settings_updated_at"}
 
 
+@everywhere
 def test_what_the_dashboard_sends(litellm: LiteLLM, gateway: str, owner: User, session: str) -> None:
     """The body that the dashboard of 1.83.13 saves a key with is answered as the same body without its routes."""
     one, two = litellm.new_key(owner, "llm_api"), litellm.new_key(owner, "llm_api")
@@ -115,6 +112,7 @@ def test_what_the_dashboard_sends(litellm: LiteLLM, gateway: str, owner: User, s
         assert litellm.stored(two)["models"] == OTHER_MODELS
 
 
+@everywhere
 def test_reordered(litellm: LiteLLM, gateway: str, owner: User, caller: str) -> None:
     """Another order: refused for an owner, and then left out, so that the rest of the update is done."""
     key = litellm.new_key(owner, "custom")
@@ -208,6 +206,7 @@ def test_real_change(litellm: LiteLLM, gateway: str, owner: User, caller: str, k
     assert (actual["models"], actual["allowed_routes"]) == (expected["models"], expected["allowed_routes"])
 
 
+@everywhere
 def test_change_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None:
     """An admin's change is stored, the models beside it too."""
     key = litellm.new_key(owner, "llm_api")
@@ -218,6 +217,7 @@ def test_change_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None
     assert (after["models"], after["allowed_routes"]) == (OTHER_MODELS, CUSTOM_ROUTES)
 
 
+@everywhere
 def test_there_and_back_again(litellm: LiteLLM, gateway: str, owner: User) -> None:
     """A -> B -> A in quick succession ends at A: no write is taken for unchanged by what was stored before."""
     key = litellm.new_key(owner, "llm_api")
@@ -228,6 +228,7 @@ def test_there_and_back_again(litellm: LiteLLM, gateway: str, owner: User) -> No
             assert litellm.stored(key)["allowed_routes"] == routes
 
 
+@everywhere
 @pytest.mark.parametrize(
     "members",
     [
@@ -248,6 +249,7 @@ def test_no_key_named(litellm: LiteLLM, gateway: str, owner: User, caller: str, 
     assert litellm.stored(caller) == stored
 
 
+@everywhere
 def test_ordinary_update(litellm: LiteLLM, gateway: str, owner: User, caller: str) -> None:
     """A body without the field is LiteLLM's business alone."""
     key = litellm.new_key(owner, "llm_api")
@@ -256,6 +258,7 @@ def test_ordinary_update(litellm: LiteLLM, gateway: str, owner: User, caller: st
     assert litellm.stored(key)["models"] == OTHER_MODELS
 
 
+@everywhere
 @pytest.mark.parametrize("routes", [["llm_api_routes"], ["info_routes"], ["/key/update"]], ids=lambda routes: routes[0])
 def test_a_key_that_may_not_ask(litellm: LiteLLM, gateway: str, owner: User, routes: list[str]) -> None:
     """A caller who may not read the key, or not update it, gets LiteLLM's own answer."""
@@ -271,6 +274,7 @@ def test_a_key_that_may_not_ask(litellm: LiteLLM, gateway: str, owner: User, rou
         assert_same_answer(direct, through)
 
 
+@everywhere
 @pytest.mark.parametrize("who", ["nobody", "stranger"])
 def test_other_peoples_keys(litellm: LiteLLM, gateway: str, owner: User, who: str) -> None:
     """Who may not read a key learns nothing of it by guessing at its routes."""
@@ -284,6 +288,7 @@ def test_other_peoples_keys(litellm: LiteLLM, gateway: str, owner: User, who: st
         assert litellm.stored(key)["models"] == MODELS
 
 
+@everywhere
 @pytest.mark.parametrize("may", [("/key/generate", "/key/update"), ("/key/generate",)], ids=["may", "may-not"])
 def test_team_member(litellm: LiteLLM, gateway: str, may: tuple[str, ...]) -> None:
     """A team's key: answered as the same request without the routes, whether the team lets members edit or not."""
@@ -304,6 +309,7 @@ def test_team_member(litellm: LiteLLM, gateway: str, may: tuple[str, ...]) -> No
     assert through.status_code == (200 if "/key/update" in may else 401)
 
 
+@everywhere
 def test_every_other_byte_survives(litellm: LiteLLM, gateway: str, owner: User) -> None:
     """Number spellings, escapes and white space beside the field: stored as without the gateway and the field."""
     one, two = litellm.new_key(owner, "llm_api"), litellm.new_key(owner, "llm_api")

@@ -8,12 +8,12 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.litellm.actors import LiteLLM, User, bearer, client, hashed
+from tests.litellm.actors import CHAT, LiteLLM, User, bearer, client, hashed
 from tests.litellm.answers import IDENTITY, assert_same_answer, end_to_end
+from tests.litellm.conftest import everywhere
 
 # the same one both ways: LiteLLM builds its redirects from it, and the gateway preserves it
 HOST = {"Host": "litellm.example:4000"}
-CHAT = {"model": "mock-gpt", "messages": [{"role": "user", "content": "Hi"}]}
 
 
 def both(
@@ -24,6 +24,7 @@ def both(
         return direct.request(method, path, **request), through.request(method, path, **request)
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("method", "path", "request_", "status"),
     [
@@ -65,6 +66,7 @@ def test_without_a_key(
         assert direct.status_code == status
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("method", "path", "request_", "status"),
     [
@@ -90,6 +92,7 @@ def test_with_a_key(
     assert direct.status_code == status
 
 
+@everywhere
 def test_key_info(litellm: LiteLLM, gateway: str, owner: User) -> None:
     """The endpoint that lookups go to, asked by someone else, by hash."""
     key = litellm.new_key(owner, "llm_api")
@@ -99,6 +102,7 @@ def test_key_info(litellm: LiteLLM, gateway: str, owner: User) -> None:
     assert direct.status_code == 200
 
 
+@everywhere
 def test_asset(litellm: LiteLLM, gateway: str) -> None:
     """A file of the dashboard: whole, in part, and not at all if the browser has it."""
     page = client(litellm.url).get("/ui/").text
@@ -118,6 +122,7 @@ def test_asset(litellm: LiteLLM, gateway: str) -> None:
         assert_same_answer(first, second)
 
 
+@everywhere
 def test_completion(litellm: LiteLLM, gateway: str, owner: User) -> None:
     """`/v1/chat/completions`, but for the ids and times that differ from one completion to the next."""
     direct, through = both(litellm, gateway, "POST", "/v1/chat/completions", json=CHAT, headers=bearer(owner.key))
@@ -126,6 +131,7 @@ def test_completion(litellm: LiteLLM, gateway: str, owner: User) -> None:
     assert end_to_end(through) == end_to_end(direct)
 
 
+@everywhere
 def test_stream(litellm: LiteLLM, gateway: str, owner: User) -> None:
     """The same as server-sent events, to the last `[DONE]`."""
     body = {**CHAT, "stream": True}
@@ -136,6 +142,7 @@ def test_stream(litellm: LiteLLM, gateway: str, owner: User) -> None:
     assert end_to_end(through) == end_to_end(direct)
 
 
+@everywhere
 def test_large_request(litellm: LiteLLM, gateway: str, owner: User) -> None:
     """A prompt larger than any buffer."""
     body = {**CHAT, "messages": [{"role": "user", "content": "x" * 3_000_000}]}
@@ -144,6 +151,7 @@ def test_large_request(litellm: LiteLLM, gateway: str, owner: User) -> None:
     assert IDENTITY.sub(b"", through.content) == IDENTITY.sub(b"", direct.content)
 
 
+@everywhere
 def test_sign_in(litellm: LiteLLM, gateway: str, owner: User, session: str) -> None:
     """Signing in to the dashboard: status, redirect and the cookie's attributes."""
     direct, through = both(

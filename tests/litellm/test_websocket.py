@@ -10,6 +10,7 @@ from websockets.sync.client import connect
 from websockets.typing import Subprotocol
 
 from tests.litellm.actors import LiteLLM, User, bearer
+from tests.litellm.conftest import everywhere
 
 
 @dataclasses.dataclass
@@ -58,6 +59,7 @@ def names(fields: object) -> list[str]:
     return [name.lower() for name, _ in fields if name.lower() not in left_out]
 
 
+@everywhere
 @pytest.mark.parametrize(
     ("path", "credential", "subprotocols", "status"),
     [

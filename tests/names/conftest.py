@@ -11,6 +11,7 @@ import sys
 import pytest
 
 UNSHARE = ["unshare", *([] if os.geteuid() == 0 else ["--map-root-user"]), "--net", "--mount"]
+PYTEST = [*UNSHARE, sys.executable, "-m", "pytest", "-q", "-o", "addopts=", "-p", "no:cacheprovider"]
 INSIDE = "IN_A_NAMESPACE"
 TIMEOUT = 120.0
 
@@ -24,10 +25,9 @@ def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
     probe = subprocess.run([*UNSHARE, "ip", "link"], capture_output=True, text=True, timeout=TIMEOUT, check=False)
     if probe.returncode:
         pytest.skip(f"takes namespaces and iproute2: {probe.stderr.strip()}")
-    name = pyfuncitem.nodeid.partition("::")[2]
     result = subprocess.run(
-        [*UNSHARE, sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"{pyfuncitem.path}::{name}"],
-        env=os.environ | {INSIDE: "1"},
+        [*PYTEST, f"{pyfuncitem.path}::{pyfuncitem.name}"],
+        env=os.environ | {INSIDE: "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"},  # plugins take long to load
         cwd=pyfuncitem.config.rootpath,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,

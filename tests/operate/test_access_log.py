@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from sanitizer.operate import logs
-from tests.operate.test_metrics import (
+from tests.operate.exchanges import (
     BUDGET,
     CUT,
     HANDSHAKE,

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import signal
 import threading
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
@@ -21,68 +19,25 @@ from sanitizer.relay.counters import Counters
 from sanitizer.sanitize.core import Record
 from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.stored import Lookup, LookupOutcome
+from tests.operate.exchanges import (
+    BUDGET,
+    CUT,
+    HANDSHAKE,
+    KEY,
+    SPEND,
+    SWITCH,
+    UPDATE,
+    answer,
+    lookup,
+    refusing,
+    request,
+    stored,
+    update,
+)
 from tests.operate.exposition import Numbers, families, wait_for, wait_until_ready
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Script, Upstream, refusing_port, reply
 from tests.support.wire import Cut
-
-KEY = "sk-metrics"
-HASH = hashlib.sha256(KEY.encode()).hexdigest()
-UPDATE = json.dumps({"key": KEY, "allowed_routes": ["/a"]}).encode()
-HANDSHAKE = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
-SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
-CUT = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf"
-
-
-def request(method: str = "GET", target: str = "/v1/models", body: bytes = b"", fields: str = "") -> bytes:
-    return f"{method} {target} HTTP/1.1\r\nHost: a\r\n{fields}Content-Length: {len(body)}\r\n\r\n".encode() + body
-
-
-def update(body: bytes = UPDATE) -> bytes:
-    return request("POST", "/key/update", body, "Content-Type: application/json\r\n")
-
-
-def answer(status: str, content: object = "") -> bytes:
-    text = json.dumps(content)
-    return f"HTTP/1.1 {status}\r\nContent-Length: {len(text)}\r\n\r\n{text}".encode()
-
-
-def lookup(*steps: bytes | object, then: bytes = OK) -> Script:
-    """An upstream that answers a lookup with ``steps``, and everything else with ``then``."""
-
-    def script(connection: Connection) -> None:
-        if connection.read_request().target.startswith(b"/key/info"):
-            for step in steps:
-                if step is CLOSE:
-                    connection.close()
-                elif step is WAIT_CLOSED:
-                    connection.closed()
-                else:
-                    assert isinstance(step, bytes)
-                    connection.send(step)
-        else:
-            connection.send(then)
-
-    return script
-
-
-def refusing(status: str, message: str, info: dict[str, object], *fields: bytes) -> Script:
-    """An upstream that has stored ``info``, and refuses what has one of ``fields`` in it; all else it takes."""
-    refusal = answer(status, {"error": {"message": message, "type": "auth_error", "param": None, "code": status[:3]}})
-
-    def script(connection: Connection) -> None:
-        request = connection.read_request()
-        if request.target.startswith(b"/key/info"):
-            connection.send(answer("200 OK", {"key": HASH, "info": info}))
-        else:
-            refused = any(b'"%b":' % field in request.body for field in fields)
-            connection.send(refusal if refused else OK)
-
-    return script
-
-
-def stored(routes: object) -> bytes:
-    return answer("200 OK", {"key": HASH, "info": {"allowed_routes": routes}})
 
 
 def decided(outcome: str) -> str:
@@ -99,8 +54,6 @@ def looked_up(outcome: str) -> str:
 
 HEAD = "sanitizer_upstream_seconds_count"
 RESENT = 'sanitizer_resent_total{endpoint="/key/update"}'
-BUDGET = "Only admins, or users with permission, can call /key/update (max_budget/spend). Your role=internal_user."
-SPEND = update(json.dumps({"key": KEY, "models": [], "spend": 1.5}).encode())
 
 
 def dropped(*fields: str) -> dict[str, float]:
@@ -474,12 +427,6 @@ def test_every_kind_of_error_is_known() -> None:
     assert not exchange & stalled
 
 
-def children(gateway: Gateway) -> list[int]:
-    """The gateway's workers."""
-    found = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
-    return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
-
-
 def test_workers(upstream: Upstream) -> None:
     """With two workers the sums are right, and what one has counted survives that it is killed and replaced."""
     with Gateway(upstream.url, "--workers", "2", admin=True) as gateway:
@@ -490,7 +437,7 @@ def test_workers(upstream: Upstream) -> None:
         numbers = wait_for(gateway, lambda n: n[ended("GET", "2xx")] >= 60 and n[ended("POST", "2xx")] >= 1)
         assert (numbers[ended("GET", "2xx")], numbers[HEAD]) == (60, 61)
         assert numbers["sanitizer_build_info" + f'{{version="{__version__}"}}'] == 1
-        workers = children(gateway)
+        workers = gateway.workers()
         assert len(workers) == 2
         for pid in workers:  # both: whoever has counted more
             os.kill(pid, signal.SIGKILL)
@@ -506,7 +453,7 @@ def test_workers(upstream: Upstream) -> None:
 def wait_for_workers(gateway: Gateway, without: list[int]) -> None:
     for _ in range(len(without)):
         gateway.wait_for_line("a worker has died")
-    wait_for(gateway, lambda _: len(set(children(gateway)) - set(without)) == len(without))
+    wait_for(gateway, lambda _: len(set(gateway.workers()) - set(without)) == len(without))
 
 
 def test_lookup_with_the_lookup_credential() -> None:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
+from tests.relay.mutations import divided, mutated
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Upstream, reply
 from tests.support.wire import Cut
@@ -110,22 +111,7 @@ TOKENS += [
 def streams(draw: st.DrawFn) -> list[bytes]:
     """One to three requests with up to three mutations, and a plain one that ends the connection; in pieces."""
     stream = b"".join(draw(st.lists(requests(), min_size=1, max_size=3)))
-    for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, len(stream)))
-        token = draw(st.one_of(st.sampled_from(TOKENS), st.binary(min_size=1, max_size=3)))
-        until = at + draw(st.integers(1, 10))
-        kind = draw(st.sampled_from(["insert", "replace", "delete", "repeat"]))
-        if kind == "insert":
-            stream = stream[:at] + token + stream[at:]
-        elif kind == "replace":
-            stream = stream[:at] + token + stream[at + len(token) :]
-        elif kind == "delete":
-            stream = stream[:at] + stream[until:]
-        else:
-            stream = stream[:at] + stream[at:until] * 2 + stream[until:]
-    stream += LAST
-    cuts = sorted(draw(st.sets(st.integers(1, len(stream) - 1), max_size=4)))
-    return [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
+    return divided(draw, mutated(draw, stream, TOKENS) + LAST)
 
 
 def origin_form(seen: Seen) -> Seen:

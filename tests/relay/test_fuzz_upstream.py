@@ -31,6 +31,7 @@ from sanitizer.http1.heads import head_fields
 from sanitizer.relay.connection import Connection, Response
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.pool import Pool
+from tests.relay.mutations import divided, mutated
 
 Fields = list[tuple[bytes, bytes]]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1500"))
@@ -308,27 +309,7 @@ TOKENS += [
 @st.composite
 def streams(draw: st.DrawFn) -> list[bytes]:
     """An answer with up to three mutations, in pieces."""
-    stream = draw(answers())
-    for _ in range(draw(st.integers(0, 3))):
-        at = draw(st.integers(0, len(stream)))
-        token = draw(st.one_of(st.sampled_from(TOKENS), st.binary(min_size=1, max_size=3)))
-        kind = draw(st.sampled_from(["insert", "replace", "delete", "truncate", "repeat", "append"]))
-        until = at + draw(st.integers(1, 12))
-        if kind == "insert":
-            stream = stream[:at] + token + stream[at:]
-        elif kind == "replace":
-            stream = stream[:at] + token + stream[at + len(token) :]
-        elif kind == "delete":
-            stream = stream[:at] + stream[until:]
-        elif kind == "truncate":
-            stream = stream[:at]
-        elif kind == "repeat":
-            stream = stream[:at] + stream[at:until] * 2 + stream[until:]
-        else:
-            stream += token
-    cuts = sorted(draw(st.sets(st.integers(1, max(1, len(stream) - 1)), max_size=5)))
-    pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
-    return [piece for piece in pieces if piece]
+    return divided(draw, mutated(draw, draw(answers()), TOKENS))
 
 
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))

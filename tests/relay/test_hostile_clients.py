@@ -9,11 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.relay.test_streaming import send_until_blocked
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, reply
-from tests.support.wire import Cut
+from tests.support.wire import Cut, send_until_blocked
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 MIB = 1024 * 1024

@@ -19,7 +19,6 @@ from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
 from tests.operate.exposition import wait_for
-from tests.relay.test_streaming import send_until_blocked
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import (
@@ -36,7 +35,7 @@ from tests.support.upstream import (
     refusing_port,
     reply,
 )
-from tests.support.wire import Cut, Request, Response
+from tests.support.wire import Cut, Request, Response, send_until_blocked
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
 MAX_BODY = 2000

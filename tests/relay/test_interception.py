@@ -7,7 +7,6 @@ sent shows that a request and its lookup have been relayed as octets: ASGI serve
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import ssl
 import tempfile
@@ -18,6 +17,7 @@ from pathlib import Path
 import pytest
 import trustme
 
+from tests.relay.messages import CUT, INFO, SWITCH, UPDATE
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Connection, Upstream, reply
@@ -29,16 +29,6 @@ MARK = b"X-In-This-CASE"
 
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 EVENTS = b"".join(b"data: %d\n\n" % n for n in range(3)) + b"data: [DONE]\n\n"
-SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
-
-UPDATE = json.dumps({"key": "sk-face", "allowed_routes": ["llm_api_routes"], "models": []}).encode()
-CUT = json.dumps({"key": "sk-face", "models": []}).encode()
-INFO = json.dumps(
-    {
-        "key": hashlib.sha256(b"sk-face").hexdigest(),
-        "info": {"token": hashlib.sha256(b"sk-face").hexdigest(), "allowed_routes": ["llm_api_routes"]},
-    }
-).encode()
 
 
 def head(start: bytes, *fields: bytes) -> bytes:

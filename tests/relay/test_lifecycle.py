@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from tests.relay.test_streaming import send_until_blocked
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Connection, Upstream, reply
-from tests.support.wire import Cut
+from tests.support.wire import Cut, send_until_blocked
 
 GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
 SSE = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n\r\n"

@@ -1,20 +1,11 @@
 """A gateway that leads to itself says so instead of turning in circles."""
 
-import socket
-
 import pytest
 
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Face, Gateway, free_port
 from tests.support.upstream import Upstream
 
 GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_itself(face: Face) -> None:

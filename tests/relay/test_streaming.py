@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import select
 import threading
 from collections.abc import Iterator
 
@@ -11,6 +10,7 @@ import pytest
 from tests.support.client import Client
 from tests.support.gateway import Face, Gateway
 from tests.support.upstream import OK, RESET, Connection, Upstream, reply
+from tests.support.wire import send_until_blocked
 
 MIB = 1024 * 1024
 SIZE = 100 * MIB
@@ -123,17 +123,6 @@ def test_upload_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream, frami
         assert client.read_response().status == 200
     assert received == [SIZE]
     assert largest - before < GROWTH
-
-
-def send_until_blocked(sender: Client | Connection, limit: int) -> int:
-    """Send zeros until the other side takes no more, or ``limit`` bytes; how many were taken."""
-    piece, sent = bytes(64 * 1024), 0
-    sender.sock.setblocking(False)
-    # a pause of half a second means blocked; were it only slow, the rest would follow all the same
-    while sent < limit and select.select([], [sender.sock], [], 0.5)[1]:
-        sent += sender.sock.send(piece[: limit - sent])
-    sender.sock.settimeout(10)
-    return sent
 
 
 def test_slow_client_slows_upstream(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:

@@ -30,7 +30,7 @@ ADMIN_ATTEMPTS = 5
 STOP_TIMEOUT = 40.0
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port
@@ -57,7 +57,7 @@ class Gateway:
         if face == "fast" and "--log-format" not in options:
             arguments += ["--log-format", "json"]
         for attempt in range(ADMIN_ATTEMPTS):
-            self.admin = ("127.0.0.1", _free_port() if admin else 0)
+            self.admin = ("127.0.0.1", free_port() if admin else 0)
             try:
                 self._start([*arguments, "--admin-port", str(self.admin[1])] if face == "fast" else arguments)
                 return
@@ -146,6 +146,11 @@ class Gateway:
         """One request to the admin listener."""
         with Client(self.admin) as client:
             return client.ask(f"GET {path} HTTP/1.1\r\nHost: admin.test\r\nConnection: close\r\n\r\n".encode())
+
+    def workers(self) -> list[int]:
+        """The process ids of its workers."""
+        found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
+        return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def memory(self) -> int:
         """Proportional set size of the process, bytes."""

@@ -66,7 +66,6 @@ class Connection(Wire):
         request = self.read_head()
         if continue_ and request.get(b"expect"):
             self.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        request.complete = True
         self.read_body(request)
         self.upstream.changed()
         if not request.complete:

@@ -6,6 +6,7 @@ line with its case and order, and frames bodies by RFC 9112 section 6.3.
 
 from __future__ import annotations
 
+import select
 import socket
 import struct
 from dataclasses import dataclass, field
@@ -129,12 +130,9 @@ class Wire:
             return b""
         try:
             data = self.sock.recv(size)
-        except (ConnectionError, BrokenPipeError):
-            self._ended = Cut(b"", reset=True)
-            return b""
-        except OSError as error:
-            if isinstance(error, TimeoutError):
-                raise
+        except TimeoutError:
+            raise
+        except OSError:
             self._ended = Cut(b"", reset=True)
             return b""
         if not data:
@@ -146,26 +144,29 @@ class Wire:
     def _cut(self, got: bytes) -> Cut:
         return Cut(got, reset=self._ended is not None and self._ended.reset)
 
+    def _read_more(self) -> None:
+        """Read more into the buffer.
+
+        Raises:
+            Cut: the stream has ended, with what was buffered.
+        """
+        data = self._fill()
+        if not data:
+            got = bytes(self._buffer)
+            self._buffer.clear()
+            raise self._cut(got)
+        self._buffer += data
+
     def read_until(self, mark: bytes) -> bytes:
         while (at := self._buffer.find(mark)) < 0:
-            data = self._fill()
-            if not data:
-                got = bytes(self._buffer)
-                self._buffer.clear()
-                raise self._cut(got)
-            self._buffer += data
+            self._read_more()
         data = bytes(self._buffer[: at + len(mark)])
         del self._buffer[: at + len(mark)]
         return data
 
     def read_exactly(self, size: int) -> bytes:
         while len(self._buffer) < size:
-            data = self._fill()
-            if not data:
-                got = bytes(self._buffer)
-                self._buffer.clear()
-                raise self._cut(got)
-            self._buffer += data
+            self._read_more()
         data = bytes(self._buffer[:size])
         del self._buffer[:size]
         return data
@@ -239,6 +240,18 @@ class Wire:
                 message.body = self.read_exactly(int(length))
             elif message.framing == "close":
                 message.body = self.read_to_end()
+            message.complete = True
         except Cut as cut:
             message.body = cut.got
             message.complete = False
+
+
+def send_until_blocked(sender: Wire, limit: int) -> int:
+    """Send zeros until the other side takes no more, or ``limit`` bytes; how many were taken."""
+    piece, sent = bytes(64 * 1024), 0
+    sender.sock.setblocking(False)
+    # a pause of half a second means blocked; were it only slow, the rest would follow all the same
+    while sent < limit and select.select([], [sender.sock], [], 0.5)[1]:
+        sent += sender.sock.send(piece[: limit - sent])
+    sender.sock.settimeout(TIMEOUT)
+    return sent

@@ -159,7 +159,7 @@ def test_trailers_carry_no_routing() -> None:
 def test_what_a_head_says() -> None:
     """The fields that matter to an intermediary are found in any spelling, and looked for only at a line's start."""
     head, _ = forwarding().outbound(
-        b"GET /\r\ncONTENT-lENGTH:  3 \r\nHOST:h\r\nhost: i\r\nUpgrade: a\r\nupgrade:b\r\nX-Origin: y\r\n",
+        b"GET /\r\ncONTENT-lENGTH:  3 \r\nHOST:h\r\nhost: i\r\nUpgrade: a \t\r\nupgrade:b\r\nX-Origin: y\r\n",
         forwarding().peer("192.0.2.1", "http"),
     )
     assert (head.length, head.host, head.hosts, head.upgrade, head.has_origin) == (b"3", b"i", 2, b"a, b", False)

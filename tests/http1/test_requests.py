@@ -132,6 +132,22 @@ def test_upgrade(octets: bytes, upgrade: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("octets", "expects"),
+    [
+        pytest.param(head(b"POST / HTTP/1.1", HOST + b"eXPECT:100-Continue\t\r\n"), True, id="in any case"),
+        pytest.param(head(b"POST / HTTP/1.0", HOST + b"Expect: 100-continue\r\n"), False, id="HTTP/1.0"),
+        pytest.param(head(b"POST / HTTP/1.1", HOST + b"Expect: 100-continued\r\n"), False, id="something else"),
+        pytest.param(head(b"POST / HTTP/1.1"), False, id="nothing"),
+    ],
+)
+def test_expects_continue(octets: bytes, expects: bool) -> None:
+    """RFC 9110 section 10.1.1: in HTTP/1.0 the expectation is ignored, and so does not pass."""
+    request = read(octets)
+    assert request.expects_continue is expects
+    assert (b"100-continue\t" in request.outbound.lower()) is expects
+
+
+@pytest.mark.parametrize(
     ("fields", "repeatable"),
     [
         pytest.param(b"", True, id="nothing"),

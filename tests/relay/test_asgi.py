@@ -327,6 +327,15 @@ async def test_errors(world: World, asked: Scope, kind: str, counted: tuple[int,
     assert ((b"connection", b"close") in server.sent[0]["headers"]) is closes
 
 
+@pytest.mark.parametrize(("status", "passed"), [(599, 599), (600, 502)])
+async def test_status(world: World, status: int, passed: int) -> None:
+    """A status above 599, for which servers have no status line, is an error of upstream's."""
+    world.upstream.script = reply(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nhi" % status)
+    server = Server()
+    await world.relay(scope(), server.receive, server.send)
+    assert server.status == passed
+
+
 async def test_websocket(world: World) -> None:
     """An upgrade can't be tunnelled by an ASGI app: it is closed, with the reason, and upstream hears nothing of it."""
     server = Server()

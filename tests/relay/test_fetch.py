@@ -56,6 +56,7 @@ async def test_answers(
     [
         pytest.param((CLOSE,), id="no answer"),
         pytest.param((answer(b"200 OK", b"x", length=2), CLOSE), id="cut"),
+        pytest.param((answer(b"200 OK", b"x" * 10, length=11), CLOSE), id="cut at the limit"),
     ],
 )
 async def test_broken_answers(upstream: Upstream, pool: Pool, steps: tuple[bytes | Step, ...]) -> None:

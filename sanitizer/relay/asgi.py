@@ -35,7 +35,7 @@ class Answer(Exchange):
 
     __slots__ = ("_content", "_continued", "_failure", "_last", "_reader", "_size", "_writer")
 
-    def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length = 0) -> None:
+    def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length) -> None:
         super().__init__(pool, method, head, length)
         self._reader: asyncio.Future[None] | None = None  # done when more of the response has come
         self._writer: asyncio.Future[None] | None = None  # done when content may be sent, or is not wanted any more

@@ -203,6 +203,13 @@ def test_chunked_without_end(octets: bytes) -> None:
         feed_in_pieces(decoder, b"x" * 70_000, 100)
 
 
+def test_long_content() -> None:
+    """Content is not bounded, as long as some of it comes now and then."""
+    decoder = ChunkedReader()
+    for _ in range(20):
+        assert decoder.feed(b"4000\r\n" + b"x" * 0x4000 + b"\r\n") == (b"x" * 0x4000, None)
+
+
 class Scanned:
     """A pattern that counts the octets that it is given to look at."""
 

@@ -159,10 +159,27 @@ def test_trailers_carry_no_routing() -> None:
 def test_what_a_head_says() -> None:
     """The fields that matter to an intermediary are found in any spelling, and looked for only at a line's start."""
     head, _ = forwarding().outbound(
-        b"GET /\r\ncONTENT-lENGTH:  3 \r\nHOST:h\r\nhost: i\r\nUpgrade: a\r\nupgrade:b\r\nX-Origin: y\r\n",
+        b"GET /\r\ncONTENT-lENGTH:  3 \r\nHOST:h\r\nhost: i\r\nUpgrade: a \t\r\nupgrade:b\r\nX-Origin: y\r\n",
         forwarding().peer("192.0.2.1", "http"),
     )
     assert (head.length, head.host, head.hosts, head.upgrade, head.has_origin) == (b"3", b"i", 2, b"a, b", False)
+
+
+@pytest.mark.parametrize("found", [True, False])
+def test_origin(found: bool) -> None:
+    """A head with an Origin comes from a page's script."""
+    it = forwarding()
+    octets = encode_head(b"GET / HTTP/1.1", [(b"Host", b"h"), (b"oRIGIN" if found else b"X-Origin", b"https://a")])
+    assert it.outbound(octets, it.peer("192.0.2.1", "http"))[0].has_origin is found
+
+
+def test_own_host() -> None:
+    """With a Host of its own for upstream, the gateway tells the client's in X-Forwarded-Host alone."""
+    it = Forwarding(TrustedProxies(), PSEUDONYM, rb"\g<1>")  # no value is a template of replacements
+    octets = encode_head(b"GET / HTTP/1.1", [(b"A", b"1"), (b"hOST", b"h"), (b"B", b"2")])
+    fields = head_fields(it.outbound(octets, it.peer(None, "http"))[1])
+    assert fields[:3] == [(b"A", b"1"), (b"Host", rb"\g<1>"), (b"B", b"2")]
+    assert (b"X-Forwarded-Host", b"h") in fields
 
 
 @pytest.mark.parametrize(

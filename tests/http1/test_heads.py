@@ -11,6 +11,7 @@ from sanitizer.http1.heads import (
     Oversized,
     checked_head,
     encode_head,
+    has_origin,
     head_fields,
     read_response_head,
     with_field,
@@ -72,6 +73,30 @@ def test_large_head(step: int) -> None:
     with pytest.raises(Oversized):
         read_in_pieces(reader(101), octets, step)
     read_in_pieces(reader(102), octets, step)
+
+
+def test_held() -> None:
+    """The octets of a head that is not complete, or that is faulty, are kept; those of a complete one are not."""
+    heads = reader()
+    heads.feed(b"GET / HT")
+    assert heads.held == b"GET / HT"
+    heads.feed(HEAD[8:] + b"rest")
+    assert heads.held == b""
+    with pytest.raises(Malformed):
+        heads.feed(b"\x16\x03\x01")
+    assert heads.held == b"\x16\x03\x01"
+
+
+@pytest.mark.parametrize(
+    ("octets", "found"),
+    [
+        pytest.param(b"GET / HTTP/1.1\r\noRIGIN: https://a", True, id="not whole"),
+        pytest.param(b"GET / HTTP/1.1\r\nX-Origin: a\r\nA: Origin: b\r\n", False, id="not at a line's start"),
+    ],
+)
+def test_has_origin(octets: bytes, found: bool) -> None:
+    """An Origin is found even in a head that is not whole."""
+    assert has_origin(octets) is found
 
 
 def test_upgrade() -> None:
@@ -147,6 +172,7 @@ def test_octets_pass(octets: bytes) -> None:
         pytest.param((b"X", b"a\rb"), id="bare-cr"),
         pytest.param((b"X\n", b"a"), id="in-name"),
         pytest.param((b"", b"b"), id="no-name"),
+        pytest.param((b"X:", b"a"), id="colon-in-name"),
     ],
 )
 def test_control_characters(line: tuple[bytes, bytes]) -> None:

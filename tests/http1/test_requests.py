@@ -8,6 +8,7 @@ from sanitizer.address import TrustedProxies
 from sanitizer.errors import BadRequest
 from sanitizer.http1.bodies import Framing
 from sanitizer.http1.forwarding import Forwarding
+from sanitizer.http1.heads import head_fields
 from sanitizer.http1.requests import Repeat, Request, decoded_path, other_protocol, read_request
 
 HOST = b"Host: a\r\n"
@@ -82,6 +83,21 @@ def test_not_relayed(octets: bytes) -> None:
 
 
 @pytest.mark.parametrize(
+    ("octets", "hosts"),
+    [
+        pytest.param(head(b"GET / HTTP/1.0", b""), [b"upstream"], id="none"),
+        pytest.param(head(b"GET / HTTP/1.0", b"Host:\r\n"), [b""], id="an empty one"),
+        pytest.param(head(b"GET / HTTP/1.1"), [b"a"], id="one"),
+    ],
+)
+def test_host_for_upstream(octets: bytes, hosts: list[bytes]) -> None:
+    """Upstream gets a request in HTTP/1.1, and so a Host: its own where HTTP/1.0 needs none."""
+    outbound = read(octets).outbound
+    assert outbound.startswith(b"GET / HTTP/1.1\r\n")
+    assert [value for name, value in head_fields(outbound) if name == b"Host"] == hosts
+
+
+@pytest.mark.parametrize(
     ("octets", "keep_alive"),
     [
         pytest.param(head(b"GET / HTTP/1.1"), True, id="by default"),
@@ -113,6 +129,22 @@ UPGRADE = HOST + b"Connection: upgrade\r\nUpgrade: %b\r\n"
 def test_upgrade(octets: bytes, upgrade: bytes) -> None:
     """Upgrade is asked of upstream where a tunnel can be made of it, and never for what could pass the sanitizer by."""
     assert read(octets).upgrade == upgrade
+
+
+@pytest.mark.parametrize(
+    ("octets", "expects"),
+    [
+        pytest.param(head(b"POST / HTTP/1.1", HOST + b"eXPECT:100-Continue\t\r\n"), True, id="in any case"),
+        pytest.param(head(b"POST / HTTP/1.0", HOST + b"Expect: 100-continue\r\n"), False, id="HTTP/1.0"),
+        pytest.param(head(b"POST / HTTP/1.1", HOST + b"Expect: 100-continued\r\n"), False, id="something else"),
+        pytest.param(head(b"POST / HTTP/1.1"), False, id="nothing"),
+    ],
+)
+def test_expects_continue(octets: bytes, expects: bool) -> None:
+    """RFC 9110 section 10.1.1: in HTTP/1.0 the expectation is ignored, and so does not pass."""
+    request = read(octets)
+    assert request.expects_continue is expects
+    assert (b"100-continue\t" in request.outbound.lower()) is expects
 
 
 @pytest.mark.parametrize(

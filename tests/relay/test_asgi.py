@@ -14,9 +14,10 @@ from sanitizer.errors import ResponseCut
 from sanitizer.http1.forwarding import Forwarding
 from sanitizer.relay import asgi
 from sanitizer.relay.asgi import Relay
+from sanitizer.relay.connection import Connection as UpstreamConnection
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.pool import Pool
-from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, reply
+from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Step, Upstream, perform, reply
 
 pytestmark = pytest.mark.anyio
 
@@ -182,6 +183,43 @@ async def test_receive_fails_in_the_answer(world: World) -> None:
     assert isinstance(cut.value.__cause__, Failure)
 
 
+@pytest.mark.parametrize("end", [CLOSE, b"y"], ids=["cut", "whole"])
+async def test_upload_goes_on_after_the_answer(world: World, end: bytes | Step) -> None:
+    """A client that sends all of its content before it reads can go on, though upstream takes no more of that."""
+    blocked, ended = asyncio.Event(), threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nx")
+        assert ended.wait(10)
+        perform(connection, end)
+
+    async def receive() -> Message:
+        if ended.is_set():
+            read_on.set()
+            return await nothing()
+        return content(bytes(MIB), more=True)
+
+    world.upstream.script = script
+    read_on = asyncio.Event()
+    server = Server(then=receive, messages=[])
+    server.blocked = blocked
+    app = asyncio.create_task(
+        world.relay(scope("POST", (b"transfer-encoding", b"chunked")), server.receive, server.send)
+    )
+    await blocked.wait()
+    (upstream,) = world.pool.watched()
+    assert isinstance(upstream, UpstreamConnection)
+    while not upstream.write_paused:  # noqa: ASYNC110 - nothing reports it
+        await asyncio.sleep(0)
+    ended.set()
+    async with asyncio.timeout(10):
+        await read_on.wait()
+    app.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await app
+
+
 @pytest.mark.parametrize("body", [b"ok", b""])
 async def test_receive_fails_behind_the_answer(world: World, body: bytes) -> None:
     """An answer that has come whole is passed on whole."""
@@ -289,6 +327,15 @@ async def test_errors(world: World, asked: Scope, kind: str, counted: tuple[int,
     assert reported == [(kind, "192.0.2.1")] * sum(counted)
     closes = any(counted) and version != "2"
     assert ((b"connection", b"close") in server.sent[0]["headers"]) is closes
+
+
+@pytest.mark.parametrize(("status", "passed"), [(599, 599), (600, 502)])
+async def test_status(world: World, status: int, passed: int) -> None:
+    """A status above 599, for which servers have no status line, is an error of upstream's."""
+    world.upstream.script = reply(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nhi" % status)
+    server = Server()
+    await world.relay(scope(), server.receive, server.send)
+    assert server.status == passed
 
 
 async def test_websocket(world: World) -> None:

@@ -533,13 +533,14 @@ def make_and_signal():
 
 uvloop.new_event_loop = make_and_signal
 from sanitizer.cli import main
-sys.exit(main(["--upstream", "http://127.0.0.1:9", "--port", "0", "--admin-port", "0", "--shutdown-grace", "0", "--log-format", "json"]))
+sys.exit(main(sys.argv[1:]))
 """
 
 
 def test_signal_while_the_event_loop_is_made() -> None:
     """A signal that comes after the line that says where it listens, and before it can drain, waits for that."""
-    command = [sys.executable, "-W", "error", "-c", SIGNALLED_AT_ITS_START]
+    options = ["--upstream", "http://127.0.0.1:9", "--port", "0", "--admin-port", "0", "--shutdown-grace", "0"]
+    command = [sys.executable, "-W", "error", "-c", SIGNALLED_AT_ITS_START, *options, "--log-format", "json"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr

@@ -11,12 +11,12 @@ from time import perf_counter
 from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer import descriptors
-from sanitizer.connections import Connections
 from sanitizer.errors import OutOfDescriptors
 from sanitizer.http1.forwarding import Forwarding
 from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.asgi import Relay, request_target
+from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnClientError, OnEnded
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.intercepted import Ask, Interceptor
@@ -36,7 +36,7 @@ def make_pseudonym() -> bytes:
 
 
 class Gateway:
-    """What client connections belong to, and an ASGI app for servers of other make.
+    """The gateway that client connections belong to; also an ASGI app, for other servers.
 
     ``pseudonym``: this gateway's name in Via; workers of one gateway share it. `start` makes `pool`, and what needs
     it, where an event loop runs: in the lifespan's startup, or by the first request where a server has none.
@@ -77,7 +77,7 @@ class Gateway:
             stored,
             mode=settings.mode,
             fields=settings.fields,
-            prefixes=settings.prefixes,
+            prefixes=settings.root_path,
             max_body=settings.max_body,
             on_decision=self._on_decision,
         )
@@ -116,7 +116,7 @@ class Gateway:
     def start(self) -> None:
         """Make what needs a running event loop. Does nothing the second time, unless the first has failed.
 
-        Raises `OSError` if a file that the settings name can't be read any more; then nothing is made.
+        Raises `OSError` if a file that the settings name can't be read any more. Whatever it raises, nothing runs then.
         """
         if self._started:
             return
@@ -130,7 +130,6 @@ class Gateway:
             max_connections=settings.max_connections,
             on_error=self._on_upstream_error,
         )
-        self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, pool.watched()))
         self.ask = ask = partial(fetch, pool)
         relay = Relay(pool, self.forwarding, self.counters, settings.stall_timeout)
         self._app = SanitizerMiddleware(
@@ -139,6 +138,8 @@ class Gateway:
             caller=lambda scope: Caller(relay.outbound_head(scope), ask),
             stall_timeout=settings.stall_timeout,
         )
+        # last, for its timer must not go on if anything else can't be made
+        self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, pool.watched()))
         self._started = True
 
     def close(self) -> None:
@@ -201,7 +202,7 @@ def _with_peer(repeats: logs.Repeats) -> OnClientError:
 def _warn_of_untrusted(peer: str | None) -> None:
     logs.event(
         logging.WARNING,
-        "a peer that is not trusted sent X-Forwarded-Proto: https; LiteLLM is told http",
+        "a peer that is not trusted sent X-Forwarded-Proto: https; LiteLLM gets http",
         peer=peer or "unix",
         detail="if that is your load balancer, name it in --trusted-proxies",
     )

@@ -14,19 +14,13 @@ from sanitizer.settings import OPTIONS, Option, SettingError, load, unknown_vari
 
 
 def _default(option: Option) -> str:
-    if option.name == "root_path":
-        return "$SERVER_ROOT_PATH"
-    if option.default is None:
-        return "none"
-    if isinstance(option.default, float):
-        return f"{option.default:g}"
-    if option.name == "fields":
-        return "all"
-    if option.name == "max_body":
-        return "1MiB"
+    """The option's default as the help shows it."""
+    special = {"root_path": "$SERVER_ROOT_PATH", "fields": "all", "max_body": "1MiB", "trusted_proxies": "none"}
+    if option.name in special or option.default is None:
+        return special.get(option.name, "none")
     if isinstance(option.default, bool):
         return "on" if option.default else "off"
-    return str(option.default) if isinstance(option.default, str | int) or option.name == "upstream" else "none"
+    return f"{option.default:g}" if isinstance(option.default, float) else str(option.default)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -38,7 +32,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _parse(arguments: Sequence[str]) -> argparse.Namespace:
-    """The arguments, parsed. A command's own parser complains of what it does not know: its help says what it does."""
+    """Parse the arguments. A command's own parser reports unknown ones, because its help lists the known ones."""
     parser, commands = _parser()
     parsed, unknown = parser.parse_known_args(arguments)
     if unknown:
@@ -129,11 +123,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except KeyboardInterrupt:
             return 130
-        except BrokenPipeError:  # who read it has seen enough; Python would try once more at its exit
+        except BrokenPipeError:  # the reader has gone; Python would try to flush once more at its exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         return status
-    from sanitizer.server import serve
+    from sanitizer.launch import serve
 
     return serve(settings, unknown_variables(os.environ))
 

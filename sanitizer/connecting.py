@@ -30,7 +30,8 @@ class Connector:
         self._address = address
         self._tls = tls
         self._timeout = timeout
-        named = address.uds is None and not _is_ip_address(address.host)
+        self._numeric = _numeric(address.host, address.port)
+        named = address.uds is None and not self._numeric
         self._resolver = resolver_of(address.host, address.port) if named else None
         self._turns = itertools.count(random.randrange(1 << 16))  # noqa: S311 - spreads load
 
@@ -42,18 +43,13 @@ class Connector:
         """
         loop = asyncio.get_running_loop()
         address = self._address
-        name = address.host if self._tls else None
-        found = await self._resolver.addresses() if self._resolver else []
+        found = await self._resolver.addresses() if self._resolver else self._numeric
         async with asyncio.timeout(self._timeout):
             if address.uds is not None:
                 transport, _ = await loop.create_unix_connection(make_protocol, address.uds)
-            elif len(found) < 2:  # nothing to choose from, so the event loop makes the socket
-                host = found[0][4][0] if found else address.host
-                transport, _ = await loop.create_connection(
-                    make_protocol, host, address.port, ssl=self._tls, server_hostname=name
-                )
             else:
                 sock = await _open(in_turn(found, next(self._turns)))
+                name = address.host if self._tls else None
                 transport, _ = await loop.create_connection(
                     make_protocol, sock=sock, ssl=self._tls, server_hostname=name
                 )
@@ -64,6 +60,8 @@ async def _open(addresses: Sequence[AddrInfo]) -> socket.socket:
     """A socket that is connected to the first of ``addresses`` that answers. Raises `OSError`."""
     try:
         return await start_connection(addresses, happy_eyeballs_delay=_HEAD_START)
+    except RuntimeError as error:  # uvloop raises it for some failures of a socket
+        raise OSError(str(error)) from error
     except OSError as error:
         if error.errno is None:  # the addresses failed in different ways; the message says how
             raise
@@ -83,9 +81,11 @@ def in_turn(addresses: Sequence[AddrInfo], turn: int) -> list[AddrInfo]:
     return ordered
 
 
-def _is_ip_address(host: str) -> bool:
+def _numeric(host: str, port: int) -> list[AddrInfo]:
+    """The address to connect to if ``host`` is an IP address, which needs no look-up; else none."""
     try:
-        ipaddress.ip_address(host)
+        version = ipaddress.ip_address(host).version
     except ValueError:
-        return False
-    return True
+        return []
+    family = socket.AF_INET if version == 4 else socket.AF_INET6
+    return [(family, socket.SOCK_STREAM, socket.IPPROTO_TCP, "", (host, port))]

@@ -3,7 +3,7 @@
 Cases, before the code:
 
 * The public side has used up all descriptors that it may have. A connection to upstream fails with `OSError`. A
-  connection of a client is closed at once by uvloop's event loop, which tells nobody: `Watch` sees it instead.
+  connection of a client is closed at once by uvloop's event loop, which reports that nowhere: `Watch` sees it instead.
 * The admin listener accepts a connection meanwhile: it takes a descriptor of the reserve, which nothing else may use.
 """
 
@@ -22,7 +22,7 @@ _T = TypeVar("_T")
 RESERVE: Final = 160
 """Descriptors that only the admin listener may use. It has at most 64 connections, and accepts 64 in one turn."""
 ADVICE: Final = "raise the limit of open files (ulimit -n, LimitNOFILE=), or run more --workers"
-"""What an operator can do when there are too few."""
+"""Advice for the operator when there are too few."""
 NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE)
 """Error numbers of a process, or a whole system, that can have no further descriptor."""
 _WATCH_INTERVAL: Final = 1.0
@@ -88,19 +88,30 @@ def ran_out(error: Exception) -> bool:
 
 
 class Watch:
-    """Calls ``report`` when `accepted` finds that no descriptor is left, and then once a second while that lasts."""
+    """Calls ``report`` when no descriptor is left, and then once a second while that lasts.
+
+    It looks when a connection has been accepted, which may have taken the last one, and every second from `start` on,
+    because connections to upstream and files take descriptors too.
+    """
 
     def __init__(self, report: Callable[[], None]) -> None:
         self._report = report
+        self._reported = False
         self._timer: asyncio.TimerHandle | None = None
 
+    def start(self) -> None:
+        """Begin to look, where an event loop runs."""
+        self._look()
+
     def accepted(self) -> None:
-        """A connection has been accepted. It may have taken the last descriptor, and further ones are not seen."""
-        if self._timer is None:
+        """A connection has been accepted. If it took the last descriptor, further ones are closed unseen."""
+        if not self._reported and none_left():
             self._look()
 
     def _look(self) -> None:
-        self._timer = None
-        if none_left():
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_INTERVAL, self._look)
+        self._reported = none_left()
+        if self._reported:
             self._report()
-            self._timer = asyncio.get_running_loop().call_later(_WATCH_INTERVAL, self._look)

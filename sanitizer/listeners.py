@@ -2,7 +2,7 @@
 
 A Unix socket is a file that outlives the process that made it. Cases, before the code:
 
-* A process that was killed has left its socket behind: nobody answers there, and the next process replaces it.
+* A process that was killed has left its socket behind: no process accepts there, and the next one replaces it.
 * Another process listens there: its socket stays, and binding fails.
 * Another process has replaced the socket while this one drained: the file is the other's, and stays at the end. It may
   have the same inode number, but not the same time.
@@ -37,7 +37,6 @@ def listen_tcp(host: str, port: int) -> Iterator[socket.socket]:
     dual = host == "::" and socket.has_dualstack_ipv6()
     with socket.create_server(address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual) as listener:
         probe_when_silent(listener)
-        listener.setblocking(False)
         yield listener
 
 
@@ -52,7 +51,6 @@ def listen_unix(path: str) -> Iterator[socket.socket]:
             listener.listen(BACKLOG)
         try:
             os.chmod(path, 0o666)  # noqa: S103 - as uvicorn and nginx: the folder decides who may connect
-            listener.setblocking(False)
             yield listener
         finally:
             with contextlib.suppress(OSError), _locked(os.path.dirname(path) or "."):
@@ -86,7 +84,7 @@ def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | No
     """Present this certificate chain to the connections that are made on ``context`` from now on.
 
     Raises `OSError`; then nothing has changed. Another context loads the files, and each handshake changes to it: a
-    context that has loaded a chain but not its key could serve nobody any more.
+    context that has loaded a chain but not its key could complete no handshake any more.
     """
     fresh = tls_context(certfile, keyfile)
 
@@ -97,7 +95,7 @@ def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | No
 
 
 def _unlink_if_stale(path: str) -> None:
-    """Remove a socket on which nobody listens. One on which somebody does is left to `bind` to complain of.
+    """Remove a socket on which no process listens. If one does, the socket stays, and `bind` will fail.
 
     Raises `FileExistsError` if it is no socket that is there.
     """
@@ -112,11 +110,11 @@ def _unlink_if_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         except BlockingIOError:
-            pass  # somebody listens who does not accept at the moment
+            pass  # a process listens there, but does not accept at the moment
 
 
 def _identity(path: str) -> tuple[int, int, int]:
-    """What tells a socket from any other that is made at ``path``. A change of its owner or mode does not change it."""
+    """Identifies a socket among all that are made at ``path``. A change of its owner or mode does not change this."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns
 

@@ -23,7 +23,7 @@ from typing import Any, Final
 AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
 """One address, as ``getaddrinfo`` gives it."""
 Outcome = list[AddrInfo] | str
-"""What came of a look-up: addresses, or why there are none. It is no exception, for perhaps nobody waits for it."""
+"""The outcome of a look-up: addresses, or why there are none. It is no exception, for perhaps no task waits for it."""
 
 LIMIT: Final = 10.0
 """Seconds that a connection waits for a look-up."""
@@ -80,7 +80,7 @@ class Resolver:
 
     def _begin(self) -> Future[Outcome]:
         self._lookup = lookup = Future[Outcome]()
-        lookup.set_running_or_notify_cancel()  # so that whoever gives up waiting does not cancel it for the others
+        lookup.set_running_or_notify_cancel()  # from now on a caller that gives up waiting cannot cancel it
         self._wanted.put(lookup)
         return lookup
 

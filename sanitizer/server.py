@@ -1,6 +1,6 @@
-"""The gateway as a command: one process that accepts and drains, or several under a supervisor.
+"""One process that serves: it accepts, and it drains.
 
-A process that serves goes through these states:
+It goes through these states:
 
     STARTING --listening--> SERVING --signal--> ACCEPTING --time--> DRAINING --empty--> STOPPED
                                                     |                   |                  ^
@@ -16,45 +16,28 @@ process can't start. A TLS handshake under way is no request in flight: it ends 
 
 SIGHUP loads the TLS certificate and its key again, and never ends the process. Files that can't be used are logged, and
 change nothing.
-
-The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`. Every process that
-serves publishes its numbers twice a second, a worker through a pipe; without the listener nobody does.
 """
 
 import asyncio
-import contextlib
-import functools
 import logging
 import multiprocessing
 import os
 import signal
 import socket
 import ssl
-import sys
-from collections.abc import Callable, Coroutine, Sequence
-from multiprocessing.connection import Connection
+from collections.abc import Callable, Coroutine
 from typing import Any, Final
 
 import uvloop
 
 from sanitizer import descriptors
-from sanitizer.app import Gateway, make_pseudonym
-from sanitizer.listeners import (
-    BACKLOG,
-    address_of,
-    authority,
-    listen_tcp,
-    listen_unix,
-    reload_certificate,
-    tls_context,
-)
+from sanitizer.app import Gateway
+from sanitizer.listeners import BACKLOG, reload_certificate, tls_context
 from sanitizer.operate import logs, snapshots
-from sanitizer.operate.admin import Admin
 from sanitizer.operate.metrics import gather
 from sanitizer.operate.snapshots import Snapshot
 from sanitizer.relay.client import ClientConnection
-from sanitizer.settings import Settings
-from sanitizer.supervisor import END_DRAIN, RELOAD, STOP_SIGNALS, Supervisor
+from sanitizer.supervisor import END_DRAIN, RELOAD, STOP_SIGNALS
 
 _MAX_ACCEPTING: Final = 5.0
 _TLS_SHUTDOWN_TIMEOUT: Final = 86_400.0
@@ -99,14 +82,17 @@ class Server:
             try:
                 server = await self._start()
             except OSError as error:
-                _log_failed_start(error, self._worker)
+                log_failed_start(error, self._worker)
                 return 1
             await self._stop.wait()
             await self._drain(server)
         finally:
             if self._publishing is not None:
                 self._publishing.cancel()
-            signal.signal(RELOAD, signal.SIG_IGN)
+            # when the event loop closes, it restores the default handlers, which end the process by the signal
+            for number in (*STOP_SIGNALS, RELOAD):
+                asyncio.get_running_loop().remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)
             self._gateway.close()
         self._publish_now()
         counters, pool = self._gateway.counters, self._gateway.pool
@@ -155,7 +141,7 @@ class Server:
             reload_certificate(self._tls, certfile, keyfile)
         except OSError as error:
             level, reason = logging.ERROR, error.strerror or str(error)
-            if isinstance(error, ssl.SSLError):  # OpenSSL's own words do not tell one fault from another
+            if isinstance(error, ssl.SSLError):  # OpenSSL's own messages do not distinguish these faults
                 reason = "these are not a certificate chain in PEM and an unencrypted private key that fits it"
             message = (
                 "the new certificate can't be loaded, so the old one stays; correct the files, then send SIGHUP again"
@@ -182,6 +168,7 @@ class Server:
             backlog=BACKLOG,
         )
         self._publish_regularly()
+        self._descriptors.start()
         return server
 
     def _accepted(self) -> ClientConnection:
@@ -227,91 +214,6 @@ async def _wait_until(deadline: float, *events: Coroutine[Any, Any, object]) -> 
         task.cancel()
 
 
-def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
-    """Run the gateway until it is told to stop. Returns the exit status: 0, or 1 when it can't start.
-
-    ``unknown``: variables that look like options of ours and are none, to warn of.
-    """
-    logs.configure(settings.log_level, settings.log_format)
-    _exit_at_signals()
-    # workers have no admin listener, and their parent, which has it, has no public side
-    descriptors.raise_limit(descriptors.RESERVE if settings.admin_port and settings.workers == 1 else 0)
-    with contextlib.ExitStack() as stack:
-        where = settings.uds or authority(settings.host, settings.port)
-        admin_listener = None
-        try:
-            listener = stack.enter_context(
-                listen_unix(settings.uds) if settings.uds else listen_tcp(settings.host, settings.port)
-            )
-            if settings.admin_port:
-                where = f"{authority(settings.admin_host, settings.admin_port)} (--admin-port)"
-                admin_listener = stack.enter_context(listen_tcp(settings.admin_host, settings.admin_port))
-        except OSError as error:
-            reason = (error.strerror or str(error)).partition(" (while")[0]
-            print(f"litellm-sanitizer: can't listen on {where}: {reason}", file=sys.stderr)
-            return 1
-        _log_listening(settings, listener, admin_listener)
-        for name in unknown:
-            logs.event(logging.WARNING, "no such option, ignored", variable=name)
-        # a signal waits until the admin listener can be ended in good order
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        try:
-            admin = Admin(settings, admin_listener) if admin_listener else None
-        except OSError as error:
-            _log_failed_start(error)
-            return 1
-        with admin or contextlib.nullcontext():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            return _serve(settings, listener, admin)
-
-
-def _serve(settings: Settings, listener: socket.socket, admin: Admin | None) -> int:
-    pseudonym = make_pseudonym()
-    if settings.workers == 1:
-        gateway = Gateway(settings, pseudonym)
-        if admin is None:
-            return Server(gateway, listener).run()
-        return Server(gateway, listener, admin.add_process(), admin.health.stop).run()
-
-    def stop() -> None:
-        if admin is not None:
-            admin.health.stop()
-        # the workers go on accepting from their copies: when they have closed those, none is to keep the backlog open
-        listener.close()
-
-    work = functools.partial(_work, settings, pseudonym, listener)
-    return Supervisor(work, settings.workers, settings.shutdown_grace, admin, stop).run()
-
-
-def _work(settings: Settings, pseudonym: bytes, listener: socket.socket, pipe: Connection | None) -> None:
-    """What a worker process runs."""
-    logs.configure(settings.log_level, settings.log_format)
-    _exit_at_signals()
-    sys.exit(Server(Gateway(settings, pseudonym), listener, snapshots.PipeWriter(pipe) if pipe else None).run())
-
-
-def _log_listening(settings: Settings, listener: socket.socket, admin_listener: socket.socket | None) -> None:
-    scheme = "https" if settings.ssl_certfile else "http"
-    url = f"unix:{settings.uds}" if settings.uds else f"{scheme}://{address_of(listener)}"
-    logs.event(
-        logging.INFO,
-        f"listening on {url}",
-        block=True,
-        upstream=str(settings.upstream),
-        root_path=",".join(filter(None, settings.prefixes)) or None,
-        mode=settings.mode,
-        fields=",".join(sorted(settings.fields)),
-        workers=settings.workers,
-        admin=f"http://{address_of(admin_listener)}" if admin_listener else None,
-    )
-
-
-def _log_failed_start(error: OSError, worker: int | None = None) -> None:
+def log_failed_start(error: OSError, worker: int | None = None) -> None:
+    """Log why a process can't start."""
     logs.event(logging.ERROR, "can't start", reason=error.strerror or str(error), worker=worker)
-
-
-def _exit_at_signals() -> None:
-    """Until there is something to drain, a signal to stop ends the process, without a traceback."""
-    for number in STOP_SIGNALS:
-        signal.signal(number, lambda *_: sys.exit(0))
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

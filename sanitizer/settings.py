@@ -4,18 +4,17 @@ Every option is a flag (``--max-body``) and an environment variable (``SANITIZER
 empty variable counts as not set. A bad value raises `SettingError`, which names the option and what it takes.
 """
 
-import contextlib
-import ipaddress
-import math
 import re
 import ssl
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
-from sanitizer.address import Address, TrustedProxies, parse_address, parse_trusted_proxies
+from sanitizer import parsers
+from sanitizer.address import Address, TrustedProxies, parse_address
+from sanitizer.listeners import tls_context
 from sanitizer.sanitize.gates import FIELDS
-from sanitizer.sanitize.lookup_key import checked_key, read_key
+from sanitizer.sanitize.lookup_key import checked_key
 
 
 class SettingError(ValueError):
@@ -25,264 +24,125 @@ class SettingError(ValueError):
         super().__init__(f"{option} {value!r}: {takes}")
 
 
-def _integer(low: int, high: int, what: str) -> Callable[[str], int]:
-    def parse(text: str) -> int:
-        if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise ValueError(f"takes {what}, {low} to {high}")
-        return int(text)
-
-    return parse
+_Default = TypeVar("_Default")
+_Parsed = TypeVar("_Parsed")
 
 
-def _seconds(low: float = 0.001, high: float = 86_400) -> Callable[[str], float]:
-    def parse(text: str) -> float:
-        try:
-            value = float(text.removesuffix("s"))
-        except ValueError:
-            value = math.nan
-        if not low <= value <= high:
-            raise ValueError(f"takes seconds, {low:g} to {high:g}")
-        return value
-
-    return parse
-
-
-def _seconds_or_none(text: str) -> float | None:
-    return None if _seconds(0)(text) == 0 else _seconds(0.1)(text)
-
-
-def _size(text: str) -> int:
-    units = {"": 1, "B": 1, "KIB": 1024, "MIB": 1024**2, "K": 1024, "M": 1024**2}
-    match = re.fullmatch(r"([0-9]{1,9})([a-zA-Z]*)", text)
-    if match is None or match[2].upper() not in units or int(match[1]) * units[match[2].upper()] > 64 * 1024**2:
-        raise ValueError("takes a size such as 65536, 512KiB or 1MiB, at most 64MiB")
-    return int(match[1]) * units[match[2].upper()]
-
-
-def _choice(*choices: str) -> Callable[[str], str]:
-    def parse(text: str) -> str:
-        if text not in choices:
-            raise ValueError(f"takes {', '.join(choices[:-1])} or {choices[-1]}")
-        return text
-
-    return parse
-
-
-def _switch(text: str) -> bool:
-    values = {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}
-    if text.lower() not in values:
-        raise ValueError("takes true or false")
-    return values[text.lower()]
-
-
-def _names(text: str) -> list[str]:
-    return [name for part in text.split(",") if (name := part.strip())]
-
-
-def _fields(text: str) -> frozenset[str]:
-    names = frozenset(_names(text))
-    if not names or not names <= FIELDS:
-        raise ValueError(f"takes a comma list out of: {', '.join(sorted(FIELDS))}")
-    return names
-
-
-def _prefixes(text: str) -> tuple[str, ...]:
-    prefixes = [""]
-    for name in _names(text):
-        prefix = "/" + name.strip("/")
-        if re.search(r"[\x00-\x20?#%\x7f]|//", prefix):
-            raise ValueError("takes a comma list of path prefixes such as /litellm")
-        if prefix != "/":
-            prefixes.append(prefix)
-    return tuple(dict.fromkeys(prefixes))
-
-
-def _host(text: str) -> str:
-    """A name or an address to listen on. An IPv6 address may stand in brackets, as in a URL."""
-    match = re.fullmatch(r"\[(.*)]|([^][]*)", text)
-    with contextlib.suppress(ValueError):
-        if match is not None:
-            return match[2] if match[1] is None else str(ipaddress.IPv6Address(match[1]))
-    raise ValueError("takes a host name or an IP address, such as 0.0.0.0, :: or [::1]")
-
-
-def _trusted(text: str) -> TrustedProxies:
-    return parse_trusted_proxies(_names(text))
-
-
-def _file(text: str) -> str:
-    try:
-        with open(text, "rb"):
-            return text
-    except OSError as error:
-        raise ValueError(f"takes a readable file ({error.strerror})") from None
-
-
-def _key_file(text: str) -> str:
-    try:
-        read_key(text)
-    except OSError as error:
-        raise ValueError(f"takes a readable file ({error.strerror})") from None
-    except ValueError as error:
-        raise ValueError(f"takes a file with {error}") from None
-    return text
-
-
-def _ca(text: str) -> str:
-    _file(text)
-    try:
-        ssl.create_default_context(cafile=text)
-    except ssl.SSLError:
-        raise ValueError("takes a file of CA certificates in PEM") from None
-    return text
-
-
-def _option(parse: Callable[[str], Any], takes: str, help_: str, *variables: str) -> dict[str, Any]:
-    """The metadata of one option; ``variables`` are read after its own ``SANITIZER_...`` variable."""
-    return {"parse": parse, "takes": takes, "help": help_, "variables": variables}
+def _option(
+    default: _Default, parse: Callable[[str], _Parsed], takes: str, help_: str, *variables: str
+) -> _Default | _Parsed:
+    """The field of one option. ``variables`` are read after its own ``SANITIZER_...`` variable."""
+    made: _Default = field(
+        default=default, metadata={"parse": parse, "takes": takes, "help": help_, "variables": variables}
+    )
+    return made
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
     """All options, parsed. Times are seconds, sizes bytes; None means: no limit, or not set."""
 
-    upstream: Address = field(
-        default=Address("http", "127.0.0.1", 4000),
-        metadata=_option(parse_address, "URL", "LiteLLM: http://host[:port], https://... or unix:/path"),
+    upstream: Address = _option(
+        Address("http", "127.0.0.1", 4000),
+        parse_address,
+        "URL",
+        "LiteLLM: http://host[:port], https://... or unix:/path",
     )
-    host: str = field(default="127.0.0.1", metadata=_option(_host, "HOST", "address to listen on"))
-    port: int = field(
-        default=4001, metadata=_option(_integer(0, 65535, "a port"), "PORT", "port to listen on; 0 takes a free one")
+    host: str = _option("127.0.0.1", parsers.host, "HOST", "address to listen on")
+    port: int = _option(4001, parsers.integer(0, 65535, "a port"), "PORT", "port to listen on; 0 takes a free one")
+    uds: str | None = _option(None, str, "PATH", "listen on a unix socket instead")
+    admin_host: str = _option(
+        "127.0.0.1", parsers.host, "HOST", "address of the admin listener: /livez, /readyz, /metrics"
     )
-    uds: str | None = field(default=None, metadata=_option(str, "PATH", "listen on a unix socket instead"))
-    admin_host: str = field(
-        default="127.0.0.1", metadata=_option(_host, "HOST", "address of the admin listener: /livez, /readyz, /metrics")
+    admin_port: int = _option(9464, parsers.integer(0, 65535, "a port"), "PORT", "its port; 0 turns it off")
+    mode: Literal["enforce", "observe", "off"] = _option(
+        "enforce",
+        parsers.choice("enforce", "observe", "off"),
+        "MODE",
+        "enforce; observe: decide, count and log, forward untouched; off: intercept nothing",
     )
-    admin_port: int = field(
-        default=9464, metadata=_option(_integer(0, 65535, "a port"), "PORT", "its port; 0 turns it off")
+    fields: frozenset[str] = _option(
+        FIELDS, parsers.fields, "NAMES", "comma list of the only fields that may be dropped"
     )
-    mode: Literal["enforce", "observe", "off"] = field(
-        default="enforce",
-        metadata=_option(
-            _choice("enforce", "observe", "off"),
-            "MODE",
-            "enforce; observe: decide, count and log, forward untouched; off: intercept nothing",
-        ),
+    root_path: tuple[str, ...] = _option(
+        ("",),
+        parsers.prefixes,
+        "PATHS",
+        "LiteLLM's path prefix(es), comma list; the bare path always counts too",
+        "SERVER_ROOT_PATH",
     )
-    fields: frozenset[str] = field(
-        default=FIELDS, metadata=_option(_fields, "NAMES", "comma list of the only fields that may be dropped")
-    )
-    root_path: tuple[str, ...] = field(
-        default=("",),
-        metadata=_option(
-            _prefixes,
-            "PATHS",
-            "LiteLLM's path prefix(es), comma list; the bare path always counts too",
-            "SERVER_ROOT_PATH",
-        ),
-    )
-    workers: int = field(
-        default=1, metadata=_option(_integer(1, 256, "a number of processes"), "N", "worker processes")
-    )
-    max_body: int = field(
-        default=1024**2, metadata=_option(_size, "SIZE", "largest body inspected; larger ones pass untouched")
-    )
-    lookup_timeout: float = field(
-        default=5.0, metadata=_option(_seconds(), "SECONDS", "limit of each lookup of a stored key")
-    )
-    lookup_key_file: str | None = field(
-        default=None,
-        metadata=_option(
-            _key_file,
-            "FILE",
-            "LiteLLM key for lookups, used when LiteLLM has refused an update because of a guarded field and the "
-            "caller's own lookup with 403; SANITIZER_LOOKUP_KEY can hold the key itself",
-        ),
+    workers: int = _option(1, parsers.integer(1, 256, "a number of processes"), "N", "worker processes")
+    max_body: int = _option(1024**2, parsers.size, "SIZE", "largest body inspected; larger ones pass untouched")
+    lookup_timeout: float = _option(5.0, parsers.seconds(), "SECONDS", "limit of each lookup of a stored key")
+    lookup_key_file: str | None = _option(
+        None,
+        parsers.key_file,
+        "FILE",
+        "LiteLLM key for lookups, used when LiteLLM has refused an update because of a guarded field and the "
+        "caller's own lookup with 403; SANITIZER_LOOKUP_KEY can hold the key itself",
     )
     lookup_key: str | None = field(default=None, repr=False)
     """The key itself, from the environment alone: command lines can be read by others. The file goes before it."""
-    cache_ttl: float = field(
-        default=0.0,
-        metadata=_option(
-            _seconds(0, 10),
-            "SECONDS",
-            "how long a lookup may be reused, at most 10; a change made meanwhile can be missed",
-        ),
+    cache_ttl: float = _option(
+        0.0,
+        parsers.seconds(0, 10),
+        "SECONDS",
+        "how long a lookup may be reused, at most 10; a change made meanwhile can be missed",
     )
-    connect_timeout: float = field(default=5.0, metadata=_option(_seconds(), "SECONDS", "upstream connect"))
-    response_timeout: float | None = field(
-        default=None, metadata=_option(_seconds(), "SECONDS", "until upstream's response head")
+    connect_timeout: float = _option(5.0, parsers.seconds(), "SECONDS", "upstream connect")
+    response_timeout: float | None = _option(None, parsers.seconds(), "SECONDS", "until upstream's response head")
+    stall_timeout: float | None = _option(
+        60.0,
+        parsers.seconds_or_none,
+        "SECONDS",
+        "a client that stops sending its content or stops reading, and a LiteLLM that stops reading, is cut after "
+        "this time, at most 1.25 times as long; 0: never",
     )
-    stall_timeout: float | None = field(
-        default=60.0,
-        metadata=_option(
-            _seconds_or_none,
-            "SECONDS",
-            "a client that stops sending its content or stops reading, and a LiteLLM that stops reading, is cut after "
-            "this time, at most 1.25 times as long; 0: never",
-        ),
+    upstream_keepalive: float = _option(
+        4.0, parsers.seconds(0), "SECONDS", "idle upstream connections are dropped after this (uvicorn's own: 5)"
     )
-    upstream_keepalive: float = field(
-        default=4.0,
-        metadata=_option(_seconds(0), "SECONDS", "idle upstream connections are dropped after this (uvicorn's own: 5)"),
+    keepalive_timeout: float = _option(
+        75.0, parsers.seconds(), "SECONDS", "idle client connections are closed after this"
     )
-    keepalive_timeout: float = field(
-        default=75.0, metadata=_option(_seconds(), "SECONDS", "idle client connections are closed after this")
+    max_connections: int | None = _option(
+        None,
+        parsers.integer(1, 1_000_000, "a number of connections"),
+        "N",
+        "upstream connections per worker; further requests wait up to the connect timeout, then 503",
     )
-    max_connections: int | None = field(
-        default=None,
-        metadata=_option(
-            _integer(1, 1_000_000, "a number of connections"),
-            "N",
-            "upstream connections a worker; further requests wait up to the connect timeout, then 503",
-        ),
+    trusted_proxies: TrustedProxies = _option(
+        TrustedProxies(),
+        parsers.trusted,
+        "CIDRS",
+        "peers whose X-Forwarded-*, Forwarded and X-Real-IP pass; comma list, or `unix`",
     )
-    trusted_proxies: TrustedProxies = field(
-        default=TrustedProxies(),
-        metadata=_option(
-            _trusted, "CIDRS", "peers whose X-Forwarded-*, Forwarded and X-Real-IP pass; comma list, or `unix`"
-        ),
+    pass_host_header: bool = _option(
+        True,
+        parsers.switch,
+        "BOOL",
+        "true: Host is the client's; false: upstream's own, for an ingress that routes by name, and "
+        "X-Forwarded-Host tells the client's",
     )
-    pass_host_header: bool = field(
-        default=True,
-        metadata=_option(
-            _switch,
-            "BOOL",
-            "true: Host is the client's; false: upstream's own, for an ingress that routes by name, and "
-            "X-Forwarded-Host tells the client's",
-        ),
+    upstream_ca: str | None = _option(
+        None, parsers.ca, "FILE", "CA bundle for an https upstream, instead of the system's"
     )
-    upstream_ca: str | None = field(
-        default=None, metadata=_option(_ca, "FILE", "CA bundle for an https upstream, instead of the system's")
+    ssl_certfile: str | None = _option(None, parsers.file, "FILE", "TLS on the public listener: certificate chain, PEM")
+    ssl_keyfile: str | None = _option(
+        None, parsers.file, "FILE", "its private key; without it, taken from the certificate's file"
     )
-    ssl_certfile: str | None = field(
-        default=None, metadata=_option(_file, "FILE", "TLS on the public listener: certificate chain, PEM")
+    shutdown_grace: float = _option(
+        30.0, parsers.seconds(0), "SECONDS", "from SIGTERM until requests still in flight are aborted"
     )
-    ssl_keyfile: str | None = field(
-        default=None, metadata=_option(_file, "FILE", "its private key; without it, taken from the certificate's file")
+    log_level: Literal["debug", "info", "warning", "error"] = _option(
+        "info",
+        parsers.choice("debug", "info", "warning", "error"),
+        "LEVEL",
+        "what is logged: debug, info, warning or error",
     )
-    shutdown_grace: float = field(
-        default=30.0,
-        metadata=_option(_seconds(0), "SECONDS", "from SIGTERM until requests still in flight are aborted"),
+    log_format: Literal["auto", "text", "json"] = _option(
+        "auto", parsers.choice("auto", "text", "json"), "FORMAT", "text, json, or auto: text on a terminal, else JSON"
     )
-    log_level: Literal["debug", "info", "warning", "error"] = field(
-        default="info",
-        metadata=_option(
-            _choice("debug", "info", "warning", "error"), "LEVEL", "what is logged: debug, info, warning or error"
-        ),
-    )
-    log_format: Literal["auto", "text", "json"] = field(
-        default="auto",
-        metadata=_option(
-            _choice("auto", "text", "json"), "FORMAT", "text, json, or auto: text on a terminal, else JSON"
-        ),
-    )
-    access_log: bool = field(default=False, metadata=_option(_switch, "", "one line a request, without its query"))
-
-    @property
-    def prefixes(self) -> tuple[str, ...]:
-        """The path prefixes under which LiteLLM's endpoints are intercepted; the bare path, ``""``, is one of them."""
-        return self.root_path
+    access_log: bool = _option(False, parsers.switch, "", "one line per request, without its query")
 
     def upstream_tls(self) -> ssl.SSLContext | None:
         """The TLS context for an https upstream: certificate and host name verified; None for plain http."""
@@ -370,8 +230,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
         raise SettingError("--ssl-keyfile", settings.ssl_keyfile, "needs --ssl-certfile as well")
     if settings.ssl_certfile:
         try:
-            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(settings.ssl_certfile, settings.ssl_keyfile, "")
-        except (ssl.SSLError, OSError):
+            tls_context(settings.ssl_certfile, settings.ssl_keyfile)
+        except OSError:
             raise SettingError(
                 "--ssl-certfile",
                 settings.ssl_certfile,

@@ -113,6 +113,7 @@ class Supervisor:
                     os.kill(worker.pid, RELOAD)
 
     def _start(self) -> SpawnProcess:
+        """Start a worker. Raises `OSError`."""
         if self._admin is None:
             return self._start_with(None)
         ours, theirs = self._spawn.Pipe(duplex=False)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import pytest
 
+from sanitizer import app
 from sanitizer.app import Gateway, create_app
 from sanitizer.relay.counters import CLIENT_LEFT
+from sanitizer.relay.stalls import StallSweep, Watched
 from sanitizer.settings import load
-from tests.sanitize.harness import JSON, Client, update
+from tests.support.asgi import JSON, Client, update
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Script, Upstream, refusing_port, reply
 
 pytestmark = pytest.mark.anyio
@@ -210,6 +212,32 @@ async def test_start_that_fails(tmp_path: object) -> None:
     await gateway({"type": "lifespan"}, receive, send)  # type: ignore[arg-type]
     assert [message["type"] for message in sent] == ["lifespan.startup.failed"]
     assert not hasattr(gateway, "upstream")
+
+
+async def test_start_that_fails_half_way(gateway: Gateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever start raises, no timer goes on; and it can be called again."""
+
+    class Unthought(Exception):
+        pass
+
+    def fail(*_: object, **__: object) -> None:
+        raise Unthought
+
+    def sweep(timeout: float | None, connections: Callable[[], Iterable[Watched]]) -> StallSweep:
+        made.append(StallSweep(timeout, connections))
+        return made[-1]
+
+    made: list[StallSweep] = []
+    monkeypatch.setattr(app, "StallSweep", sweep)
+    for name in ("Pool", "Relay", "SanitizerMiddleware"):
+        with monkeypatch.context() as patch:
+            patch.setattr(app, name, fail)
+            with pytest.raises(Unthought):
+                gateway.start()
+        assert made == []
+    await Request(headers=[HOST], method="GET", path="/").through(gateway)
+    assert answers(gateway, b"GET") == {2: 1}
+    assert len(made) == 1
 
 
 async def test_unreachable() -> None:

@@ -81,6 +81,17 @@ async def test_refused(host: str) -> None:
     assert str(failure.value) == "[Errno 111] Connection refused"
 
 
+async def test_uvloop_raises_another_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A `RuntimeError`, as uvloop raises for some failures of a socket, is an `OSError` like all others."""
+
+    async def start_connection(*_: object, **__: object) -> socket.socket:
+        raise RuntimeError("File descriptor 9 is used by transport")
+
+    monkeypatch.setattr(connecting, "start_connection", start_connection)
+    with pytest.raises(OSError, match="is used by transport"):
+        await Connector(Address("http", host, 80), None, 5).connect(asyncio.Protocol)
+
+
 async def test_a_handshake_that_does_not_end(host: str) -> None:
     """The time holds for the TLS handshake too, and its socket is closed."""
     context = ssl.create_default_context()

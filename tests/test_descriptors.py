@@ -161,3 +161,58 @@ def test_take_fails(code: str) -> None:
         assert len(calls) == {3 if code == "EMFILE" else 1}
         assert resource.getrlimit(resource.RLIMIT_NOFILE) == (3, 6)
     """)
+
+
+@pytest.mark.parametrize("accepted", [True, False])
+def test_watch(accepted: bool) -> None:
+    """A shortage is reported for as long as it lasts: at once when a client took the last one, else within a second."""
+    run(f"""
+        import asyncio
+        from sanitizer import descriptors
+
+        async def main():
+            found = asyncio.Queue()
+            watch = descriptors.Watch(lambda: found.put_nowait(None))
+            watch.start()
+            watch.accepted()
+            assert found.empty()
+            exhaust()
+            for _ in range(3 * {accepted}):
+                watch.accepted()
+                assert found.qsize() == 1  # once a second
+            for _ in range(3):
+                await asyncio.wait_for(found.get(), 20)
+            resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+            reported = found.qsize()
+            watch.accepted()
+            await asyncio.sleep(3 * descriptors._WATCH_INTERVAL)
+            assert found.qsize() == reported
+
+        descriptors._WATCH_INTERVAL = 0.05
+        asyncio.run(main())
+    """)
+
+
+def test_ran_out() -> None:
+    """An error that names the shortage is due to it, and so is any other that happens while none is left."""
+    run("""
+        from sanitizer.descriptors import ran_out
+
+        refused, other = ConnectionRefusedError(errno.ECONNREFUSED, "refused"), ValueError()
+        assert ran_out(OSError(errno.EMFILE, "x")) and ran_out(OSError(errno.ENFILE, "x"))
+        assert not ran_out(refused) and not ran_out(other)
+        exhaust()
+        assert ran_out(refused) and ran_out(other)
+    """)
+
+
+@pytest.mark.parametrize(("reserve", "soft"), [(0, 64), (10, 54), (32, 32), (60, 32)])
+def test_raise_limit(reserve: int, soft: int) -> None:
+    """The process may have all that the hard limit allows but the reserve, which is at most half of it."""
+    run(f"""
+        from sanitizer.descriptors import raise_limit
+
+        resource.setrlimit(resource.RLIMIT_NOFILE, (16, 64))
+        raise_limit({reserve})
+        assert resource.getrlimit(resource.RLIMIT_NOFILE) == ({soft}, 64)
+    """)

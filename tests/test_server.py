@@ -34,6 +34,7 @@ from sanitizer.address import Address
 from sanitizer.app import Gateway as App
 from sanitizer.descriptors import RESERVE
 from sanitizer.settings import Settings
+from sanitizer.supervisor import STOP_SIGNALS
 from tests.operate.exposition import wait_for, wait_until_ready
 from tests.support.client import Client
 from tests.support.gateway import ROOT, Gateway
@@ -80,7 +81,7 @@ def wait_until_refused(gateway: Gateway) -> None:
 def test_cannot_start(settings: str, path: str) -> None:
     """A file that has gone since the options were read is one line and exit status 1, and nothing is left behind."""
     code = (
-        "from sanitizer.address import Address; from sanitizer.server import serve; "
+        "from sanitizer.address import Address; from sanitizer.launch import serve; "
         f"from sanitizer.settings import Settings; raise SystemExit(serve(Settings(uds={path!r}, {settings})))"
     )
     command = [sys.executable, "-W", "error::ResourceWarning", "-c", code]
@@ -506,3 +507,16 @@ def test_no_descriptors(upstream: Upstream) -> None:
         until = time.monotonic() + WAIT
         while not serves(gateway):  # until it has seen that the clients have gone
             assert time.monotonic() < until, "it accepts no more"
+
+
+@pytest.mark.parametrize("number", STOP_SIGNALS)
+def test_signals_at_the_end(upstream: Upstream, number: signal.Signals) -> None:
+    """Signals that come when the drain is over, until the process has ended, change nothing."""
+    with Gateway(upstream.url, admin=True) as gateway:
+        wait_until_ready(gateway)
+        os.kill(gateway.pid, signal.SIGINT)
+        gateway.wait_for_line("stopped")
+        while gateway.process.poll() is None:
+            gateway.process.send_signal(number)
+            time.sleep(0.01)
+        assert gateway.wait() == 0

@@ -1,38 +1,17 @@
 """Every option: its flag, its variable, and what it refuses."""
 
+import contextlib
 import re
+import ssl
+from ipaddress import ip_network
 from pathlib import Path
 
 import pytest
 import trustme
 
-from sanitizer.address import Address
+from sanitizer.address import TrustedProxies
 from sanitizer.sanitize.gates import FIELDS
 from sanitizer.settings import OPTIONS, SettingError, Settings, load, unknown_variables
-
-
-@pytest.mark.parametrize(
-    ("text", "address"),
-    [
-        pytest.param("http://a", Address("http", "a", 80), id="default-port"),
-        pytest.param("https://a", Address("https", "a", 443), id="https"),
-        pytest.param("http://[::1]:4000", Address("http", "::1", 4000), id="ipv6"),
-        pytest.param("http://a:1/", Address("http", "a", 1), id="slash"),
-        pytest.param("unix:/run/a.sock", Address("http", "localhost", 80, "/run/a.sock"), id="unix"),
-    ],
-)
-def test_upstream(text: str, address: Address) -> None:
-    """An upstream is http, https or a unix socket."""
-    assert load({"upstream": text}, {}).upstream == address
-
-
-def test_authority() -> None:
-    """The authority is what a Host field holds."""
-    assert [str(Address(s, h, p)) for s, h, p in (("http", "a", 80), ("https", "a", 80), ("http", "::1", 1))] == [
-        "http://a",
-        "https://a:80",
-        "http://[::1]:1",
-    ]
 
 
 @pytest.mark.parametrize(
@@ -64,15 +43,17 @@ def test_authority() -> None:
             for name in ("host", "admin_host")
             for text in ("[]", "[::1", "::1]", "[a]", "[127.0.0.1]", "[::1]:80")
         ),
-        *(("port", text) for text in ("99999", "-1", "x", "", "1.5", "\u0661")),
+        *(("port", text) for text in ("65536", "-1", "x", "", "1.5", "\u0661")),
         *(("mode", text) for text in ("on", "")),
         *(("fields", text) for text in ("models", "", ",")),
         *(("root_path", text) for text in ("/a?b", "/a//b", "/a b", "/%61")),
         *(("workers", text) for text in ("0", "257")),
         *(("max_body", text) for text in ("1GiB", "-1", "1 MiB", "65MiB")),
         *(("lookup_timeout", text) for text in ("0", "-1", "nan", "inf", "x")),
-        ("cache_ttl", "11"),
-        ("max_connections", "0"),
+        *(("cache_ttl", text) for text in ("11", "10.1", "-0.1")),
+        *(("stall_timeout", text) for text in ("0.09", "86401", "-1")),
+        ("response_timeout", "86400.5"),
+        *(("max_connections", text) for text in ("0", "1000001")),
         *(("trusted_proxies", text) for text in ("10.0.0.1/8", "all", "10.0.0.0/33")),
         *((name, "/nonexistent") for name in ("upstream_ca", "ssl_certfile", "ssl_keyfile")),
         *(("lookup_key_file", text) for text in ("/nonexistent", "/", "/dev/null", "")),
@@ -89,6 +70,33 @@ def test_refused(option: str, text: str) -> None:
         load({option: text}, {})
 
 
+@pytest.mark.parametrize(
+    ("option", "text", "value"),
+    [
+        *(("port", text, int(text)) for text in ("0", "65535")),
+        *(("workers", text, int(text)) for text in ("1", "256")),
+        *(("max_connections", text, int(text)) for text in ("1", "1000000")),
+        *(("max_body", "2" + unit, 2) for unit in ("", "B", "b")),
+        *(("max_body", "2" + unit, 2048) for unit in ("K", "KiB", "kib")),
+        *(("max_body", "64" + unit, 67_108_864) for unit in ("M", "MiB")),
+        ("response_timeout", "86400", 86400.0),
+        ("response_timeout", "0.001s", 0.001),
+        *((name, "0", 0.0) for name in ("cache_ttl", "shutdown_grace", "upstream_keepalive")),
+        ("cache_ttl", "10", 10.0),
+        ("stall_timeout", "0", None),
+        ("stall_timeout", "0.1", 0.1),
+        ("fields", " spend , permissions,", {"spend", "permissions"}),
+        ("fields", ",".join(FIELDS), FIELDS),
+        ("trusted_proxies", "unix,10.0.0.0/8", TrustedProxies((ip_network("10.0.0.0/8"),), unix=True)),
+        *(("access_log", text, True) for text in ("1", "true", "YES", "on")),
+        *(("pass_host_header", text, False) for text in ("0", "FALSE", "no", "off")),
+    ],
+)
+def test_taken(option: str, text: str, value: object) -> None:
+    """The least and the most that an option takes, and every way to write it."""
+    assert getattr(load({option: text}, {}), option) == value
+
+
 @pytest.mark.parametrize("option", ["host", "admin_host"])
 @pytest.mark.parametrize(
     ("text", "host"), [("[::1]", "::1"), ("::1", "::1"), ("[::]", "::"), ("localhost", "localhost")]
@@ -96,6 +104,12 @@ def test_refused(option: str, text: str) -> None:
 def test_brackets(option: str, text: str, host: str) -> None:
     """An IPv6 address to listen on may stand in brackets, as in a URL."""
     assert getattr(load({option: text}, {}), option) == host
+
+
+def test_choices() -> None:
+    """A choice that is none names all that there are."""
+    with pytest.raises(SettingError, match=r"takes enforce, observe or off$"):
+        load({"mode": "x"}, {})
 
 
 def test_not_a_certificate(tmp_path: Path) -> None:
@@ -127,6 +141,36 @@ def test_lookup_key(tmp_path: Path) -> None:
     assert "sk-" not in str(refused.value)
 
 
+def test_upstream_tls(tmp_path: Path) -> None:
+    """An https upstream is spoken to in HTTP/1.1, even if it prefers HTTP/2; its certificate and name are verified."""
+    assert load({"upstream": "http://a"}, {}).upstream_tls() is None
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    server.set_alpn_protocols(["h2", "http/1.1"])
+    authority.issue_cert("a.test").configure_cert(server)
+    client = load({"upstream": "https://a.test", "upstream_ca": str(tmp_path / "ca.pem")}, {}).upstream_tls()
+    assert client is not None
+    assert handshake(client, server, "a.test") == "http/1.1"
+    with pytest.raises(ssl.SSLCertVerificationError, match="Hostname mismatch"):
+        handshake(client, server, "b.test")
+    strict = load({"upstream": "https://a.test"}, {}).upstream_tls()
+    assert strict is not None
+    with pytest.raises(ssl.SSLCertVerificationError, match="issuer"):
+        handshake(strict, server, "a.test")
+
+
+def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> str | None:
+    """Shake hands in memory. Returns the protocol that the server has chosen."""
+    up, down = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ours = client.wrap_bio(down, up, server_hostname=name)
+    theirs = server.wrap_bio(up, down, server_side=True)
+    for side in (ours, theirs, ours, theirs):
+        with contextlib.suppress(ssl.SSLWantReadError):
+            side.do_handshake()
+    return ours.selected_alpn_protocol()
+
+
 def test_flags_win() -> None:
     """A flag wins over its variable; an empty variable is not set; a variable's error names the variable."""
     assert load({"port": "1"}, {"SANITIZER_PORT": "2"}).port == 1
@@ -147,7 +191,7 @@ def test_flags_win() -> None:
 )
 def test_root_path(environment: dict[str, str], prefixes: tuple[str, ...]) -> None:
     """The bare path always counts; without an own value, LiteLLM's variable is read."""
-    assert load({}, environment).prefixes == prefixes
+    assert load({}, environment).root_path == prefixes
 
 
 def test_values() -> None:

@@ -1,4 +1,4 @@
-"""The content of messages: how long it is, when two parsers could disagree about that, reading and writing it.
+"""The content of messages: its length, unless two parsers could disagree about that, its readers and its writers.
 
 Facts enforced here (RFC 9112):
 
@@ -34,32 +34,16 @@ UNTIL_CLOSE: Final = Framing.UNTIL_CLOSE
 Length = int | Framing
 """Length of a content in bytes, or how its end is found."""
 
-_DIGITS: Final = 18
-"""Digits of the largest Content-Length; more than any content has, and less than any counter holds."""
 _CHUNK_SIZE: Final = re.compile(rb"([0-9A-Fa-f]{1,15})(?:[ \t]*;[^\x00-\x08\x0a-\x1f\x7f]+)?\r\n")
 _TRAILER: Final = re.compile(rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]++:[^\x00-\x08\x0a-\x1f\x7f]*+\r\n")
 _FRAMING: Final = re.compile(rb"(?:content-length|transfer-encoding):", re.IGNORECASE)
 _OVERHEAD_LIMIT: Final = 64 * 1024
 
 
-def _fault(head: Head) -> str:
-    """What is wrong with Content-Length and Transfer-Encoding; empty: nothing."""
-    if head.fault:
-        return head.fault
-    if head.length is not None:
-        if head.coding is not None:
-            return "Content-Length beside Transfer-Encoding"
-        if not head.length.isdigit() or len(head.length) > _DIGITS:
-            return "Content-Length is not a number"
-    elif head.coding is not None and head.coding.lower() != b"chunked":
-        return "Transfer-Encoding other than chunked"
-    return ""
-
-
 def request_length(head: Head, version: bytes = b"1.1") -> Length:
     """The length of a request's content; raises `BadRequest` where two parsers could disagree."""
-    if fault := _fault(head):
-        raise BadRequest(fault)
+    if head.fault:
+        raise BadRequest(head.fault)
     if head.length is not None:
         return int(head.length)
     if head.coding is None:
@@ -71,8 +55,8 @@ def request_length(head: Head, version: bytes = b"1.1") -> Length:
 
 def response_length(method: bytes, status: int, head: Head) -> Length:
     """The length of a final response's content; raises `UpstreamBroken` where its framing is faulty."""
-    if fault := _fault(head):
-        raise UpstreamBroken(fault)
+    if head.fault:
+        raise UpstreamBroken(head.fault)
     if method == b"HEAD" or status == 204 or status == 304:
         return 0
     if head.length is not None:
@@ -95,7 +79,6 @@ class LengthReader:
         if len(data) < remaining:
             self._remaining = remaining - len(data)
             return data, None
-        self._remaining = 0
         return data[:remaining], data[remaining:]
 
 
@@ -150,8 +133,7 @@ class ChunkedReader:
             # a line is judged once, when it is whole: it may come octet by octet
             end = data.find(b"\n", at) + 1
             if not end:
-                if at < len(data):
-                    self._held.append(data[at:])
+                self._held.append(data[at:])
                 return b"".join(pieces), None
             line = data[at:end]
             if self._held:
@@ -180,13 +162,11 @@ class ChunkedReader:
             pieces.append(content)
             at += len(content)
             self._remaining -= len(content)
-        if self._remaining <= 2:
-            crlf = data[at : at + self._remaining]
-            if not b"\r\n"[2 - self._remaining :].startswith(crlf):
-                raise Malformed("a chunk does not end with its size")
-            at += len(crlf)
-            self._remaining -= len(crlf)
-        return at
+        crlf = data[at : at + self._remaining]  # nothing as long as content is missing
+        if not b"\r\n"[-self._remaining :].startswith(crlf):
+            raise Malformed("a chunk does not end with its size")
+        self._remaining -= len(crlf)
+        return at + len(crlf)
 
 
 Reader = LengthReader | ChunkedReader | UntilCloseReader
@@ -194,16 +174,13 @@ Reader = LengthReader | ChunkedReader | UntilCloseReader
 
 def reader(length: Length) -> Reader:
     """A reader of a content of this length."""
-    if length is CHUNKED:
-        return ChunkedReader()
-    if length is UNTIL_CLOSE:
-        return UntilCloseReader()
-    assert isinstance(length, int)  # noqa: S101 - for the type checker
-    return LengthReader(length)
+    if isinstance(length, int):
+        return LengthReader(length)
+    return ChunkedReader() if length is CHUNKED else UntilCloseReader()
 
 
 def encode_chunk(data: bytes) -> bytes:
-    """``data`` as a chunk; empty if there is none, for an empty chunk ends the content."""
+    """``data`` as a chunk. No data gives no chunk, because an empty chunk would end the content."""
     return b"%x\r\n%b\r\n" % (len(data), data) if data else b""
 
 

@@ -1,4 +1,4 @@
-"""What a gateway tells upstream about where a request came from, and which field lines it therefore does not pass on.
+"""Forwarding fields: which ones pass on to upstream, and which ones the gateway writes itself.
 
 Facts enforced here (RFC 9110):
 
@@ -158,7 +158,7 @@ class Forwarding:
                 raise LoopDetected
             gateways += value.count(_PSEUDONYM)
         if gateways > _GATEWAYS_IN_LINE:
-            raise LoopDetected("more than 8 gateways in line")
+            raise LoopDetected("the request has passed more than 8 gateways; check the --upstream of each")
 
 
 def buffering_is_set(head: bytes) -> bool:

@@ -11,7 +11,7 @@ Facts enforced here:
   order.
 
 A sender could name a field in Connection that the next hop must see whole (Host, the framing, where the request came
-from). `_NEVER_NAMED` are not dropped on its word.
+from). Those in `_NEVER_NAMED` are kept all the same.
 
 Once a parser has found nothing wrong with a head, every line ends with CRLF and holds no other CR or LF, and no line
 continues another. So only the few fields that matter are looked for. What is passed on is never taken apart and put
@@ -33,7 +33,10 @@ HOP_BY_HOP: Final = (b"connection", b"keep-alive", b"proxy-connection", b"te", b
 _NEVER_NAMED: Final = frozenset(
     (b"host", b"content-length", b"via", b"date", b"set-cookie", b"forwarded", b"x-real-ip")
 )
-_NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name none worth looking for
+_NO_FIELDS: Final = frozenset((b"close", b"keep-alive"))  # connection options that name no field
+_BOTH: Final = "Content-Length beside Transfer-Encoding"
+MAX_DIGITS: Final = 18
+"""The most digits that a Content-Length may have. No content is that long, and the number fits in 64 bits."""
 _CONTROLS: Final = bytes([*range(0x09), *range(0x0A, 0x20), 0x7F])
 
 
@@ -82,14 +85,14 @@ class HeadReader:
         """A head, and what follows its empty line; None until it is complete. Raises `Malformed` or `Oversized`."""
         held = self._held
         octets = held + data if held else data
-        end = octets.find(b"\r\n\r\n", max(len(held) - 3, 0)) + 4
+        end = octets.find(b"\r\n\r\n", len(held) - 3 if len(held) > 3 else 0) + 4
         complete = end > 3
         head = octets[:end] if complete else octets
         judge = self._judge or self._parser(None)
         try:
-            judge.feed_data(head[len(held) :])
+            judge.feed_data(head[len(held) :] if held else head)
         except httptools.HttpParserUpgrade:
-            pass  # a wish that others judge
+            pass  # others judge whether the connection is upgraded
         except httptools.HttpParserError as error:
             self._held = octets
             reason = str(error)
@@ -131,7 +134,11 @@ class Head:
         """Read the value of a Content-Length line."""
         if self.length is not None:
             self.fault = "more than one Content-Length"
-        self.length = value.rstrip(b" \t")
+        self.length = length = value.rstrip(b" \t")
+        if not length.isdigit() or len(length) > MAX_DIGITS:
+            self.fault = "Content-Length is not a number"
+        elif self.coding is not None:
+            self.fault = _BOTH
 
     def read_hop_by_hop(self, name: bytes, value: bytes) -> None:
         """Read a line of one of `HOP_BY_HOP`."""
@@ -141,12 +148,16 @@ class Head:
             if self.coding is not None:
                 self.fault = "more than one Transfer-Encoding"
             self.coding = value.rstrip(b" \t")
+            if self.coding.lower() != b"chunked":
+                self.fault = "Transfer-Encoding other than chunked"
+            elif self.length is not None:
+                self.fault = _BOTH
         elif name == b"upgrade":
             value = value.rstrip(b" \t")
             self.upgrade = value if self.upgrade is None else self.upgrade + b", " + value
 
     def drop(self, octets: bytes, lines: re.Pattern[bytes]) -> None:
-        """Let `octets` be these, without ``lines`` and without those that Connection names."""
+        """Set `octets` to these, without ``lines`` and without the lines that Connection names."""
         self.octets = lines.sub(b"", octets)
         named = {name for name in self.connection if name not in _NEVER_NAMED and not name.startswith(b"x-forwarded-")}
         named -= _NO_FIELDS

@@ -4,14 +4,14 @@ Facts enforced here:
 
 * RFC 9112 section 3: a request line is method, target and version, with one space between them.
 * RFC 9112 section 3.2: in HTTP/1.1 there is exactly one Host, and it is valid. A target is a path, an http URL (whose
-  authority counts, whatever Host says) or, for OPTIONS, ``*``; CONNECT is for proxies.
-* RFC 9110 section 7.2: Host is a host and perhaps a port. A value that two servers could read differently is refused:
-  one with a delimiter of RFC 3986 section 2.2 that no host has, or with a comma, which is how two Host lines look that
-  somebody has made one (RFC 9110 section 5.3). Other values pass, as they do at LiteLLM, even if they are no host by
-  the letter of RFC 3986: Envoy's health checks send the name of a cluster, such as ``outbound|4000||litellm``.
+  authority takes the place of Host) or, for OPTIONS, ``*``. CONNECT is for proxies.
+* RFC 9110 section 7.2: Host is a host and perhaps a port. A value that two servers could read differently is refused.
+  Such a value has a delimiter of RFC 3986 section 2.2 that no host has, or a comma: a recipient may have joined two
+  Host lines with it (RFC 9110 section 5.3). Other values pass, as they do at LiteLLM, even if RFC 3986 does not call
+  them hosts. Envoy's health checks send the name of a cluster, such as ``outbound|4000||litellm``.
 * RFC 9112 section 9.3: a connection persists unless Connection says close. HTTP/1.0's keep-alive is not offered.
-* RFC 9110 section 7.8: a server may ignore Upgrade. So it is with content, in HTTP/1.0, with another method than GET,
-  and for h2c, which could carry anything past the sanitizer.
+* RFC 9110 section 7.8: a server may ignore Upgrade. This one ignores it in a request with content, in HTTP/1.0, and
+  with a method other than GET. It always ignores h2c, by which anything could pass the sanitizer.
 """
 
 import re
@@ -21,11 +21,10 @@ from urllib.parse import unquote
 from sanitizer.errors import BadRequest
 from sanitizer.http1.bodies import CHUNKED, Length, request_length
 from sanitizer.http1.forwarding import EXPECTS_CONTINUE, HOST, Forwarding, Peer
-from sanitizer.http1.heads import Head
+from sanitizer.http1.heads import MAX_DIGITS, Head
 
 _HOST_VALUE: Final = re.compile(rb"(?:\[[0-9A-Za-z:.%~_\-]+\]|[^\x00-\x20\x7f\"#,/:<>?@\[\\\]]*+)(?::[0-9]*+)?")
-_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,18})[ \t]*\r\n", re.IGNORECASE)
-_DIGITS: Final = 18
+_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([0-9]{1,%d})[ \t]*\r\n" % MAX_DIGITS, re.IGNORECASE)
 _VERSIONS: Final = {b"HTTP/1.1": b"1.1", b"HTTP/1.0": b"1.0"}
 
 
@@ -91,15 +90,12 @@ class Repeat(NamedTuple):
         """The head for upstream and the content's length, if ``octets`` is this head again."""
         if not self.has_length:
             return (self.outbound_before, 0) if octets == self.before else None
-        digits = octets[len(self.before) : max(len(octets) - len(self.after), 0)]
-        if (
-            digits.isdigit()
-            and len(digits) <= _DIGITS
-            and octets.startswith(self.before)
-            and octets.endswith(self.after)
-        ):
-            return self.outbound_before + digits + self.outbound_after, int(digits)
-        return None
+        if not octets.startswith(self.before) or not octets.endswith(self.after):
+            return None
+        digits = octets[len(self.before) : len(octets) - len(self.after)]
+        if not digits.isdigit() or len(digits) > MAX_DIGITS:
+            return None
+        return self.outbound_before + digits + self.outbound_after, int(digits)
 
 
 def read_request(octets: bytes, peer: Peer, forwarding: Forwarding, authority: bytes) -> Request:
@@ -143,7 +139,7 @@ def check_host(host: bytes | None, hosts: int, version: bytes) -> None:
 
 
 def other_protocol(octets: bytes) -> str:
-    """What protocol begins with ``octets``, and what to do about it; empty if it is not known."""
+    """A message that names the protocol that ``octets`` begin, and says what to do; empty for a protocol not known."""
     if octets.startswith((b"PROXY ", b"\0\r\nQUIT\n")):  # the CRLFs before that are skipped
         return (
             "a PROXY protocol header came before the request; switch it off in the load balancer, and let it send "
@@ -157,11 +153,8 @@ def other_protocol(octets: bytes) -> str:
 
 
 def decoded_path(target: bytes) -> str:
-    """The path of a target, percent-decoded: LiteLLM matches that."""
-    path = target.decode("latin-1")
-    if "?" in path or "#" in path:
-        path = path.partition("?")[0].partition("#")[0]
-    return unquote(path) if "%" in path else path
+    """The path of a target, percent-decoded, as LiteLLM matches it against its routes."""
+    return unquote(target.decode("latin-1").partition("?")[0].partition("#")[0])
 
 
 def _without_h2c(protocols: bytes) -> bytes:
@@ -179,8 +172,8 @@ def _origin_form(method: bytes, target: bytes, version: bytes, octets: bytes) ->
     if method == b"CONNECT" or not separator or scheme.lower() not in (b"http", b"https"):
         raise BadRequest("target is neither a path nor an http URL")
     authority, slash, path = rest.partition(b"/")
-    if authority[:1] in (b"", b":") or b"@" in authority or b"?" in authority or b"#" in authority:
-        raise BadRequest("target has no plain authority")
+    if authority[:1] in (b"", b":"):  # which Host may have, but not a target (RFC 9110 section 4.2.1)
+        raise BadRequest("target names no host")
     target = slash + path or b"/"
     lines = octets[octets.index(b"\r\n") :]
     return target, b"%b %b HTTP/%b\r\nHost: %b" % (method, target, version, authority) + HOST.sub(b"", lines)

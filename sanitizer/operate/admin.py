@@ -2,32 +2,28 @@
 shadowed.
 
 It has a thread and an event loop of its own, in the gateway's process, or the workers' parent: a public side with more
-than enough to do does not keep it from answering, and one whose event loop hangs is not alive, for its snapshots cease.
+than enough to do does not keep it from answering. If the public side's event loop hangs, its snapshots cease, and the
+gateway is not alive.
 
 uvicorn serves it with its h11 protocol, which limits the size of a head. The event loop is asyncio's own, which accepts
 by a method of the listening socket: uvloop's would close new connections when the public side has used up the process's
 descriptors.
-
-A new connection is answered however many are open: an older one is closed for it, see `_bounded_protocol`.
 
 * ``/livez``: 200 unless a process that serves has been silent for `SILENCE`.
 * ``/readyz``: 200, or 503 with the reason: stopping, nothing serves yet, upstream can't be reached.
 """
 
 import asyncio
-import contextlib
-import errno
-import ipaddress
 import itertools
 import logging
 import os
 import socket
 import threading
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
+from functools import partial
 from multiprocessing.connection import Connection
 from types import TracebackType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import uvicorn
 from h11 import LocalProtocolError
@@ -37,122 +33,19 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from sanitizer import descriptors
-from sanitizer.address import plain_ip
 from sanitizer.operate import logs
 from sanitizer.operate.first_look import first_look
+from sanitizer.operate.listener import BACKLOG, HEAD_LIMIT, Listener, bounded_protocol
 from sanitizer.operate.metrics import SnapshotCollector
 from sanitizer.operate.probe import Probe
 from sanitizer.operate.snapshots import Snapshot, Snapshots
 from sanitizer.settings import Settings
 
 SILENCE: Final = 5.0
-"""Seconds after which a process that tells nothing counts as hanging."""
-CONNECTIONS_OF_ONE: Final = 16
-"""Connections that one peer has open at a time; for a further one its oldest is closed."""
-CONNECTIONS: Final = 64
-"""Connections that are open at a time; for a further one the oldest is closed of the peer that has the most."""
-BACKLOG: Final = 64
-"""Connections that the kernel completes before they are accepted, and that are accepted in one turn."""
-LIFETIME: Final = 30.0
-"""Seconds after which a connection is closed, as soon as it has its answer; a scraper makes another."""
-ANSWER_TIMEOUT: Final = 5.0
-"""Seconds that it then has for its answer, before it is reset."""
-HEAD_LIMIT: Final = 32 * 1024
-"""Bytes of a request's head; a larger one is answered with 400."""
-
-
-class _Listener(socket.socket):
-    """A listening socket that accepts even when the public side has used up its descriptors.
-
-    It then accepts one connection in a turn: the event loop goes on until no connection waits, and finding that out
-    would take a descriptor as well.
-    """
-
-    _enough = False
-
-    def accept(self) -> tuple[socket.socket, Any]:
-        if self._enough:
-            self._enough = False
-            raise BlockingIOError
-        try:
-            return super().accept()
-        except OSError as error:
-            self._enough = error.errno in descriptors.NONE_LEFT
-            if error.errno != errno.EMFILE:
-                raise
-        return descriptors.take_from_reserve(super().accept)
-
-
-def peer_of(address: str) -> str:
-    """The peer with this IP address. An IPv6 /64 network is one peer, for one machine may have all of it."""
-    ip = plain_ip(address)
-    return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))
-
-
-class _Open(NamedTuple):
-    """A connection that is open: its peer, and the timers that will close it."""
-
-    peer: str
-    timers: tuple[asyncio.TimerHandle, ...]
-
-
-def _bounded_protocol() -> type[H11Protocol]:
-    """A protocol for the connections of one listener. There are few at a time, and none lasts.
-
-    A probe must be answered whoever else is connected. So the new connection never has to go, but the oldest one of a
-    peer that has too many: a request is answered within milliseconds, so an old connection is idle.
-    """
-    connections: dict[H11Protocol, _Open] = {}  # the oldest first
-
-    def make_room(newcomer: str) -> None:
-        peers = Counter(each.peer for each in connections.values())
-        if peers[newcomer] > CONNECTIONS_OF_ONE:
-            crowding = newcomer
-        elif len(connections) > CONNECTIONS:
-            crowding = max(peers, key=peers.__getitem__)
-        else:
-            return
-        oldest = next(protocol for protocol, each in connections.items() if each.peer == crowding)
-        forget(oldest)  # now, for `connection_lost` comes in a later turn
-        oldest.transport.abort()
-
-    def forget(protocol: H11Protocol) -> None:
-        if protocol in connections:
-            for timer in connections.pop(protocol).timers:
-                timer.cancel()
-
-    class Bounded(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            address = transport.get_extra_info("peername")
-            if address is None:  # the client has left already
-                transport.abort()
-                return
-            loop = asyncio.get_running_loop()
-            peer = peer_of(address[0])
-            connections[self] = _Open(
-                peer,
-                (
-                    loop.call_later(LIFETIME, self.shutdown),
-                    loop.call_later(LIFETIME + ANSWER_TIMEOUT, transport.abort),
-                ),
-            )
-            make_room(peer)
-
-        def data_received(self, data: bytes) -> None:
-            try:
-                super().data_received(data)
-            except LocalProtocolError:  # uvicorn would answer bad content with 400, but the request has its answer
-                self.transport.abort()
-
-        def connection_lost(self, exc: Exception | None) -> None:
-            forget(self)
-            super().connection_lost(exc)
-
-    return Bounded
+"""Seconds after which a process that publishes nothing counts as hanging."""
+_LAST_ANSWERS: Final = 0.5
+"""Seconds that answers under way have when the listener ends. After twice that, uvicorn cancels them with an error."""
 
 
 class Health:
@@ -219,16 +112,17 @@ class Admin:
         self.snapshots = Snapshots()
         self._settings = settings
         self._tls = settings.upstream_tls()
-        self._looking: asyncio.Task[None] | None = None
+        self._listener = Listener(fileno=os.dup(listener.fileno()))
+        self._has_looked = False
         self._probe = Probe(settings.upstream, self._tls, settings.connect_timeout, self._on_probe)
         self.health = Health(self.snapshots, self._probe)
         self._numbers = itertools.count()
-        self._reading: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._server = uvicorn.Server(
             uvicorn.Config(
                 create_admin_app(self.health, self.snapshots),
-                http=_bounded_protocol(),
+                http=bounded_protocol(),
                 h11_max_incomplete_event_size=HEAD_LIMIT,
                 backlog=BACKLOG,
                 ws="none",
@@ -239,7 +133,6 @@ class Admin:
             )
         )
         self._thread = threading.Thread(target=self._run, name="admin", daemon=True)
-        self._listener = _Listener(fileno=os.dup(listener.fileno()))
 
     def __enter__(self) -> "Admin":
         self._thread.start()
@@ -249,53 +142,55 @@ class Admin:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.should_exit = True
+        self._loop.call_soon_threadsafe(self._loop.call_later, _LAST_ANSWERS, self._abort_connections)
         self._thread.join()
 
+    def _abort_connections(self) -> None:
+        for connection in self._server.server_state.connections:
+            connection.transport.abort()
+
     def add_process(self) -> Callable[[Snapshot], None]:
-        """Take snapshots of this process, which is the one that serves. Returns what it publishes them with."""
-        number = next(self._numbers)
-        self.snapshots.add(number)
-        return lambda snapshot: self.snapshots.put(number, snapshot)
+        """Take snapshots of this process, which is the one that serves. Returns the function that publishes one."""
+        return partial(self.snapshots.put, next(self._numbers))
 
     def add_worker(self, pipe: Connection) -> None:
         """Take the snapshots that a worker writes to the other end of ``pipe``."""
         self._loop.call_soon_threadsafe(self._read, pipe)
 
     def _read(self, pipe: Connection) -> None:
-        reading = self._loop.create_task(self.snapshots.read(next(self._numbers), pipe))
-        self._reading.add(reading)  # a task that nobody holds is collected, however much it has to wait for
-        reading.add_done_callback(self._read_out)
+        self._spawn(self.snapshots.read(next(self._numbers), pipe), "a worker's numbers are lost")
 
-    def _read_out(self, reading: asyncio.Task[None]) -> None:
-        self._reading.discard(reading)
-        if not reading.cancelled() and (error := reading.exception()) is not None:
-            logs.event(logging.ERROR, "a worker's numbers are lost", detail=repr(error))
+    def _spawn(self, work: Coroutine[Any, Any, None], failure: str) -> None:
+        """Run ``work`` until it or the event loop ends. If it raises an exception, log ``failure``."""
+        task = self._loop.create_task(work)
+        self._tasks.add(task)  # the event loop's own reference is weak: the task could be collected while it waits
+        task.add_done_callback(partial(self._ended, failure))
+
+    def _ended(self, failure: str, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            logs.event(logging.ERROR, failure, detail=repr(error))
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # its end cancels every task
             runner.run(self._serve())
 
     async def _serve(self) -> None:
-        probing = asyncio.create_task(self._probe.run())
-        try:
-            await self._server.serve([self._listener])
-        finally:
-            for task in (probing, self._looking):
-                if task is not None:
-                    task.cancel()
-                    with contextlib.suppress(asyncio.CancelledError):
-                        await task
+        failure = "upstream is not probed any more, so /readyz may be wrong; restart the gateway and report this line"
+        self._spawn(self._probe.run(), failure)
+        await self._server.serve([self._listener])
 
     def _on_probe(self, reason: str | None) -> None:
-        if reason is None:
-            logs.event(logging.INFO, "upstream is reachable")
-            if self._looking is None:
-                self._looking = self._loop.create_task(self._look())
-        else:
+        if reason is not None:
             logs.event(logging.WARNING, "not ready", reason=reason)
+            return
+        logs.event(logging.INFO, "upstream is reachable")
+        if not self._has_looked:
+            self._has_looked = True
+            self._spawn(self._look(), "the first look at upstream has failed; report this line")
 
     async def _look(self) -> None:
-        wrong = await first_look(self._settings.upstream, self._tls, self._settings.prefixes[-1])
+        wrong = await first_look(self._settings.upstream, self._tls, self._settings.root_path[-1])
         if wrong is not None:
             detail = f"{wrong} (`litellm-sanitizer check` says more)"
             logs.event(logging.WARNING, "upstream does not look like LiteLLM", detail=detail)

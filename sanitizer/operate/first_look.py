@@ -28,7 +28,10 @@ _ALIVE: Final = b"I'm alive!"
 
 
 async def first_look(address: Address, tls: ssl.SSLContext | None, prefix: str) -> str | None:
-    """What is wrong with upstream; None if nothing is, or if it can't be found out. ``prefix``: LiteLLM's root path."""
+    """Look at upstream once. Returns the fault that was found; None if there is none, or if it can't be found out.
+
+    ``prefix`` is LiteLLM's root path.
+    """
     path = f"{quote(prefix)}/health/liveliness"
     try:
         async with asyncio.timeout(TIMEOUT):

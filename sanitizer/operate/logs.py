@@ -5,7 +5,6 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import unquote
@@ -62,7 +61,7 @@ def event(level: int, message: str, *, block: bool = False, **fields: Any) -> No
 
 
 def access(message: str, **fields: Any) -> None:
-    """Log a request, whatever the level: who asks for an access log wants all of it."""
+    """Log a request, whatever the log level is: --access-log turns these lines on and off."""
     present = {k: v for k, v in fields.items() if v is not None}
     _access_logger.log(logging.INFO, message, extra={"fields": present})
 
@@ -127,58 +126,44 @@ def _severity(level: str) -> int:
 
 
 class Repeats:
-    """Sums up failures of one kind: the first is logged at once, then every ten seconds how many more there were.
+    """Sums up failures that repeat: the first is logged at once, then, every ten seconds, the number of further ones.
 
-    Failures of one kind have few details, and each is summed up by itself: none hides behind another. Beyond
-    `_MOST_DETAILS` at a time they are summed up together.
-
-    Has to be called where an event loop runs. ``log`` is `event`, ``later`` its loop's ``call_later``.
+    Failures of one kind have few details. Each detail is counted by itself, so that none hides behind another. Beyond
+    `_MOST_DETAILS` at a time they are counted together. Has to be called where an event loop runs.
     """
 
-    def __init__(
-        self,
-        message: str,
-        log: Callable[..., None] = event,
-        later: Callable[[float, Callable[[], None]], Any] | None = None,
-    ) -> None:
+    def __init__(self, message: str) -> None:
         self._message = message
-        self._log = log
-        self._later = later
-        self._more: dict[tuple[str, str], int] = {}
-        self._last: dict[tuple[str, str], dict[str, Any]] = {}
+        self._further: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}  # their number, the fields of the last
 
     def __call__(self, kind: str, detail: str, **fields: Any) -> None:
         """A failure of ``kind`` has happened; ``detail`` and ``fields`` say more, for the operator."""
         key = kind, detail
-        if key not in self._more and len(self._more) >= _MOST_DETAILS:
+        if key not in self._further and len(self._further) >= _MOST_DETAILS:
             key = kind, ""
-        self._last[key] = {"kind": kind, "detail": detail, **fields}
-        if key in self._more:
-            self._more[key] += 1
-            return
-        self._log(logging.WARNING, self._message, **self._last[key])
-        self._begin(key)
+        fields = {"kind": kind, "detail": detail, **fields}
+        if key in self._further:
+            self._further[key] = self._further[key][0] + 1, fields
+        else:
+            event(logging.WARNING, self._message, **fields)
+            self._begin(key)
 
     def close(self) -> None:
-        """Say now what has not been said yet."""
-        for key in tuple(self._more):
-            self._say(key)
-        self._more.clear()
+        """Log now the failures that have been counted since the last line."""
+        for key in tuple(self._further):
+            self._log_further(key)
 
     def _begin(self, key: tuple[str, str]) -> None:
-        self._more[key] = 0
-        later = self._later or asyncio.get_running_loop().call_later
-        later(_REPEAT_SECONDS, lambda: self._end(key))
+        self._further[key] = 0, {}
+        asyncio.get_running_loop().call_later(_REPEAT_SECONDS, self._end, key)
 
     def _end(self, key: tuple[str, str]) -> None:
-        if self._say(key):
+        if self._log_further(key):
             self._begin(key)
-        else:
-            self._more.pop(key, None)
-            self._last.pop(key, None)
 
-    def _say(self, key: tuple[str, str]) -> bool:
-        more = self._more.get(key, 0)
-        if more:
-            self._log(logging.WARNING, self._message, **self._last[key], more=more)
-        return more > 0
+    def _log_further(self, key: tuple[str, str]) -> int:
+        """Log how many further failures there were since the last line, and forget them. Returns their number."""
+        number, fields = self._further.pop(key, (0, {}))
+        if number:
+            event(logging.WARNING, self._message, **fields, more=number)
+        return number

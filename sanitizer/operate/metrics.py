@@ -93,7 +93,7 @@ FAMILIES: Final = (
 
 
 class Decisions:
-    """What was decided about intercepted requests, and how long their lookups took."""
+    """Counts the decisions about intercepted requests, and the time that their lookups took."""
 
     def __init__(self) -> None:
         endpoints = dict.fromkeys(gate.endpoint for gate in GATES)
@@ -179,18 +179,13 @@ class SnapshotCollector(Collector):
         for (name, *values), number in numbers.items():
             by_name[name][tuple(values)] = number
         for family in FAMILIES:
-            yield _SHOWN[family.kind](family, by_name[family.name])
+            show = _histogram if family.kind == "histogram" else _numbers
+            yield show(family, by_name[family.name])
 
 
-def _counter(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
-    shown = CounterMetricFamily(family.name, family.help, labels=family.labels)
-    for values, number in series.items():
-        shown.add_metric(values, number)
-    return shown
-
-
-def _gauge(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
-    shown = GaugeMetricFamily(family.name, family.help, labels=family.labels)
+def _numbers(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
+    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
+    shown: CounterMetricFamily | GaugeMetricFamily = kind(family.name, family.help, labels=family.labels)
     for values, number in series.items():
         shown.add_metric(values, number)
     return shown
@@ -206,6 +201,3 @@ def _histogram(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
     for values_, cumulative in buckets.items():
         shown.add_metric(values_, cumulative, sum_value=series[*values_, "sum"])
     return shown
-
-
-_SHOWN: Final = {"counter": _counter, "gauge": _gauge, "histogram": _histogram}

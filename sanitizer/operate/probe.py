@@ -74,7 +74,7 @@ class Probe:
 
 
 class _Visit(asyncio.Protocol):
-    """A connection that has no use. Sets ``ended`` when it is gone."""
+    """A connection that carries nothing. Sets ``ended`` when it is closed."""
 
     def __init__(self, ended: asyncio.Event) -> None:
         self._ended = ended
@@ -84,7 +84,7 @@ class _Visit(asyncio.Protocol):
 
 
 def _said(error: Exception) -> str:
-    """What is wrong, without the address."""
+    """The reason of a failed connection, for the operator. It does not name the address."""
     if descriptors.ran_out(error):
         return _OUT_OF_DESCRIPTORS
     if isinstance(error, LookupFailed):

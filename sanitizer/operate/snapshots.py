@@ -1,8 +1,9 @@
-"""What each process that serves has last told of itself, and what remains of those that are gone.
+"""The last numbers of each process that serves, and the totals of those that are gone.
 
-A process tells it every `INTERVAL`, from its event loop: so a snapshot is a sign of life as well. The gateway's only
-process hands it over directly; a worker writes it to a pipe, a line of JSON each, and leaves one out while the pipe is
-full: nobody who does not read can hold up a worker. When the pipe ends, the worker is gone, and its totals stay.
+A process publishes a snapshot every `INTERVAL`, from its event loop, so a snapshot is a sign of life as well. The
+gateway's only process hands it over directly. A worker writes it to a pipe, as a line of JSON, and leaves it out while
+the pipe is full, so that a parent that does not read holds up no worker. When the pipe ends, the worker is gone, and
+its totals stay.
 """
 
 import asyncio
@@ -34,57 +35,48 @@ class Snapshot(NamedTuple):
 
     @classmethod
     def decode(cls, line: bytes) -> "Snapshot":
-        """What `encode` has made a line of."""
+        """The snapshot that `encode` has made into ``line``."""
         return cls(*({tuple(series): number for series, number in numbers} for numbers in json.loads(line)))
 
 
 class Snapshots:
-    """The last snapshot of every process that serves; they are told apart by a number. Any thread may read."""
+    """The last snapshot of every process that serves; a number names each. Any thread may read."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._gone: Counter[Series] = Counter()
-        self._last: dict[int, Snapshot | None] = {}
-        self._heard: dict[int, float] = {}
-
-    def add(self, number: int) -> None:
-        """A process has been started; until it tells of itself for the first time, it is starting, not silent."""
-        self._last[number] = None
+        self._last: dict[int, tuple[Snapshot, float]] = {}  # and when it came
 
     def put(self, number: int, snapshot: Snapshot) -> None:
-        """A process has told of itself."""
-        self._last[number] = snapshot
-        self._heard[number] = self._clock()
+        """A process has published ``snapshot``. Before its first one it is starting, and not silent."""
+        self._last[number] = snapshot, self._clock()
 
     def remove(self, number: int) -> None:
         """A process is gone."""
-        self._heard.pop(number, None)
-        last = self._last.pop(number)
-        if last is not None:
+        if number in self._last:
+            last, _ = self._last.pop(number)
             self._gone.update(cast(Any, last.totals))
 
     def sum(self) -> Snapshot:
         """All processes together, those that are gone too."""
         totals, gauges = Counter(self._gone), Counter[Series]()
-        for snapshot in list(self._last.values()):
-            if snapshot is not None:
-                totals.update(cast(Any, snapshot.totals))
-                gauges.update(cast(Any, snapshot.gauges))
+        for snapshot, _ in list(self._last.values()):
+            totals.update(cast(Any, snapshot.totals))
+            gauges.update(cast(Any, snapshot.gauges))
         return Snapshot(cast(Any, totals), cast(Any, gauges))
 
     @property
     def serving(self) -> bool:
-        """Whether any process has told of itself yet."""
-        return any(list(self._last.values()))
+        """Whether any process serves: it has published a snapshot, and is not gone."""
+        return bool(self._last)
 
     @property
     def silence(self) -> float:
-        """For how many seconds the most silent process has told nothing."""
-        return max((self._clock() - heard for heard in list(self._heard.values())), default=0.0)
+        """For how many seconds the most silent process has published nothing."""
+        return max((self._clock() - since for _, since in list(self._last.values())), default=0.0)
 
     async def read(self, number: int, pipe: Connection) -> None:
-        """Take what the process ``number`` writes to its end of ``pipe``, until it is gone."""
-        self.add(number)
+        """Take the snapshots that the process ``number`` writes to its end of ``pipe``, until it is gone."""
         reader = asyncio.StreamReader(_LINE_LIMIT)
         transport, _ = await asyncio.get_running_loop().connect_read_pipe(
             lambda: asyncio.StreamReaderProtocol(reader), pipe
@@ -98,7 +90,7 @@ class Snapshots:
 
 
 class PipeWriter:
-    """Tells the snapshots of a worker through its end of ``pipe``, and never waits for who reads at the other."""
+    """Writes the snapshots of a worker to its end of ``pipe``, and never waits for the reader at the other end."""
 
     def __init__(self, pipe: Connection) -> None:
         os.set_blocking(pipe.fileno(), False)
@@ -106,7 +98,7 @@ class PipeWriter:
         self._rest = b""  # of a line that did not fit
 
     def __call__(self, snapshot: Snapshot) -> None:
-        """Tell ``snapshot``, or, if the one before could not be told yet, go on with that."""
+        """Write ``snapshot``, or the rest of the one before, if that has not been written whole."""
         octets = self._rest or snapshot.encode()
         try:
             written = os.write(self._pipe.fileno(), octets)

@@ -1,4 +1,4 @@
-"""Advice for the operator about what stands before and behind the gateway. Each piece is logged once a process."""
+"""Advice for the operator about the proxies and servers around the gateway. Each process logs each piece once."""
 
 import logging
 from functools import cache
@@ -15,7 +15,7 @@ HTTP_1_0_UPGRADE: Final = (
 )
 NO_CLOSE_NOTIFY: Final = (
     "upstream has ended an answer of unknown length without TLS's close_notify; the answer was passed on as whole, but "
-    "whoever is between could have cut it; sanitizer_upstream_unannounced_ends_total counts such answers"
+    "someone between could have cut it; sanitizer_upstream_unannounced_ends_total counts such answers"
 )
 
 

@@ -17,6 +17,7 @@ from sanitizer.http1.bodies import Framing, Length, request_length
 from sanitizer.http1.forwarding import Forwarding, buffering_is_set
 from sanitizer.http1.heads import checked_head, head_fields
 from sanitizer.http1.requests import check_host
+from sanitizer.http1.responses import error_fields
 from sanitizer.relay.advice import HTTP_1_0_STREAM, advise
 from sanitizer.relay.connection import Response
 from sanitizer.relay.counters import Counters
@@ -36,8 +37,8 @@ class Answer(Exchange):
 
     def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length = 0) -> None:
         super().__init__(pool, method, head, length)
-        self._reader: asyncio.Future[None] | None = None  # who waits for the response
-        self._writer: asyncio.Future[None] | None = None  # who waits to send content
+        self._reader: asyncio.Future[None] | None = None  # done when more of the response has come
+        self._writer: asyncio.Future[None] | None = None  # done when content may be sent, or is not wanted any more
         self._continued = False
         self._content: list[bytes] = []
         self._size = 0
@@ -130,11 +131,10 @@ class Answer(Exchange):
 
 
 class Relay:
-    """An ASGI app that is whatever answers at the other end of ``pool``.
+    """An ASGI app that relays requests over the connections of ``pool``.
 
-    Requests that it refuses are counted in ``counters``.
-
-    ``stall_timeout``: seconds for which a client may send nothing of content that is due; None: no limit.
+    ``counters`` counts the requests that it refuses, and the clients that stall. ``stall_timeout``: seconds for which a
+    client may send nothing of content that is due; None: no limit.
     """
 
     def __init__(
@@ -159,17 +159,15 @@ class Relay:
             head, length = self._outbound(scope)
             answer = Answer(self._pool, scope["method"].encode(), head, length)
             await self._exchange(answer, scope, receive, send)
-        except (BadRequest, LoopDetected) as error:
-            self._counters.refuse(error, _client_address(scope))
-            # what follows on this connection can't be trusted; HTTP/2 has no such field
-            await send_error(send, error, _is_cross_origin(scope), close=scope["http_version"] in ("1.0", "1.1"))
         except GatewayError as error:
+            peer = _client_address(scope)
             if isinstance(error, ClientNotSending):
-                self._counters.stall(error, _client_address(scope))
-            not_sent = answer is None or not answer.transmitted
-            await send_error(send, error, _is_cross_origin(scope), not_sent=not_sent)
+                self._counters.stall(error, peer)
+            elif isinstance(error, BadRequest | LoopDetected):
+                self._counters.refuse(error, peer)
+            await _send_error(send, error, scope, not_sent=answer is None or not answer.transmitted)
 
-    async def _exchange(self, answer: "Answer", scope: Scope, receive: Receive, send: Send) -> None:
+    async def _exchange(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
         def done(reader: asyncio.Task[None]) -> None:
             if not reader.cancelled() and (failure := reader.exception()) is not None:
                 answer.give_up(failure)
@@ -184,6 +182,7 @@ class Relay:
         finally:
             answer.cancel()
             reader.cancel()
+            await asyncio.wait((reader,))  # a server's `receive` is not to be used once the app has returned
 
     def outbound_head(self, scope: MutableMapping[str, Any]) -> bytes:
         """The head that a request of this scope is sent upstream with. Raises `BadRequest` or `LoopDetected`."""
@@ -211,21 +210,16 @@ def request_target(scope: MutableMapping[str, Any]) -> bytes:
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
 
-async def send_error(
-    send: Send, error: GatewayError, cross_origin: bool, *, close: bool = False, not_sent: bool = False
-) -> None:
+async def _send_error(send: Send, error: GatewayError, scope: Scope, not_sent: bool) -> None:
     """Answer a request with an error of the gateway's own.
 
-    ``cross_origin``: the request has an Origin, see `sanitizer.relay.proxied.error_response`. ``close``: the connection
-    is to end with it. ``not_sent``: nothing of the request has been sent to upstream, which
-    `sanitizer.sanitize.middleware` wants to know.
+    ``not_sent``: nothing of the request has been sent to upstream, which `sanitizer.sanitize.middleware` wants to know.
     """
-    content = error.body()
-    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(content))]
-    if cross_origin:
-        headers.append((b"access-control-allow-origin", b"*"))
-    if close:
-        headers.append((b"connection", b"close"))
+    # what follows on this connection can't be trusted, or may never come; HTTP/2 has no such field
+    close = isinstance(error, BadRequest | LoopDetected | ClientNotSending) and scope["http_version"] in ("1.0", "1.1")
+    cross_origin = any(name == b"origin" for name, _ in scope["headers"])
+    fields, content = error_fields(error, not close, cross_origin)
+    headers = [(name.lower(), value) for name, value in fields]
     start = {"type": "http.response.start", "status": error.status, "headers": headers}
     await send({**start, "sanitizer.not_sent": True} if not_sent else start)
     await send({"type": "http.response.body", "body": content})
@@ -234,10 +228,6 @@ async def send_error(
 def _client_address(scope: MutableMapping[str, Any]) -> str | None:
     client = scope.get("client")
     return client[0] if client else None
-
-
-def _is_cross_origin(scope: Scope) -> bool:
-    return any(name == b"origin" for name, _ in scope["headers"])
 
 
 def _expects_continue(scope: Scope) -> bool:

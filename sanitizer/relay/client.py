@@ -39,26 +39,28 @@ Cases, before the code that branches on them:
 
 import asyncio
 import socket
+from collections.abc import Callable
 from enum import Enum
 from time import perf_counter
 from typing import Final, Protocol, cast
 
 import httptools
 
-from sanitizer.connections import Connections
 from sanitizer.errors import BadRequest, ClientNotReading, ClientNotSending, GatewayError, HeadTooLarge
-from sanitizer.http1.bodies import Reader, reader
+from sanitizer.http1.bodies import LengthReader, Reader, reader
 from sanitizer.http1.forwarding import Forwarding, Peer
 from sanitizer.http1.heads import HeadReader, Malformed, Oversized, has_origin
 from sanitizer.http1.requests import Repeat, decoded_path, other_protocol, read_request
+from sanitizer.http1.responses import error_response
 from sanitizer.relay.advice import HTTP_1_0_UPGRADE, advise
 from sanitizer.relay.closing import Closing
+from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.handler import Handler, Pause
 from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
 from sanitizer.relay.pipe import End
 from sanitizer.relay.pool import Pool
-from sanitizer.relay.proxied import Proxied, Writing, error_response
+from sanitizer.relay.proxied import Proxied, Writing
 from sanitizer.relay.stalls import Pending
 from sanitizer.relay.transport import Transport, has_left, received, untaken
 from sanitizer.relay.writer import Writer
@@ -125,6 +127,7 @@ class ClientConnection(asyncio.Protocol):
         self.write_blocked = False  # the client reads more slowly than is written to it
         self.cross_origin = False  # the current request has an Origin, as the head that it repeats, if it repeats one
         self._writer: Writer
+        self.write: Callable[[bytes], None]  # a call less for each piece than a method
         self._heads = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
         self._handler: Handler | None = None  # of the current request
         self._body: Reader | None = None  # of its content
@@ -159,6 +162,7 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self.transport = cast(Transport, transport)
         self._writer = Writer(self.transport, self.pool.outbox)
+        self.write = self._writer.write
         self.gateway.connections.add(self)
         sock = transport.get_extra_info("socket")
         name = transport.get_extra_info("peername")
@@ -246,10 +250,6 @@ class ClientConnection(asyncio.Protocol):
 
     # What a handler calls
 
-    def write(self, data: bytes) -> None:
-        """Send ``data`` at the end of this turn of the event loop."""
-        self._writer.write(data)
-
     def write_interim(self, head: bytes) -> None:
         """Send the head of a 1xx response."""
         if head.startswith(b"HTTP/1.1 100"):
@@ -279,7 +279,7 @@ class ClientConnection(asyncio.Protocol):
         if self._handler is not handler:
             return  # the client has left
         self._handler = None
-        self._ended(handler)
+        self._count(handler.method, handler.status)
         if self.state is _RECEIVING:
             self._linger()
         elif not keep_alive:
@@ -293,7 +293,7 @@ class ClientConnection(asyncio.Protocol):
         """Join the connection to the end that upstream's connection has become; the current request is over."""
         gateway = self.gateway
         self._handler = None
-        self._ended(handler)
+        self._count(handler.method, handler.status)
         self._enter(_TUNNEL)
         self._stop_timers()
         self._writer.flush()
@@ -356,9 +356,12 @@ class ClientConnection(asyncio.Protocol):
                 return None
             if self._repeat is not None:
                 end = data.find(b"\r\n\r\n") + 2
-                again = self._repeat.match(data[:end])
+                head = data[:end]
+                again = self._repeat.match(head)
                 if again is not None:
-                    self._begin_again(data[:end], self._repeat, *again)
+                    if self._on_ended is not None:
+                        self._log_later(head)
+                    self._begin_again(self._repeat, *again)
                     return data[end + 2 :]
         try:
             found = self._heads.feed(data)
@@ -372,6 +375,8 @@ class ClientConnection(asyncio.Protocol):
             return None
         head, rest = found
         self._repeat = None
+        if self._on_ended is not None:
+            self._log_later(head)
         try:
             self._begin(head)
         except GatewayError as error:
@@ -381,7 +386,6 @@ class ClientConnection(asyncio.Protocol):
 
     def _begin(self, head: bytes) -> None:
         """Begin to handle the request with this head. Raises `GatewayError` if it can't be relayed."""
-        self._log_later(head)
         gateway = self.gateway
         request = read_request(head, self.peer, gateway.forwarding, self.pool.authority)
         self.cross_origin = request.head.has_origin
@@ -412,13 +416,12 @@ class ClientConnection(asyncio.Protocol):
             self._enter(_ANSWERING)
             self._handler.end()
 
-    def _begin_again(self, head: bytes, repeat: Repeat, outbound: bytes, length: int) -> None:
+    def _begin_again(self, repeat: Repeat, outbound: bytes, length: int) -> None:
         """Begin to handle a request whose head repeats the one before it."""
-        self._log_later(head)
         self.gateway.counters.in_flight += 1
         self._handler = handler = Proxied(self, repeat.method, outbound, length, repeat.keep_alive)
         if length:
-            self._body = reader(length)
+            self._body = LengthReader(length)
             self._awaits_continue = False
             self._enter(_RECEIVING)
         else:
@@ -462,7 +465,7 @@ class ClientConnection(asyncio.Protocol):
             return False
         begun = handler.begun
         handler.cancel()
-        self._ended(handler)
+        self._count(handler.method, handler.status)
         return begun
 
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
@@ -480,7 +483,7 @@ class ClientConnection(asyncio.Protocol):
             if not begun:
                 handler.status = error.status
             handler.cancel()
-            self._ended(handler)
+            self._count(handler.method, handler.status)
             if begun:
                 self.abort()
                 return False
@@ -495,21 +498,17 @@ class ClientConnection(asyncio.Protocol):
         self._linger()
         return True
 
-    def _ended(self, handler: Handler) -> None:
-        """Count the request of a handler that is no longer the current one: each comes here once."""
-        self._count(handler.method, handler.status)
-
     def _count(self, method: bytes, status: int) -> None:
+        """Count a request that has ended: each comes here once."""
         self.gateway.counters.ended(method, status)
         if self._on_ended is not None:
             self._on_ended(self.address, method, self._target, status, perf_counter() - self._arrived)
 
     def _log_later(self, head: bytes) -> None:
         """Keep what `on_ended` is called with for the request with this head."""
-        if self._on_ended is not None:
-            self._arrived = perf_counter()
-            _, _, rest = head.partition(b"\r\n")[0].partition(b" ")
-            self._target = rest.rpartition(b" ")[0]
+        self._arrived = perf_counter()
+        _, _, rest = head.partition(b"\r\n")[0].partition(b" ")
+        self._target = rest.rpartition(b" ")[0]
 
     # Closing
 
@@ -523,8 +522,7 @@ class ClientConnection(asyncio.Protocol):
     def _close(self) -> None:
         """Close when the client has taken all that was written."""
         self._enter(_CLOSING)
-        self._writer.flush()
-        self._closing = Closing(self.transport, self.gateway.keepalive_timeout)
+        self._closing = self._writer.close(self.gateway.keepalive_timeout)
 
     def _stop_timers(self) -> None:
         if self._timer is not None:

@@ -344,7 +344,8 @@ class Connection(asyncio.Protocol):
         if rest or not self._keeps_alive or not receiver.request_complete or self.transport.is_closing():
             self.close()
         else:
-            self.resume_reading()
+            if self._reading_paused:
+                self.resume_reading()
             self.become_idle()  # first, so that the receiver's next request can take the connection
         receiver.complete(content, self._body.trailers)
 

@@ -1,4 +1,4 @@
-"""What the relay counts as it goes: plain numbers, written by its event loop, read by whoever wants to know."""
+"""What the relay counts: plain numbers, which its event loop writes and any thread may read."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -18,11 +18,11 @@ METHODS: Final = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPT
 CLIENT_LEFT: Final = 0
 """Stands for the status of a request whose client left before its response began."""
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Upper bounds of `Histogram`: from a management call's to those of an LLM that answers when all is thought."""
+"""Upper bounds of `Histogram`. A management call takes milliseconds; an LLM that does not stream, up to minutes."""
 
 
 class Histogram:
-    """How often something took how long: ``counts`` one a bound of ``bounds`` (seconds), and one for what is longer."""
+    """Durations, counted in ``counts``: one number for each of ``bounds`` (seconds), and one for what is longer."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -39,11 +39,11 @@ class Histogram:
 class Counters:
     """Requests by method and status, refused, in flight; tunnels open; clients cut because they stalled.
 
-    ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests ended with a status of
-    which hundred; what has the index 0 is `CLIENT_LEFT`. A request ends when its response is whole or broken off, when
-    it has become a tunnel, or when its client has left. ``on_refused`` is called with kind and detail of each refusal,
-    ``on_stalled`` with those of each client that is cut, and both with the peer's address, None on a unix socket.
-    ``stalled``: for each kind, how many clients were cut. ``out_of_descriptors``: how often none was left.
+    ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests have ended with a status of each
+    hundred; index 0 counts `CLIENT_LEFT`. A request ends when its response is whole or broken off, when it has become a
+    tunnel, or when its client has left. ``on_refused`` is called for each refusal, ``on_stalled`` for each client that
+    is cut. ``stalled``: for each kind of error, how many clients were cut. ``out_of_descriptors``: how often no
+    descriptor was left for a connection.
     """
 
     __slots__ = (

@@ -160,7 +160,8 @@ class Exchange:
 
     def attach(self, connection: Connection) -> None:
         """Use ``connection``: send what has come, at the end of this turn of the event loop."""
-        self._stop_timer()
+        if self._timer is not None:
+            self._stop_timer()
         self.connection = connection
         self.state = _ATTACHED
         connection.attach(self)
@@ -177,7 +178,8 @@ class Exchange:
     # What the connection calls
 
     def respond(self, response: Response) -> None:
-        self._stop_timer()
+        if self._timer is not None:
+            self._stop_timer()
         self.pool.seconds.observe(perf_counter() - self._since)
         self._kept = None
         self.state = _ANSWERED
@@ -231,7 +233,8 @@ class Exchange:
         self.state = _SENT
         self.transmitted = True
         self._unsent = []
-        self._await_response()
+        if self.pool.response_timeout is not None:
+            self._await_response()
         if not self.request_complete:
             if connection.write_paused:
                 self.on_blocked()
@@ -249,7 +252,8 @@ class Exchange:
         self.state = _DONE
         self._kept = None
         self._unsent = []
-        self._stop_timer()
+        if self._timer is not None:
+            self._stop_timer()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

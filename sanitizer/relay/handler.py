@@ -1,6 +1,7 @@
 """What a client connection and the handler of its current request know of each other, and no more."""
 
 import asyncio
+from collections.abc import Callable
 from typing import Literal, Protocol
 
 from sanitizer.relay.pipe import End
@@ -62,9 +63,8 @@ class Client(Protocol):
     write_blocked: bool
     cross_origin: bool
     """The current request has an Origin."""
-
-    def write(self, data: bytes) -> None:
-        """Send ``data`` to the client."""
+    write: Callable[[bytes], None]
+    """Sends octets to the client at the end of this turn of the event loop."""
 
     def write_interim(self, head: bytes) -> None:
         """Send the head of a 1xx response."""

@@ -95,7 +95,6 @@ class Pool:
     ) -> None:
         self.loop = asyncio.get_running_loop()
         self.authority = address.authority.encode()
-        self.outbox = Outbox(self.loop, self._alone)
         self.response_timeout = response_timeout
         self.errors = dict.fromkeys((error.kind for error in _ERRORS), 0)
         self.unannounced_ends = 0  # answers that a FIN has ended where TLS has a close_notify
@@ -105,8 +104,10 @@ class Pool:
         self._keepalive = keepalive
         self._max = max_connections
         self._on_error = on_error
-        self._idle: deque[Connection] = deque()
-        self._made: set[Connection] = set()
+        self._idle = idle = deque[Connection]()
+        self._made = made = set[Connection]()
+        # with at most one exchange at work, there are no other writes to wait for
+        self.outbox = Outbox(self.loop, lambda: len(made) - len(idle) < 2)
         self._tunnels: set[End] = set()
         self._connecting: dict[Connection, tuple[asyncio.Task[None], Request]] = {}
         self._waiting: deque[tuple[Request, asyncio.TimerHandle]] = deque()
@@ -131,10 +132,6 @@ class Pool:
     def watched(self) -> Iterator[Watched]:
         """The connections that the stall sweep looks at."""
         return chain(tuple(self._made), tuple(self._tunnels))
-
-    def _alone(self) -> bool:
-        """Whether at most one exchange is at work: then there are no other writes to wait for."""
-        return len(self._made) - len(self._idle) < 2
 
     # What an exchange calls
 

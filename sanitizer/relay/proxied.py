@@ -1,13 +1,12 @@
 """The handler of an ordinary request: what upstream answers goes out on the client's connection as it comes."""
 
 from contextlib import AbstractContextManager, ExitStack
-from http import HTTPStatus
 
 from sanitizer.errors import GatewayError
 from sanitizer.http1.bodies import Framing, Length, encode_chunk, last_chunk
 from sanitizer.http1.forwarding import buffering_is_set, passed_trailers
-from sanitizer.http1.heads import encode_head
 from sanitizer.http1.requests import Request
+from sanitizer.http1.responses import error_response
 from sanitizer.relay.advice import HTTP_1_0_STREAM, advise
 from sanitizer.relay.connection import Response
 from sanitizer.relay.counters import CLIENT_LEFT
@@ -157,22 +156,3 @@ class Writing(Proxied):
     def _finish(self) -> None:
         super()._finish()
         self._writing.close()
-
-
-def error_response(
-    error: GatewayError, keep_alive: bool, cross_origin: bool, method: bytes = b"GET"
-) -> tuple[bytes, bytes]:
-    """Head and content of a response for an error of the gateway's own.
-
-    ``cross_origin``: the request has an Origin. A browser then lets the page read only an answer that allows it, as
-    LiteLLM's answers do.
-    """
-    content = error.body()
-    fields = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
-    if cross_origin:
-        fields.append((b"Access-Control-Allow-Origin", b"*"))
-    if not keep_alive:
-        fields.append((b"Connection", b"close"))
-    phrase = HTTPStatus(error.status).phrase.encode()
-    head = encode_head(b"HTTP/1.1 %d %b" % (error.status, phrase), fields)
-    return head, content if method != b"HEAD" else b""

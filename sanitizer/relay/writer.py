@@ -9,6 +9,7 @@ from asyncio import AbstractEventLoop
 from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
+from sanitizer.relay.closing import Closing
 from sanitizer.relay.transport import Transport, progress, reset
 
 T = TypeVar("T")
@@ -82,6 +83,11 @@ class Writer:
         self._outbox.flush()
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
+
+    def close(self, timeout: float) -> Closing:
+        """Close the connection when the client has taken all, or none of it for ``timeout`` seconds."""
+        self._outbox.flush()
+        return Closing(self._transport, timeout)
 
     def reset(self) -> None:
         """Reset the connection, so that a response can't be taken for whole. What has been written of it may arrive."""

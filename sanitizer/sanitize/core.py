@@ -5,10 +5,10 @@ asks an `Interception` what to send. What can go wrong, and what the caller then
 
 - The body cannot be inspected, or the lookup gives nothing: LiteLLM gets the request as it came and answers it.
 - The body is over the limit, or too many bodies are held: what was collected is sent on, and the rest follows it.
-- The client leaves before its request could be forwarded: nothing is sent. Nobody is there to read an answer.
+- The client leaves before its request could be forwarded: nothing is sent.
 
 ``Expect: 100-continue`` stays in the request although its body is asked for before it is forwarded: it is end-to-end,
-and an origin may still refuse by it (RFC 9110 section 10.1.1). A second 100 from there harms nobody.
+and an origin may still refuse by it (RFC 9110 section 10.1.1). A second 100 from there does no harm.
 """
 
 import re
@@ -17,23 +17,24 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from sanitizer.sanitize.decision import Decision, Outcome, Stored, Submission, Unknown, obstacle
-from sanitizer.sanitize.gates import FIELDS, Cut, Gate, Target, Targets
+from sanitizer.sanitize.comparison import Comparison
+from sanitizer.sanitize.decision import Decision, Outcome
+from sanitizer.sanitize.gates import FIELDS, Gate
 from sanitizer.sanitize.jsonedit import NotInspectable
-from sanitizer.sanitize.refusal import words
-from sanitizer.sanitize.stored import Ask, Caller, Lookup, StoredKeys, key_hash
+from sanitizer.sanitize.queries import key_hash
+from sanitizer.sanitize.refusal import LIMIT, refusal_text
+from sanitizer.sanitize.stored import Ask, Caller, Lookup, StoredKeys
+from sanitizer.sanitize.submission import Submission, obstacle
+from sanitizer.sanitize.targets import Target, Targets
 
 MAX_HELD: Final = 64 * 1024 * 1024
 """Bytes of all request bodies held at once by one `Sanitizer`; a body that would go over it is not inspected."""
-
-MAX_RESENDS: Final = 4
-"""Times a request is sent again after a refusal."""
 
 FIELD: Final = b"x-litellm-sanitizer"
 """The response field that says what was decided."""
 
 _MAY_WRITE: Final = "/key|/team|/user|/access_group|/v1/access_group|/v1/unified_access_group"
-"""LiteLLM's endpoints under which a request may change keys, also such as it does not name."""
+"""Endpoints of LiteLLM under which a request may change keys, even keys that it does not name."""
 
 _CALL_ID: Final = re.compile(rb"\r\nx-litellm-call-id:[ \t]*([\x21-\x7e]{1,128})[ \t]*\r\n", re.IGNORECASE)
 # W3C Trace Context section 3.2.2
@@ -48,8 +49,8 @@ class Record:
 
     ``key_hash``: the first 8 hex digits of the key's SHA-256. ``lookups``: those made for it, in order. ``resent``: how
     many times it was sent again after a refusal.
-    The decision's reason is ``client_left`` when the request was not forwarded because nobody waited for it any more,
-    and ``refused`` when the gateway answered it itself with an error, because its content is malformed.
+    The decision's reason is ``client_left`` when the request was not forwarded because its client had left, and
+    ``refused`` when the gateway answered it itself with an error, because its content is malformed.
     ``status``: of the response; None if none has begun. ``call_id``: LiteLLM's name for the request, from its
     response; ``traceparent``: the client's (W3C Trace Context). Neither is reported if it is overlong or malformed.
     """
@@ -107,8 +108,8 @@ class Sanitizer:
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> "Interception | None":
         """The interception of a POST to ``path`` (decoded), or None: then the request is an ordinary one.
 
-        ``head`` is the request's head in octets as it was received, ``outbound`` the one it is sent to LiteLLM with:
-        a start line, which may be empty, field lines and an empty line. ``ask`` sends lookups.
+        ``head`` is the request's head in octets as it was received, ``outbound`` the one it is sent to LiteLLM with: a
+        start line, which may be empty, and field lines. ``ask`` sends lookups.
         """
         target = self._targets.find(path)
         return None if target is None else Interception(self, target, head, Caller(outbound, ask))
@@ -119,14 +120,17 @@ class Interception:
 
     1. if `inspects`: `collect` with each piece of the content, until it is whole or `collect` returns False, or
        `stop_collecting`; then `edit` if it is whole, else `release`;
-    2. `holds` with the status of each answer, and `next_body` with an answer that was held;
+    2. `holds` with the status of each answer, and `next_body` with an answer that was held back; no more than
+       `held_limit` bytes of its content are held back, and a longer answer passes on;
     3. `answered` when the head of the answer goes out, unless there is none;
     4. `close`, always.
 
     `confidential`: any answer to a further send but a 2xx is not for the caller, who gets the first one instead.
+    Heads are octets in which each field line follows a CRLF; the last one may be followed by one CRLF or by two.
     """
 
     field = FIELD
+    held_limit = LIMIT
 
     def __init__(self, sanitizer: Sanitizer, target: Target, head: bytes, caller: Caller) -> None:
         self.confidential = False
@@ -136,15 +140,7 @@ class Interception:
         self._caller = caller
         self._pieces: list[bytes] = []
         self._held = 0
-        self._submission: Submission | None = None
-        self._found: Stored | Unknown | None = None  # by a lookup made for this request; None: there was none
-        self._lookups: list[Lookup] = []
-        self._withholds = False  # what is decided is for the caller to know only with a 2xx
-        self._cut: list[str] = []  # or, in mode observe, what would have been cut
-        self._after_refusal: list[str] = []  # those members of `_cut` that LiteLLM had refused first
-        self._cut_by_cache = False  # `_cut` rests on a value that was read for an earlier request
-        self._resent = 0
-        self._reason: str | None = None  # why nothing could be compared
+        self._comparison: Comparison | None = None  # None: the content is not inspected, or not yet
         self._decision: Decision | None = None  # as soon as the request is forwarded
         self._reported = False
         self._forwarding = ExitStack()  # while the request may write the key
@@ -190,13 +186,17 @@ class Interception:
     async def edit(self) -> bytes | None:
         """The body to send in place of the one that was collected, None for that one. Cancelling ends the lookup."""
         try:
-            self._submission = submission = Submission(self.body, self._target)
-            await self._compare(submission)
+            submission = Submission(self.body, self._target)
         except NotInspectable as finding:
             self._forward(Decision(Outcome.UNREADABLE, reason=finding.reason))
             return None
-        self._forward(self._decide(submission))
-        return submission.without(self._cut) if self._cut and not self._sanitizer.observes else None
+        sanitizer = self._sanitizer
+        self._comparison = comparison = Comparison(
+            submission, sanitizer.stored, self._caller, self._target.prefix, observes=sanitizer.observes
+        )
+        await comparison.compare()
+        self._forward(comparison.decision)
+        return comparison.body
 
     def give_up(self) -> None:
         """`edit` or `next_body` has failed: the request, or the answer, goes on as it came."""
@@ -205,66 +205,41 @@ class Interception:
 
     def holds(self, status: int) -> bool:
         """Whether an answer with this status has to be held back until `next_body` has seen it."""
-        return any(gate.status == status for gate in self._candidates())
+        return bool(self._candidates(status))
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
         """The body to send after this answer, which was held back; None to pass the answer on.
 
         Cancelling ends the lookup. Each further send cuts at least one member that was not cut before, and there are at
-        most `MAX_RESENDS`.
+        most `sanitizer.sanitize.comparison.MAX_RESENDS`.
         """
-        submission, text = self._submission, words(head, content)
-        refusing = [
-            gate
-            for gate in self._candidates()
-            if gate.status == status and any(fragment in text for fragment in gate.fragments)
-        ]
-        if submission is None or not refusing:
+        comparison, text = self._comparison, refusal_text(head, content)
+        gates = [gate for gate in self._candidates(status) if any(fragment in text for fragment in gate.fragments)]
+        if comparison is None or not gates:
             return None
-        found = await self._stored_now(submission)
-        if isinstance(found, Unknown):
-            self._reason = found.reason
-        else:
-            self._reason = None
-            if self._cut_by_cache:
-                self._restore(submission, found)
-            unchanged, known = submission.unchanged(refusing, found.info)
-            unchanged = [name for name in dict.fromkeys(unchanged) if name not in self._cut]
-            if not known:
-                self._reason = "stored_shape"
-            self._cut += unchanged
-            self._after_refusal += unchanged
-            if unchanged and not self._sanitizer.observes:
-                self._resent += 1
-                self.confidential = self._with_lookup_key
-                self._decision = self._decide(submission)
-                return submission.without(self._cut)
-        self._decision = self._decide(submission)
-        return None
+        resend = await comparison.compare_refused(gates)
+        self._forward(comparison.decision)
+        if not resend:
+            return None
+        self.confidential = comparison.used_lookup_key
+        return comparison.body
 
     def answered(self, status: int, head: bytes) -> bytes | None:
         """Report the answer; returns what its field `field` says, None if it is not to have one.
 
         A caller who may not read the key, where the gateway has a credential that may, learns the decision only with a
-        2xx: what the credential has read is for those whom LiteLLM lets write it.
+        2xx: what the credential has read is only for callers that LiteLLM lets write it.
         """
-        decision = self._decision
-        if decision is None:
-            return None
-        if decision.outcome is Outcome.CHANGED and self._found is None and 200 <= status < 300 and self._candidates():
+        decision, comparison = self._decision, self._comparison
+        assert decision is not None  # noqa: S101 - the request has been forwarded
+        success = 200 <= status < 300
+        if decision.outcome is Outcome.CHANGED and success and comparison is not None and comparison.has_uncompared:
             decision = Decision(Outcome.CHANGED, reason="accepted")
         self._report(decision, status, head)
         self.release()
-        if self._withholds and not 200 <= status < 300:
+        if comparison is not None and comparison.withholds and not success:
             return None
-        value = decision.outcome.encode()
-        if decision.fields:
-            value += b'; fields="%b"' % ",".join(decision.fields).encode()
-        if decision.after_refusal:
-            value += b'; after-refusal="%b"' % ",".join(decision.after_refusal).encode()
-        if decision.reason:
-            value += b'; reason="%b"' % decision.reason.encode()
-        return value
+        return decision.field_value
 
     def close(self, reason: str = "client_left", status: int | None = None) -> None:
         """The request is over; ``reason`` says why it was not forwarded, ``status`` how the gateway refused it.
@@ -273,111 +248,20 @@ class Interception:
         """
         decision = self._decision
         if decision is None:
-            outcome = Outcome.UNREADABLE if self._submission is None else Outcome.UNKNOWN
+            outcome = Outcome.UNREADABLE if self._comparison is None else Outcome.UNKNOWN
             decision = self._decision = Decision(outcome, reason=reason)
         self._report(decision, status)
         self.release()
         self._forwarding.close()
 
-    async def _compare(self, submission: Submission) -> None:
-        """Find what can be cut before the request is forwarded."""
-        gates = submission.comparable
-        if not submission.names_a_key:
-            self._reason = "no_key"
-            return
-        if not gates:
-            return
-        # only now that the whole body is here: what is read must not be older than the request
-        found = await self._look_up(submission, fresh=False)
-        if isinstance(found, Stored) and found.cached:
-            unchanged, _ = submission.unchanged(gates, found.info)
-            if len(unchanged) == len(gates):
-                self._cut = unchanged
-                self._cut_by_cache = True
-                return
-            # only "unchanged" may rest on a cached value
-            found = await self._look_up(submission, fresh=True)
-        self._found = found
-        if isinstance(found, Unknown):
-            self._reason = found.reason
-            return
-        self._cut, known = submission.unchanged(gates, found.info)
-        if not known:
-            self._reason = "stored_shape"
-
-    def _restore(self, submission: Submission, found: Stored) -> None:
-        """Cut no member that is changed, as a fresh lookup shows, though the cached value did not."""
-        self._cut_by_cache = False
-        unchanged, _ = submission.unchanged(submission.comparable, found.info)
-        self._cut = [name for name in self._cut if name in unchanged]
-        self._forwarding.enter_context(self._sanitizer.stored.writing(submission.key))
-
-    async def _look_up(self, submission: Submission, *, fresh: bool) -> Stored | Unknown:
-        stored, prefix = self._sanitizer.stored, self._target.prefix
-        if submission.key is not None:
-            found, lookup = await stored.get(self._caller, submission.key, prefix, fresh=fresh)
-        else:
-            found, lookup = await stored.get_by_alias(self._caller, submission.alias or "", prefix)
-        if lookup is not None:
-            self._lookups.append(lookup)
-        # the caller may not read the key: nothing may depend on what a lookup with the credential finds
-        self._withholds = isinstance(found, Unknown) and found.refused and stored.has_lookup_key
-        return found
-
-    async def _stored_now(self, submission: Submission) -> Stored | Unknown:
-        """What is stored, read for this request: with the lookup credential, if the caller's own lookup is refused."""
-        if self._found is None:
-            self._found = await self._look_up(submission, fresh=True)
-        stored = self._sanitizer.stored
-        if isinstance(self._found, Unknown) and self._found.refused and stored.has_lookup_key:
-            self._found, lookup = await stored.get_with_lookup_key(
-                self._caller, submission.key, submission.alias, self._target.prefix
-            )
-            if lookup is not None:
-                self._lookups.append(lookup)
-        return self._found
-
-    @property
-    def _with_lookup_key(self) -> bool:
-        return any(lookup.lookup_key for lookup in self._lookups)
-
-    def _candidates(self) -> list[Gate]:
-        """The gates whose members may still be cut, if LiteLLM refuses the request because of them."""
-        submission, found = self._submission, self._found
-        if submission is None or not submission.names_a_key or self._resent == MAX_RESENDS:
-            return []
-        refused = isinstance(found, Unknown) and found.refused and self._sanitizer.stored.has_lookup_key
-        if isinstance(found, Unknown) and not refused:
-            return []
-        return [
-            gate
-            for gate in submission.gates
-            if gate.field not in self._cut
-            and gate.possible(submission.values[gate.field])
-            and (gate.cut is Cut.AFTER_REFUSAL or refused or self._with_lookup_key)
-            and (not isinstance(found, Stored) or gate.unchanged(submission.values, found.info))
-        ]
-
-    def _decide(self, submission: Submission) -> Decision:
-        if not submission.gates:
-            return Decision(Outcome.ABSENT)
-        if self._cut:
-            outcome, reason = Outcome.OBSERVED if self._sanitizer.observes else Outcome.DROPPED, None
-        else:
-            reason = self._reason
-            outcome = Outcome.CHANGED if reason is None else Outcome.UNKNOWN
-        return Decision(
-            outcome,
-            submission.in_order(self._cut),
-            reason,
-            submission.in_order(self._after_refusal),
-            self._with_lookup_key,
-        )
+    def _candidates(self, status: int) -> list[Gate]:
+        """The gates whose members may still be cut, if LiteLLM refuses the request with this status."""
+        return [] if self._comparison is None else self._comparison.candidates(status)
 
     def _forward(self, decision: Decision) -> None:
         """The request goes on by this decision."""
         self._decision = decision
-        submission = self._submission
+        submission = self._comparison.submission if self._comparison is not None else None
         if submission is None or decision.outcome is not Outcome.DROPPED or submission.writes(decision.fields):
             self._forwarding.enter_context(self._sanitizer.stored.writing(submission.key if submission else None))
 
@@ -387,14 +271,15 @@ class Interception:
         self._reported = True
         if self._sanitizer.on_decision is None:
             return
-        submission = self._submission
+        comparison = self._comparison
+        key = comparison.submission.key if comparison is not None else None
         self._sanitizer.on_decision(
             Record(
                 endpoint=self._target.endpoint,
                 decision=decision,
-                key_hash=key_hash(submission.key) if submission and submission.key else None,
-                lookups=tuple(self._lookups),
-                resent=self._resent,
+                key_hash=key_hash(key) if key is not None else None,
+                lookups=tuple(comparison.lookups) if comparison is not None else (),
+                resent=comparison.resent if comparison is not None else 0,
                 status=status,
                 call_id=_value(_CALL_ID, head),
                 traceparent=_value(_TRACEPARENT, self._head),

@@ -8,13 +8,11 @@ One row for each gate. Two kinds of cut are made, and nothing else:
   effect of its own (an order, a time at which a budget begins anew, a counter). It goes to LiteLLM as it came. Only if
   LiteLLM has refused the request because of it is the request sent again without it.
 
-No release writes anything before it refuses a request in one of the ways below: read in, and seen on, LiteLLM 1.83.13,
+No release writes anything before one of the refusals below: read in, and seen on, LiteLLM 1.83.13,
 1.92.0, 1.109.1 and 1.110.2.
 """
 
-import os
-import re
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from typing import Final, NamedTuple
@@ -59,7 +57,7 @@ class Refused(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One guarded field of one endpoint (always ``POST``), and one way in which it is unchanged."""
+    """One guarded field of one endpoint (always ``POST``), and one sense in which it can be unchanged."""
 
     endpoint: str
     """Path without a prefix; ``{key}`` stands for the key, where the path names it."""
@@ -71,7 +69,7 @@ class Gate:
     """Parts of LiteLLM's refusals, one of which each of them contains. They name the member, and hold no value."""
     refused: tuple[Refused, ...] = ()
     """The evidence, from releases up to `NEWEST`."""
-    possible: Callable[[Json], bool] = not_null
+    can_be_unchanged: Callable[[Json], bool] = not_null
     """Whether a sent value can be unchanged at all, whatever is stored."""
     status: int = 403
     """Of LiteLLM's refusal."""
@@ -84,12 +82,31 @@ UPDATE: Final = "/key/update"
 REGENERATE: Final = ("/key/regenerate", "/key/{key}/regenerate")
 _BEFORE, _AFTER = Cut.BEFORE_FORWARDING, Cut.AFTER_REFUSAL
 _NEVER_COMPARED: Final = (Refused("1.92.0", None, "any value"),)
-_ROUTES: Final = ("Only proxy admins can set `allowed_routes` on a key",)
-_PERMISSIONS: Final = ("Only proxy admins can set `permissions`",)
-_ACCESS_GROUPS: Final = (
-    "Team members cannot assign access groups",
-    "Access groups cannot be assigned to personal keys",
-    "Access groups must be assigned to the key",  # 1.110.0
+_SAME_ROUTES: Final = (
+    "allowed_routes",
+    column("allowed_routes", same_list),
+    _BEFORE,
+    ("Only proxy admins can set `allowed_routes` on a key",),
+)
+# an administrator's new order is stored
+_REORDERED_ROUTES: Final = ("allowed_routes", column("allowed_routes", same_strings), _AFTER, _SAME_ROUTES[-1])
+# stored as {} unless set
+_SAME_PERMISSIONS: Final = (
+    "permissions",
+    column("permissions", same_object),
+    _BEFORE,
+    ("Only proxy admins can set `permissions`",),
+)
+# the dashboard always sends it; an empty list is not refused
+_SAME_ACCESS_GROUPS: Final = (
+    "access_group_ids",
+    of_the_team(column("access_group_ids", same_list)),
+    _BEFORE,
+    (
+        "Team members cannot assign access groups",
+        "Access groups cannot be assigned to personal keys",
+        "Access groups must be assigned to the key",  # 1.110.0
+    ),
 )
 _BUDGET: Final = ("can call /key/update (max_budget/spend)",)
 _OBJECT_PERMISSION: Final = (
@@ -107,34 +124,18 @@ _OBJECT_PERMISSION: Final = (
 GATES: Final = (
     Gate(
         UPDATE,  # BerriAI/litellm#26555, #27005, #33277; it came with BerriAI/litellm#25445
-        "allowed_routes",
-        column("allowed_routes", same_list),
-        _BEFORE,
-        _ROUTES,
+        *_SAME_ROUTES,
         (
             Refused("1.83.7", "1.101.0", "the lists of key types LLM API and read-only"),
             Refused("1.83.7", "1.109.0", "the list of key type management, and custom lists"),
             Refused("1.92.0", "1.101.0", "the empty list"),
         ),
     ),
-    # an administrator's new order is stored
+    Gate(UPDATE, *_REORDERED_ROUTES, (Refused("1.83.7", None, "a custom list in another order"),)),
+    Gate(UPDATE, *_SAME_PERMISSIONS, _NEVER_COMPARED),
     Gate(
         UPDATE,
-        "allowed_routes",
-        column("allowed_routes", same_strings),
-        _AFTER,
-        _ROUTES,
-        (Refused("1.83.7", None, "a custom list in another order"),),
-    ),
-    # stored as {} unless set
-    Gate(UPDATE, "permissions", column("permissions", same_object), _BEFORE, _PERMISSIONS, _NEVER_COMPARED),
-    # the dashboard always sends it; an empty list is not refused
-    Gate(
-        UPDATE,
-        "access_group_ids",
-        of_the_team(column("access_group_ids", same_list)),
-        _BEFORE,
-        _ACCESS_GROUPS,
+        *_SAME_ACCESS_GROUPS,
         (
             Refused("1.91.5", "1.110.0", "a list that is not empty, from a caller who is no admin of the key's team"),
             Refused("1.110.0", None, "a list that is not empty, from a caller who is no proxy admin"),
@@ -251,22 +252,12 @@ GATES: Final = (
         gate
         for endpoint in REGENERATE
         for gate in (
+            Gate(endpoint, *_SAME_ROUTES, _NEVER_COMPARED),
+            Gate(endpoint, *_REORDERED_ROUTES, _NEVER_COMPARED),
+            Gate(endpoint, *_SAME_PERMISSIONS, _NEVER_COMPARED),
             Gate(
                 endpoint,
-                "allowed_routes",
-                column("allowed_routes", same_list),
-                _BEFORE,
-                _ROUTES,
-                _NEVER_COMPARED,
-            ),
-            Gate(endpoint, "allowed_routes", column("allowed_routes", same_strings), _AFTER, _ROUTES, _NEVER_COMPARED),
-            Gate(endpoint, "permissions", column("permissions", same_object), _BEFORE, _PERMISSIONS, _NEVER_COMPARED),
-            Gate(
-                endpoint,
-                "access_group_ids",
-                of_the_team(column("access_group_ids", same_list)),
-                _BEFORE,
-                _ACCESS_GROUPS,
+                *_SAME_ACCESS_GROUPS,
                 (Refused("1.91.5", None, "a list that is not empty (read, not run)"),),
             ),
         )
@@ -275,45 +266,3 @@ GATES: Final = (
 
 FIELDS = frozenset(gate.field for gate in GATES)
 """All fields that may be dropped."""
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """What an intercepted path stands for."""
-
-    endpoint: str
-    prefix: str
-    """The path prefix it was called under, ``""`` for none."""
-    key: str | None
-    """The key in the path, if the endpoint has one there."""
-    gates: tuple[Gate, ...]
-
-
-class Targets:
-    """The intercepted paths: every endpoint that has a gate on one of ``fields``, under each of ``prefixes``."""
-
-    def __init__(self, fields: Collection[str], prefixes: Iterable[str]) -> None:
-        gates: dict[str, list[Gate]] = {}
-        for gate in GATES:
-            if gate.field in fields:
-                gates.setdefault(gate.endpoint, []).append(gate)
-        begins = [endpoint.partition("{")[0] for endpoint in gates]
-        self._common = os.path.commonprefix(begins)  # noqa: RUF071 - of characters is what is meant
-        prefix = "|".join(map(re.escape, prefixes))
-        self._endpoints = [
-            (re.compile(rf"({prefix}){re.escape(endpoint).replace(_KEY, '([^/]+)')}"), endpoint, tuple(rows))
-            for endpoint, rows in gates.items()
-        ]
-
-    def find(self, path: str) -> Target | None:
-        """The target of a decoded path: LiteLLM matches decoded paths too, exactly and with case."""
-        if self._common not in path:  # every POST comes by here
-            return None
-        for pattern, endpoint, gates in self._endpoints:
-            if match := pattern.fullmatch(path):
-                prefix, *key = match.groups()
-                return Target(endpoint, prefix, key[0] if key else None, gates)
-        return None
-
-
-_KEY = re.escape("{key}")

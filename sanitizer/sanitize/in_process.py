@@ -34,7 +34,7 @@ class InProcess:
             asked.pop("extensions", None)
             return await _ask(self._app, asked, content)
 
-        return Caller(encode_header(scope["headers"]) or b"\r\n\r\n", ask)
+        return Caller(encode_header(scope["headers"]) or b"\r\n", ask)
 
 
 async def _ask(app: ASGIApp, scope: Scope, content: bytes | None) -> tuple[int, bytes]:

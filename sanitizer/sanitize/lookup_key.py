@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable
 
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
-_MOST = 4096
+_MAX_FILE = 4096
 _BOMS = ("\ufeff", "\xef\xbb\xbf", "\xff\xfe", "\xfe\xff")
 """Byte order marks: as one character; and those of UTF-8 and both kinds of UTF-16, with each byte as a character."""
 _QUOTES = ('"', "'", "`")
@@ -44,7 +44,7 @@ class KeyFile:
 
     It is read at once, and again whenever it is called and another file is there (device, inode, time, size; symbolic
     links are followed). As long as it cannot be read, or holds no key, the last good one is kept, and ``on_error`` is
-    told why, once for each reason in a row.
+    called with the reason, once for each reason in a row.
     """
 
     def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
@@ -52,7 +52,7 @@ class KeyFile:
         self._on_error = on_error
         self._key: str | None = None
         self._version: tuple[int, ...] | None = None
-        self._told: str | None = None
+        self._reported: str | None = None
         self()
 
     def __call__(self) -> str | None:
@@ -62,11 +62,11 @@ class KeyFile:
                 self._key, self._version = _read(self._path)
         except (OSError, ValueError) as error:
             reason = (error.strerror or type(error).__name__) if isinstance(error, OSError) else str(error)
-            if reason != self._told:
-                self._told = reason
+            if reason != self._reported:
+                self._reported = reason
                 self._on_error(reason)
         else:
-            self._told = None
+            self._reported = None
         return self._key
 
 
@@ -77,7 +77,7 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
 def _read(path: str) -> tuple[str, tuple[int, ...]]:
     with open(path, "rb") as file:
         version = _version(os.fstat(file.fileno()))  # of the very file that is read
-        content = file.read(_MOST + 1)
-    if len(content) > _MOST:
+        content = file.read(_MAX_FILE + 1)
+    if len(content) > _MAX_FILE:
         raise ValueError("too long for a key")
     return checked_key(content.decode("latin-1")), version

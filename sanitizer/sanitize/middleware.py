@@ -18,16 +18,13 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.errors import GatewayError
+from sanitizer.sanitize.answer import Answer
 from sanitizer.sanitize.core import Interception, Sanitizer
 from sanitizer.sanitize.scopes import copy_scope, encode_header
 from sanitizer.sanitize.stored import Caller
 
-HELD_LIMIT: Final = 64 * 1024
-"""Bytes of an answer's content that are held back; a longer answer passes on."""
 _READS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 """Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
-NOT_SENT: Final = "sanitizer.not_sent"
-"""In an ``http.response.start``: the app has sent nothing of the request to where it would have been answered."""
 
 
 class ClientLeft(Exception):
@@ -100,18 +97,18 @@ class SanitizerMiddleware:
         body = None
         if interception.inspects and await upload.read():
             body = await upload.ask(interception.edit())
-        previous: _Answer | None = None
+        previous: Answer | None = None
         while True:
-            answer = _Answer(interception, send, previous)
+            answer = Answer(interception, send, previous)
             returned = False
             with _Reported(answer):
                 try:
                     await self.app(_with_body(scope, body), upload.replay(body), answer.send)
                     returned = True
                 finally:
-                    if not returned or not answer.held:  # what there is of an answer is the client's all the same
+                    if not returned or not answer.whole:  # what there is of an answer is the client's all the same
                         await answer.pass_on()
-            if not answer.held:
+            if not answer.whole:
                 return
             body = await upload.ask(interception.next_body(answer.status, answer.head, answer.content))
             if body is None:
@@ -196,97 +193,13 @@ class _Upload:
             await asyncio.Event().wait()
 
 
-class _Answer:
-    """The app's answer on its way to the client, which is held back if the interception wants to see it first.
-
-    ``previous`` is the answer that is held back while the app answers a further send, `first` the first of those.
-    """
-
-    def __init__(self, interception: Interception, send: Send, previous: "_Answer | None") -> None:
-        self._interception = interception
-        self._send = send
-        self._previous = previous
-        self.first: _Answer = previous.first if previous is not None else self
-        self._start: Message | None = None  # as long as the answer is held back
-        self._passes = False
-        self._messages: list[Message] = []  # what follows the start
-        self._size = 0
-        self._whole = False
-        self.status = 0
-        self.head = b""
-
-    @property
-    def held(self) -> bool:
-        """Whether the answer is whole and held back."""
-        return self._start is not None and self._whole
-
-    @property
-    def content(self) -> bytes:
-        """The content of the answer, if it is held back."""
-        return b"".join([message.get("body", b"") for message in self._messages])
-
-    @property
-    def gave_way(self) -> bool:
-        """Whether an answer that was held back is the client's in place of this one."""
-        return self._send is _send_nothing
-
-    async def send(self, message: Message) -> None:
-        """The ASGI ``send`` of the app."""
-        if self._passes:
-            await self._send(message)
-        elif message["type"] == "http.response.start":
-            self.status = message["status"]
-            self.head = encode_header(message.get("headers", ())) or b""
-            self._start = message
-            if message.get(NOT_SENT) and self._previous is not None:
-                await self._give_way(self._previous)
-            elif _length(message) > HELD_LIMIT or not self._interception.holds(self.status):
-                await self.pass_on()
-        elif self._start is None:
-            if self._previous is None:  # interim answers to further sends do not pass
-                await self._send(message)
-        else:
-            self._messages.append(message)
-            self._size += len(message.get("body", b""))
-            self._whole = message["type"] == "http.response.body" and not message.get("more_body", False)
-            if self._size > HELD_LIMIT or message["type"] != "http.response.body":
-                await self.pass_on()
-
-    async def pass_on(self) -> None:
-        """Hold the answer back no longer. If it is not for the client to see, the first one is the client's instead."""
-        confidential = self._interception.confidential and not 200 <= self.status < 300
-        if confidential and self.first is not self and not self._passes:
-            await self._give_way(self.first)
-            return
-        start, self._start = self._start, None
-        if start is None:
-            return
-        self._passes = True
-        value = self._interception.answered(self.status, self.head)
-        field = self._interception.field
-        headers = [line for line in start.get("headers", ()) if line[0].lower() != field]
-        if value is not None:
-            headers.append((field, value))
-        await self._send({**start, "headers": headers})
-        for message in self._messages:
-            await self._send(message)
-        self._messages.clear()
-
-    async def _give_way(self, other: "_Answer") -> None:
-        """Let an answer that is held back be the client's, and drop this one."""
-        self._start = None
-        self._passes = True
-        self._send = _send_nothing
-        await other.pass_on()
-
-
 class _Reported:
-    """Lets the event loop report an app's failure, and no server see it, if the answer has given way to another.
+    """Lets the event loop report an app's failure, and hides it from the server, if the answer has been replaced.
 
     A server closes the connection when an app fails, and the client would learn from that what the answer was.
     """
 
-    def __init__(self, answer: _Answer) -> None:
+    def __init__(self, answer: Answer) -> None:
         self._answer = answer
 
     def __enter__(self) -> None: ...
@@ -294,21 +207,11 @@ class _Reported:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        if not isinstance(error, Exception) or not self._answer.gave_way:
-            return False
-        message = "the app has failed in a further send, whose answer is not the client's"
-        asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
-        return True
-
-
-def _length(start: Message) -> int:
-    """What the Content-Length of an answer says, 0 if nothing."""
-    values = [value for name, value in start.get("headers", ()) if name.lower() == b"content-length"]
-    return int(values[0]) if values and values[0].isdigit() and len(values[0]) <= 18 else 0
-
-
-async def _send_nothing(message: Message) -> None:
-    """Drop what the app still sends."""
+        hidden = isinstance(error, Exception) and self._answer.replaced
+        if hidden:
+            message = "the app has failed in a further send, whose answer is not the client's"
+            asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
+        return hidden
 
 
 def _root_paths() -> list[str]:

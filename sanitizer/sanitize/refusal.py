@@ -1,4 +1,4 @@
-"""LiteLLM's refusals: the words in an answer that say why."""
+"""LiteLLM's refusals: the text in an answer that says why."""
 
 import re
 import zlib
@@ -12,7 +12,7 @@ LIMIT: Final = 64 * 1024
 _CODINGS: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
 
 
-def words(head: bytes, content: bytes) -> str:
+def refusal_text(head: bytes, content: bytes) -> str:
     """The one text that says why a request was refused: ``error.message``, ``detail.error`` or ``detail``.
 
     ``head`` is the answer's head in octets. Empty if there is no such text, for example because the content is no JSON

@@ -11,13 +11,13 @@ _VALUE: Final = re.compile(rb"[^\r\n]*")
 
 
 def encode_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """A head in octets: an empty start line, the field lines, an empty line. None if a field is malformed."""
-    lines: list[bytes] = []
+    """A head in octets: an empty start line and the field lines. None if a field is malformed."""
+    lines = [b"\r\n"]
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
             return None
-        lines.append(b"%b: %b" % (name, value))
-    return b"".join([b"\r\n", *(line + b"\r\n" for line in lines), b"\r\n"])
+        lines.append(b"%b: %b\r\n" % (name, value))
+    return b"".join(lines)
 
 
 def copy_scope(scope: Scope) -> Scope:

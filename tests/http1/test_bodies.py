@@ -36,7 +36,9 @@ LENGTH, CODING = b"Content-Length", b"Transfer-Encoding"
         pytest.param([], 0, id="none"),
         pytest.param([(LENGTH, b"0")], 0, id="zero"),
         pytest.param([(b"content-length", b"017")], 17, id="leading-zero"),
+        pytest.param([(LENGTH, b"17 \t")], 17, id="white space behind a length"),
         pytest.param([(CODING, b"CHUNKED")], Framing.CHUNKED, id="chunked"),
+        pytest.param([(CODING, b"chunked \t")], Framing.CHUNKED, id="white space behind a coding"),
     ],
 )
 def test_request_length(fields: Fields, length: Length) -> None:

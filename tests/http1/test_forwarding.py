@@ -4,7 +4,7 @@ import pytest
 
 from sanitizer.address import TrustedProxies
 from sanitizer.errors import LoopDetected
-from sanitizer.http1.forwarding import Forwarding, passed_trailers
+from sanitizer.http1.forwarding import Forwarding, buffering_is_set, passed_trailers
 from sanitizer.http1.heads import Fields, encode_head, head_fields
 from sanitizer.settings import load
 
@@ -65,18 +65,18 @@ def sent(fields: Fields, trusted: str = "", peer: str | None = "192.0.2.1", sche
     ],
 )
 def test_request_fields(fields: Fields, passed: Fields) -> None:
-    """End-to-end fields pass in order; what an untrusted peer says about the way is replaced."""
+    """End-to-end fields pass in order. The forwarding fields of a peer that is not trusted are replaced."""
     assert sent(fields) == passed + UNTRUSTED
 
 
-def test_trusted_peer_passes_the_way() -> None:
-    """A trusted peer's word passes as it is, duplicates and order included; only what is missing is written."""
-    told = [(b"Forwarded", b"for=a"), (b"X-Forwarded-For", b"a"), (b"x-forwarded-for", b"b"), (b"X-Real-IP", b"a")]
+def test_trusted_peer() -> None:
+    """A trusted peer's forwarding fields pass as they are, duplicates and order included. Missing ones are written."""
+    fields = [(b"Forwarded", b"for=a"), (b"X-Forwarded-For", b"a"), (b"x-forwarded-for", b"b"), (b"X-Real-IP", b"a")]
     via = (b"Via", b"1.1 " + PSEUDONYM)
     host, proto = (b"X-Forwarded-Host", b"h"), (b"X-Forwarded-Proto", b"https")
-    assert sent(told, "192.0.2.0/24", scheme="https") == [*told, proto, host, via]
+    assert sent(fields, "192.0.2.0/24", scheme="https") == [*fields, proto, host, via]
     assert sent([proto], "192.0.2.0/24") == [proto, (b"X-Forwarded-For", b"192.0.2.1"), host, via]
-    assert sent([(b"Connection", b"x-forwarded-for"), told[1]], "192.0.2.1/32")[0] == told[1]
+    assert sent([(b"Connection", b"x-forwarded-for"), fields[1]], "192.0.2.1/32")[0] == fields[1]
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ def test_peer_trusted(peer: str | None, trusted: str, address: bytes | None) -> 
     ],
 )
 def test_claimed_https(peer: str | None, scheme: str, trusted: str, said: list[str | None]) -> None:
-    """A peer that says https in vain is named, once."""
+    """A peer that is not trusted but says that it was asked by https is named, once."""
     named: list[str | None] = []
     trusts = load({"trusted_proxies": trusted} if trusted else {}, {}).trusted_proxies
     it = Forwarding(trusts, PSEUDONYM, on_untrusted=named.append)
@@ -144,7 +144,7 @@ def test_loop(via: list[bytes]) -> None:
 
 
 def test_eight_gateways_are_no_loop() -> None:
-    """Eight gateways in line may be someone's wish."""
+    """Eight gateways, one behind another, may be intended."""
     via = [(b"Via", b"1.1 litellm-sanitizer-%d" % n) for n in range(8)]
     assert sent(via)[:8] == via
 
@@ -163,3 +163,16 @@ def test_what_a_head_says() -> None:
         forwarding().peer("192.0.2.1", "http"),
     )
     assert (head.length, head.host, head.hosts, head.upgrade, head.has_origin) == (b"3", b"i", 2, b"a, b", False)
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        pytest.param([(b"X-Accel-BUFFERING", b"yes")], True, id="in any case"),
+        pytest.param([(b"A", b"x-accel-buffering: no")], False, id="in a value"),
+        pytest.param([], False, id="not there"),
+    ],
+)
+def test_buffering_is_set(fields: Fields, found: bool) -> None:
+    """Only a field line of that name counts."""
+    assert buffering_is_set(encode_head(b"HTTP/1.1 200 OK", fields)) is found

@@ -74,8 +74,8 @@ def test_large_head(step: int) -> None:
     read_in_pieces(reader(102), octets, step)
 
 
-def test_upgrade_is_a_wish() -> None:
-    """A head that asks for an upgrade is one like others."""
+def test_upgrade() -> None:
+    """A head that asks for an upgrade is found like any other."""
     head = HEAD.replace(b"X:", b"Connection: upgrade\r\nUpgrade: x")
     assert reader().feed(head + b"rest") == (head[:-2], b"rest")
 
@@ -103,6 +103,12 @@ def read_in_pieces(heads: HeadReader, octets: bytes, step: int) -> None:
 def test_response_fields(fields: Fields, passed: Fields) -> None:
     """A response's end-to-end fields pass; nothing is added."""
     assert head_fields(read_response_head(encode_head(b"HTTP/1.1 200 OK", fields)).octets) == passed
+
+
+def test_head_fields() -> None:
+    """The pairs of name and value, without the white space around values (RFC 9112 section 5.1)."""
+    octets = b"HTTP/1.1 200 OK\r\nA: \t1 2\t \r\nb:\r\nC:x:y\r\n"
+    assert head_fields(octets) == [(b"A", b"1 2"), (b"b", b""), (b"C", b"x:y")]
 
 
 def test_encode_head() -> None:

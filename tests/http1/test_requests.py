@@ -8,7 +8,7 @@ from sanitizer.address import TrustedProxies
 from sanitizer.errors import BadRequest
 from sanitizer.http1.bodies import Framing
 from sanitizer.http1.forwarding import Forwarding
-from sanitizer.http1.requests import Repeat, Request, decoded_path, read_request
+from sanitizer.http1.requests import Repeat, Request, decoded_path, other_protocol, read_request
 
 HOST = b"Host: a\r\n"
 FORWARDING = Forwarding(TrustedProxies(), b"litellm-sanitizer-0")
@@ -37,6 +37,12 @@ def head(line: bytes, fields: bytes = HOST) -> bytes:
         pytest.param(
             head(b"GET HTTPS://b HTTP/1.1"), b"/", head(b"GET / HTTP/1.1", b"Host: b\r\n"), id="absolute form, no path"
         ),
+        pytest.param(
+            head(b"GET http://b/ HTTP/1.1", b"Host: a \t\r\n"),
+            b"/",
+            head(b"GET / HTTP/1.1", b"Host: b\r\n"),
+            id="absolute form, white space behind Host",
+        ),
     ],
 )
 def test_target(octets: bytes, target: bytes, in_origin_form: bytes) -> None:
@@ -58,12 +64,15 @@ def test_target(octets: bytes, target: bytes, in_origin_form: bytes) -> None:
         pytest.param(head(b"GET /a HTTP/1.0", HOST * 2), id="two Hosts, HTTP/1.0"),
         pytest.param(head(b"CONNECT a:1 HTTP/1.1"), id="CONNECT"),
         pytest.param(head(b"CONNECT /a HTTP/1.1"), id="CONNECT to a path"),
+        pytest.param(head(b"CONNECT http://a/ HTTP/1.1"), id="CONNECT to a URL"),
         pytest.param(head(b"GET * HTTP/1.1"), id="asterisk, not OPTIONS"),
         pytest.param(head(b"GET a HTTP/1.1"), id="relative path"),
         pytest.param(head(b"GET ftp://a/ HTTP/1.1"), id="ftp"),
         pytest.param(head(b"GET http:///a HTTP/1.1"), id="no authority"),
         pytest.param(head(b"GET http://u@a/ HTTP/1.1"), id="user in the authority"),
         pytest.param(head(b"GET http://a?b HTTP/1.1"), id="query without a path"),
+        pytest.param(head(b"GET http://a#b HTTP/1.1"), id="fragment without a path"),
+        pytest.param(head(b"GET http://:1/ HTTP/1.1"), id="port alone in the authority"),
     ],
 )
 def test_not_relayed(octets: bytes) -> None:
@@ -137,6 +146,26 @@ def test_repeatable(fields: bytes, repeatable: bool) -> None:
 def test_decoded_path(target: bytes, path: str) -> None:
     """As the server that LiteLLM runs on decodes it."""
     assert decoded_path(target) == path
+
+
+@pytest.mark.parametrize(
+    ("octets", "advice"),
+    [
+        pytest.param(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 2\r\n", "PROXY protocol", id="PROXY protocol 1"),
+        pytest.param(b"\0\r\nQUIT\n\x21\x11", "PROXY protocol", id="PROXY protocol 2, behind the CRLFs it begins with"),
+        pytest.param(b"\x16", "--ssl-certfile", id="TLS, one octet"),
+        pytest.param(b"\x16\x03\x01\x02", "--ssl-certfile", id="TLS"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", "HTTP/1.1", id="HTTP/2"),
+        pytest.param(b"\x16\x02", "", id="not TLS"),
+        pytest.param(b"PROXYING / HTTP/1.1\r\n", "", id="another method"),
+        pytest.param(b"", "", id="nothing"),
+    ],
+)
+def test_other_protocol(octets: bytes, advice: str) -> None:
+    """A protocol that a load balancer or a client may speak by mistake is named, with what to do about it."""
+    found = other_protocol(octets)
+    assert advice in found
+    assert bool(found) == bool(advice)
 
 
 # A head that comes again is relayed as it was the first time, and nothing else is taken for it.

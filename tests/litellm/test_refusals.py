@@ -18,7 +18,7 @@ import httpx
 import pytest
 
 from sanitizer.sanitize.gates import GATES, UPDATE
-from sanitizer.sanitize.refusal import words
+from sanitizer.sanitize.refusal import refusal_text
 from tests.litellm.actors import MODELS, OTHER_MODELS, LiteLLM, update
 from tests.litellm.answers import assert_same_answer
 from tests.litellm.matrix import ROUTES, WINDOWS, Columns
@@ -250,7 +250,7 @@ def stage(release: LiteLLM) -> Iterator[Stage]:
 
 def said(answer: httpx.Response) -> str:
     """LiteLLM's words, as the gateway reads them."""
-    return words(b"HTTP/1.1 403 Forbidden\r\n\r\n", answer.content)
+    return refusal_text(b"HTTP/1.1 403 Forbidden\r\n\r\n", answer.content)
 
 
 def test_every_fragment_has_its_refusal() -> None:

@@ -18,13 +18,14 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sanitizer import __version__
 from sanitizer.cli import main
 from sanitizer.demo.background import serving
-from sanitizer.operate.check import MAX_ANSWER
+from sanitizer.operate.check.client import MAX_ANSWER
 from sanitizer.sanitize.gates import GATES, NEWEST
-from sanitizer.sanitize.stored import token_of
+from sanitizer.sanitize.queries import token_of
 from tests.support.upstream import CLOSE, RESET, WAIT_CLOSED, Upstream, refusing_port, reply
 
 KEY = "sk-key-of-the-check"
@@ -67,11 +68,31 @@ class LiteLLM:
         return value if isinstance(value, Response) else JSONResponse(value, status)
 
 
+class Server:
+    """Serves one LiteLLM after another: to start a server takes longer than a whole test."""
+
+    url: str
+    app: ASGIApp
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await self.app(scope, receive, send)
+
+
+SERVER = Server()
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _serve() -> Iterator[None]:
+    with serving(SERVER) as SERVER.url:
+        yield
+
+
 @contextmanager
 def running(**answers: Any) -> Iterator[tuple[LiteLLM, str]]:
+    """A LiteLLM that gives these answers, and its URL."""
     litellm = LiteLLM(**answers)
-    with serving(litellm.app) as url:
-        yield litellm, url
+    SERVER.app = litellm.app
+    yield litellm, SERVER.url
 
 
 @pytest.fixture
@@ -169,7 +190,7 @@ def test_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """A release that is known to refuse nothing needs no gateway."""
-    monkeypatch.setattr("sanitizer.operate.check.GATES", ())
+    monkeypatch.setattr("sanitizer.operate.check.defects.GATES", ())
     with running() as (_, url):
         checked = Checked(capsys, "--upstream", url)
     assert checked.status == 0
@@ -355,6 +376,9 @@ def test_what_is_not_repaired(options: tuple[str, ...], said: str, capsys: pytes
         pytest.param(
             {"ready": {**QUIET, "litellm_version": "\x1b[2J"}}, False, "'\\x1b[2J'", "can't be compared", id="escapes"
         ),
+        pytest.param(
+            {"ready": {**QUIET, "litellm_version": "x" * 999}}, False, "x" * 200, "x, which can't", id="a long one"
+        ),
         pytest.param({"ready": {**QUIET, "litellm_version": None}}, False, None, "did not say", id="null"),
     ],
 )
@@ -380,7 +404,7 @@ def test_release(
     ("answers", "status", "result", "said"),
     [
         pytest.param({KEY: 200}, 0, "ok", "LiteLLM answers /key/info with this key", id="200"),
-        pytest.param({}, 1, "problem", "LiteLLM does not know this key (401)", id="401"),
+        pytest.param({}, 1, "problem", "blocked or deleted; give another: --key-file", id="401"),
         pytest.param({KEY: 403}, 0, "note", "this key may not call /key/info (403)", id="403"),
         pytest.param({KEY: 404}, 0, "note", "it is the master key, most likely", id="404"),
         pytest.param({KEY: 500}, 1, "problem", "LiteLLM answers /key/info with 500", id="500"),
@@ -453,7 +477,7 @@ def test_lookup_key(
             [],
             ("--root-path", "/q"),
             [("root path", "problem"), ("dashboard", "ok")],
-            "LiteLLM does not answer under /q (404): --root-path is not its SERVER_ROOT_PATH",
+            "LiteLLM does not answer under /q (404): --root-path is not its SERVER_ROOT_PATH; make them the same",
             id="not LiteLLM's",
         ),
         pytest.param(
@@ -516,8 +540,17 @@ def test_past_the_gateway(host: str, capsys: pytest.CaptureFixture[str]) -> None
         litellm.config = {"proxy_base_url": f"http://{host}:{url.rpartition(':')[2]}/"}
         checked = Checked(capsys, "--upstream", url)
     assert checked.status == 1
-    assert "which is LiteLLM itself: the dashboard calls it past the gateway" in checked.words
+    assert "which is LiteLLM itself: the dashboard calls it past the gateway; set it to the" in checked.words
     assert "1 problem." in checked.words
+
+
+@pytest.mark.parametrize("host", ["llm.example", "192.0.2.1"])
+def test_another_host(host: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A PROXY_BASE_URL on another host is not taken for the upstream because the port is the same."""
+    with running() as (litellm, url):
+        litellm.config = {"proxy_base_url": f"http://{host}:{url.rpartition(':')[2]}/"}
+        checked = Checked(capsys, "--upstream", url, "--json")
+    assert dict(checked.findings())["dashboard"] == "note"
 
 
 @pytest.mark.parametrize(
@@ -557,8 +590,16 @@ def test_not_litellm(answer: Any, status: int, capsys: pytest.CaptureFixture[str
     with running(ready=answer, ready_status=status) as (litellm, url):
         checked = Checked(capsys, "--upstream", url)
     assert checked.status == 1
-    assert f"something answers, but not as LiteLLM does: {status} to GET /health/readiness" in checked.words
+    assert f"not as LiteLLM does: {status} to GET /health/readiness; --upstream has to name" in checked.words
     assert [path for path, _ in litellm.asked if path != "/health/readiness"] == []
+
+
+def test_another_gateway(capsys: pytest.CaptureFixture[str]) -> None:
+    """A gateway that answers for itself, because its own upstream leads back to it, is no LiteLLM."""
+    with running(ready={}, ready_status=508) as (_, url):
+        checked = Checked(capsys, "--upstream", url)
+    assert checked.status == 1
+    assert "a litellm-sanitizer whose --upstream leads back to itself; --upstream has to name" in checked.words
 
 
 def test_endless(capsys: pytest.CaptureFixture[str]) -> None:
@@ -575,7 +616,7 @@ def test_dead_port(capsys: pytest.CaptureFixture[str]) -> None:
     with refusing_port() as port:
         checked = Checked(capsys, "--upstream", f"http://127.0.0.1:{port}")
     assert checked.status == 1
-    assert "PROBLEM connection no connection: Connection refused" in checked.words
+    assert "PROBLEM connection no connection: Connection refused; does LiteLLM run" in checked.words
 
 
 def test_no_such_host(capsys: pytest.CaptureFixture[str]) -> None:
@@ -597,7 +638,7 @@ def test_no_http(steps: list[Any], said: str, capsys: pytest.CaptureFixture[str]
     """Something listens that is no web server."""
 
     with Upstream(reply(*steps, early=True)) as upstream:
-        checked = Checked(capsys, "--upstream", upstream.url, "--lookup-timeout", "0.3")
+        checked = Checked(capsys, "--upstream", upstream.url, "--lookup-timeout", "0.3", "--connect-timeout", "0.3")
         upstream.errors.clear()  # a TLS handshake was tried too, which is no request
     assert (checked.status, said in checked.words) == (1, True), checked.out
 

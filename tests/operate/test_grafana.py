@@ -56,7 +56,6 @@ def exported() -> dict[str, list[dict[str, str]]]:
     async def snapshots() -> Snapshots:
         app = App(Settings())
         snapshots = Snapshots()
-        snapshots.add(0)
         upstream = Pool(Address("http", "a", 80))
         snapshots.put(0, gather(app.counters, upstream, app.decisions))
         return snapshots

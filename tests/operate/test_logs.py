@@ -1,8 +1,10 @@
 """Logs: their shape, what is masked, and how repeated failures are summed up."""
 
+import asyncio
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -26,56 +28,81 @@ def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.endswith("warning upstream failed  kind=broken\n")
 
 
-class Told:
-    """What `Repeats` logs, and its timers, which the test lets go off."""
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_exceptions(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A traceback is logged whole, but for its secrets."""
+    logs.configure("info", style)
+    try:
+        raise ValueError("sk-secret")
+    except ValueError:
+        logs.logger.exception("failed")
+    shown = capsys.readouterr().err
+    if style == "json":
+        shown = json.loads(shown)["exception"]
+    assert "Traceback (most recent call last):" in shown
+    assert shown.rstrip().endswith("ValueError: sk-***")
+    assert "sk-secret" not in shown
+
+
+class Lines:
+    """The lines that `Repeats` logs. It is also the event loop, whose timers the test lets go off."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, int | None]] = []
-        self._timers: list[tuple[float, Callable[[], None]]] = []
-        self.repeats = logs.Repeats(
-            "upstream failed",
-            lambda level, message, *, kind, detail, more=None: self.lines.append((kind, detail, more)),
-            lambda seconds, call: self._timers.append((seconds, call)),
-        )
+        self.repeats = logs.Repeats("upstream failed")
+        self._timers: list[Callable[[], None]] = []
+
+    def event(self, level: int, message: str, *, kind: str, detail: str, more: int | None = None) -> None:
+        assert (level, message) == (logging.WARNING, "upstream failed")
+        self.lines.append((kind, detail, more))
+
+    def call_later(self, seconds: float, call: Callable[..., None], *arguments: object) -> None:
+        assert seconds == 10
+        self._timers.append(partial(call, *arguments))
 
     def pass_time(self) -> None:
         """Ten seconds pass."""
         timers, self._timers = self._timers, []
-        for seconds, call in timers:
-            assert seconds == 10
+        for call in timers:
             call()
 
 
-def test_repeats() -> None:
+@pytest.fixture
+def log(monkeypatch: pytest.MonkeyPatch) -> Lines:
+    log = Lines()
+    monkeypatch.setattr(logs, "event", log.event)
+    monkeypatch.setattr(asyncio, "get_running_loop", lambda: log)
+    return log
+
+
+def test_repeats(log: Lines) -> None:
     """The first failure of a kind is logged at once, how many more there were every ten seconds, and none is lost."""
-    told = Told()
-    told.repeats("broken", "reset")
-    told.repeats("broken", "reset")
-    told.repeats("broken", "reset")
-    told.repeats("unreachable", "refused")
-    assert told.lines == [("broken", "reset", None), ("unreachable", "refused", None)]
-    told.pass_time()
-    assert told.lines[2:] == [("broken", "reset", 2)]
-    told.repeats("broken", "reset")
-    assert len(told.lines) == 3, "still within ten seconds of the line before"
-    told.repeats("unreachable", "refused")
-    assert told.lines[3:] == [("unreachable", "refused", None)], "ten seconds are over for this kind"
-    told.repeats.close()
-    assert told.lines[4:] == [("broken", "reset", 1)]
-    told.pass_time()
-    told.pass_time()
-    assert len(told.lines) == 5
+    log.repeats("broken", "reset")
+    log.repeats("broken", "reset")
+    log.repeats("broken", "reset")
+    log.repeats("unreachable", "refused")
+    assert log.lines == [("broken", "reset", None), ("unreachable", "refused", None)]
+    log.pass_time()
+    assert log.lines[2:] == [("broken", "reset", 2)]
+    log.repeats("broken", "reset")
+    assert len(log.lines) == 3, "still within ten seconds of the line before"
+    log.repeats("unreachable", "refused")
+    assert log.lines[3:] == [("unreachable", "refused", None)], "ten seconds are over for this kind"
+    log.repeats.close()
+    assert log.lines[4:] == [("broken", "reset", 1)]
+    log.pass_time()
+    log.pass_time()
+    assert len(log.lines) == 5
 
 
-def test_no_detail_hides_behind_another() -> None:
+def test_no_detail_hides_behind_another(log: Lines) -> None:
     """Failures of one kind with another detail have a line of their own, but not endlessly many."""
-    told = Told()
     for _ in range(2):
         for number in range(100):
-            told.repeats("bad_request", f"fault {number}")
-    at_once = [detail for _, detail, more in told.lines if more is None]
+            log.repeats("bad_request", f"fault {number}")
+    at_once = [detail for _, detail, more in log.lines if more is None]
     assert at_once == [f"fault {number}" for number in range(33)]
-    told.pass_time()
-    assert sum(1 if more is None else more for _, _, more in told.lines) == 200
-    told.pass_time()
-    assert len(told.lines) == 66
+    log.pass_time()
+    assert sum(1 if more is None else more for _, _, more in log.lines) == 200
+    log.pass_time()
+    assert len(log.lines) == 66

@@ -35,10 +35,10 @@ from hypothesis.stateful import (
 )
 
 from sanitizer.address import TrustedProxies
-from sanitizer.connections import Connections
 from sanitizer.http1.forwarding import Forwarding
 from sanitizer.relay.client import HEAD_LIMIT, HEAD_TIMEOUT, ClientConnection
 from sanitizer.relay.connection import Connection
+from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.intercepted import Ask
 from sanitizer.relay.pool import Pool

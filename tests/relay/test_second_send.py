@@ -19,9 +19,9 @@ import pytest
 import uvloop
 
 from sanitizer.address import Address, TrustedProxies
-from sanitizer.connections import Connections
 from sanitizer.http1.forwarding import Forwarding
 from sanitizer.relay.client import ClientConnection
+from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.intercepted import HELD_LIMIT, Ask, Interceptor

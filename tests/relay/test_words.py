@@ -141,6 +141,27 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(
+    ("octets", "status", "kind", "connection"),
+    [
+        pytest.param(GET + b"Host: b\r\n\r\n", 400, "bad_request", [b"close"], id="a refusal"),
+        pytest.param(REFUSED["508"][0] + b"\r\n", 508, "loop_detected", [b"close"], id="a loop"),
+        pytest.param(GET + b"\r\n", 502, "broken", [], id="a failure of upstream's"),
+    ],
+)
+def test_errors_are_alike(
+    gateway: Gateway, upstream: Upstream, octets: bytes, status: int, kind: str, connection: list[bytes]
+) -> None:
+    """Both adapters answer an error with the same fields and content; the client's own errors end its connection."""
+    upstream.script = reply(CLOSE)
+    response = gateway.ask(octets)
+    assert (response.status, response.all(b"connection")) == (status, connection)
+    assert response.all(b"content-type") == [b"application/json"]
+    error = json.loads(response.body)["error"]
+    assert (error["type"], error["code"], error["param"]) == (kind, str(status), None)
+    assert error["message"].startswith("litellm-sanitizer: ")
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, name: str) -> None:
     """The gateway's own errors carry the field that LiteLLM's answers carry, if the request has an Origin."""

@@ -7,11 +7,11 @@ from urllib.parse import parse_qs
 import pytest
 from starlette.types import Receive, Scope, Send
 
-from sanitizer.sanitize import stored as module
-from sanitizer.sanitize.decision import Stored, Unknown
+from sanitizer.sanitize import cache as module
 from sanitizer.sanitize.jsonedit import Json
-from sanitizer.sanitize.stored import Caller, StoredKeys, token_of
-from tests.sanitize.harness import JSON, KEY, Client, Fields, Sanitized, octets, update
+from sanitizer.sanitize.queries import Stored, Unknown, token_of
+from sanitizer.sanitize.stored import Caller, StoredKeys
+from tests.support.asgi import JSON, KEY, Client, Fields, Sanitized, octets, update
 
 pytestmark = pytest.mark.anyio
 
@@ -59,7 +59,7 @@ def stored_keys(ttl: float) -> StoredKeys:
 
 
 async def get(keys: StoredKeys, litellm: LiteLLM, headers: Fields, key: str = KEY) -> Stored | Unknown:
-    return (await keys.get(Caller(octets(headers), litellm.info), key, ""))[0]
+    return (await keys.get(Caller(octets(headers), litellm.info), key, None, ""))[0]
 
 
 @pytest.fixture
@@ -207,6 +207,21 @@ async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM
     assert await send(app, update(["/a"])) == b"changed"
 
 
+async def test_several_writers(litellm: LiteLLM, keys: StoredKeys) -> None:
+    """Until the last of several writers has ended, nothing is kept; what ends counts for its own key alone."""
+    with keys.writing("sk-other"):
+        await get(keys, litellm, ALICE)
+        with keys.writing(KEY):
+            with keys.writing(KEY):
+                pass
+            for _ in range(2):
+                await get(keys, litellm, ALICE)
+        assert litellm.lookups == 3
+        for _ in range(2):
+            await get(keys, litellm, ALICE)
+        assert litellm.lookups == 4
+
+
 async def test_write_during_a_lookup(litellm: LiteLLM, keys: StoredKeys) -> None:
     """What was read before a write that has ended since is not kept."""
     litellm.before_answer = asyncio.Event()
@@ -241,9 +256,10 @@ async def test_a_refused_lookup_empties(litellm: LiteLLM, keys: StoredKeys) -> N
 
 async def test_bounded(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest entries make room."""
-    monkeypatch.setattr(module, "CACHE_SIZE", 1000)
+    monkeypatch.setattr(module, "SIZE", 1000)
     stored = stored_keys(10)
     for key in ("sk-1", "sk-2", "sk-3", "sk-1"):
         assert isinstance(await get(stored, litellm, ALICE, key), Stored)
     assert litellm.lookups == 4
-    assert await get(stored, litellm, ALICE, "sk-1") == Stored({"allowed_routes": ["/a"]}, cached=True)
+    assert await get(stored, litellm, ALICE, "sk-1") == Stored({"allowed_routes": ["/a"]})
+    assert litellm.lookups == 4

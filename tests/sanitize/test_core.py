@@ -1,18 +1,25 @@
 """What becomes of an intercepted request, from its body to its last answer, by a LiteLLM that refuses some members."""
 
+import asyncio
+import dataclasses
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from sanitizer.sanitize.core import MAX_RESENDS, Interception, Record, Sanitizer
-from sanitizer.sanitize.decision import Decision, Outcome, Stored, Unknown
-from sanitizer.sanitize.gates import GATES, UPDATE, Cut
+from sanitizer.sanitize.comparison import MAX_RESENDS
+from sanitizer.sanitize.core import Interception, Record, Sanitizer
+from sanitizer.sanitize.decision import Decision, Outcome
+from sanitizer.sanitize.gates import GATES, UPDATE, Cut, Gate
 from sanitizer.sanitize.jsonedit import loads
-from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome, StoredKeys
-from tests.sanitize.harness import ask_nobody
+from sanitizer.sanitize.queries import Stored, Unknown
+from sanitizer.sanitize.stored import Caller, Lookup, StoredKeys
+from tests.support.asgi import Cached, NotLookedUp, Result, ask_nobody, looked_up
 
 pytestmark = pytest.mark.anyio
 
@@ -59,8 +66,8 @@ def stored(**more: Any) -> Stored:
 class Keys(StoredKeys):
     """Answers the caller's lookups with ``own``, in turn, and those with the gateway's credential with ``with_key``."""
 
-    own: list[Stored | Unknown] = field(default_factory=lambda: [stored()])
-    with_key: Stored | Unknown | None = None
+    own: list[Result] = field(default_factory=lambda: [stored()])
+    with_key: Result | None = None
     calls: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -70,27 +77,20 @@ class Keys(StoredKeys):
     def has_lookup_key(self) -> bool:
         return self.with_key is not None
 
-    def _next(self) -> tuple[Stored | Unknown, Lookup | None]:
-        found = self.own.pop(0) if len(self.own) > 1 else self.own[0]
-        cached = isinstance(found, Stored) and found.cached
-        return found, None if cached else Lookup(LookupOutcome.OK, 0.1)
-
     async def get(
-        self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
+        self, caller: Caller, key: str | None, alias: str | None, prefix: str, *, fresh: bool = False
     ) -> tuple[Stored | Unknown, Lookup | None]:
-        self.calls.append(f"{key} fresh" if fresh else key)
-        return self._next()
-
-    async def get_by_alias(self, caller: Caller, alias: str, prefix: str) -> tuple[Stored | Unknown, Lookup | None]:
-        self.calls.append(f"alias {alias}")
-        return self._next()
+        name = f"alias {alias}" if key is None else key
+        self.calls.append(f"{name} fresh" if fresh else name)
+        return looked_up(self.own)
 
     async def get_with_lookup_key(
         self, caller: Caller, key: str | None, alias: str | None, prefix: str
     ) -> tuple[Stored | Unknown, Lookup | None]:
         self.calls.append(f"with the lookup key: {key or alias}")
         assert self.with_key is not None
-        return self.with_key, Lookup(LookupOutcome.OK, 0.1, lookup_key=True)
+        found, lookup = looked_up([self.with_key])
+        return found, lookup and dataclasses.replace(lookup, lookup_key=True)
 
 
 Refusals = Sequence[tuple[str, int, str]]
@@ -107,7 +107,7 @@ def answer(body: bytes, refusals: Refusals) -> tuple[int, bytes]:
 
 @dataclass
 class Played:
-    """What LiteLLM was sent, and what the caller and the log have got."""
+    """What LiteLLM was sent, what the caller and the log have got, and how many answers were held back."""
 
     bodies: list[dict[str, Any]]
     status: int
@@ -115,6 +115,7 @@ class Played:
     mark: bytes | None
     record: Record
     keys: Keys
+    held: int
 
 
 async def play(
@@ -137,12 +138,14 @@ async def play(
     body = await interception.edit() or body
     bodies: list[bytes] = []
     answers: list[tuple[int, bytes]] = []
+    held = 0
     while True:
         bodies.append(body)
         answers.append(answer(body, refusals))
         status, content = answers[-1]
         following = None
         if interception.holds(status):
+            held += 1
             following = await interception.next_body(status, b"HTTP/1.1 403 No\r\n\r\n", content)
         if following is None:
             break
@@ -153,7 +156,7 @@ async def play(
     interception.close()
     assert sanitizer.held == 0
     (record,) = records
-    return Played([json.loads(each) for each in bodies], status, content, mark, record, keys)
+    return Played([json.loads(each) for each in bodies], status, content, mark, record, keys, held)
 
 
 KEY = {"key": "sk-1", "models": ["m"]}
@@ -334,27 +337,42 @@ async def test_words_in_a_value() -> None:
         pytest.param([stored(spend="odd")], Outcome.UNKNOWN, "stored_shape", id="an odd shape"),
     ],
 )
-async def test_unknown_after_refusal(keys: list[Stored | Unknown], outcome: Outcome, reason: str) -> None:
+async def test_unknown_after_refusal(keys: list[Result], outcome: Outcome, reason: str) -> None:
     """Without a usable stored value the refusal is the caller's, and the reason is said."""
     played = await play({**KEY, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(own=keys))
     assert played.record.decision == Decision(outcome, reason=reason)
     assert (played.status, len(played.bodies)) == (403, 1)
 
 
-async def test_failed_lookup_is_not_repeated() -> None:
-    """A lookup that has failed before forwarding is not made again after a refusal."""
-    played = await play(
-        {**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(own=[Unknown("lookup_timeout")])
-    )
+@pytest.mark.parametrize(
+    ("found", "reason"),
+    [
+        pytest.param(Unknown("lookup_timeout"), b"lookup_timeout", id="no answer"),
+        pytest.param(Unknown("lookup_403", refused=True), b"lookup_403", id="may not read"),
+    ],
+)
+async def test_failed_lookup_is_not_repeated(found: Unknown, reason: bytes) -> None:
+    """After a lookup that has failed before forwarding, nothing can be cut, so that no answer is held back."""
+    sent = {**KEY, "permissions": {"x": 1}, "spend": 1.5}
+    played = await play(sent, [("spend", 403, BUDGET)], Keys(own=[found]))
     assert played.keys.calls == ["sk-1"]
-    assert played.mark == b'unknown; reason="lookup_timeout"'
+    assert played.mark == b'unknown; reason="%b"' % reason
+    assert (played.status, played.held) == (403, 0)
 
 
 async def test_no_key() -> None:
     """A body that names no key cannot be looked up, and nothing is held back for it."""
     played = await play({"spend": 1.5}, [("spend", 403, BUDGET)])
     assert played.mark == b'unknown; reason="no_key"'
-    assert played.keys.calls == []
+    assert (played.keys.calls, played.held) == ([], 0)
+
+
+async def test_key_form() -> None:
+    """Nor can one whose key may not be put into a URL, with the lookup credential either."""
+    keys = Keys(own=[NotLookedUp("key_form")], with_key=stored())
+    played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
+    assert played.mark == b'unknown; reason="key_form"'
+    assert (played.keys.calls, played.held, played.record.lookups) == (["sk-1"], 0, ())
 
 
 async def test_alias() -> None:
@@ -368,7 +386,7 @@ async def test_alias() -> None:
 
 async def test_cached_value_is_not_for_refusals() -> None:
     """What was read for an earlier request may cut before forwarding; after a refusal it is read anew."""
-    keys = Keys(own=[Stored(stored().info, cached=True), stored(spend=9)])
+    keys = Keys(own=[Cached(stored().info), stored(spend=9)])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.keys.calls == ["sk-1", "sk-1 fresh"]
     assert played.mark == b'dropped; fields="permissions"'
@@ -376,7 +394,7 @@ async def test_cached_value_is_not_for_refusals() -> None:
 
 async def test_cached_cut_is_taken_back() -> None:
     """A member that was cut by a cached value is sent again if a fresh lookup shows that it is a change."""
-    keys = Keys(own=[Stored(stored().info, cached=True), stored(permissions={"x": 2})])
+    keys = Keys(own=[Cached(stored().info), stored(permissions={"x": 2})])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.bodies == [{**KEY, "spend": 1.5}, {**KEY, "permissions": {"x": 1}}]
     assert played.mark == b'dropped; fields="spend"; after-refusal="spend"'
@@ -404,7 +422,7 @@ async def test_observe(sent: dict[str, Any], refusals: Refusals, mark: bytes, re
     assert (played.mark, played.record.resent) == (mark, resent)
 
 
-def may_not_read(with_key: Stored | Unknown) -> Keys:
+def may_not_read(with_key: Result) -> Keys:
     return Keys(own=[Unknown("lookup_403", refused=True)], with_key=with_key)
 
 
@@ -418,11 +436,36 @@ async def test_lookup_key_repairs() -> None:
     assert played.mark == b'dropped; fields="permissions"; after-refusal="permissions"'
     assert played.record.decision.lookup_key
     assert played.keys.calls == ["sk-1", "with the lookup key: sk-1"]
+    assert [lookup.lookup_key for lookup in played.record.lookups] == [False, True]
+
+
+async def test_lookup_key_repairs_by_alias() -> None:
+    """A key that is named by its alias is repaired likewise."""
+    sent = {"key_alias": "mine", "permissions": {"x": 1}}
+    played = await play(sent, STRANGER[:1], may_not_read(stored()))
+    assert played.bodies == [sent, {"key_alias": "mine"}]
+    assert played.keys.calls == ["alias mine", "with the lookup key: mine"]
+
+
+async def test_lookup_key_is_used_once() -> None:
+    """All that LiteLLM refuses in one request is judged by one lookup with the credential."""
+    sent = {**KEY, "permissions": {"x": 1}, "allowed_routes": ["/a", "/b"]}
+    refusals = [("permissions", 403, PERMISSIONS), ("allowed_routes", 403, ROUTES)]
+    played = await play(sent, refusals, may_not_read(stored()))
+    assert played.bodies == [sent, {**KEY, "allowed_routes": ["/a", "/b"]}, KEY]
+    assert played.keys.calls == ["sk-1", "with the lookup key: sk-1"]
+
+
+async def test_lookup_key_file_holds_none() -> None:
+    """Where there is no credential after all, the refusal is the caller's, and says nothing."""
+    played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], may_not_read(NotLookedUp("lookup_403")))
+    assert (played.status, played.mark, len(played.bodies)) == (403, None, 1)
+    assert (len(played.record.lookups), played.record.decision.lookup_key) == (1, False)
 
 
 @pytest.mark.parametrize("guess", [{"x": 1}, {"x": 2}], ids=["right", "wrong"])
 @pytest.mark.parametrize("found", [stored(), Unknown("lookup_key_404")], ids=["found", "not found"])
-async def test_lookup_key_tells_strangers_nothing(guess: dict[str, Any], found: Stored | Unknown) -> None:
+async def test_lookup_key_is_no_oracle(guess: dict[str, Any], found: Stored | Unknown) -> None:
     """A caller whom LiteLLM refuses gets its first refusal, without our field, whatever was guessed."""
     sent = {**KEY, "permissions": guess}
     played = await play(sent, STRANGER, may_not_read(found))
@@ -437,7 +480,7 @@ async def test_lookup_key_tells_strangers_nothing(guess: dict[str, Any], found: 
         pytest.param([], b'unknown; reason="lookup_403"', id="accepted"),
     ],
 )
-async def test_what_a_caller_who_may_not_read_is_told(refusals: Refusals, mark: bytes | None) -> None:
+async def test_decision_is_withheld(refusals: Refusals, mark: bytes | None) -> None:
     """LiteLLM's words can depend on what is stored, so our field must not depend on LiteLLM's words."""
     played = await play({**KEY, "permissions": {"x": 1}}, refusals, may_not_read(stored()))
     assert played.mark == mark
@@ -475,21 +518,54 @@ async def test_regenerate(path: str) -> None:
     ]
 
 
-@pytest.mark.parametrize("gate", [gate for gate in GATES if gate.endpoint == UPDATE], ids=lambda gate: gate.field)
-async def test_every_gate(gate: Any) -> None:
+UPDATE_GATES = [gate for gate in GATES if gate.endpoint == UPDATE]
+UNCHANGED: dict[str, Any] = {
+    **{gate.field: ROW.get(gate.field) for gate in UPDATE_GATES},
+    **{name: [] for name in ("guardrails", "policies", "prompts")},
+    "tags": ["t"],
+    "allowed_passthrough_routes": ["/x"],
+    "team_id": "",
+    "key_alias": "",
+}
+
+
+@pytest.mark.parametrize("gate", UPDATE_GATES, ids=lambda gate: gate.field)
+async def test_every_gate(gate: Gate) -> None:
     """Each gate's refusal is recognised by each of its fragments, and its stored value is unchanged."""
-    value: Any = {
-        "allowed_routes": ["/b", "/a"] if gate.cut is Cut.AFTER_REFUSAL else ["/a", "/b"],
-        "soft_budget": None,
-        "budget_limits": None,
-        "team_id": "",
-        "key_alias": "",
-        "tags": ["t"],
-        "allowed_passthrough_routes": ["/x"],
-        **{name: [] for name in ("guardrails", "prompts", "policies")},
-    }.get(gate.field, ROW.get(gate.field))
+    reordered = gate.field == "allowed_routes" and gate.cut is Cut.AFTER_REFUSAL
+    value = ["/b", "/a"] if reordered else UNCHANGED[gate.field]
     for fragment in gate.fragments:
         played = await play({**KEY, gate.field: value}, [(gate.field, gate.status, f"{{'error': '{fragment} ...'}}")])
         assert played.status == 200
         assert played.bodies[-1] == KEY
         assert (len(played.bodies) == 1) is (gate.cut is Cut.BEFORE_FORWARDING)
+
+
+@given(
+    members=st.dictionaries(st.sampled_from(sorted(UNCHANGED)), st.booleans()),
+    refusals=st.lists(st.sampled_from([(gate.field, gate.status, gate.fragments[0]) for gate in UPDATE_GATES])),
+    with_key=st.booleans(),
+)
+def test_only_unchanged_members_are_cut(
+    members: dict[str, bool], refusals: list[tuple[str, int, str]], with_key: bool
+) -> None:
+    """Whatever is sent and whatever is refused: a change always arrives, and each further send cuts something.
+
+    ``members``: whether each member is changed; ``with_key``: the caller may not read the key, but the gateway may.
+    """
+    changed = {name for name, differs in members.items() if differs}
+    sent = {**KEY, **{name: ["a change"] if name in changed else UNCHANGED[name] for name in members}}
+    played = asyncio.run(play(sent, refusals, may_not_read(stored()) if with_key else None))
+    bodies, decision = played.bodies, played.record.decision
+    for body in bodies:
+        assert body.items() <= sent.items()
+        assert body.keys() >= changed | KEY.keys()
+    assert all(after.keys() < before.keys() for before, after in itertools.pairwise(bodies))
+    assert len(bodies) - 1 == played.record.resent <= MAX_RESENDS
+    if with_key:
+        assert bodies[0] == sent
+    answers = [answer(json.dumps(body).encode(), refusals) for body in bodies]
+    seen = answers[-1] if not decision.lookup_key or answers[-1][0] == 200 else answers[0]
+    assert (played.status, played.content) == seen
+    assert set(decision.fields) == sent.keys() - bodies[-1].keys()
+    assert set(decision.after_refusal) == bodies[0].keys() - bodies[-1].keys()

@@ -22,9 +22,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.sanitize.core import Sanitizer
 from sanitizer.sanitize.middleware import SanitizerMiddleware
-from sanitizer.sanitize.stored import MAX_ANSWER, StoredKeys
-from tests.sanitize.harness import JSON, KEY, Client, Fields, Upstream, update
-from tests.sanitize.test_middleware import serving
+from sanitizer.sanitize.queries import MAX_ANSWER
+from sanitizer.sanitize.stored import StoredKeys
+from tests.support.asgi import JSON, KEY, Client, Fields, Upstream, serving, update
 
 pytestmark = pytest.mark.anyio
 
@@ -151,7 +151,7 @@ async def test_repairs(
     async with server(placed(kind)) as http:
         for path in paths:
             answer = await http.post(path, content=update(models=["m"]), headers={"content-type": "application/json"})
-            if path == "/p/key/update" and not root_path:  # nobody has said that it is one
+            if path == "/p/key/update" and not root_path:  # it is not configured
                 assert (answer.content, "x-litellm-sanitizer" in answer.headers) == (update(models=["m"]), False)
             else:
                 assert (answer.content, answer.headers["x-litellm-sanitizer"]) == (CUT, DROPPED.decode())
@@ -221,21 +221,10 @@ async def test_fields(sent: Fields, asked: Fields) -> None:
     assert lookup["headers"] == [*asked, (b"accept-encoding", b"identity")]
 
 
-@pytest.mark.parametrize(
-    "line",
-    [
-        pytest.param((b"x", b"1\r\nauthorization: Bearer sk-other"), id="CRLF"),
-        pytest.param((b"x", b"1\nauthorization: Bearer sk-other"), id="LF"),
-        pytest.param((b"x", b"1\rauthorization: Bearer sk-other"), id="CR"),
-        pytest.param((b"authorization: Bearer sk-other\r\nx", b"1"), id="in a name"),
-        pytest.param((b"authorization:x", b"Bearer sk-other"), id="a colon in a name"),
-        pytest.param((b"authorization: x", b"Bearer sk-other"), id="a colon and a space in a name"),
-        pytest.param((b"", b"authorization: Bearer sk-other"), id="no name"),
-    ],
-)
-async def test_fields_are_not_split(line: tuple[bytes, bytes]) -> None:
-    """A field that would be more than one in a head is looked up for nobody: its request is not intercepted."""
+async def test_fields_are_not_split() -> None:
+    """With a field that would be more than one in a head nothing is looked up: its request is not intercepted."""
     app = LiteLLM()
+    line = (b"x", b"1\r\nauthorization: Bearer sk-other")
     client = await through(SanitizerMiddleware(app), update(), [JSON, line])
     assert (app.lookups, client.marks) == ([], [])
     assert app.upstream.body == update()
@@ -305,37 +294,6 @@ async def test_content() -> None:
     assert (client.marks, app.upstream.body) == ([DROPPED], CUT)
     assert {message["type"] for message in messages} == {"http.request"}
     assert b"".join(message["body"] for message in messages) == b""
-
-
-@pytest.mark.parametrize(
-    "key",
-    [
-        pytest.param("not-a-secret", id="no sk-"),
-        pytest.param("a/b/../c", id="slashes"),
-        pytest.param("a b+c&key=d#e?f%2F%", id="delimiters"),
-        pytest.param("schlüssel-鍵-🔑", id="unicode"),
-        pytest.param("a\r\nhost: b\0", id="controls"),
-        pytest.param(".", id="a dot"),
-        pytest.param("鍵" * 1000, id="long"),
-    ],
-)
-async def test_no_hash(key: str) -> None:
-    """A key that is not hashed, and is no hash, is not asked for: the query string is no place for it."""
-    app = LiteLLM()
-    client = await through(SanitizerMiddleware(app), json.dumps({"key": key, "allowed_routes": ["/a"]}).encode())
-    assert client.marks == [b'unknown; reason="key_form"']
-    assert app.lookups == []
-
-
-async def test_hash() -> None:
-    """A hash is asked for by its very name."""
-    app = LiteLLM()
-    key = TOKEN
-    client = await through(SanitizerMiddleware(app), json.dumps({"key": key, "allowed_routes": ["/a"]}).encode())
-    assert client.marks == [DROPPED]
-    (lookup,) = app.lookups
-    assert (named(lookup), lookup["path"], lookup["raw_path"]) == (key, "/key/info", b"/key/info")
-    assert lookup["headers"] == [(b"accept-encoding", b"identity")]
 
 
 async def test_prefix() -> None:

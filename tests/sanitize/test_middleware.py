@@ -1,27 +1,39 @@
-"""The sanitizer around an app: what the app gets, what the client sees, what is reported, and who waits for whom."""
+"""The sanitizer around an app: what the app gets, what the client sees, what is reported, and what is cancelled."""
 
 import asyncio
-import contextlib
-import dataclasses
 import hashlib
 import logging
-from collections.abc import AsyncIterator
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
+from sanitizer.errors import BadRequest
 from sanitizer.sanitize import core
-from sanitizer.sanitize.core import Record
-from sanitizer.sanitize.decision import Decision, Outcome, Stored, Unknown
-from sanitizer.sanitize.stored import Lookup, LookupOutcome
-from tests.sanitize.harness import JSON, KEY, ROUTES, Client, Fields, Lookups, Sanitized, Upstream, update
+from sanitizer.sanitize.core import Record, Sanitizer
+from sanitizer.sanitize.decision import Decision, Outcome
+from sanitizer.sanitize.middleware import SanitizerMiddleware
+from sanitizer.sanitize.queries import Stored, Unknown
+from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome
+from tests.support.asgi import (
+    JSON,
+    KEY,
+    ROUTES,
+    Cached,
+    Client,
+    Fields,
+    Lookups,
+    Result,
+    Sanitized,
+    Upstream,
+    serving,
+    update,
+)
 
 pytestmark = pytest.mark.anyio
 
@@ -29,77 +41,36 @@ HASH = hashlib.sha256(KEY.encode()).hexdigest()[:8]
 CUT = b'{"key": "sk-secret",  "models": ["m"]}'
 
 
-def record(outcome: Outcome, *fields: str, key: bool = True, reason: str | None = None) -> Record:
-    return Record(endpoint="/key/update", decision=Decision(outcome, fields, reason), key_hash=HASH if key else None)
+NO_KEY, NO_JSON, NO_BODY = b'{"allowed_routes":["/a"]}', b'{"key":', b""
+DROPPED, OBSERVED = (Decision(outcome, ("allowed_routes",)) for outcome in (Outcome.DROPPED, Outcome.OBSERVED))
+CHANGED, ABSENT = Decision(Outcome.CHANGED), Decision(Outcome.ABSENT)
+
+
+def unknown(reason: str) -> Decision:
+    return Decision(Outcome.UNKNOWN, reason=reason)
 
 
 @pytest.mark.parametrize(
-    ("mode", "body", "stored", "forwarded", "mark", "reported"),
+    ("mode", "body", "stored", "forwarded", "decision", "key"),
     [
+        pytest.param("enforce", update(models=["m"]), ROUTES, CUT, DROPPED, HASH, id="dropped"),
+        pytest.param("enforce", update(["/b"]), ROUTES, None, CHANGED, HASH, id="changed"),
+        pytest.param("enforce", update(None), ROUTES, None, CHANGED, HASH, id="null"),
+        pytest.param("enforce", b'{"key":"sk-secret"}', ROUTES, None, ABSENT, HASH, id="absent"),
         pytest.param(
-            "enforce",
-            update(models=["m"]),
-            ROUTES,
-            CUT,
-            b'dropped; fields="allowed_routes"',
-            record(Outcome.DROPPED, "allowed_routes"),
-            id="dropped",
+            "enforce", update(), Unknown("lookup_403"), None, unknown("lookup_403"), HASH, id="lookup refused"
         ),
-        pytest.param("enforce", update(["/b"]), ROUTES, None, b"changed", record(Outcome.CHANGED), id="changed"),
-        pytest.param("enforce", update(None), ROUTES, None, b"changed", record(Outcome.CHANGED), id="null"),
-        pytest.param("enforce", b'{"key":"sk-secret"}', ROUTES, None, b"absent", record(Outcome.ABSENT), id="absent"),
+        pytest.param("enforce", NO_KEY, ROUTES, None, unknown("no_key"), None, id="no key"),
         pytest.param(
-            "enforce",
-            update(),
-            Unknown("lookup_403"),
-            None,
-            b'unknown; reason="lookup_403"',
-            record(Outcome.UNKNOWN, reason="lookup_403"),
-            id="lookup refused",
+            "enforce", NO_JSON, ROUTES, None, Decision(Outcome.UNREADABLE, reason="not_json"), None, id="not JSON"
         ),
-        pytest.param(
-            "enforce",
-            b'{"allowed_routes":["/a"]}',
-            ROUTES,
-            None,
-            b'unknown; reason="no_key"',
-            record(Outcome.UNKNOWN, key=False, reason="no_key"),
-            id="no key",
-        ),
-        pytest.param(
-            "enforce",
-            b'{"key":',
-            ROUTES,
-            None,
-            b'unreadable; reason="not_json"',
-            record(Outcome.UNREADABLE, key=False, reason="not_json"),
-            id="not JSON",
-        ),
-        pytest.param(
-            "enforce",
-            b"",
-            ROUTES,
-            None,
-            b"absent",
-            record(Outcome.ABSENT, key=False),
-            id="no body",
-        ),
-        pytest.param(
-            "observe",
-            update(),
-            ROUTES,
-            None,
-            b'observed; fields="allowed_routes"',
-            record(Outcome.OBSERVED, "allowed_routes"),
-            id="observed",
-        ),
-        pytest.param(
-            "observe", update(["/b"]), ROUTES, None, b"changed", record(Outcome.CHANGED), id="observe, changed"
-        ),
+        pytest.param("enforce", NO_BODY, ROUTES, None, ABSENT, None, id="no body"),
+        pytest.param("observe", update(), ROUTES, None, OBSERVED, HASH, id="observed"),
+        pytest.param("observe", update(["/b"]), ROUTES, None, CHANGED, HASH, id="observe, changed"),
     ],
 )
 async def test_outcomes(
-    mode: str, body: bytes, stored: Stored | Unknown, forwarded: bytes | None, mark: bytes, reported: Record
+    mode: str, body: bytes, stored: Stored | Unknown, forwarded: bytes | None, decision: Decision, key: str | None
 ) -> None:
     """Each outcome: the body that goes on (None: as it came), the response's field, and the report."""
     upstream = Upstream()
@@ -108,10 +79,11 @@ async def test_outcomes(
     client = await Client([body], [JSON, length]).through(app)
     assert upstream.body == (body if forwarded is None else forwarded)
     assert upstream.scopes[0]["headers"] == [JSON, (b"content-length", b"%d" % len(upstream.body))]
-    assert client.marks == [mark]
+    assert client.marks == [decision.field_value]
     assert client.sent[1]["body"] == b"done"
     (report,) = app.records
-    assert dataclasses.replace(report, lookups=()) == dataclasses.replace(reported, status=200)
+    assert (report.endpoint, report.decision, report.key_hash) == ("/key/update", decision, key)
+    assert (report.status, report.resent) == (200, 0)
 
 
 TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
@@ -325,16 +297,17 @@ async def test_too_large_streams() -> None:
     assert sanitized.sanitizer.held == 0
 
 
-async def test_exactly_the_limit() -> None:
-    """The limit is the largest body that is inspected."""
-    body = update()
-    for most, mark in (
-        (len(body), b'dropped; fields="allowed_routes"'),
-        (len(body) - 1, b'unreadable; reason="too_large"'),
-    ):
-        client = Client([body], [JSON, (b"content-length", b"%d" % len(body))])
-        await client.through(Sanitized(Upstream(), Lookups(ROUTES), max_body=most))
-        assert client.marks == [mark]
+@pytest.mark.parametrize("limit", [100, None], ids=["given", "by default"])
+async def test_exactly_the_limit(limit: int | None) -> None:
+    """The limit is the largest body that is inspected, as its length says; by default 1 MiB."""
+    largest = 1024 * 1024 if limit is None else limit
+    sanitizer = Sanitizer(Lookups(ROUTES)) if limit is None else Sanitizer(Lookups(ROUTES), max_body=limit)
+    marks = []
+    for length in (largest, largest + 1):
+        body = update() + b" " * (length - len(update()))
+        client = Client([body], [JSON, (b"content-length", b"%d" % length)])
+        marks += (await client.through(SanitizerMiddleware(Upstream(), sanitizer=sanitizer))).marks
+    assert marks == [b'dropped; fields="allowed_routes"', b'unreadable; reason="too_large"']
 
 
 async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -381,7 +354,7 @@ async def test_client_leaves_in_its_body() -> None:
     app = Sanitized(upstream, lookups)
     client = await Client([update()[:-1]], truncated=True).through(app)
     assert (upstream.scopes, lookups.calls, client.sent) == ([], [], [])
-    assert app.records == [record(Outcome.UNREADABLE, key=False, reason="client_left")]
+    assert app.records == [Record(endpoint="/key/update", decision=Decision(Outcome.UNREADABLE, reason="client_left"))]
     assert app.sanitizer.held == 0
 
 
@@ -397,7 +370,7 @@ async def test_client_leaves_during_the_lookup() -> None:
     await request
     assert lookups.cancelled
     assert (upstream.scopes, client.sent) == ([], [])
-    assert app.records == [record(Outcome.UNKNOWN, reason="client_left")]
+    assert app.records == [Record(endpoint="/key/update", decision=unknown("client_left"), key_hash=HASH)]
     assert app.sanitizer.held == 0
 
 
@@ -460,22 +433,18 @@ async def test_response_field(fields: Fields) -> None:
 @pytest.mark.parametrize(
     ("results", "fresh", "mark"),
     [
-        pytest.param([Stored({"allowed_routes": ["/a"]}, cached=True)], [False], b"dropped", id="cached and equal"),
+        pytest.param([Cached({"allowed_routes": ["/a"]})], [False], b"dropped", id="cached and equal"),
+        pytest.param([Cached({"allowed_routes": ["/b"]}), ROUTES], [False, True], b"dropped", id="differed"),
         pytest.param(
-            [Stored({"allowed_routes": ["/b"]}, cached=True), ROUTES], [False, True], b"dropped", id="differed"
-        ),
-        pytest.param(
-            [Stored({"allowed_routes": ["/b"]}, cached=True), Stored({"allowed_routes": ["/c"]})],
+            [Cached({"allowed_routes": ["/b"]}), Stored({"allowed_routes": ["/c"]})],
             [False, True],
             b"changed",
             id="differs",
         ),
-        pytest.param(
-            [Stored({"allowed_routes": None}, cached=True), Unknown("lookup_403")], [False, True], b"unknown", id="odd"
-        ),
+        pytest.param([Cached({"allowed_routes": None}), Unknown("lookup_403")], [False, True], b"unknown", id="odd"),
     ],
 )
-async def test_cached_difference_is_confirmed(results: list[Stored | Unknown], fresh: list[bool], mark: bytes) -> None:
+async def test_cached_difference_is_confirmed(results: list[Result], fresh: list[bool], mark: bytes) -> None:
     """Only "unchanged" may rest on a cached value; anything else is judged by a fresh one."""
     lookups = Lookups(*results)
     app = Sanitized(Upstream(), lookups)
@@ -509,6 +478,81 @@ async def test_writes_are_announced(body: bytes, mode: str, writes: list[str | N
     assert lookups.writing_now == 0
 
 
+@pytest.mark.parametrize(
+    ("kind", "method", "path", "writes"),
+    [
+        pytest.param("http", "POST", "/team/update", [None], id="an endpoint that may write keys"),
+        pytest.param("http", "PATCH", "/p/key/x", [None], id="another method, under a prefix"),
+        pytest.param("http", "GET", "/key/update", [], id="a method that writes nothing"),
+        pytest.param("http", "POST", "/v1/chat/completions", [], id="an endpoint that writes no keys"),
+        pytest.param("http", "POST", "/keys", [], id="one that only begins alike"),
+        pytest.param("websocket", "POST", "/key/update", [], id="no request"),
+    ],
+)
+async def test_others_are_announced(kind: str, method: str, path: str, writes: list[str | None]) -> None:
+    """While a request that passes by, but may write any key, is with the app, the cache knows."""
+    seen: list[object] = []
+
+    async def app(*arguments: Any) -> None:
+        assert lookups.writing_now == len(writes)
+        seen.extend(arguments)
+
+    lookups = Lookups(ROUTES, caches=True)
+    client = Client()
+    arguments = ({"type": kind, "method": method, "path": path, "headers": []}, client.receive, client.send)
+    await Sanitized(app, lookups)(*arguments)
+    assert seen == [*arguments]
+    assert (lookups.writes, lookups.writing_now) == (writes, 0)
+
+
+async def test_no_caller() -> None:
+    """A request whose onward head cannot be made is the app's to refuse."""
+
+    def caller(scope: Scope) -> Caller:
+        raise BadRequest("no onward head")
+
+    upstream = Upstream()
+    app = SanitizerMiddleware(upstream, caller=caller)
+    client = await Client([update()]).through(app)
+    assert (upstream.body, client.marks) == (update(), [])
+
+
+async def test_stalled() -> None:
+    """Content that stops coming is handed on as far as it has come, and the rest when it comes."""
+    half, rest = update()[:20], update()[20:]
+    released = asyncio.Event()
+    client = Client([half, rest])
+
+    async def receive() -> Message:
+        if client.receives == 1:
+            client.receives += 1
+            await asyncio.Event().wait()
+        if client.receives > 1:
+            await released.wait()
+        return await client.receive()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        first = await receive()
+        assert (first, sanitized.sanitizer.held) == ({"type": "http.request", "body": half, "more_body": True}, 0)
+        released.set()
+        await upstream(scope, receive, send)
+
+    upstream, lookups = Upstream(), Lookups(ROUTES)
+    sanitized = Sanitized(app, lookups, stall_timeout=0.01)
+    await sanitized(client.scope, receive, client.send)
+    assert upstream.body == rest
+    assert client.marks == [b'unreadable; reason="stalled"']
+    assert (lookups.calls, lookups.writes) == ([], [None])
+
+
+@pytest.mark.parametrize(("status", "marks"), [(200, [b'unknown; reason="lookup_403"']), (300, []), (404, [])])
+async def test_nothing_is_said(status: int, marks: list[bytes]) -> None:
+    """Where the lookup credential may be used, only a success says what was decided."""
+    lookups = Lookups(Unknown("lookup_403", refused=True), has_lookup_key=True)
+    client = await Client([update()]).through(Sanitized(Upstream([(b"x", b"1")], status=status), lookups))
+    assert (client.sent[0]["headers"][0], client.marks) == ((b"x", b"1"), marks)
+
+
 async def key_update(request: Request) -> Response:
     return JSONResponse({"stored": await request.json()})
 
@@ -538,28 +582,6 @@ async def test_around_starlette() -> None:
     assert cut.headers["x-litellm-sanitizer"] == 'dropped; fields="allowed_routes"'
     assert passed.content == update()
     assert "x-litellm-sanitizer" not in passed.headers
-
-
-@contextlib.asynccontextmanager
-async def serving(app: ASGIApp) -> AsyncIterator[int]:
-    """A real uvicorn on a free port of loopback."""
-    config = uvicorn.Config(app, port=0, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
-    server = uvicorn.Server(config)
-    started = asyncio.Event()
-    log_started = server._log_started_message
-
-    def say_so(listeners: Any) -> None:
-        log_started(listeners)
-        started.set()
-
-    server._log_started_message = say_so  # type: ignore[method-assign]
-    task = asyncio.create_task(server.serve())
-    await asyncio.wait_for(started.wait(), 10)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        await task
 
 
 def request_head(length: int, *lines: bytes) -> bytes:

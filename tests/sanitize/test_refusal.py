@@ -1,4 +1,4 @@
-"""The words of a refusal, out of whatever LiteLLM or somebody before it answers."""
+"""The text of a refusal, out of any answer of LiteLLM's or of a proxy before it."""
 
 import gzip
 import json
@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from sanitizer.sanitize.refusal import LIMIT, words
+from sanitizer.sanitize.refusal import LIMIT, refusal_text
 
 HEAD = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\n\r\n"
 WORDS = {"error": {"message": "no", "type": "auth_error"}}
@@ -35,13 +35,13 @@ def coded(coding: bytes) -> bytes:
         pytest.param('{"detail":"no"', "", id="cut off"),
     ],
 )
-def test_words(content: str, found: str) -> None:
+def test_text(content: str, found: str) -> None:
     """One text is looked at, and only in a JSON object."""
-    assert words(HEAD, content.encode()) == found
+    assert refusal_text(HEAD, content.encode()) == found
 
 
 def test_not_utf8() -> None:
-    assert words(HEAD, b'{"detail":"\xff"}') == ""
+    assert refusal_text(HEAD, b'{"detail":"\xff"}') == ""
 
 
 @pytest.mark.parametrize(
@@ -60,11 +60,12 @@ def test_not_utf8() -> None:
 )
 def test_codings(coding: bytes, content: bytes, found: str) -> None:
     """A refusal may be compressed with gzip, and may not grow over the limit."""
-    assert words(coded(coding), content) == found
+    assert refusal_text(coded(coding), content) == found
 
 
 def test_limit() -> None:
     """A refusal is no longer than the limit."""
     content = b'{"detail":"no"}'
-    assert words(HEAD, content + b" " * (LIMIT - len(content))) == "no"
-    assert words(HEAD, content + b" " * (LIMIT - len(content) + 1)) == ""
+    fitting = content + b" " * (LIMIT - len(content))
+    assert [refusal_text(HEAD, each) for each in (fitting, fitting + b" ")] == ["no", ""]
+    assert [refusal_text(coded(b"gzip"), gzip.compress(each)) for each in (fitting, fitting + b" ")] == ["no", ""]

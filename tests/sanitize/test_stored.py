@@ -7,7 +7,7 @@ import json
 import logging
 import ssl
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -27,9 +27,10 @@ from sanitizer.errors import (
 )
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.pool import Pool
-from sanitizer.sanitize.decision import Stored, Unknown
-from sanitizer.sanitize.stored import MAX_ANSWER, Ask, Caller, LookupOutcome, StoredKeys, key_hash, token_of
-from tests.sanitize.harness import Fields, octets
+from sanitizer.sanitize.jsonedit import Json
+from sanitizer.sanitize.queries import MAX_ANSWER, Stored, Unknown, token_of
+from sanitizer.sanitize.stored import Ask, Caller, Lookup, LookupOutcome, StoredKeys
+from tests.support.asgi import Fields, octets
 from tests.support.upstream import (
     CLOSE,
     RESET,
@@ -47,8 +48,8 @@ pytestmark = pytest.mark.anyio
 KEY = "sk-secret"
 TOKEN = hashlib.sha256(KEY.encode()).hexdigest()
 HOST = (b"Host", b"proxy.example")
-LARGE: Any = {f"openai/model-{n}": {"budget_limit": "0.5", "time_period": "1d", "models": ["a"]} for n in range(8000)}
-"""More than a key has that has a budget for each of its models."""
+ROW = Stored({"allowed_routes": ["/a"]})
+OWN = "sk-own"
 
 
 def answer(info: Any = None, key: Any = TOKEN, **more: Any) -> bytes:
@@ -62,81 +63,126 @@ def ok(body: bytes, *fields: bytes) -> bytes:
 
 @dataclass
 class LookUp:
-    """Looks a key up with given fields."""
+    """Looks keys up as a caller with given fields, or with the lookup credential; `lookup` is the last one made."""
 
     stored: StoredKeys
     ask: Ask
+    lookup: Lookup | None = None
 
-    async def __call__(self, *fields: tuple[bytes, bytes], key: str = KEY, prefix: str = "") -> Stored | Unknown:
-        found, self.lookup = await self.stored.get(Caller(octets(list(fields or [HOST])), self.ask), key, prefix)
+    async def __call__(
+        self,
+        *fields: tuple[bytes, bytes],
+        key: str | None = KEY,
+        alias: str | None = None,
+        prefix: str = "",
+        lookup_key: bool = False,
+    ) -> Stored | Unknown:
+        get = self.stored.get_with_lookup_key if lookup_key else self.stored.get
+        found, self.lookup = await get(Caller(octets(list(fields or [HOST])), self.ask), key, alias, prefix)
         return found
 
 
 @contextlib.asynccontextmanager
-async def keys(address: Address, seconds: float = 10, verify: ssl.SSLContext | None = None) -> AsyncIterator[LookUp]:
-    """Lookups that carry given fields over the relay's connections."""
+async def keys(address: Address, verify: ssl.SSLContext | None = None, **options: Any) -> AsyncIterator[LookUp]:
+    """Lookups over the relay's connections; ``options`` are those of `StoredKeys`."""
     upstream = Pool(address, tls=verify)
     try:
-        yield LookUp(StoredKeys(timeout=seconds), partial(fetch, upstream))
+        yield LookUp(StoredKeys(**{"timeout": 10, "lookup_key": lambda: OWN, **options}), partial(fetch, upstream))
     finally:
         upstream.close()
 
 
+def keys_at(upstream: Upstream, **options: Any) -> contextlib.AbstractAsyncContextManager[LookUp]:
+    return keys(Address("http", "127.0.0.1", upstream.port), **options)
+
+
 async def look_up(
-    upstream: Upstream, *fields: tuple[bytes, bytes], key: str = KEY, prefix: str = "", seconds: float = 10
+    upstream: Upstream, *fields: tuple[bytes, bytes], key: str = KEY, prefix: str = "", **options: Any
 ) -> Stored | Unknown:
-    async with keys(Address("http", "127.0.0.1", upstream.port), seconds) as look_up:
+    async with keys_at(upstream, **options) as look_up:
         return await look_up(*fields, key=key, prefix=prefix)
 
 
-async def test_bytes_sent() -> None:
-    """The caller's fields and nothing else: order, duplicates, case and values as they are."""
-    fields: Fields = [
-        (b"Host", b"proxy.example:8443"),
-        (b"X-LiteLLM-API-Key", b"Bearer sk-1"),
-        (b"authorization", b"Bearer sk-2"),
-        (b"Accept", b"*/*"),
-        (b"X-Team", b"one"),
-        (b"Accept-Encoding", b"gzip, br"),
-        (b"x-team", b"two"),
-        (b"Content-Type", b"application/json"),
-        (b"content-length", b"52"),
-        (b"Content-Language", b"en"),
-        (b"Transfer-Encoding", b"chunked"),
-        (b"Expect", b"100-continue"),
-        (b"Range", b"bytes=0-1"),
-        (b"If-None-Match", b'"x"'),
-        (b"if-modified-since", b"yesterday"),
-        (b"Cookie", b"a=1"),
-        (b"Cookie", b"b=2"),
-        (b"X-Name", "Zo\xeb".encode("latin-1")),
-        (b"X-Empty", b""),
-        (b"X-Forwarded-For", b"203.0.113.9"),
-        (b"Via", b"1.1 litellm-sanitizer-0"),
-    ]
+FIELDS: Fields = [
+    (b"Host", b"proxy.example:8443"),
+    (b"X-LiteLLM-API-Key", b"Bearer sk-1"),
+    (b"authorization", b"Bearer sk-2"),
+    (b"API-Key", b"sk-3"),
+    (b"x-goog-api-key", b"sk-5"),
+    (b"Ocp-Apim-Subscription-Key", b"sk-6"),
+    (b"X-A-Name-Of-The-Operator", b"sk-7"),
+    (b"X-Forwarded-Access-Token", b"sk-8"),
+    (b"Accept", b"*/*"),
+    (b"X-Team", b"one"),
+    (b"Accept-Encoding", b"gzip, br"),
+    (b"x-team", b"two"),
+    (b"Content-Type", b"application/json"),
+    (b"content-length", b"52"),
+    (b"Content-Language", b"en"),
+    (b"Transfer-Encoding", b"chunked"),
+    (b"Expect", b"100-continue"),
+    (b"Range", b"bytes=0-1"),
+    (b"If-None-Match", b'"x"'),
+    (b"if-modified-since", b"yesterday"),
+    (b"Cookie", b"a=1"),
+    (b"Cookie", b"b=2"),
+    (b"X-Name", "Zo\xeb".encode("latin-1")),
+    (b"X-Empty", b""),
+    (b"X-Forwarded-For", b"203.0.113.9"),
+    (b"x-forwarded-proto", b"https"),
+    (b"X-Forwarded-Host", b"proxy.example"),
+    (b"Forwarded", b"host=proxy.example"),
+    (b"Via", b"1.1 a"),
+    (b"Via", b"1.1 litellm-sanitizer-0"),
+]
+CALLERS = [
+    b"Host: proxy.example:8443",
+    b"X-LiteLLM-API-Key: Bearer sk-1",
+    b"authorization: Bearer sk-2",
+    b"API-Key: sk-3",
+    b"x-goog-api-key: sk-5",
+    b"Ocp-Apim-Subscription-Key: sk-6",
+    b"X-A-Name-Of-The-Operator: sk-7",
+    b"X-Forwarded-Access-Token: sk-8",
+    b"Accept: */*",
+    b"X-Team: one",
+    b"x-team: two",
+    b"Cookie: a=1",
+    b"Cookie: b=2",
+    b"X-Name: Zo\xeb",
+    b"X-Empty: ",
+    b"X-Forwarded-For: 203.0.113.9",
+    b"x-forwarded-proto: https",
+    b"X-Forwarded-Host: proxy.example",
+    b"Forwarded: host=proxy.example",
+    b"Via: 1.1 a",
+    b"Via: 1.1 litellm-sanitizer-0",
+]
+CREDENTIALS = [
+    b"Host: litellm.example",
+    b"X-Forwarded-For: 203.0.113.9",
+    b"x-forwarded-proto: https",
+    b"Via: 1.1 a",
+    b"Via: 1.1 litellm-sanitizer-0",
+    b"Authorization: Bearer sk-own",
+]
+
+
+@pytest.mark.parametrize(
+    ("lookup_key", "lines"),
+    [pytest.param(False, CALLERS, id="the caller's"), pytest.param(True, CREDENTIALS, id="the lookup credential's")],
+)
+async def test_bytes_sent(lookup_key: bool, lines: list[bytes]) -> None:
+    """The caller's field lines go as they are, in order, less those about its content or that make an answer partial.
+
+    With the lookup credential none goes by which the caller has authenticated, or that names a virtual host.
+    """
     with Upstream(reply(ok(answer()))) as upstream:
-        assert await look_up(upstream, *fields) == Stored({"allowed_routes": ["/a"]})
-        upstream.settle()
-        assert upstream.received == b"\r\n".join(
-            [
-                b"GET /key/info?key=%b HTTP/1.1" % TOKEN.encode(),
-                b"Host: proxy.example:8443",
-                b"X-LiteLLM-API-Key: Bearer sk-1",
-                b"authorization: Bearer sk-2",
-                b"Accept: */*",
-                b"X-Team: one",
-                b"x-team: two",
-                b"Cookie: a=1",
-                b"Cookie: b=2",
-                b"X-Name: Zo\xeb",
-                b"X-Empty: ",
-                b"X-Forwarded-For: 203.0.113.9",
-                b"Via: 1.1 litellm-sanitizer-0",
-                b"Accept-Encoding: identity",
-                b"",
-                b"",
-            ]
-        )
+        async with keys_at(upstream, host=b"litellm.example") as look_up:
+            assert await look_up(*FIELDS, prefix="/p", lookup_key=lookup_key) == ROW
+        await asyncio.to_thread(upstream.settle)
+        target = b"GET /p/key/info?key=%b HTTP/1.1" % TOKEN.encode()
+        assert upstream.received == b"\r\n".join([target, *lines, b"Accept-Encoding: identity", b"", b""])
 
 
 @pytest.mark.parametrize(
@@ -183,73 +229,74 @@ async def test_target(key: str, prefix: str, target: str) -> None:
 async def test_no_hash(key: str) -> None:
     """LiteLLM hashes what begins with ``sk-``; whatever else is no hash may be a secret: no URL gets it."""
     with Upstream() as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
-            assert await look_up(key=key) == Unknown("key_form")
-            caller = Caller(octets([HOST]), look_up.ask)
-            own = StoredKeys(lookup_key=lambda: "sk-own")
-            assert isinstance((await own.get_with_lookup_key(caller, key, None, ""))[0], Unknown)
+        async with keys_at(upstream) as look_up:
+            assert (await look_up(key=key), look_up.lookup) == (Unknown("key_form"), None)
+            assert isinstance(await look_up(key=key, lookup_key=True), Unknown)
+            assert look_up.lookup is None
         assert upstream.connections == []
 
 
+@pytest.mark.parametrize("lookup_key", [False, True], ids=["the caller's", "the lookup credential's"])
 @pytest.mark.parametrize(
-    ("status", "body", "result"),
+    ("status", "body", "result", "outcome"),
     [
-        pytest.param(200, answer(), Stored({"allowed_routes": ["/a"]}), id="the stored key"),
-        pytest.param(200, answer({}), Stored({}), id="fields are the gates' business"),
-        pytest.param(200, answer({"status": "active"}), Stored({"status": "active"}), id="an active key"),
-        pytest.param(200, answer({"status": "deleted"}), Unknown("key_deleted"), id="a deleted key"),
-        pytest.param(200, answer(status="deleted"), Unknown("key_deleted"), id="a deleted key, said elsewhere"),
-        pytest.param(200, answer(key="0" * 64), Unknown("lookup_shape"), id="another key"),
-        pytest.param(200, answer(key=None), Unknown("lookup_shape"), id="no key"),
-        pytest.param(200, answer([]), Unknown("lookup_shape"), id="info is a list"),
-        pytest.param(200, b'{"key":"%b"}' % TOKEN.encode(), Unknown("lookup_shape"), id="no info"),
-        pytest.param(200, b"[]", Unknown("lookup_shape"), id="a list"),
-        pytest.param(200, b"null", Unknown("lookup_shape"), id="null"),
-        pytest.param(200, b"", Unknown("lookup_shape"), id="empty"),
-        pytest.param(200, b"<html>", Unknown("lookup_shape"), id="a page"),
-        pytest.param(200, answer()[:-1], Unknown("lookup_shape"), id="cut off"),
-        pytest.param(200, answer().decode().encode("utf-16"), Unknown("lookup_shape"), id="not UTF-8"),
-        pytest.param(200, b"[" * 40_000, Unknown("lookup_shape"), id="nested"),
-        pytest.param(200, b" " * (MAX_ANSWER + 1), Unknown("lookup_size"), id="over the limit"),
-        pytest.param(200, answer({"metadata": LARGE}), Stored({"metadata": LARGE}), id="many values"),
-        pytest.param(200, answer({"metadata": [0] * 340_000}), Unknown("lookup_size"), id="1 MB of integers"),
-        pytest.param(200, answer({"metadata": [[]] * 250_000}), Unknown("lookup_size"), id="1 MB of lists"),
-        pytest.param(200, answer({str(n): 0 for n in range(80_000)}), Unknown("lookup_size"), id="1 MB of members"),
-        pytest.param(204, b"", Unknown("lookup_204"), id="no content"),
-        pytest.param(206, answer(), Unknown("lookup_206"), id="partial"),
-        pytest.param(307, b"", Unknown("lookup_307"), id="a redirect is not followed"),
-        pytest.param(401, answer(), Unknown("lookup_401"), id="unauthorized"),
-        pytest.param(403, b"{}", Unknown("lookup_403", refused=True), id="forbidden"),
-        pytest.param(404, b"{}", Unknown("lookup_404"), id="not found"),
-        pytest.param(500, b"{}", Unknown("lookup_500"), id="server error"),
+        pytest.param(200, answer(), ROW, LookupOutcome.OK, id="the stored key"),
+        pytest.param(200, b"<html>", Unknown("lookup_shape"), LookupOutcome.UNUSABLE, id="a page"),
+        pytest.param(200, answer(key="0" * 64), Unknown("lookup_shape"), LookupOutcome.UNUSABLE, id="another key"),
+        pytest.param(200, answer(status="deleted"), Unknown("key_deleted"), LookupOutcome.UNUSABLE, id="a deleted key"),
+        pytest.param(200, b" " * 1_100_000, Unknown("lookup_size"), LookupOutcome.UNUSABLE, id="over the limit"),
+        pytest.param(204, b"", None, LookupOutcome.UNUSABLE, id="no content"),
+        pytest.param(206, answer(), None, LookupOutcome.UNUSABLE, id="partial"),
+        pytest.param(307, b"", None, LookupOutcome.REDIRECTED, id="a redirect is not followed"),
+        pytest.param(401, answer(), None, LookupOutcome.REFUSED, id="unauthorized"),
+        pytest.param(403, b"{}", None, LookupOutcome.REFUSED, id="forbidden"),
+        pytest.param(404, b"{}", None, LookupOutcome.REFUSED, id="not found"),
+        pytest.param(500, b"{}", None, LookupOutcome.SERVER_ERROR, id="server error"),
     ],
 )
-async def test_answers(status: int, body: bytes, result: Stored | Unknown) -> None:
-    """Whatever is not a 200 about this very key is unknown."""
+async def test_answers(
+    status: int, body: bytes, result: Stored | Unknown | None, outcome: LookupOutcome, lookup_key: bool
+) -> None:
+    """What is not a 200 about this very key is unknown, and how the lookup ended is recorded.
+
+    How the credential is refused has a reason of its own; only the caller's own 403 is a reason to use the credential.
+    """
     head = b"HTTP/1.1 %d Odd\r\nLocation: /elsewhere\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
+    refused = Unknown(f"lookup_{'key_' if lookup_key else ''}{status}", refused=status == 403 and not lookup_key)
     with Upstream(reply(head + body), keep=False) as upstream:
-        assert await look_up(upstream) == result
-        assert [request.target for request in upstream.requests] == [f"/key/info?key={TOKEN}".encode()]
+        async with keys_at(upstream) as look_up:
+            found = await look_up(lookup_key=lookup_key)
+        assert found == (result or refused)
+        assert look_up.lookup is not None
+        assert (look_up.lookup.outcome, look_up.lookup.lookup_key) == (outcome, lookup_key)
+        (request,) = upstream.requests
+        assert request.target == f"/key/info?key={TOKEN}".encode()
+        assert request.get(b"authorization") == (b"Bearer sk-own" if lookup_key else None)
+
+
+FAILED, TIMEOUT = LookupOutcome.FAILED, LookupOutcome.TIMEOUT
 
 
 @pytest.mark.parametrize(
-    ("error", "reason"),
+    ("error", "reason", "outcome"),
     [
-        pytest.param(UpstreamUnreachable(), "lookup_failed", id="no connection"),
-        pytest.param(ConnectTimeout(), "lookup_timeout", id="no connection in time"),
-        pytest.param(PoolExhausted(), "lookup_timeout", id="no free connection in time"),
-        pytest.param(ResponseTimeout(), "lookup_timeout", id="no answer in the relay's time"),
-        pytest.param(UpstreamBroken(), "lookup_failed", id="reset, or not HTTP"),
+        pytest.param(UpstreamUnreachable(), "lookup_failed", FAILED, id="no connection"),
+        pytest.param(ConnectTimeout(), "lookup_timeout", TIMEOUT, id="no connection in time"),
+        pytest.param(PoolExhausted(), "lookup_timeout", TIMEOUT, id="no free connection in time"),
+        pytest.param(ResponseTimeout(), "lookup_timeout", TIMEOUT, id="no answer in the relay's time"),
+        pytest.param(UpstreamBroken(), "lookup_failed", FAILED, id="reset, or not HTTP"),
     ],
 )
-async def test_errors(error: GatewayError, reason: str) -> None:
+async def test_errors(error: GatewayError, reason: str, outcome: LookupOutcome) -> None:
     """A lookup that fails is unknown, never an error."""
 
     async def fail(target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:
         raise error
 
     look_up = LookUp(StoredKeys(), fail)
-    assert await look_up() == Unknown(reason, refused=reason == "lookup_403")
+    assert await look_up() == Unknown(reason)
+    assert look_up.lookup is not None
+    assert look_up.lookup.outcome is outcome
 
 
 @pytest.mark.parametrize(
@@ -318,7 +365,7 @@ async def test_refused() -> None:
 async def test_timeout(script: Script) -> None:
     """The timeout is for the whole lookup, and closes its connection."""
     with Upstream(script) as upstream:
-        assert await look_up(upstream, seconds=0.1) == Unknown("lookup_timeout")
+        assert await look_up(upstream, timeout=0.1) == Unknown("lookup_timeout")
         await asyncio.to_thread(upstream.wait_closed)
 
 
@@ -334,14 +381,14 @@ async def test_timeout_of_a_trickle() -> None:
                 connection.send(b" ")
 
     with Upstream(trickle) as upstream:
-        assert await look_up(upstream, seconds=0.2) == Unknown("lookup_timeout")
+        assert await look_up(upstream, timeout=0.2) == Unknown("lookup_timeout")
         stop.set()
 
 
 async def test_cancel() -> None:
     """Cancelling closes the connection at once."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
+        async with keys_at(upstream) as look_up:
             lookup = asyncio.create_task(look_up())
             await asyncio.to_thread(upstream.wait_request)
             lookup.cancel()
@@ -353,7 +400,7 @@ async def test_cancel() -> None:
 async def test_connection_is_reused() -> None:
     """Lookups share a kept-alive connection."""
     with Upstream(reply(ok(answer()))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
+        async with keys_at(upstream) as look_up:
             for _ in range(3):
                 assert isinstance(await look_up(), Stored)
         assert len(upstream.connections) == 1
@@ -370,7 +417,7 @@ async def test_connections_are_given_back(head: bytes, reason: str) -> None:
     """An answer that is not read to its end keeps no connection: there is one for every lookup to come."""
     body = b" " * (MAX_ANSWER + 1)
     with Upstream(reply(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body), keep=False) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
+        async with keys_at(upstream) as look_up:
             for _ in range(25):
                 assert await look_up() == Unknown(reason, refused=reason == "lookup_403")
 
@@ -378,7 +425,7 @@ async def test_connections_are_given_back(head: bytes, reason: str) -> None:
 async def test_stale_connection() -> None:
     """A kept-alive connection that upstream closes as it is used costs a second attempt, not the decision."""
     with Upstream(in_turn(reply(ok(answer())), reply(CLOSE), reply(ok(answer())))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
+        async with keys_at(upstream) as look_up:
             for _ in range(2):
                 assert isinstance(await look_up(), Stored)
         assert [request.connection for request in upstream.requests] == [0, 0, 1]
@@ -387,8 +434,8 @@ async def test_stale_connection() -> None:
 async def test_only_one_second_attempt() -> None:
     """Only the end of a kept-alive connection is a reason to ask again."""
     with Upstream(in_turn(reply(ok(answer())), reply(CLOSE))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
-            for result in (Stored({"allowed_routes": ["/a"]}), Unknown("lookup_failed")):
+        async with keys_at(upstream) as look_up:
+            for result in (ROW, Unknown("lookup_failed")):
                 assert await look_up() == result
         assert [request.connection for request in upstream.requests] == [0, 0, 1]
 
@@ -396,7 +443,7 @@ async def test_only_one_second_attempt() -> None:
 async def test_cookies_are_not_kept() -> None:
     """What upstream sets for one caller is not sent for the next."""
     with Upstream(reply(ok(answer(), b"Set-Cookie: token=alice; Path=/"))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
+        async with keys_at(upstream) as look_up:
             for _ in range(2):
                 assert isinstance(await look_up(), Stored)
         assert [request.get(b"cookie") for request in upstream.requests] == [None, None]
@@ -433,7 +480,7 @@ async def test_tls(trusted: bool) -> None:
     with Upstream(reply(ok(answer())), context=server) as upstream:
         async with keys(Address("https", "127.0.0.1", upstream.port), verify=client) as look_up:
             result = await look_up()
-    assert result == (Stored({"allowed_routes": ["/a"]}) if trusted else Unknown("lookup_failed"))
+    assert result == (ROW if trusted else Unknown("lookup_failed"))
 
 
 async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
@@ -446,38 +493,24 @@ async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     assert "sk-other" not in text
 
 
-@pytest.mark.parametrize(
-    ("key", "prefix"),
-    [
-        pytest.param(KEY, TOKEN[:8], id="raw"),
-        pytest.param(TOKEN, TOKEN[:8], id="its hash"),
-        pytest.param("custom", hashlib.sha256(b"custom").hexdigest()[:8], id="anything else"),
-    ],
-)
-async def test_key_hash(key: str, prefix: str) -> None:
-    """A key has one name in logs, whether it is sent raw or hashed, and that name never shows it."""
-    assert key_hash(key) == prefix
-
-
-def aliases(*rows: Any) -> bytes:
-    return json.dumps({"key": ["ignored"], "info": list(rows)}).encode()
-
-
-async def test_bytes_sent_for_an_alias() -> None:
+@pytest.mark.parametrize("lookup_key", [False, True], ids=["the caller's", "the lookup credential's"])
+async def test_bytes_sent_for_an_alias(lookup_key: bool) -> None:
     """A key is looked up by its alias with a POST, whose content alone is the gateway's."""
-    with Upstream(reply(ok(aliases({"key_alias": "ä", "spend": None})))) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
-            caller = Caller(octets([HOST, (b"Content-Type", b"text/x"), (b"Content-Length", b"9")]), look_up.ask)
-            found, lookup = await look_up.stored.get_by_alias(caller, "ä", "/p")
-        assert found == Stored({"key_alias": "ä", "spend": None})
-        assert lookup is not None
-        assert lookup.outcome is LookupOutcome.OK
-        upstream.settle()
+    row: dict[str, Json] = {"key_alias": "ä", "spend": None}
+    fields = (HOST, (b"Content-Type", b"text/x"), (b"Content-Length", b"9"))
+    with Upstream(reply(ok(json.dumps({"key": ["ignored"], "info": [row]}).encode()))) as upstream:
+        async with keys_at(upstream, host=b"litellm.example") as look_up:
+            found = await look_up(*fields, key=None, alias="ä", prefix="/p", lookup_key=lookup_key)
+            assert found == Stored(row)
+        assert look_up.lookup is not None
+        assert (look_up.lookup.outcome, look_up.lookup.lookup_key) == (LookupOutcome.OK, lookup_key)
+        await asyncio.to_thread(upstream.settle)
         body = b'{"key_aliases": ["\\u00e4"]}'
+        own = [b"Host: litellm.example", b"Authorization: Bearer sk-own"]
         assert upstream.received == b"\r\n".join(
             [
                 b"POST /p/v2/key/info HTTP/1.1",
-                b"Host: proxy.example",
+                *(own if lookup_key else [b"Host: proxy.example"]),
                 b"Accept-Encoding: identity",
                 b"Content-Type: application/json",
                 b"Content-Length: %d" % len(body),
@@ -488,25 +521,57 @@ async def test_bytes_sent_for_an_alias() -> None:
 
 
 @pytest.mark.parametrize(
-    ("status", "body", "result"),
-    [
-        pytest.param(200, aliases({"key_alias": "a"}), Stored({"key_alias": "a"}), id="the key"),
-        pytest.param(200, aliases(), Unknown("lookup_shape"), id="none that the caller may see"),
-        pytest.param(200, aliases({"key_alias": "b"}), Unknown("lookup_shape"), id="another"),
-        pytest.param(200, aliases({"key_alias": "a"}, {"key_alias": "a"}), Unknown("lookup_shape"), id="two"),
-        pytest.param(200, aliases([]), Unknown("lookup_shape"), id="a list"),
-        pytest.param(200, aliases({"key_alias": "a", "status": "deleted"}), Unknown("key_deleted"), id="a deleted one"),
-        pytest.param(200, b'{"info": {"key_alias": "a"}}', Unknown("lookup_shape"), id="an object"),
-        pytest.param(200, b" " * (MAX_ANSWER + 1), Unknown("lookup_size"), id="over the limit"),
-        pytest.param(200, aliases(*[{}] * 100_000), Unknown("lookup_size"), id="100,000 rows"),
-        pytest.param(403, b"{}", Unknown("lookup_403", refused=True), id="forbidden"),
-        pytest.param(404, b"{}", Unknown("lookup_404"), id="a release that has no such endpoint"),
-    ],
+    ("status", "refused"),
+    [pytest.param(403, True, id="forbidden"), pytest.param(404, False, id="a release that has no such endpoint")],
 )
-async def test_answers_for_an_alias(status: int, body: bytes, result: Stored | Unknown) -> None:
-    """Only one row with that very alias is the key."""
-    head = b"HTTP/1.1 %d Odd\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
-    with Upstream(reply(head + body), keep=False) as upstream:
-        async with keys(Address("http", "127.0.0.1", upstream.port)) as look_up:
-            caller = Caller(octets([HOST]), look_up.ask)
-            assert (await look_up.stored.get_by_alias(caller, "a", ""))[0] == result
+async def test_alias_refused(status: int, refused: bool) -> None:
+    """As of any lookup, a status other than 200 is unknown."""
+    with Upstream(reply(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status), keep=False) as upstream:
+        async with keys_at(upstream) as look_up:
+            assert await look_up(key=None, alias="a") == Unknown(f"lookup_{status}", refused)
+
+
+# with the lookup credential
+
+
+async def test_whether_there_is_a_lookup_key() -> None:
+    """A credential is there if it was given, though its file may hold none."""
+    assert [StoredKeys().has_lookup_key, StoredKeys(lookup_key=lambda: None).has_lookup_key] == [False, True]
+
+
+@pytest.mark.parametrize("lookup_key", [None, lambda: None], ids=["none was given", "the file holds none"])
+async def test_no_lookup_key(lookup_key: Callable[[], str | None] | None) -> None:
+    """Without a credential the caller's refusal stands, and LiteLLM is not asked."""
+    with Upstream() as upstream:
+        async with keys_at(upstream, lookup_key=lookup_key) as look_up:
+            assert await look_up(lookup_key=True) == Unknown("lookup_403")
+        assert (look_up.lookup, upstream.connections) == (None, [])
+
+
+async def test_timeout_with_the_lookup_key() -> None:
+    """It has the time of any lookup."""
+    with Upstream(reply(WAIT_CLOSED)) as upstream:
+        async with keys_at(upstream, timeout=0.05) as look_up:
+            assert await look_up(lookup_key=True) == Unknown("lookup_timeout")
+        assert look_up.lookup is not None
+        assert look_up.lookup.outcome is LookupOutcome.TIMEOUT
+
+
+async def test_what_the_lookup_key_reads_is_not_cached() -> None:
+    """It is for one request."""
+    with Upstream(reply(ok(answer()))) as upstream:
+        async with keys_at(upstream, cache_ttl=10) as look_up:
+            for _ in range(2):
+                assert await look_up(lookup_key=True) == ROW
+            for _ in range(2):
+                assert await look_up() == ROW
+        assert len(upstream.requests) == 3
+
+
+async def test_an_alias_is_not_cached() -> None:
+    """LiteLLM may give an alias to another key at any time."""
+    with Upstream(reply(ok(b'{"info": [{"key_alias": "a"}]}'))) as upstream:
+        async with keys_at(upstream, cache_ttl=10) as look_up:
+            for _ in range(2):
+                assert await look_up(key=None, alias="a") == Stored({"key_alias": "a"})
+        assert len(upstream.requests) == 2

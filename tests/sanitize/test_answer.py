@@ -25,11 +25,11 @@ from sanitizer.relay.asgi import Relay
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.pool import Pool
-from sanitizer.sanitize.middleware import HELD_LIMIT, SanitizerMiddleware
+from sanitizer.sanitize.core import Interception
+from sanitizer.sanitize.middleware import SanitizerMiddleware
 from sanitizer.sanitize.stored import Caller
-from tests.sanitize.harness import JSON, Client, Fields, ask_nobody, octets
-from tests.sanitize.test_middleware import serving
 from tests.support import client as raw
+from tests.support.asgi import JSON, Client, Fields, ask_nobody, octets, serving
 from tests.support.cores import BODY, CONFIDENTIAL, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, in_turn, reply
 from tests.support.wire import Cut
@@ -146,6 +146,8 @@ async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | N
     got, body = merged(client.sent)
     assert (got["status"], body) == (answers[shown].status, answers[shown].content)
     assert len(app.bodies) == len(answers)
+    held = [answer for answer in answers if answer.status == 403 and len(answer.content) <= LIMIT]
+    assert core.asked == [(answer.status, answer.content) for answer in held]
     assert [record.status for record in core.records] == [answers[shown].status]
     assert core.held == 0
 
@@ -162,7 +164,7 @@ async def test_confidential_send_fails(before: Sequence[Step]) -> None:
 
 async def test_the_limit() -> None:
     """The table is about the limit that is."""
-    assert HELD_LIMIT == LIMIT
+    assert Interception.held_limit == LIMIT
 
 
 @pytest.mark.parametrize(

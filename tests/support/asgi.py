@@ -1,18 +1,20 @@
-"""One request through an ASGI app, message by message, and stand-ins for what is around the sanitizer."""
+"""One request through an ASGI app, message by message or under a real server, and stand-ins around the sanitizer."""
 
 import asyncio
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import socket
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import uvicorn
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.sanitize.core import Record, Sanitizer
-from sanitizer.sanitize.decision import Stored, Unknown
 from sanitizer.sanitize.gates import FIELDS
 from sanitizer.sanitize.middleware import SanitizerMiddleware
+from sanitizer.sanitize.queries import Stored, Unknown
 from sanitizer.sanitize.scopes import encode_header
 from sanitizer.sanitize.stored import Ask, Caller, Lookup, LookupOutcome, StoredKeys
 
@@ -37,21 +39,46 @@ async def ask_nobody(target: bytes, header: bytes, limit: int, content: bytes | 
     raise AssertionError
 
 
+@dataclass(frozen=True)
+class Cached(Stored):
+    """What is stored, as an earlier request has found it: no lookup is made."""
+
+
+@dataclass(frozen=True)
+class NotLookedUp(Unknown):
+    """Why nothing is known, though no lookup is made."""
+
+
+Result = Stored | Unknown
+
+
+def looked_up(results: list[Result]) -> tuple[Result, Lookup | None]:
+    """The next of ``results``, the last of which is for good, and the lookup made for it."""
+    result = results.pop(0) if len(results) > 1 else results[0]
+    return result, None if isinstance(result, Cached | NotLookedUp) else Lookup(LookupOutcome.OK, 0.01)
+
+
 class Lookups(StoredKeys):
     """Answers lookups with ``results`` in turn, the last one for good; a lookup waits for ``gate``, if there is one."""
 
-    def __init__(self, *results: Stored | Unknown, gate: asyncio.Event | None = None) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        *results: Result,
+        gate: asyncio.Event | None = None,
+        caches: bool = False,
+        has_lookup_key: bool = False,
+    ) -> None:
+        super().__init__(cache_ttl=10 if caches else 0, lookup_key=(lambda: None) if has_lookup_key else None)
         self.results = list(results)
         self.gate = gate
         self.started = asyncio.Event()
         self.cancelled = False
-        self.calls: list[tuple[str, str, bool]] = []
+        self.calls: list[tuple[str | None, str, bool]] = []
         self.writes: list[str | None] = []
         self.writing_now = 0
 
     async def get(
-        self, caller: Caller, key: str, prefix: str, *, fresh: bool = False
+        self, caller: Caller, key: str | None, alias: str | None, prefix: str, *, fresh: bool = False
     ) -> tuple[Stored | Unknown, Lookup | None]:
         self.calls.append((key, prefix, fresh))
         self.started.set()
@@ -61,9 +88,7 @@ class Lookups(StoredKeys):
             except asyncio.CancelledError:
                 self.cancelled = True
                 raise
-        result = self.results.pop(0) if len(self.results) > 1 else self.results[0]
-        cached = isinstance(result, Stored) and result.cached
-        return result, None if cached else Lookup(LookupOutcome.OK, 0.01)
+        return looked_up(self.results)
 
     @contextlib.contextmanager
     def writing(self, key: str | None) -> Iterator[None]:
@@ -80,9 +105,10 @@ ROUTES = Stored({"allowed_routes": ["/a"]})
 
 @dataclass
 class Upstream:
-    """An app that reads the whole request and answers 200 with ``fields``."""
+    """An app that reads the whole request and answers ``status`` with ``fields``."""
 
     fields: Fields = field(default_factory=list)
+    status: int = 200
     scopes: list[Scope] = field(default_factory=list)
     received: list[list[Message]] = field(default_factory=list)
 
@@ -94,7 +120,7 @@ class Upstream:
         while more:
             messages.append(await receive())
             more = messages[-1].get("more_body", False)
-        await send({"type": "http.response.start", "status": 200, "headers": list(self.fields)})
+        await send({"type": "http.response.start", "status": self.status, "headers": list(self.fields)})
         await send({"type": "http.response.body", "body": b"done"})
 
     @property
@@ -166,6 +192,7 @@ class Sanitized:
     prefixes: tuple[str, ...] = ("", "/p")
     records: list[Record] = field(default_factory=list)
     ask: Ask = ask_nobody
+    stall_timeout: float | None = None
 
     def __post_init__(self) -> None:
         self.sanitizer = Sanitizer(
@@ -177,8 +204,25 @@ class Sanitized:
             on_decision=self.records.append,
         )
         self.middleware = SanitizerMiddleware(
-            self.app, sanitizer=self.sanitizer, caller=lambda scope: Caller(octets(scope["headers"]), self.ask)
+            self.app,
+            sanitizer=self.sanitizer,
+            caller=lambda scope: Caller(octets(scope["headers"]), self.ask),
+            stall_timeout=self.stall_timeout,
         )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         await self.middleware(scope, receive, send)
+
+
+@contextlib.asynccontextmanager
+async def serving(app: ASGIApp) -> AsyncIterator[int]:
+    """A real uvicorn on a free port of loopback."""
+    config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listener:  # connections wait here until the server has started
+        task = asyncio.create_task(server.serve([listener]))
+        try:
+            yield listener.getsockname()[1]
+        finally:
+            server.should_exit = True
+            await task

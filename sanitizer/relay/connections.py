@@ -1,4 +1,4 @@
-"""The client connections that are open, so that a process can drain: tell each to finish, and wait for the last."""
+"""The open client connections of a process, which a drain shuts down and waits for."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ from sanitizer.relay.stalls import Watched
 
 
 class ClientConnection(Watched, Protocol):
-    """What a server asks of a connection that it has accepted."""
+    """A connection that a server has accepted, as the server sees it."""
 
     def shutdown(self) -> None:
         """Take no further request, and close as soon as the one at work is answered."""

@@ -1,0 +1,45 @@
+"""The findings of a check."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from sanitizer.operate.check.defects import Defect
+from sanitizer.sanitize.gates import NEWEST
+
+
+class Result(StrEnum):
+    """The result of one check."""
+
+    OK = "ok"
+    NOTE = "note"  # it could not be found out, or the operator has to judge it
+    PROBLEM = "problem"
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """The result of one check, in words."""
+
+    check: str
+    result: Result
+    detail: str
+
+
+@dataclass(slots=True)
+class Report:
+    """All findings. ``release`` is None if LiteLLM did not tell it; ``defects`` are then unknown.
+
+    ``proven_on`` is the newest LiteLLM release on which the table of defects was proven.
+    """
+
+    upstream: str
+    proven_on: str = NEWEST
+    release: str | None = None
+    findings: list[Finding] = field(default_factory=list)
+    defects: list[Defect] | None = None
+
+    def add(self, check: str, result: Result, detail: str) -> None:
+        self.findings.append(Finding(check, result, detail))
+
+    @property
+    def problems(self) -> int:
+        return sum(finding.result is Result.PROBLEM for finding in self.findings)

@@ -1,0 +1,238 @@
+"""The admin listener's socket and connections: bounded, and answered whoever else is connected."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import resource
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from sanitizer.operate import listener as module
+from sanitizer.operate.admin import Admin
+from sanitizer.operate.listener import CONNECTIONS, CONNECTIONS_OF_ONE, peer_of
+from sanitizer.settings import load
+from tests.operate.exchanges import request
+from tests.operate.exposition import wait_for, wait_until_ready
+from tests.support.client import Client
+from tests.support.gateway import Gateway
+from tests.support.upstream import Upstream
+from tests.support.wire import Wire
+
+LIVEZ = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
+
+
+def connect_from(gateway: Gateway, address: str) -> Client:
+    """A connection to the admin listener from one of the host's own addresses, 127.0.0.0/8."""
+    client = Client.__new__(Client)
+    Wire.__init__(client, socket.create_connection(gateway.admin, source_address=(address, 0)))
+    return client
+
+
+@contextlib.contextmanager
+def holders(gateway: Gateway, addresses: int, connections: int) -> Iterator[list[Client]]:
+    """Connections that begin a request and go no further, some from each of so many addresses."""
+    with contextlib.ExitStack() as stack:
+        clients = []
+        for number in range(addresses):
+            for _ in range(connections):
+                client = stack.enter_context(connect_from(gateway, f"127.0.1.{number + 1}"))
+                client.send(b"GET /livez")
+                clients.append(client)
+        yield clients
+
+
+@pytest.mark.parametrize(
+    ("addresses", "connections"),
+    [
+        pytest.param(1, 3 * CONNECTIONS, id="one address"),
+        pytest.param(2 * CONNECTIONS // CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE, id="some addresses"),
+        pytest.param(3 * CONNECTIONS, 1, id="many addresses"),
+    ],
+)
+def test_many_connections(upstream: Upstream, addresses: int, connections: int) -> None:
+    """However many connections are held, and by however many, each new one gets its answer, from whatever address."""
+    with Gateway(upstream.url, admin=True) as gateway:
+        wait_until_ready(gateway)
+        before = gateway.open_sockets()
+        with holders(gateway, addresses, connections) as clients:
+            for address in ("127.0.0.1", "127.0.1.1", "127.0.2.1") * 3:
+                with connect_from(gateway, address) as client:
+                    assert client.ask(LIVEZ).status == 200
+            assert gateway.open_sockets() <= before + CONNECTIONS + 2
+            assert clients[0].closed()  # the first to come is the first to go
+            assert gateway.ask(request()).body == b"ok"
+        assert gateway.ask_admin("/livez").status == 200
+
+
+def test_one_address_is_bounded(upstream: Upstream) -> None:
+    """One address that opens more than it may have loses its own connections, and no other address does."""
+    with Gateway(upstream.url, admin=True) as gateway, connect_from(gateway, "127.0.2.1") as other:
+        assert other.ask(LIVEZ).status == 200
+        with holders(gateway, 1, CONNECTIONS_OF_ONE + 1) as clients:
+            assert clients[0].closed()
+            clients[1].send(b" HTTP/1.1\r\nHost: a\r\n\r\n")
+            assert clients[1].read_response().status == 200
+            assert other.ask(LIVEZ).status == 200
+
+
+def test_busiest_address_gives_way(upstream: Upstream) -> None:
+    """When all connections are taken, the address that has the most loses one, not the one that has had its longest."""
+    with Gateway(upstream.url, admin=True) as gateway, connect_from(gateway, "127.0.2.1") as other:
+        assert other.ask(LIVEZ).status == 200
+        with holders(gateway, CONNECTIONS // CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE) as clients:
+            assert clients[0].closed()
+            assert other.ask(LIVEZ).status == 200
+
+
+@pytest.mark.parametrize("addresses", [("fd00::1", "fd00::2"), ("::ffff:10.0.0.1", "10.0.0.1")])
+def test_one_peer(addresses: tuple[str, str]) -> None:
+    """What one machine has is one peer: an IPv6 network of 64 bits, an IPv4 address however it is written."""
+    assert len(set(map(peer_of, addresses))) == 1
+    assert peer_of("fd00::1") != peer_of("fd00:0:0:1::1")
+    assert peer_of("::ffff:10.0.0.1") != peer_of("::ffff:10.0.0.2")
+
+
+@contextlib.contextmanager
+def out_of_descriptors(gateway: Gateway) -> Iterator[None]:
+    """Clients hold all the descriptors of the gateway: as many as there can be, and some more."""
+    _, hard = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (64, hard))
+    with contextlib.ExitStack() as stack:
+        clients = [stack.enter_context(gateway.connect()) for _ in range(80)]
+        assert clients[-1].closed()
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, hard))  # none comes free: the probe would take it
+        yield
+    resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (64, hard))
+
+
+@pytest.mark.parametrize("tls", [False, True])
+@pytest.mark.parametrize("asked", [False, True])
+def test_no_descriptors(upstream: Upstream, tmp_path: Path, tls: bool, asked: bool) -> None:
+    """Where clients hold all descriptors the admin listener answers, and says so; with TLS they need no handshake."""
+    file = tmp_path / "server.pem"
+    trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(file)
+    with Gateway(upstream.url, *(("--ssl-certfile", str(file)) if tls else ()), admin=True) as gateway:
+        if asked:  # else what is loaded for the first answer is loaded without a descriptor
+            wait_until_ready(gateway)
+        else:
+            gateway.wait_for_line("upstream is reachable")
+        with out_of_descriptors(gateway):
+            for _ in range(3):
+                live = gateway.ask_admin("/livez")
+                assert (live.status, json.loads(live.body)) == (200, {"live": True})
+            body = wait_until_ready(gateway, False, because="descriptors")
+            assert json.loads(body)["reason"] == "the gateway is out of file descriptors"
+            first = wait_for(gateway, lambda numbers: numbers[SHORTAGES] >= 1)[SHORTAGES]
+            wait_for(gateway, lambda numbers: numbers[SHORTAGES] > first)  # as long as it lasts
+            with holders(gateway, CONNECTIONS // CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE):
+                assert gateway.ask_admin("/livez").status == 200
+        wait_until_ready(gateway)
+        line = next(each for each in gateway.records if each["message"] == "out of file descriptors")
+        assert (line["level"], line["kind"]) == ("warning", "accept")
+        assert "ulimit -n" in line["detail"]
+
+
+SHORTAGES = "sanitizer_out_of_descriptors_total"
+
+
+MEGABYTES = 62
+CHUNKED = b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+@pytest.mark.parametrize(
+    ("begin", "repeat"),
+    [
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\n", b"a:\r\n", id="many lines"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\n", b"a:" + b"b" * 65532 + b"\r\n", id="long lines"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\na: ", b"b", id="an endless line"),
+        pytest.param(b"GET /livez HTTP/1.1\r\nHost: a\r\na: ", b"b\r\n ", id="a folded line"),
+        pytest.param(b"GET /", b"a", id="an endless target"),
+        pytest.param(b"", b"\r\n", id="empty lines"),
+        pytest.param(CHUNKED + b"0\r\n", b"a:\r\n", id="trailers"),
+        pytest.param(CHUNKED + b"0\r\na: ", b"b", id="an endless trailer"),
+        pytest.param(CHUNKED, b"1\r\nb\r\n", id="small chunks"),
+        pytest.param(CHUNKED, b"10000\r\n" + b"b" * 65536 + b"\r\n", id="large chunks"),
+        pytest.param(CHUNKED + b"1;", b"a", id="an endless chunk extension"),
+        pytest.param(b"POST /livez HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999\r\n\r\n", b"b", id="a body"),
+        pytest.param(b"", LIVEZ, id="requests"),
+        pytest.param(LIVEZ, b"a:\r\n", id="a head behind a request"),
+    ],
+)
+def test_memory(upstream: Upstream, begin: bytes, repeat: bytes) -> None:
+    """However much a client sends before it reads, the process does not grow with it, and goes on answering."""
+    with Gateway(upstream.url, admin=True) as gateway:
+        wait_until_ready(gateway)
+        before = peak_memory(gateway)
+        piece = repeat * (1_000_000 // len(repeat) + 1)
+        with Client(gateway.admin) as client:
+            client.sock.settimeout(0.5)  # what is not read any more is enough
+            with contextlib.suppress(OSError):
+                client.send(begin, *[piece] * MEGABYTES)
+            assert gateway.ask_admin("/livez").status == 200
+        assert peak_memory(gateway) - before < 8 * 1024**2
+        assert not any("Traceback" in line for line in gateway.lines), gateway.lines
+
+
+def peak_memory(gateway: Gateway) -> int:
+    """The most memory that the process has ever had, in bytes."""
+    match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{gateway.pid}/status").read_text())
+    assert match
+    return int(match[1]) * 1024
+
+
+def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks for nothing, or only begins to, is closed."""
+    monkeypatch.setattr(module, "LIFETIME", 0.1)
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT", 60.0)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = listener.getsockname()
+        with Admin(load({}, {}), listener), Client(address) as idle, Client(address) as begun:
+            begun.send(b"GET /livez HTTP/1.1\r\n")
+            assert idle.closed()
+            assert begun.closed()
+
+
+def test_answers_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that asks again and again, and reads nothing, is reset all the same."""
+    monkeypatch.setattr(module, "LIFETIME", 1.0)  # long enough for an answer to wait for room
+    monkeypatch.setattr(module, "ANSWER_TIMEOUT", 0.1)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as listener,
+        Admin(load({}, {}), listener),
+        Client(listener.getsockname(), receive_buffer=4096) as client,
+        pytest.raises(OSError, match=r"(?i)reset|broken pipe"),
+    ):
+        client.send(*[b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100] * 10_000)
+
+
+def test_answers_that_are_not_read_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
+    """When the listener ends, a client that does not read its answers is reset, and no error is logged."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
+        with Client(listener.getsockname(), receive_buffer=4096) as client, Admin(load({}, {}), listener):
+            client.sock.settimeout(0.5)
+            with contextlib.suppress(TimeoutError):  # then no more requests are read, because an answer waits for room
+                while True:
+                    client.sock.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
+    assert [record for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_large_head(upstream: Upstream) -> None:
+    """A head of any ordinary size is read, one over 32 KiB is refused."""
+    head = "GET /livez HTTP/1.1\r\nHost: a\r\nX: %s"
+    with Gateway(upstream.url, admin=True) as gateway:
+        with Client(gateway.admin) as client:
+            client.send((head % ("x" * 30_000)).encode())
+            time.sleep(0.05)  # what has come whole is not measured
+            assert client.ask(b"\r\n\r\n").status == 200
+        with Client(gateway.admin) as client:
+            client.send((head % ("x" * 32_768)).encode())
+            assert client.read_response().status == 400
+            assert client.closed()

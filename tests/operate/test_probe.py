@@ -1,0 +1,71 @@
+"""The probe: what makes upstream unreachable, and reachable again, and the words for it."""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import ssl
+
+import pytest
+
+from sanitizer.address import Address
+from sanitizer.connecting import Connector
+from sanitizer.operate import probe as module
+from sanitizer.operate.probe import Probe
+from sanitizer.resolver import LookupFailed
+
+
+def test_two_in_a_row() -> None:
+    """Two failures in a row make upstream unreachable, one success makes it reachable: each change is told once."""
+    told: list[str | None] = []
+    probe = Probe(Address("http", "a", 80), None, 1, told.append)
+    assert probe.reason == "upstream has not been reached yet"
+    for error, reason in (
+        ("e", "upstream has not been reached yet"),
+        (None, None),
+        ("e", None),
+        (None, None),
+        ("e", None),
+        ("e", "upstream can't be reached: e"),
+        ("f", "upstream can't be reached: f"),
+        (None, None),
+        (None, None),
+    ):
+        probe.judge(error)
+        assert probe.reason == reason
+    assert told == [None, "upstream can't be reached: e", None]
+
+
+UNTRUSTED = ssl.SSLCertVerificationError(1, "certificate verify failed at 192.0.2.1")
+UNTRUSTED.verify_message = "self-signed certificate"
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        pytest.param(TimeoutError(), "timed out", id="no answer"),
+        pytest.param(LookupFailed("no such name"), str(LookupFailed("no such name")), id="no address"),
+        pytest.param(UNTRUSTED, "certificate not trusted (self-signed certificate)", id="certificate"),
+        pytest.param(ssl.SSLError(1, "wrong version at 192.0.2.1"), "TLS handshake failed", id="TLS"),
+        pytest.param(ConnectionRefusedError(errno.ECONNREFUSED, "192.0.2.1"), "connection refused", id="refused"),
+        pytest.param(OSError("192.0.2.1, fd00::1"), "none of its addresses could be reached", id="some addresses"),
+        pytest.param(UnicodeError("label at 192.0.2.1"), "UnicodeError", id="a name that can't be encoded"),
+        pytest.param(OSError(errno.EMFILE, "192.0.2.1"), None, id="no descriptors"),
+    ],
+)
+async def test_reasons(error: Exception, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each failure is named in words that do not name the address; a shortage of descriptors is none of upstream's."""
+
+    async def connect(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Connector, "connect", connect)
+    monkeypatch.setattr(module, "INTERVAL", 0)
+    changed: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
+    probe = Probe(Address("http", "a", 80), None, 1, changed.set_result)
+    probing = asyncio.create_task(probe.run())
+    async with asyncio.timeout(30):
+        found = await changed
+    probing.cancel()
+    assert found == (f"upstream can't be reached: {reason}" if reason else "the gateway is out of file descriptors")

@@ -1,0 +1,303 @@
+"""The relay as an ASGI app, called with messages: what it leaves behind, and what no server gets it to do."""
+
+import asyncio
+import json
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+
+import pytest
+from starlette.types import Message, Scope
+
+from sanitizer.address import Address, TrustedProxies
+from sanitizer.errors import ResponseCut
+from sanitizer.http1.forwarding import Forwarding
+from sanitizer.relay import asgi
+from sanitizer.relay.asgi import Relay
+from sanitizer.relay.counters import Counters
+from sanitizer.relay.pool import Pool
+from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Upstream, reply
+
+pytestmark = pytest.mark.anyio
+
+MIB = 1024 * 1024
+ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MIB
+
+
+class Failure(Exception):
+    """Of the server."""
+
+
+def scope(method: str = "GET", *headers: tuple[bytes, bytes]) -> Scope:
+    return {
+        "type": "http",
+        "http_version": "1.1",
+        "method": method,
+        "path": "/",
+        "query_string": b"",
+        "headers": [(b"host", b"a"), *headers],
+        "client": ("192.0.2.1", 1),
+    }
+
+
+def content(data: bytes, *, more: bool = False) -> Message:
+    return {"type": "http.request", "body": data, "more_body": more}
+
+
+async def nothing() -> Message:
+    """Wait for a message that does not come."""
+    await asyncio.Event().wait()
+    raise AssertionError
+
+
+@dataclass
+class Server:
+    """The server's side of one request: ``receive`` gives ``messages``, and then what ``then`` gives."""
+
+    messages: list[Message] = field(default_factory=lambda: [content(b"")])
+    then: Callable[[], Awaitable[Message]] = nothing
+    sent: list[Message] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.blocked: asyncio.Event | None = None
+
+    async def receive(self) -> Message:
+        return self.messages.pop(0) if self.messages else await self.then()
+
+    async def send(self, message: Message) -> None:
+        self.sent.append(message)
+        if self.blocked is not None and message["type"] == "http.response.body":
+            self.blocked.set()
+            await asyncio.Event().wait()
+
+    @property
+    def status(self) -> int:
+        found: int = self.sent[0]["status"]
+        return found
+
+    @property
+    def body(self) -> bytes:
+        return b"".join([message["body"] for message in self.sent[1:]])
+
+
+@dataclass
+class World:
+    upstream: Upstream
+    pool: Pool
+    relay: Relay
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    with Upstream() as upstream:
+        pool = Pool(Address("http", "127.0.0.1", upstream.port))
+        relay = Relay(pool, Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), Counters())
+        yield World(upstream, pool, relay)
+        pool.close()
+
+
+async def closed(upstream: Upstream) -> None:
+    """Wait until upstream's first connection is closed."""
+    await asyncio.to_thread(upstream.wait_closed)
+
+
+def reading_on(connection: Connection) -> None:
+    """Does not answer."""
+    connection.read_head()
+    while connection.recv():
+        pass
+
+
+@pytest.mark.parametrize("when", ["before the answer", "in the answer", "in the upload", "before a 100"])
+async def test_cancelled(world: World, when: str) -> None:
+    """A server that cancels the app has nothing of it left at once, and upstream sees its connection close."""
+    server = Server()
+    asked = scope()
+    begun = asyncio.Event()
+    if when == "before the answer":
+        world.upstream.script = reply(WAIT_CLOSED)
+        begun.set()
+    elif when == "in the answer":
+        world.upstream.script = reply(ENDLESS + b"x", WAIT_CLOSED)
+        server.blocked = begun
+    else:
+        world.upstream.script = reading_on
+        asked = scope("POST", (b"content-length", b"2"))
+        server.messages = [content(b"{", more=True)]
+        begun.set()
+        if when == "before a 100":
+            asked["headers"].append((b"expect", b"100-continue"))
+    tasks = asyncio.all_tasks()
+    app = asyncio.create_task(world.relay(asked, server.receive, server.send))
+    await begun.wait()
+    await asyncio.to_thread(world.upstream.wait_request)
+    app.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await app
+    assert asyncio.all_tasks() == tasks
+    await closed(world.upstream)
+    assert world.pool.open == 0
+
+
+async def test_returned(world: World) -> None:
+    """Nothing waits for the client any more once its answer is whole."""
+    world.upstream.script = reply(OK)
+    tasks = asyncio.all_tasks()
+    server = Server()
+    await world.relay(scope(), server.receive, server.send)
+    assert asyncio.all_tasks() == tasks
+    assert (server.status, server.body) == (200, b"ok")
+
+
+async def fails() -> Message:
+    raise Failure
+
+
+async def test_receive_fails(world: World) -> None:
+    """What ``receive`` raises before the answer has begun is raised by the app, and upstream's connection is closed."""
+    world.upstream.script = reading_on
+    server = Server([content(b"{", more=True)], fails)
+    with pytest.raises(Failure):
+        await world.relay(scope("POST", (b"content-length", b"2")), server.receive, server.send)
+    assert (server.sent, world.pool.open) == ([], 0)
+
+
+async def test_receive_fails_in_the_answer(world: World) -> None:
+    """An answer that can't be completed is cut."""
+    world.upstream.script = reply(ENDLESS + b"x", WAIT_CLOSED)
+    begun = asyncio.Event()
+
+    async def fails_later() -> Message:
+        await begun.wait()
+        raise Failure
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.body":
+            begun.set()
+
+    with pytest.raises(ResponseCut) as cut:
+        await world.relay(scope(), Server(then=fails_later).receive, send)
+    assert isinstance(cut.value.__cause__, Failure)
+
+
+@pytest.mark.parametrize("body", [b"ok", b""])
+async def test_receive_fails_behind_the_answer(world: World, body: bytes) -> None:
+    """An answer that has come whole is passed on whole."""
+    world.upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body), CLOSE)
+    whole, failed = asyncio.Event(), asyncio.Event()
+
+    async def fails_later() -> Message:
+        await whole.wait()
+        failed.set()
+        raise Failure
+
+    server = Server(then=fails_later)
+
+    async def send(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            await asyncio.to_thread(world.upstream.wait_closed)  # so the answer has come whole
+            whole.set()
+            await failed.wait()
+            await asyncio.sleep(0)
+        await server.send(message)
+
+    await world.relay(scope(), server.receive, send)
+    assert (server.status, server.body) == (200, body)
+
+
+async def test_no_100(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Content is sent after a while, even if upstream does not ask for it (RFC 9110 section 10.1.1)."""
+    monkeypatch.setattr(asgi, "_CONTINUE_TIMEOUT", 0.01)
+    world.upstream.script = reply(OK)
+    server = Server([content(b"hi")])
+    asked = scope("POST", (b"content-length", b"2"), (b"expect", b"100-continue"))
+    await world.relay(asked, server.receive, server.send)
+    assert (server.status, world.upstream.requests[0].body) == (200, b"hi")
+
+
+@pytest.mark.parametrize("version", ["1.1", "1.0"])
+@pytest.mark.parametrize("value", [b"100-Continue", b"something"])
+async def test_content_waits_for_a_100(
+    world: World, monkeypatch: pytest.MonkeyPatch, version: str, value: bytes
+) -> None:
+    """``receive`` makes a server say 100, so it is not called before upstream has; in HTTP/1.0 there is no 100."""
+    monkeypatch.setattr(asgi, "_CONTINUE_TIMEOUT", 60.0)
+    waits = version == "1.1" and value == b"100-Continue"
+    asked_for = threading.Event()
+
+    def script(connection: Connection) -> None:
+        connection.read_head()
+        if waits:
+            asked_for.set()
+            connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
+        assert connection.read_exactly(2) == b"hi"
+        connection.send(OK)
+
+    world.upstream.script = script
+
+    server = Server([content(b"hi")])
+
+    async def receive() -> Message:
+        assert asked_for.is_set() is waits
+        return await server.receive()
+
+    asked = {**scope("POST", (b"content-length", b"2"), (b"expect", value)), "http_version": version}
+    await world.relay(asked, receive, server.send)
+    assert (server.status, server.body) == (200, b"ok")
+
+
+@pytest.mark.parametrize("length", [1, 3])
+async def test_content_of_another_length(world: World, length: int) -> None:
+    """Content that does not fit its Content-Length, which no server should let through, is refused."""
+    world.upstream.script = reading_on
+    server = Server([content(b"hi")])
+    await world.relay(scope("POST", (b"content-length", b"%d" % length)), server.receive, server.send)
+    assert server.status == 400
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "counted"),
+    [
+        pytest.param(scope("GET", (b"host", b"b")), "bad_request", (1, 0), id="a refusal"),
+        pytest.param(
+            scope("GET", *[(b"via", b"1.1 litellm-sanitizer-%d" % n) for n in range(9)]),
+            "loop_detected",
+            (1, 0),
+            id="a loop",
+        ),
+        pytest.param(scope("POST", (b"content-length", b"2")), "client_not_sending", (0, 1), id="a stall"),
+        pytest.param(scope(), "broken", (0, 0), id="a failure of upstream's"),
+    ],
+)
+@pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
+async def test_errors(world: World, asked: Scope, kind: str, counted: tuple[int, int], version: str) -> None:
+    """The client's errors are counted and reported with its address. They end a connection of HTTP/1, others do not."""
+    reported: list[tuple[str, str | None]] = []
+
+    def report(kind: str, detail: str, peer: str | None) -> None:
+        reported.append((kind, peer))
+
+    counters = Counters(report, report)
+    world.upstream.script = reply(CLOSE) if asked["method"] == "GET" else reading_on
+    relay = Relay(world.pool, Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), counters, 0.01)
+    server = Server([content(b"", more=asked["method"] == "POST")])
+    await relay({**asked, "http_version": version}, server.receive, server.send)
+    assert json.loads(server.body)["error"]["type"] == kind
+    assert (counters.refused, sum(counters.stalled.values())) == counted
+    assert reported == [(kind, "192.0.2.1")] * sum(counted)
+    closes = any(counted) and version != "2"
+    assert ((b"connection", b"close") in server.sent[0]["headers"]) is closes
+
+
+async def test_websocket(world: World) -> None:
+    """An upgrade can't be tunnelled by an ASGI app: it is closed, with the reason, and upstream hears nothing of it."""
+    server = Server()
+    await world.relay({"type": "websocket"}, server.receive, server.send)
+    assert [(message["type"], message["code"]) for message in server.sent] == [("websocket.close", 1011)]
+    assert world.upstream.requests == []
+
+
+async def test_another_scope(world: World) -> None:
+    """A scope of another type is an error, as the ASGI specification asks for."""
+    with pytest.raises(RuntimeError, match="lifespan"):
+        await world.relay({"type": "lifespan"}, nothing, Server().send)

@@ -1,0 +1,51 @@
+"""The field lines of a scope as octets, and copies of a scope."""
+
+import pytest
+from starlette.types import Scope
+
+from sanitizer.sanitize.scopes import copy_scope, encode_header
+from tests.support.asgi import Fields
+
+
+@pytest.mark.parametrize(
+    ("fields", "head"),
+    [
+        pytest.param([], b"\r\n", id="none"),
+        pytest.param([(b"x", b"1"), (b"X", b" 2 "), (b"y", b"")], b"\r\nx: 1\r\nX:  2 \r\ny: \r\n", id="as they are"),
+        pytest.param([(b"x", b"a: b"), (b"y", b"\xe9\x00")], b"\r\nx: a: b\r\ny: \xe9\x00\r\n", id="odd values"),
+    ],
+)
+def test_encode_header(fields: Fields, head: bytes) -> None:
+    """An empty start line, then each field in a line of its own."""
+    assert encode_header(fields) == head
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        pytest.param((b"x", b"1\r\nauthorization: Bearer sk-other"), id="CRLF"),
+        pytest.param((b"x", b"1\nauthorization: Bearer sk-other"), id="LF"),
+        pytest.param((b"x", b"1\rauthorization: Bearer sk-other"), id="CR"),
+        pytest.param((b"x", b"1\n"), id="LF at the end"),
+        pytest.param((b"authorization: Bearer sk-other\r\nx", b"1"), id="in a name"),
+        pytest.param((b"authorization:x", b"Bearer sk-other"), id="a colon in a name"),
+        pytest.param((b"authorization: x", b"Bearer sk-other"), id="a colon and a space in a name"),
+        pytest.param((b"", b"authorization: Bearer sk-other"), id="no name"),
+    ],
+)
+def test_malformed(line: tuple[bytes, bytes]) -> None:
+    """A field that would be another one, or more than one, in a head makes none."""
+    assert encode_header([(b"host", b"h"), line, (b"x", b"1")]) is None
+
+
+@pytest.mark.parametrize("state", [{}, {"state": {"pool": 1}}], ids=["no state", "a state"])
+def test_copy_scope(state: Scope) -> None:
+    """What an app changes in a copy, in its headers or in its state, is not changed in the scope."""
+    scope: Scope = {"type": "http", "headers": [(b"x", b"1")], **state}
+    copied = copy_scope(scope)
+    assert copied == scope
+    copied["headers"].append((b"y", b"2"))
+    copied.setdefault("state", {})["user"] = 1
+    copied["type"] = "other"
+    assert scope == {"type": "http", "headers": [(b"x", b"1")], **state}
+    assert "user" not in scope.get("state", {})

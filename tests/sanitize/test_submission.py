@@ -1,0 +1,218 @@
+"""What a request sends: whether it may be edited, which key it is about, which of its members are guarded."""
+
+import pytest
+
+from sanitizer.sanitize.gates import FIELDS, Cut
+from sanitizer.sanitize.jsonedit import Json, NotInspectable
+from sanitizer.sanitize.submission import Submission, exceeds, obstacle
+from sanitizer.sanitize.targets import Target, Targets
+from tests.support.asgi import octets
+
+
+def target(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Target:
+    found = Targets(fields, ("",)).find(path)
+    assert found is not None
+    return found
+
+
+@pytest.mark.parametrize(
+    ("lines", "reason"),
+    [
+        pytest.param([], None, id="no Content-Type"),
+        pytest.param([("Content-Type", "")], None, id="an empty one"),
+        pytest.param([("content-type", "application/json")], None, id="JSON"),
+        pytest.param([("CONTENT-TYPE", "Application/JSON; charset=utf-8")], None, id="JSON with a parameter"),
+        pytest.param([("Content-Type", "application/merge-patch+json")], None, id="+json"),
+        pytest.param([("Content-Type", "application/jsonl")], "content_type", id="JSON lines"),
+        pytest.param([("Content-Type", "text/json")], "content_type", id="text/json"),
+        pytest.param([("Content-Type", "text/plain")], "content_type", id="text"),
+        pytest.param([("Content-Type", "json")], "content_type", id="no slash"),
+        pytest.param([("Content-Type", "application/json/x")], "content_type", id="two slashes"),
+        pytest.param([("Content-Type", "application/json, text/plain")], "content_type", id="a list"),
+        pytest.param([("Content-Type", "multipart/form-data; boundary=x")], "content_type", id="multipart"),
+        pytest.param([("Content-Type", "application/x-www-form-urlencoded")], "content_type", id="a form"),
+        pytest.param(
+            [("Content-Type", "application/json; a=form")], "content_type", id="JSON that LiteLLM reads as form"
+        ),
+        pytest.param([("Content-Type", "application/json")] * 2, "content_type", id="two Content-Types"),
+        pytest.param([("Content-Type", "application/\xe9")], "content_type", id="not ASCII"),
+        pytest.param([("Content-Encoding", "gzip")], "content_encoding", id="gzip"),
+        pytest.param([("content-encoding", "identity, zstd")], "content_encoding", id="two codings"),
+        pytest.param(
+            [("Content-Encoding", "identity"), ("Content-Encoding", "br")], "content_encoding", id="two lines"
+        ),
+        pytest.param([("Content-Encoding", "Identity")], None, id="identity"),
+        pytest.param([("Content-Encoding", "")], None, id="no coding"),
+        pytest.param([("Content-Digest", "sha-256=:AA==:")], "signed", id="Content-Digest"),
+        pytest.param([("Repr-Digest", "sha-256=:AA==:")], "signed", id="Repr-Digest"),
+        pytest.param([("Digest", "SHA-256=AA==")], "signed", id="Digest"),
+        pytest.param([("Content-MD5", "AA==")], "signed", id="Content-MD5"),
+        pytest.param([("Signature", "sig=:AA==:")], "signed", id="Signature"),
+        pytest.param([("Signature-Input", 'sig=("content-digest")')], "signed", id="Signature-Input"),
+        pytest.param([("X-Amz-Content-SHA256", "00")], "signed", id="AWS Signature Version 4"),
+        pytest.param([("Authorization", "Bearer x"), ("Content-Length", "5")], None, id="other fields"),
+    ],
+)
+def test_obstacle(lines: list[tuple[str, str]], reason: str | None) -> None:
+    """A body that LiteLLM would not read as plain JSON, or that someone vouches for, is left alone."""
+    head = octets([(name.encode(), value.encode("latin-1")) for name, value in lines])
+    assert obstacle(head, 1024) == reason
+
+
+@pytest.mark.parametrize(
+    ("length", "limit", "more"),
+    [
+        pytest.param(b"1024", 1024, False, id="the limit"),
+        pytest.param(b"1025", 1024, True, id="one more"),
+        pytest.param(b"999", 1024, False, id="fewer digits"),
+        pytest.param(b"0001024", 1024, False, id="leading zeros"),
+        pytest.param(b"1" * 5000, 1024, True, id="more digits than Python converts"),
+        pytest.param(b"000", 0, False, id="zero"),
+        pytest.param(b"1", 0, True, id="one, where none is allowed"),
+        pytest.param(b"", 0, False, id="nothing"),
+        pytest.param(b"9e9", 0, False, id="no number"),
+    ],
+)
+def test_exceeds(length: bytes, limit: int, more: bool) -> None:
+    """Lengths are compared as numbers, of whatever size."""
+    assert exceeds(length, limit) is more
+
+
+@pytest.mark.parametrize(
+    ("body", "key"),
+    [
+        pytest.param('{"key":"sk-1"}', "sk-1", id="raw"),
+        pytest.param('{"\\u006bey":"sk\\u002d1"}', "sk-1", id="escaped"),
+        pytest.param('{"key":" sk-1 "}', " sk-1 ", id="white space is part of it"),
+        pytest.param('{"key":"ä€"}', "ä€", id="beyond ASCII"),
+        pytest.param('{"key":""}', None, id="empty"),
+        pytest.param('{"key":null}', None, id="null"),
+        pytest.param('{"key":1}', None, id="a number"),
+        pytest.param('{"key":["sk-1"]}', None, id="a list"),
+        pytest.param('{"key":"\\ud800"}', None, id="a lone surrogate"),
+        pytest.param('{"key_alias":"a","token":"b"}', None, id="absent"),
+        pytest.param('{"data":{"key":"sk-1"}}', None, id="not at top level"),
+    ],
+)
+def test_key(body: str, key: str | None) -> None:
+    """The body's key, if it is a string that can name one."""
+    assert Submission(body.encode(), target()).key == key
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "key"),
+    [
+        pytest.param("/key/sk-path/regenerate", "", "sk-path", id="no body"),
+        pytest.param("/key/sk-path/regenerate", "{}", "sk-path", id="the path's"),
+        pytest.param("/key/sk-path/regenerate", '{"key":"sk-body"}', "sk-body", id="the body's beats the path's"),
+        pytest.param("/key/sk-path/regenerate", '{"key":null}', None, id="null"),
+        pytest.param("/key/sk-path/regenerate", '{"key":""}', None, id="empty"),
+        pytest.param("/key/\ud800/regenerate", "{}", None, id="a lone surrogate"),
+        pytest.param("/key/regenerate", "", None, id="no key at all"),
+        pytest.param("/key/regenerate", '{"key":"sk-body"}', "sk-body", id="the body's"),
+        pytest.param("/key/regenerate", '{"new_key":"sk-new","key_alias":"a"}', None, id="other members name none"),
+    ],
+)
+def test_key_to_regenerate(path: str, body: str, key: str | None) -> None:
+    """Where the path names a key it counts, but a key in the body beats it, even one that names none."""
+    assert Submission(body.encode(), target(path)).key == key
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        pytest.param('{"key":"sk-1","key":"sk-1"}', id="key"),
+        pytest.param('{"key":"sk-1","\\u006bey":"sk-2"}', id="key, escaped"),
+        pytest.param('{"allowed_routes":[],"key":"sk-1","allowed_routes":["a"]}', id="a guarded member"),
+        pytest.param('{"allowed_routes":[],"allowed\\u005froutes":[]}', id="a guarded member, escaped"),
+    ],
+)
+def test_duplicates(body: str) -> None:
+    """Of duplicates some parser may take the other one: hands off."""
+    with pytest.raises(NotInspectable) as refused:
+        Submission(body.encode(), target())
+    assert refused.value.reason == "duplicate_member"
+
+
+def test_other_duplicates() -> None:
+    """Duplicates of members that are not looked at are LiteLLM's business."""
+    body = b'{"a":1,"allowed_routes":["r"],"a":2,"key":"sk-1"}'
+    assert Submission(body, target()).without(["allowed_routes"]) == b'{"a":1,"a":2,"key":"sk-1"}'
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "alias"),
+    [
+        pytest.param("/key/update", '{"key_alias":"a"}', "a", id="no key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":null}', "a", id="null for a key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":"sk-1"}', None, id="a key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":""}', None, id="an empty key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":1}', None, id="a key that is none"),
+        pytest.param("/key/update", '{"key_alias":""}', None, id="an empty alias"),
+        pytest.param("/key/update", '{"key_alias":["a"]}', None, id="a list"),
+        pytest.param("/key/update", r'{"key_alias":"\ud800"}', None, id="a lone surrogate"),
+        pytest.param("/key/regenerate", '{"key_alias":"a"}', None, id="a name to give, not to find"),
+    ],
+)
+def test_alias(path: str, body: str, alias: str | None) -> None:
+    """An update without a key means the key with that alias."""
+    submission = Submission(body.encode(), target(path))
+    assert (submission.key is None or alias is None, submission.alias) == (True, alias)
+
+
+@pytest.mark.parametrize(
+    ("body", "guarded", "comparable"),
+    [
+        pytest.param('{"models":[]}', [], [], id="none"),
+        pytest.param('{"metadata":{"allowed_routes":[]}}', ["metadata"], [], id="not at top level"),
+        pytest.param(
+            '{"allowed_routes":[]}', ["allowed_routes", "allowed_routes"], ["allowed_routes"], id="two gates on one"
+        ),
+        pytest.param('{"allowed_routes":null}', ["allowed_routes"], [], id="null is a change"),
+        pytest.param('{"permissions":{},"spend":1}', ["permissions", "spend"], ["permissions"], id="one of each kind"),
+        pytest.param('{"spend":null,"team_id":"t","key_alias":"a","user_id":"u"}', [], [], id="never unchanged"),
+        pytest.param(
+            '{"budget_limits":null,"team_id":"","key_alias":"","user_id":null}',
+            ["budget_limits", "user_id", "team_id", "key_alias"],
+            [],
+            id="none, in each of its forms",
+        ),
+    ],
+)
+def test_gates(body: str, guarded: list[str], comparable: list[str]) -> None:
+    """Which gates a body meets, and which of them can be judged before it is forwarded."""
+    submission = Submission(body.encode(), target())
+    assert [gate.field for gate in submission.gates] == guarded
+    assert [gate.field for gate in submission.comparable] == comparable
+
+
+def test_unchanged() -> None:
+    """Members are judged one by one, and an unknown shape is reported."""
+    submission = Submission(b'{"permissions":{},"allowed_routes":["b","a"],"access_group_ids":[]}', target())
+    row: dict[str, Json] = {"permissions": {}, "allowed_routes": ["a", "b"], "access_group_ids": []}
+    before, after = submission.comparable, [gate for gate in submission.gates if gate.cut is Cut.AFTER_REFUSAL]
+    assert submission.unchanged(before, row) == (["permissions", "access_group_ids"], True)
+    assert submission.unchanged(after, row) == (["allowed_routes"], True)
+    assert submission.unchanged(before, {**row, "permissions": None}) == (["access_group_ids"], False)
+
+
+def test_in_order() -> None:
+    """Fields are named in the order of the body."""
+    submission = Submission(b'{"b":1,"spend":1,"a":2,"permissions":{}}', target())
+    assert submission.in_order(["permissions", "spend"]) == ("spend", "permissions")
+
+
+@pytest.mark.parametrize(
+    ("body", "cut", "writes"),
+    [
+        pytest.param('{"allowed_routes":[],"models":[]}', ["allowed_routes"], False, id="all cut"),
+        pytest.param('{"allowed_routes":[],"permissions":{}}', ["allowed_routes"], True, id="one stays"),
+        pytest.param(
+            '{"allowed_routes":[],"spend":1}', ["allowed_routes"], False, id="one that others do not depend on"
+        ),
+        pytest.param('{"allowed_routes":[],"team_id":"t"}', ["allowed_routes"], True, id="a team, which they do"),
+    ],
+)
+def test_writes(body: str, cut: list[str], writes: bool) -> None:
+    """A cached value stays only if nothing that is compared before forwarding can be written."""
+    assert Submission(body.encode(), target()).writes(cut) is writes

@@ -1,0 +1,96 @@
+"""The intercepted paths: which they are, and what each of them stands for."""
+
+import pytest
+
+from sanitizer.sanitize import targets
+from sanitizer.sanitize.gates import FIELDS, GATES, Cut, Gate
+from sanitizer.sanitize.jsonedit import Json
+from sanitizer.sanitize.targets import Targets
+
+
+@pytest.mark.parametrize(
+    ("path", "prefix"),
+    [
+        pytest.param("/key/update", "", id="bare"),
+        pytest.param("/p/key/update", "/p", id="under a prefix"),
+        pytest.param("/q.r/key/update", "/q.r", id="under another"),
+        pytest.param("/key/update/", None, id="trailing slash"),
+        pytest.param("//key/update", None, id="two slashes"),
+        pytest.param("/Key/Update", None, id="another case"),
+        pytest.param("/key/update\n", None, id="a newline behind"),
+        pytest.param("/key/updates", None, id="longer"),
+        pytest.param("/x/key/update", None, id="under no prefix"),
+        pytest.param("/qxr/key/update", None, id="a prefix is no pattern"),
+        pytest.param("/p/p/key/update", None, id="under a prefix twice"),
+        pytest.param("/key/generate", None, id="another endpoint"),
+        pytest.param("", None, id="empty"),
+    ],
+)
+def test_find(path: str, prefix: str | None) -> None:
+    """Exactly the endpoints' paths are targets, bare and under each prefix."""
+    target = Targets(FIELDS, ("", "/p", "/q.r")).find(path)
+    assert (target and (target.endpoint, target.prefix, target.key)) == (
+        None if prefix is None else ("/key/update", prefix, None)
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "found"),
+    [
+        pytest.param("/key/regenerate", ("/key/regenerate", "", None), id="key in the body"),
+        pytest.param("/p/key/regenerate", ("/key/regenerate", "/p", None), id="key in the body, under a prefix"),
+        pytest.param("/key/sk-1/regenerate", ("/key/{key}/regenerate", "", "sk-1"), id="key in the path"),
+        pytest.param("/p/key/sk-1/regenerate", ("/key/{key}/regenerate", "/p", "sk-1"), id="the same under a prefix"),
+        pytest.param("/key/a b%2Fä/regenerate", ("/key/{key}/regenerate", "", "a b%2Fä"), id="as the path decodes to"),
+        pytest.param(
+            "/key/regenerate/regenerate", ("/key/{key}/regenerate", "", "regenerate"), id="a key of that name"
+        ),
+        pytest.param("/key/a/b/regenerate", None, id="a key with a slash"),
+        pytest.param("/key//regenerate", None, id="no key"),
+        pytest.param("/key/sk-1/regenerate/", None, id="trailing slash"),
+        pytest.param("/key/sk-1/Regenerate", None, id="another case"),
+        pytest.param("/key/sk-1/reset_spend", None, id="another endpoint"),
+        pytest.param("/x/key/sk-1/regenerate", None, id="under no prefix"),
+    ],
+)
+def test_find_regenerate(path: str, found: tuple[str, str, str | None] | None) -> None:
+    """A key is regenerated at two paths, one of which names it."""
+    target = Targets(FIELDS, ("", "/p")).find(path)
+    assert (target and (target.endpoint, target.prefix, target.key)) == found
+
+
+@pytest.mark.parametrize(
+    ("fields", "update", "regenerate"),
+    [
+        pytest.param((), None, None, id="none"),
+        pytest.param(("budget_limits",), ["budget_limits"], None, id="one that is not regenerated"),
+        pytest.param(("permissions",), ["permissions"], ["permissions"], id="one of both"),
+        pytest.param(("allowed_routes",), ["allowed_routes"] * 2, ["allowed_routes"] * 2, id="one with two gates"),
+    ],
+)
+def test_fields_narrow(fields: tuple[str, ...], update: list[str] | None, regenerate: list[str] | None) -> None:
+    """Only wanted fields have gates, and an endpoint without any is no target."""
+    found = Targets(fields, ("",))
+    for path, names in (("/key/update", update), ("/key/regenerate", regenerate), ("/key/k/regenerate", regenerate)):
+        target = found.find(path)
+        assert (target and [gate.field for gate in target.gates]) == names
+
+
+def test_a_row_is_all_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A gate on another field or endpoint is one more row."""
+
+    def never(sent: dict[str, Json], row: dict[str, Json]) -> bool:
+        return False
+
+    rows = tuple(
+        Gate(endpoint, "x", never, Cut.BEFORE_FORWARDING, ("x",)) for endpoint in ("/key/update", "/user/{key}/y")
+    )
+    monkeypatch.setattr(targets, "GATES", GATES + rows)
+    found = Targets({"allowed_routes", "x"}, ("", "/p"))
+
+    update = found.find("/key/update")
+    assert update is not None
+    assert [gate.field for gate in update.gates] == ["allowed_routes", "allowed_routes", "x"]
+    other = found.find("/p/user/1/y")
+    assert other is not None
+    assert (other.endpoint, other.prefix, other.key) == ("/user/{key}/y", "/p", "1")

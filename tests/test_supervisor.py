@@ -100,7 +100,7 @@ def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch, number: signal.Sig
 
     monkeypatch.setattr(SpawnProcess, "start", start_and_signal)
     with kept_handlers():
-        assert Supervisor(take_no_signal, 5, 1.0, None, lambda: None).run() == 0
+        assert Supervisor(take_no_signal, 5, 30.0, None, lambda: None).run() == 0
     assert [worker.exitcode for worker in started] == [-number]
 
 

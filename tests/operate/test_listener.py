@@ -142,7 +142,7 @@ def test_no_descriptors(upstream: Upstream, tmp_path: Path, tls: bool, asked: bo
 SHORTAGES = "sanitizer_out_of_descriptors_total"
 
 
-MEGABYTES = 62
+MEGABYTES = 24
 CHUNKED = b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 

@@ -178,7 +178,8 @@ def script_of(answer: Answer, framing: str) -> Script:
     head = b"HTTP/1.1 %d It Is So\r\nX-Status: %d\r\nset-COOKIE: a=b\r\n" % (answer.status, answer.status)
     steps: list[bytes | Step | threading.Event] = []
     if framing == "chunked":
-        steps = [head + b"Transfer-Encoding: chunked\r\n\r\n", *map(chunked, answer.pieces), b"0\r\n\r\n"]
+        last = b"" if answer.status == 204 else b"0\r\n\r\n"  # which has no content, whatever its fields say
+        steps = [head + b"Transfer-Encoding: chunked\r\n\r\n", *map(chunked, answer.pieces), last]
     elif framing == "length":
         steps = [head + b"Content-Length: %d\r\n\r\n" % len(answer.content), *answer.pieces]
     else:

@@ -70,7 +70,7 @@ class Visitor:
             if number % UPDATE_EVERY == 0:
                 self.kind, play = "key/update", self.update
             elif number % STALL_EVERY == 0:
-                self.kind = self.random.choice(list(self.stalls))
+                self.kind = list(self.stalls)[number // STALL_EVERY % len(self.stalls)]  # each in turn
                 play = self.stalls[self.kind]
             else:
                 self.kind = self.random.choices(list(self.kinds), weights)[0]

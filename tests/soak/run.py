@@ -5,9 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
-import random
 import signal
-import socket
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -19,6 +17,7 @@ from tests.soak.clients import Load
 from tests.soak.ledger import Ledger, Restart, account, now, read_journal, repeated
 from tests.soak.processes import Process
 from tests.soak.upstream import DRAINING, READY
+from tests.support.gateway import free_port
 
 MIB = 1 << 20
 GRACE = 10.0
@@ -123,15 +122,6 @@ class Upstream:
         self.process.send(signal.SIGTERM)
         await self.wait_for_end(self.process)
         self.judge(self.process)
-
-
-def free_port() -> int:
-    """A port that no outgoing connection is given, so that it stays free while upstream is away."""
-    for _ in range(100):
-        port = random.randrange(15_000, 32_000)
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise OSError("no free port")
 
 
 def records(lines: list[str], message: str) -> Iterator[dict[str, Any]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 Fields = list[tuple[bytes, bytes]]
 
-TIMEOUT = 10.0
+TIMEOUT = 30.0
 """Seconds after which a read fails the test. Reached only by defects: nothing waits for it to pass."""
 
 

@@ -299,8 +299,8 @@ class ClientConnection(asyncio.Protocol):
         self._writer.flush()
         self.resume("pipelined")
         end = End(self.transport, gateway.keepalive_timeout, self._tunnel_stalled, self._tunnel_lost)
+        gateway.connections.add(end)  # first, so that a drain does not find that none is open
         gateway.connections.discard(self)
-        gateway.connections.add(end)
         gateway.counters.tunnels += 1
         end.join(upstream)
         if self.write_blocked:

@@ -30,10 +30,8 @@ Cases, before the code that branches on them:
 """
 
 import asyncio
-import os
 import select
 import socket
-import ssl
 from enum import Enum
 from typing import Final, Protocol, cast
 
@@ -45,12 +43,10 @@ from sanitizer.http1.heads import HeadReader, Malformed, read_response_head
 from sanitizer.keepalive import probe_when_silent
 from sanitizer.relay.pipe import End
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, progress
+from sanitizer.relay.transport import Transport, end_is_announced, progress, read_rest
 
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
-_REST: Final = 64 * 1024
-"""Bytes that are read at once from a connection that has been lost."""
 
 
 class State(Enum):
@@ -281,7 +277,13 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.receiver is not None and self.state is not _ATTACHED:
-            self._read_rest()
+            for data in read_rest(self.transport):
+                self.data_received(data)
+                if self.receiver is None:
+                    break
+        if self.state is _TUNNEL:  # what had not been read was a 101
+            self.transport.get_protocol().connection_lost(exc)
+            return
         receiver, unanswered = self.receiver, self._unanswered
         at_end = self.state is _CONTENT and self._length is UNTIL_CLOSE and exc is None
         self.receiver = None
@@ -374,29 +376,6 @@ class Connection(asyncio.Protocol):
         if not at_end:
             receiver.lost(UpstreamBroken(), unanswered=unanswered)
             return
-        if not self._end_is_announced():
+        if not end_is_announced(self.transport):
             self._owner.count_unannounced_end()
         receiver.complete(b"", b"")
-
-    def _read_rest(self) -> None:
-        """Read what has come before the connection was lost, and has not been handed over."""
-        tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
-        sock = self.transport.get_extra_info("socket")
-        try:
-            while self.receiver is not None:
-                data = os.read(sock.fileno(), _REST) if tls is None else tls.read(_REST)
-                if not data:
-                    return
-                self.data_received(data)
-        except OSError:  # there is nothing, or no more; `ssl.SSLError` is one
-            pass
-
-    def _end_is_announced(self) -> bool:
-        """Whether upstream has said that it has sent all: in TLS by a close_notify, without TLS by its FIN."""
-        tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
-        try:
-            return tls is None or not tls.read(1)
-        except ssl.SSLZeroReturnError:
-            return True
-        except ssl.SSLError:  # no close_notify has come
-            return False

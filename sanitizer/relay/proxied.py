@@ -126,6 +126,9 @@ class Proxied(Exchange):
         self.answered()
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
+        if self.client.transport.is_closing():  # an end that took its place now might never be told of the loss
+            self.cancel()
+            return
         self.status = response.status
         self.client.write(response.head + b"\r\n" + data)
         connection = self.connection

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import hashlib
 import signal
@@ -15,6 +16,10 @@ from typing import Final
 import pytest
 import trustme
 
+from sanitizer.app import create_app
+from sanitizer.relay.client import ClientConnection
+from sanitizer.relay.connection import Connection as UpstreamConnection
+from sanitizer.settings import load
 from tests.support.client import Client
 from tests.support.gateway import Gateway
 from tests.support.upstream import OK, Connection, Script, Upstream, reply
@@ -220,3 +225,51 @@ def test_a_tunnel_that_begins_in_a_drain(stack: contextlib.ExitStack) -> None:
     client.close()
     assert lab.gateway.wait(20) == 0
     assert not any("aborting" in line for line in lab.gateway.lines)
+
+
+@pytest.mark.anyio
+async def test_a_tls_client_that_is_lost_as_upstream_switches() -> None:
+    """No tunnel is made for it: uvloop has already said whom it will tell of the loss, and that is not the tunnel."""
+    loop = asyncio.get_running_loop()
+    authority = trustme.CA()
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("localhost").configure_cert(context)
+    trusting = ssl.create_default_context()
+    authority.configure_trust(trusting)
+
+    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        arrived.set()
+        await reader.read()
+        writer.close()
+        ended.set()
+
+    def switch_as_the_client_is_lost() -> None:
+        assert isinstance(client, ClientConnection)
+        if client.transport.is_closing():
+            assert isinstance(connection, UpstreamConnection)
+            connection.data_received(SWITCH)
+        else:
+            loop.call_soon(switch_as_the_client_is_lost)
+
+    arrived, ended = asyncio.Event(), asyncio.Event()
+    upstream = await asyncio.start_server(accepted, "127.0.0.1", 0)
+    port = upstream.sockets[0].getsockname()[1]
+    gateway = create_app(load({"upstream": f"http://127.0.0.1:{port}"}, {}))
+    gateway.start()
+    server = await loop.create_server(lambda: ClientConnection(gateway), "127.0.0.1", 0, ssl=context)
+    address = server.sockets[0].getsockname()
+    _, writer = await asyncio.open_connection(*address, ssl=trusting, server_hostname="localhost")
+    writer.write(HANDSHAKE)
+    await arrived.wait()
+    (client,) = gateway.connections
+    (connection,) = gateway.pool.watched()
+    loop.call_soon(switch_as_the_client_is_lost)
+    writer.transport.abort()
+    async with asyncio.timeout(10):
+        await gateway.connections.wait_closed()
+        await ended.wait()
+    assert (gateway.counters.tunnels, gateway.counters.in_flight) == (0, 0)
+    gateway.close()
+    server.close()
+    upstream.close()

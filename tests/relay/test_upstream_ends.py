@@ -10,7 +10,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, cast
 
 import pytest
 import trustme
@@ -18,9 +18,11 @@ import uvloop
 
 from sanitizer.address import Address
 from sanitizer.errors import GatewayError
+from sanitizer.relay import pipe
 from sanitizer.relay.connection import Response
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.pool import Pool
+from sanitizer.relay.transport import Transport
 
 WAIT: Final = 10.0
 LARGE: Final = 100_000
@@ -239,3 +241,55 @@ def test_an_answer_before_a_reset(runner: asyncio.Runner, head: bytes, whole: bo
     assert exchange.response.status == 200
     assert exchange.content == b"nope"
     assert (exchange.error is None) == whole
+
+
+class Switched(Taken):
+    """An exchange that becomes a tunnel to a socket; it stops reading as soon as its request is sent."""
+
+    __slots__ = ("other",)
+
+    async def connect(self, sock: socket.socket) -> None:
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=sock)
+        self.other = pipe.End(cast(Transport, transport), 1.0, lambda: None, lambda *_: self.ended.set())
+
+    def on_unblocked(self) -> None:
+        super().on_unblocked()
+        self.pause_reading()
+
+    def on_tunnel(self, response: Response, data: bytes) -> None:
+        assert self.connection is not None
+        end = self.pool.make_end(self.connection)
+        self.other.join(end)
+        self.connection.become_end(end)
+        end.data_received(data)
+
+
+@pytest.mark.parametrize("ending", [close_notify, fin])
+def test_a_tunnel_that_begins_when_it_has_ended(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, ending: End
+) -> None:
+    """Upstream switches protocols and ends while it is not read: the other side gets what it has sent, and the end."""
+
+    async def switch(server: Server, sock: socket.socket) -> Pool:
+        upstream = Pool(Address("https", "localhost", server.port), tls=client_context)
+        exchange = Switched(upstream, 1, pauses=False)  # its request is not complete, so that it is told to go on
+        exchange.upgrade = True
+        await exchange.connect(sock)
+        exchange.start()
+        await exchange.sends.wait()
+        await asyncio.to_thread(server.ended.wait, WAIT)
+        async with asyncio.timeout(WAIT):
+            await exchange.ended.wait()
+        return upstream
+
+    head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+    near, far = socket.socketpair()
+    with Server(head + b"x" * LARGE, ending, server_context) as server, far, near:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            upstream = runner.run(switch(server, near))
+        far.settimeout(WAIT)
+        content = b""
+        while data := far.recv(65536):
+            content += data
+    assert content == b"x" * LARGE
+    assert (upstream.open, upstream.errors["broken"]) == (0, ending is fin)

@@ -26,6 +26,8 @@ Cases, before the code that branches on them:
   a FIN without a close_notify, which many servers leave out, does so too, and is counted. A reset never does.
 * The connection is lost with octets unread, because a write has found the reset before they were read, or because
   uvloop ends a TLS connection whose reading is paused: they are read first, for they may be the rest of the answer.
+* The response is whole, but the request is not, or upstream has not taken all of it: the connection is closed, for
+  upstream may close it too, and the next request would be lost.
 * 101: what follows the head is no HTTP any more; a tunnel if the receiver has asked for it, an error if not.
 """
 
@@ -43,10 +45,12 @@ from sanitizer.http1.heads import HeadReader, Malformed, read_response_head
 from sanitizer.keepalive import probe_when_silent
 from sanitizer.relay.pipe import End
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, end_is_announced, progress, read_rest
+from sanitizer.relay.transport import Transport, end_is_announced, progress, read_rest, untaken
 
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
+_SMALL: Final = 16 * 1024
+"""Bytes of a request that any upstream's kernel takes, so that nobody need ask it."""
 
 
 class State(Enum):
@@ -170,7 +174,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._poll = select.poll()
         self._reading_paused = False
-        self._written = 0  # octets, beyond those of the heads and what has come with them
+        self._written = 0  # octets of the current request
         self._heads = HeadReader(httptools.HttpResponseParser, _HEAD_LIMIT)
         self._length: Length = 0  # of the current response
         self._body: Reader
@@ -194,6 +198,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return False
         self.state = _WAITING
+        self._written = len(octets)
         self.transport.write(octets)
         return True
 
@@ -343,12 +348,16 @@ class Connection(asyncio.Protocol):
             receiver.on_content(content, False, b"")
             return
         self.receiver = None
-        if rest or not self._keeps_alive or not receiver.request_complete or self.transport.is_closing():
+        if rest or not self._keeps_alive or not self._has_sent_all(receiver) or self.transport.is_closing():
             self.close()
         else:
             self.resume_reading()
             self.become_idle()  # first, so that the receiver's next request can take the connection
         receiver.complete(content, self._body.trailers)
+
+    def _has_sent_all(self, receiver: Receiver) -> bool:
+        """Whether upstream has the whole request. An upstream that answers without having read it may well close."""
+        return receiver.request_complete and (self._written <= _SMALL or not untaken(self.transport))
 
     def become_idle(self) -> None:
         """Nobody needs the connection now: give it to the pool."""

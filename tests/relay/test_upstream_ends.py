@@ -293,3 +293,37 @@ def test_a_tunnel_that_begins_when_it_has_ended(
             content += data
     assert content == b"x" * LARGE
     assert (upstream.open, upstream.errors["broken"]) == (0, ending is fin)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_request_that_upstream_has_not_taken(runner: asyncio.Runner, taken: bool) -> None:
+    """An answer to a request that is still on its way ends its connection: upstream may well close it."""
+
+    def rest(sock: socket.socket) -> None:
+        answered.wait(WAIT)
+        fin(sock)
+
+    def take_all(sock: socket.socket) -> None:
+        while not sock.recv(65536).endswith(b"."):
+            pass
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnope")
+        rest(sock)
+
+    async def upload(server: Server) -> int:
+        upstream = Pool(Address("http", "127.0.0.1", server.port))
+        exchange = Taken(upstream, length, pauses=False)
+        exchange.start()
+        await exchange.sends.wait()
+        exchange.send(b"x" * (length - 1) + b".")
+        async with asyncio.timeout(WAIT):
+            await exchange.ended.wait()
+        answered.set()
+        idle = upstream.idle
+        upstream.close()
+        return idle
+
+    answered = threading.Event()
+    length = 20_000_000  # more than a socket holds
+    answer = b"" if taken else b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nnope"
+    with Server(answer, take_all if taken else rest) as server:
+        assert runner.run(upload(server)) == taken

@@ -36,8 +36,8 @@ class Answer(Exchange):
 
     def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length = 0) -> None:
         super().__init__(pool, method, head, length)
-        self._reader: asyncio.Future[None] | None = None  # who waits for the response
-        self._writer: asyncio.Future[None] | None = None  # who waits to send content
+        self._reader: asyncio.Future[None] | None = None  # awaited until more of the response comes
+        self._writer: asyncio.Future[None] | None = None  # awaited until content may be sent
         self._continued = False
         self._content: list[bytes] = []
         self._size = 0

@@ -20,7 +20,8 @@ Every state but TUNNEL leads to CLOSED as well.
 
 Cases, before the code that branches on them:
 
-* Octets after the response's end, or before a request has been sent: nobody asked for them; the connection is closed.
+* Octets come after the response's end, or before a request has been sent: they answer nothing, and the connection is
+  closed.
 * The connection ends where the content's end is not: an error, unless the content lasts until the connection closes.
   Upstream's FIN then ends it, even if some of the request is still on its way, for upstream may never take that. In TLS
   a FIN without a close_notify, which many servers leave out, does so too, and is counted. A reset never does.
@@ -50,7 +51,7 @@ from sanitizer.relay.transport import Transport, end_is_announced, progress, rea
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
 _SMALL: Final = 16 * 1024
-"""Bytes of a request that any upstream's kernel takes, so that nobody need ask it."""
+"""Bytes of a request that any upstream's kernel takes, so that it need not be asked."""
 
 
 class State(Enum):
@@ -84,7 +85,7 @@ class Response:
 class Receiver(Protocol):
     """Sends a request on a connection, and receives its response.
 
-    ``method``: of the request; ``upgrade``: it asks for one, so that 101 is an answer.
+    ``method`` is the request's. ``upgrade``: the request asks for one, so that 101 is an answer.
     """
 
     method: bytes
@@ -258,7 +259,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         receiver = self.receiver
-        if receiver is None or self.state is _ATTACHED:  # meant for nobody
+        if receiver is None or self.state is _ATTACHED:  # they answer nothing
             self._break(UpstreamBroken())
             return
         if self.state is _WAITING:
@@ -341,7 +342,7 @@ class Connection(asyncio.Protocol):
         return rest
 
     def _read_content(self, receiver: Receiver, data: bytes) -> None:
-        """Read content; at its end give the connection back, or close it, then tell the receiver."""
+        """Read content. At its end give the connection back, or close it, and then call the receiver."""
         content, rest = self._first or self._body.feed(data)
         self._first = None
         if rest is None:
@@ -360,7 +361,7 @@ class Connection(asyncio.Protocol):
         return receiver.request_complete and (self._written <= _SMALL or not untaken(self.transport))
 
     def become_idle(self) -> None:
-        """Nobody needs the connection now: give it to the pool."""
+        """Give the connection to the pool: no receiver needs it now."""
         self.state = _IDLE
         self.reused = True
         self._owner.release(self)

@@ -1,4 +1,4 @@
-"""What the relay counts as it goes: plain numbers, written by its event loop, read by whoever wants to know."""
+"""What the relay counts as it goes: plain numbers, written by its event loop, read by logs and metrics."""
 
 from bisect import bisect_left
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
 Cases, before the code that branches on them:
 
-* One side ends: the other is told, and may go on sending. In TLS, the end of one side ends both.
+* One side ends: the end is passed on, and the other side may go on sending. In TLS, the end of one side ends both.
 * One side is lost: the other gets what was sent before, even if it had not been read yet, and is closed.
 * One side reads slowly: nothing more is read from the other. If it takes nothing for the stall timeout, it is reset.
 * A side that is not read because the other one is slow is reset by its peer: a sweep finds out. A FIN shows nothing

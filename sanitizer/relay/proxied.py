@@ -126,7 +126,9 @@ class Proxied(Exchange):
         self.answered()
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
-        if self.client.transport.is_closing():  # an end that took its place now might never be told of the loss
+        if (
+            self.client.transport.is_closing()
+        ):  # the loss may already be on its way to the client connection, and would not reach an end
             self.cancel()
             return
         self.status = response.status

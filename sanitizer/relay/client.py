@@ -390,7 +390,6 @@ class ClientConnection(asyncio.Protocol):
         gateway = self.gateway
         request = read_request(head, self.peer, gateway.forwarding, self.pool.authority)
         self.cross_origin = request.head.has_origin
-        gateway.counters.in_flight += 1
         interception = writing = None
         if request.method == b"POST":
             path = decoded_path(request.target)
@@ -409,6 +408,7 @@ class ClientConnection(asyncio.Protocol):
                     self._repeat = Repeat.of(request)
                 elif request.version == b"1.0" and request.head.upgrade and b"upgrade" in request.head.connection:
                     advise(HTTP_1_0_UPGRADE)
+        gateway.counters.in_flight += 1  # not before there is a handler, whose end is counted whatever happens
         if request.length:
             self._body = reader(request.length)
             self._awaits_continue = request.expects_continue

@@ -126,9 +126,7 @@ class Proxied(Exchange):
         self.answered()
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
-        if (
-            self.client.transport.is_closing()
-        ):  # the loss may already be on its way to the client connection, and would not reach an end
+        if self.client.transport.is_closing():  # its loss may be on the way already, and would not reach an end
             self.cancel()
             return
         self.status = response.status

@@ -1486,3 +1486,21 @@ def test_client_connection() -> None:
             suppress_health_check=list(HealthCheck),
         ),
     )
+
+
+def test_a_defect_of_the_interceptor() -> None:
+    """A request that ends the connection with an exception is not counted as in flight for ever."""
+
+    class Defective(Front):
+        def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> None:
+            raise RuntimeError("a defect")
+
+    with virtual_loop() as loop:
+        front = loop.act(Defective, None, None)
+        client = make_connection(front, loop)
+        with pytest.raises(RuntimeError, match="a defect"):
+            client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
+        client.reset()  # as event loops do then
+        loop.settle()
+        assert client.lost
+        assert front.counters.in_flight == 0

@@ -24,7 +24,7 @@ Cases, before the code that branches on them:
 * A request comes before the one before it is answered (pipelining, RFC 9112 section 9.3.2): its octets wait, unread, so
   that answers keep their order. The socket is read on, else a client that leaves would go unseen, up to a limit.
 * The response is whole before the request is: it says ``Connection: close``, what still comes is read and dropped for a
-  while, so that the client gets to read the response (RFC 9112 section 9.6).
+  while, but no longer than `LINGER_LIMIT`, so that the client gets to read the response (RFC 9112 section 9.6).
 * A request that two parsers could read differently is refused, and the connection closed.
 * The client leaves, by FIN too: upstream's connection is closed at once. After a FIN the client still gets what was
   answered before, if it takes it in time; but if the response to the current request has begun, the connection is
@@ -71,6 +71,8 @@ HEAD_TIMEOUT: Final = 30.0
 """Seconds from a head's first byte to its last; then the connection is closed."""
 LINGER: Final = 5.0
 """Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
+LINGER_LIMIT: Final = 30.0
+"""Seconds after which they begin no more: nginx's ``lingering_time``. A client could go on sending for ever."""
 _NEW_HEADS: Final = 8
 """Heads on one connection that are remembered; a client that never repeats one is not worth it."""
 _READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
@@ -141,6 +143,7 @@ class ClientConnection(asyncio.Protocol):
         self._new_heads = 0  # heads that were none
         self._pauses: set[Pause] = set()
         self._deadline = _NEVER
+        self._linger_end = _NEVER
         self._untaken = _NEVER  # octets, when the deadline last came
         self._timer: asyncio.TimerHandle | None = None
         self._closing: Closing | None = None
@@ -154,6 +157,7 @@ class ClientConnection(asyncio.Protocol):
             self._expire_in(HEAD_TIMEOUT)
         elif state is _LINGERING:
             self._expire_in(LINGER)
+            self._linger_end = self.loop.time() + LINGER_LIMIT
         else:
             self._deadline = _NEVER
 
@@ -190,7 +194,7 @@ class ClientConnection(asyncio.Protocol):
         elif state is _IDLE or state is _HEAD or state is _ANSWERING:
             self._wait(self._pipelined + data)
         elif state is _LINGERING:  # it goes on sending, and reads its response after that
-            self._deadline = max(self._deadline, self.loop.time() + LINGER)
+            self._deadline = max(self._deadline, min(self.loop.time() + LINGER, self._linger_end))
 
     def eof_received(self) -> bool:
         if self.state is not _LINGERING and self.state is not _CLOSING:
@@ -299,14 +303,15 @@ class ClientConnection(asyncio.Protocol):
         self._writer.flush()
         self.resume("pipelined")
         end = End(self.transport, gateway.keepalive_timeout, self._tunnel_stalled, self._tunnel_lost)
+        gateway.connections.add(end)  # first, so that a drain does not find that none is open
         gateway.connections.discard(self)
-        gateway.connections.add(end)
         gateway.counters.tunnels += 1
         end.join(upstream)
         if self.write_blocked:
             end.pause_writing()
-        if self._pipelined:
-            end.data_received(self._pipelined)
+        early, self._pipelined = self._pipelined, b""
+        if early:
+            end.data_received(early)
 
     def _tunnel_stalled(self) -> None:
         self.gateway.counters.stall(ClientNotReading(), self.address)
@@ -389,7 +394,6 @@ class ClientConnection(asyncio.Protocol):
         gateway = self.gateway
         request = read_request(head, self.peer, gateway.forwarding, self.pool.authority)
         self.cross_origin = request.head.has_origin
-        gateway.counters.in_flight += 1
         interception = writing = None
         if request.method == b"POST":
             path = decoded_path(request.target)
@@ -408,6 +412,7 @@ class ClientConnection(asyncio.Protocol):
                     self._repeat = Repeat.of(request)
                 elif request.version == b"1.0" and request.head.upgrade and b"upgrade" in request.head.connection:
                     advise(HTTP_1_0_UPGRADE)
+        gateway.counters.in_flight += 1  # not before there is a handler, whose end is counted whatever happens
         if request.length:
             self._body = reader(request.length)
             self._awaits_continue = request.expects_continue

@@ -20,20 +20,21 @@ Every state but TUNNEL leads to CLOSED as well.
 
 Cases, before the code that branches on them:
 
-* Octets after the response's end, or before a request has been sent: nobody asked for them; the connection is closed.
+* Octets come after the response's end, or before a request has been sent: they answer nothing, and the connection is
+  closed.
 * The connection ends where the content's end is not: an error, unless the content lasts until the connection closes.
   Upstream's FIN then ends it, even if some of the request is still on its way, for upstream may never take that. In TLS
   a FIN without a close_notify, which many servers leave out, does so too, and is counted. A reset never does.
 * The connection is lost with octets unread, because a write has found the reset before they were read, or because
   uvloop ends a TLS connection whose reading is paused: they are read first, for they may be the rest of the answer.
+* The response is whole, but the request is not, or upstream has not taken all of it: the connection is closed, for
+  upstream may close it too, and the next request would be lost.
 * 101: what follows the head is no HTTP any more; a tunnel if the receiver has asked for it, an error if not.
 """
 
 import asyncio
-import os
 import select
 import socket
-import ssl
 from enum import Enum
 from typing import Final, Protocol, cast
 
@@ -45,12 +46,12 @@ from sanitizer.http1.heads import HeadReader, Malformed, read_response_head
 from sanitizer.keepalive import probe_when_silent
 from sanitizer.relay.pipe import End
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, progress
+from sanitizer.relay.transport import Transport, end_is_announced, progress, read_rest, untaken
 
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
-_REST: Final = 64 * 1024
-"""Bytes that are read at once from a connection that has been lost."""
+_SMALL: Final = 16 * 1024
+"""Bytes of a request that any upstream's kernel takes, so that it need not be asked."""
 
 
 class State(Enum):
@@ -84,7 +85,7 @@ class Response:
 class Receiver(Protocol):
     """Sends a request on a connection, and receives its response.
 
-    ``method``: of the request; ``upgrade``: it asks for one, so that 101 is an answer.
+    ``method`` is the request's. ``upgrade``: the request asks for one, so that 101 is an answer.
     """
 
     method: bytes
@@ -174,7 +175,7 @@ class Connection(asyncio.Protocol):
         self._owner = owner
         self._poll = select.poll()
         self._reading_paused = False
-        self._written = 0  # octets, beyond those of the heads and what has come with them
+        self._written = 0  # octets of the current request
         self._heads = HeadReader(httptools.HttpResponseParser, _HEAD_LIMIT)
         self._length: Length = 0  # of the current response
         self._body: Reader
@@ -198,6 +199,7 @@ class Connection(asyncio.Protocol):
             self.close()
             return False
         self.state = _WAITING
+        self._written = len(octets)
         self.transport.write(octets)
         return True
 
@@ -257,7 +259,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         receiver = self.receiver
-        if receiver is None or self.state is _ATTACHED:  # meant for nobody
+        if receiver is None or self.state is _ATTACHED:  # they answer nothing
             self._break(UpstreamBroken())
             return
         if self.state is _WAITING:
@@ -281,7 +283,13 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.receiver is not None and self.state is not _ATTACHED:
-            self._read_rest()
+            for data in read_rest(self.transport):
+                self.data_received(data)
+                if self.receiver is None:
+                    break
+        if self.state is _TUNNEL:  # what had not been read was a 101
+            self.transport.get_protocol().connection_lost(exc)
+            return
         receiver, unanswered = self.receiver, self._unanswered
         at_end = self.state is _CONTENT and self._length is UNTIL_CLOSE and exc is None
         self.receiver = None
@@ -334,14 +342,14 @@ class Connection(asyncio.Protocol):
         return rest
 
     def _read_content(self, receiver: Receiver, data: bytes) -> None:
-        """Read content; at its end give the connection back, or close it, then tell the receiver."""
+        """Read content. At its end give the connection back, or close it, and then call the receiver."""
         content, rest = self._first or self._body.feed(data)
         self._first = None
         if rest is None:
             receiver.on_content(content, False, b"")
             return
         self.receiver = None
-        if rest or not self._keeps_alive or not receiver.request_complete or self.transport.is_closing():
+        if rest or not self._keeps_alive or not self._has_sent_all(receiver) or self.transport.is_closing():
             self.close()
         else:
             if self._reading_paused:
@@ -349,8 +357,12 @@ class Connection(asyncio.Protocol):
             self.become_idle()  # first, so that the receiver's next request can take the connection
         receiver.complete(content, self._body.trailers)
 
+    def _has_sent_all(self, receiver: Receiver) -> bool:
+        """Whether upstream has the whole request. An upstream that answers without having read it may well close."""
+        return receiver.request_complete and (self._written <= _SMALL or not untaken(self.transport))
+
     def become_idle(self) -> None:
-        """Nobody needs the connection now: give it to the pool."""
+        """Give the connection to the pool: no receiver needs it now."""
         self.state = _IDLE
         self.reused = True
         self._owner.release(self)
@@ -375,29 +387,6 @@ class Connection(asyncio.Protocol):
         if not at_end:
             receiver.lost(UpstreamBroken(), unanswered=unanswered)
             return
-        if not self._end_is_announced():
+        if not end_is_announced(self.transport):
             self._owner.count_unannounced_end()
         receiver.complete(b"", b"")
-
-    def _read_rest(self) -> None:
-        """Read what has come before the connection was lost, and has not been handed over."""
-        tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
-        sock = self.transport.get_extra_info("socket")
-        try:
-            while self.receiver is not None:
-                data = os.read(sock.fileno(), _REST) if tls is None else tls.read(_REST)
-                if not data:
-                    return
-                self.data_received(data)
-        except OSError:  # there is nothing, or no more; `ssl.SSLError` is one
-            pass
-
-    def _end_is_announced(self) -> bool:
-        """Whether upstream has said that it has sent all: in TLS by a close_notify, without TLS by its FIN."""
-        tls: ssl.SSLObject | None = self.transport.get_extra_info("ssl_object")
-        try:
-            return tls is None or not tls.read(1)
-        except ssl.SSLZeroReturnError:
-            return True
-        except ssl.SSLError:  # no close_notify has come
-            return False

@@ -136,7 +136,7 @@ class Exchange:
 
     @property
     def blocked(self) -> bool:
-        """Whether the handler should stop sending; `on_blocked` and `on_unblocked` tell when that changes."""
+        """Whether the handler should stop sending; `on_blocked` and `on_unblocked` are called when that changes."""
         return self.state is not _DONE and (self.connection is None or self.connection.write_paused)
 
     def pause_reading(self) -> None:

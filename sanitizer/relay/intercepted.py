@@ -14,7 +14,7 @@ HELD        the task that says whether to send another body     another body: SE
 DONE
 ==========  ==================================================  ==========================================
 
-In every state the client may leave, which cancels whatever is under way.
+In every state the client may leave, which cancels all that is under way.
 
 Cases, before the code that branches on them:
 

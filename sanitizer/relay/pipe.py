@@ -2,8 +2,8 @@
 
 Cases, before the code that branches on them:
 
-* One side ends: the other is told, and may go on sending. In TLS, the end of one side ends both.
-* One side is lost: the other gets what was sent before, and is closed.
+* One side ends: the end is passed on, and the other side may go on sending. In TLS, the end of one side ends both.
+* One side is lost: the other gets what was sent before, even if it had not been read yet, and is closed.
 * One side reads slowly: nothing more is read from the other. If it takes nothing for the stall timeout, it is reset.
 * A side that is not read because the other one is slow is reset by its peer: a sweep finds out. A FIN shows nothing
   then, for either side may end first.
@@ -15,7 +15,7 @@ from enum import Enum
 
 from sanitizer.relay.closing import Closing
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, has_left, progress, reset
+from sanitizer.relay.transport import Transport, end_is_announced, has_left, progress, read_rest, reset
 
 
 class _State(Enum):
@@ -125,7 +125,11 @@ class End(asyncio.Protocol):
         return True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        broken_off = self._state is not _CLOSING
+        broken_off = False
+        if self._state is not _CLOSING:
+            for data in read_rest(self.transport):
+                self.data_received(data)
+            broken_off = exc is not None or not end_is_announced(self.transport)
         self._state = _LOST
         if self._closing is not None:
             self._closing.cancel()

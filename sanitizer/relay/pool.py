@@ -8,7 +8,7 @@ Cases, before the code that branches on them:
   the pool.
 * A connection is old: it is closed when its answer has ended, even if somebody waits. A new one may reach an instance
   that has been started since.
-* The pool is closed: every exchange at work fails, wherever it is, and nothing is opened any more.
+* The pool is closed: every exchange under way fails, wherever it is, and nothing is opened any more.
 """
 
 import asyncio
@@ -174,7 +174,7 @@ class Pool:
         return end
 
     def count_error(self, error: GatewayError) -> None:
-        """Count a failure of upstream's, or of the way to it."""
+        """Count a failure of upstream's, or a connection that could not be had."""
         self.errors[error.kind] += 1
         if self._on_error is not None:
             self._on_error(error.kind, str(error.__cause__ or error))
@@ -227,7 +227,7 @@ class Pool:
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         connecting = tuple(self._connecting.values())
-        self._connecting.clear()  # a task that has not begun is not told that it is cancelled
+        self._connecting.clear()  # a task that is cancelled before it begins never fails its request
         for task, request in connecting:
             task.cancel()
             if not request.done:
@@ -257,7 +257,7 @@ class Pool:
         return None
 
     def _sweep(self) -> None:
-        """Close what has been idle for too long; the longest idle are on the left."""
+        """Close what has been idle for too long; the longest idle come first."""
         self._sweep_timer = None
         limit = self.loop.time() - self._keepalive
         while self._idle and self._idle[0].idle_since <= limit:
@@ -266,7 +266,7 @@ class Pool:
             self._sweep_timer = self.loop.call_later(max(self._idle[0].idle_since - limit, 0.1), self._sweep)
 
     async def _connect(self, connection: Connection, request: Request) -> None:
-        error: GatewayError | None = UpstreamUnreachable()  # of an exception that nobody has thought of, too
+        error: GatewayError | None = UpstreamUnreachable()  # also the outcome of an exception that is not expected here
         try:
             await self._connector.connect(lambda: connection)
             error = None

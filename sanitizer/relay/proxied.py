@@ -125,6 +125,9 @@ class Proxied(Exchange):
         self.answered()
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
+        if self.client.transport.is_closing():  # its loss may be on the way already, and would not reach an end
+            self.cancel()
+            return
         self.status = response.status
         self.client.write(response.head + b"\r\n" + data)
         connection = self.connection

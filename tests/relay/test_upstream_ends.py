@@ -10,7 +10,7 @@ import ssl
 import struct
 import threading
 from collections.abc import Callable, Iterator
-from typing import Final
+from typing import Final, cast
 
 import pytest
 import trustme
@@ -18,9 +18,11 @@ import uvloop
 
 from sanitizer.address import Address
 from sanitizer.errors import GatewayError
+from sanitizer.relay import pipe
 from sanitizer.relay.connection import Response
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.pool import Pool
+from sanitizer.relay.transport import Transport
 
 WAIT: Final = 10.0
 LARGE: Final = 100_000
@@ -239,3 +241,89 @@ def test_an_answer_before_a_reset(runner: asyncio.Runner, head: bytes, whole: bo
     assert exchange.response.status == 200
     assert exchange.content == b"nope"
     assert (exchange.error is None) == whole
+
+
+class Switched(Taken):
+    """An exchange that becomes a tunnel to a socket; it stops reading as soon as its request is sent."""
+
+    __slots__ = ("other",)
+
+    async def connect(self, sock: socket.socket) -> None:
+        transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=sock)
+        self.other = pipe.End(cast(Transport, transport), 1.0, lambda: None, lambda *_: self.ended.set())
+
+    def on_unblocked(self) -> None:
+        super().on_unblocked()
+        self.pause_reading()
+
+    def on_tunnel(self, response: Response, data: bytes) -> None:
+        assert self.connection is not None
+        end = self.pool.make_end(self.connection)
+        self.other.join(end)
+        self.connection.become_end(end)
+        end.data_received(data)
+
+
+@pytest.mark.parametrize("ending", [close_notify, fin])
+def test_a_tunnel_that_begins_when_it_has_ended(
+    server_context: ssl.SSLContext, client_context: ssl.SSLContext, ending: End
+) -> None:
+    """Upstream switches protocols and ends while it is not read: the other side gets what it has sent, and the end."""
+
+    async def switch(server: Server, sock: socket.socket) -> Pool:
+        upstream = Pool(Address("https", "localhost", server.port), tls=client_context)
+        exchange = Switched(upstream, 1, pauses=False)  # its request is not complete, so that it is told to go on
+        exchange.upgrade = True
+        await exchange.connect(sock)
+        exchange.start()
+        await exchange.sends.wait()
+        await asyncio.to_thread(server.ended.wait, WAIT)
+        async with asyncio.timeout(WAIT):
+            await exchange.ended.wait()
+        return upstream
+
+    head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+    near, far = socket.socketpair()
+    with Server(head + b"x" * LARGE, ending, server_context) as server, far, near:
+        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+            upstream = runner.run(switch(server, near))
+        far.settimeout(WAIT)
+        content = b""
+        while data := far.recv(65536):
+            content += data
+    assert content == b"x" * LARGE
+    assert (upstream.open, upstream.errors["broken"]) == (0, ending is fin)
+
+
+@pytest.mark.parametrize("taken", [True, False])
+def test_a_request_that_upstream_has_not_taken(runner: asyncio.Runner, taken: bool) -> None:
+    """An answer to a request that is still on its way ends its connection: upstream may well close it."""
+
+    def rest(sock: socket.socket) -> None:
+        answered.wait(WAIT)
+        fin(sock)
+
+    def take_all(sock: socket.socket) -> None:
+        while not sock.recv(65536).endswith(b"."):
+            pass
+        sock.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nnope")
+        rest(sock)
+
+    async def upload(server: Server) -> int:
+        upstream = Pool(Address("http", "127.0.0.1", server.port))
+        exchange = Taken(upstream, length, pauses=False)
+        exchange.start()
+        await exchange.sends.wait()
+        exchange.send(b"x" * (length - 1) + b".")
+        async with asyncio.timeout(WAIT):
+            await exchange.ended.wait()
+        answered.set()
+        idle = upstream.idle
+        upstream.close()
+        return idle
+
+    answered = threading.Event()
+    length = 20_000_000  # more than a socket holds
+    answer = b"" if taken else b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 4\r\n\r\nnope"
+    with Server(answer, take_all if taken else rest) as server:
+        assert runner.run(upload(server)) == taken

@@ -11,7 +11,6 @@ import asyncio
 import contextlib
 import errno
 import heapq
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -38,10 +37,12 @@ class FakeSocket:
 
     def __init__(self, *, pollable: bool) -> None:
         self.options: list[tuple[int, int, int | bytes]] = []
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK) if pollable else -1
+        self._ends = socket.socketpair() if pollable else None
+        for end in self._ends or ():
+            end.setblocking(False)
 
     def fileno(self) -> int:
-        return self._fd
+        return self._ends[0].fileno() if self._ends else -1
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self.options.append((level, option, value))
@@ -56,12 +57,12 @@ class FakeSocket:
 
     def make_readable(self) -> None:
         """Let a byte, or the end of them, wait in the kernel."""
-        os.eventfd_write(self._fd, 1)
+        assert self._ends is not None
+        self._ends[1].send(b"x")
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for end in self._ends or ():
+            end.close()
 
 
 class FakeTransport(asyncio.Transport):

@@ -19,7 +19,7 @@ import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import h11
 import pytest
@@ -34,22 +34,14 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sanitizer.address import TrustedProxies
-from sanitizer.connections import Connections
-from sanitizer.http1.forwarding import Forwarding
-from sanitizer.relay.client import HEAD_LIMIT, HEAD_TIMEOUT, ClientConnection
+from sanitizer.relay.client import HEAD_LIMIT, HEAD_TIMEOUT
 from sanitizer.relay.connection import Connection
-from sanitizer.relay.counters import Counters
-from sanitizer.relay.intercepted import Ask
-from sanitizer.relay.pool import Pool
-from tests.support.virtual import ADDRESS, Attempt, FakeTransport, VirtualLoop, virtual_loop
+from tests.support.front import KEEPALIVE, Front, make_connection, shut_down
+from tests.support.transitions import record
+from tests.support.virtual import Attempt, FakeTransport, VirtualLoop, virtual_loop
 
 EXAMPLES: Final = int(os.environ.get("MACHINE_EXAMPLES", "300"))
-PEER: Final = ("192.0.2.1", 40000)
-KEEPALIVE: Final = 75.0
 LINGER: Final = 5.0
-CONNECT_TIMEOUT: Final = 5.0
-UPSTREAM_KEEPALIVE: Final = 1000.0
 RESPONSE_TIMEOUT: Final = 20.0
 HELD: Final = 64 * 1024
 """Bytes of a request beyond which it is not sent a second time."""
@@ -57,58 +49,6 @@ PIPELINED: Final = 64 * 1024
 """Bytes of waiting requests beyond which a client is not read."""
 LARGE: Final = 70_000
 IDEMPOTENT: Final = (b"GET", b"HEAD", b"PUT")
-
-
-class Front:
-    """The gateway that the client connections belong to."""
-
-    keepalive_timeout = KEEPALIVE
-
-    def __init__(self, response_timeout: float | None, max_connections: int | None) -> None:
-        self.pool = Pool(
-            ADDRESS,
-            connect_timeout=CONNECT_TIMEOUT,
-            response_timeout=response_timeout,
-            keepalive=UPSTREAM_KEEPALIVE,
-            max_connections=max_connections,
-        )
-        self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
-        self.counters = Counters(lambda kind, *_: self.refusals.append(kind))
-        self.connections = Connections()
-        self.interceptor = self
-        self.writing = None
-        self.draining = False
-        self.refusals: list[str] = []
-        self.told: list[tuple[bytes, bytes, int]] = []
-
-    def on_ended(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
-        assert client == PEER[0]
-        self.told.append((method, target, status))
-
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> None:
-        """No request is intercepted."""
-
-    async def ask(self, target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
-        raise AssertionError("nothing is looked up")
-
-
-def make_connection(front: Front, loop: VirtualLoop, kind: type[FakeTransport] = FakeTransport) -> FakeTransport:
-    """A client connection that has just been accepted; its protocol is the transport's ``protocol``."""
-
-    def make() -> FakeTransport:
-        protocol = ClientConnection(cast(Any, front))
-        transport = kind(loop, protocol, peername=PEER, pollable=False)
-        protocol.connection_made(transport)
-        return transport
-
-    return loop.act(make)
-
-
-def shut_down(transport: FakeTransport) -> None:
-    """Ask the connection to take no further request."""
-    protocol = transport.protocol
-    assert isinstance(protocol, ClientConnection)
-    transport.loop.act(protocol.shutdown)
 
 
 # Requests
@@ -1471,13 +1411,15 @@ def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
 
 def test_client_connection() -> None:
     """Whatever peers and clock do, the model is right."""
-    run_state_machine_as_test(
-        ClientMachine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=40,
-            deadline=None,
-            phases=[Phase.explicit, Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    with record() as recording:
+        run_state_machine_as_test(
+            ClientMachine,
+            settings=settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=40,
+                deadline=None,
+                phases=[Phase.explicit, Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    recording.check()

@@ -11,13 +11,13 @@ import asyncio
 import contextlib
 import errno
 import heapq
-import os
 import socket
 import struct
 from collections.abc import Callable, Iterator
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from sanitizer.address import Address
+from tests.support.transitions import record
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -38,10 +38,12 @@ class FakeSocket:
 
     def __init__(self, *, pollable: bool) -> None:
         self.options: list[tuple[int, int, int | bytes]] = []
-        self._fd = os.eventfd(0, os.EFD_NONBLOCK) if pollable else -1
+        self._pair = socket.socketpair() if pollable else None
+        if self._pair is not None:
+            self._pair[0].setblocking(False)
 
     def fileno(self) -> int:
-        return self._fd
+        return -1 if self._pair is None else self._pair[0].fileno()
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
         self.options.append((level, option, value))
@@ -56,12 +58,23 @@ class FakeSocket:
 
     def make_readable(self) -> None:
         """Let a byte, or the end of them, wait in the kernel."""
-        os.eventfd_write(self._fd, 1)
+        assert self._pair is not None
+        self._pair[1].send(b"x")
+
+    def make_half_closed(self) -> None:
+        """Let a FIN wait in the kernel."""
+        assert self._pair is not None
+        self._pair[1].shutdown(socket.SHUT_WR)
+
+    def make_reset(self) -> None:
+        """Let the kernel know of an RST."""
+        assert self._pair is not None
+        self._pair[0].send(b"x")
+        self._pair[1].close()  # with octets unread
 
     def close(self) -> None:
-        if self._fd >= 0:
-            os.close(self._fd)
-            self._fd = -1
+        for each in self._pair or ():
+            each.close()
 
 
 class FakeTransport(asyncio.Transport):
@@ -329,10 +342,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def virtual_loop() -> Iterator[VirtualLoop]:
-    """A loop for one test. What callbacks raise in it fails the test."""
+    """A loop for one test. What callbacks raise in it fails the test, and so does a change of state in no table."""
     loop = VirtualLoop()
     try:
-        yield loop
+        with record() as recording:
+            yield loop
+        recording.check()
         assert loop.failures == []
         assert [fault for transport in loop.transports for fault in transport.faults] == []
     finally:

@@ -298,9 +298,10 @@ def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypat
     world = make_world(loop)
     connection = loop.act(Connection, world.pool)
     transport = FakeTransport(loop, connection, peername=None, pollable=True)
-    with monkeypatch.context() as context, pytest.raises(OSError, match="option"):
+    with monkeypatch.context() as context:
         context.setattr(FakeSocket, "setsockopt", _raise_os_error)
-        connection.connection_made(transport)
+        with pytest.raises(OSError, match="option"):
+            connection.connection_made(transport)
     connection.renew_at = loop.now + 60
     loop.act(connection.become_idle)
     transport.socket.make_readable()

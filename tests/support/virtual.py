@@ -38,14 +38,17 @@ class FakeSocket:
 
     def __init__(self, *, pollable: bool) -> None:
         self.options: list[tuple[int, int, int | bytes]] = []
+        self.closed = False
         self._pair = socket.socketpair() if pollable else None
         if self._pair is not None:
             self._pair[0].setblocking(False)
 
     def fileno(self) -> int:
-        return -1 if self._pair is None else self._pair[0].fileno()
+        return -1 if self._pair is None or self.closed else self._pair[0].fileno()
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
+        if self.closed:
+            raise OSError(errno.EBADF, "the socket is closed")
         self.options.append((level, option, value))
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
@@ -73,6 +76,7 @@ class FakeSocket:
         self._pair[1].close()  # with octets unread
 
     def close(self) -> None:
+        self.closed = True
         for each in self._pair or ():
             each.close()
 
@@ -164,6 +168,7 @@ class FakeTransport(asyncio.Transport):
         self.lost = True
         self.reading = False
         self.protocol.connection_lost(exc)
+        self.socket.close()
 
     # What the peer does
 

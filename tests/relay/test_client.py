@@ -1178,6 +1178,63 @@ def test_repeated_head() -> None:
             assert client.written == answer.wire * (number + 1)
 
 
+@pytest.mark.parametrize(
+    ("sent", "seconds"),
+    [
+        pytest.param(b"", KEEPALIVE, id="nothing"),
+        pytest.param(b"\r\n", KEEPALIVE, id="an empty line"),
+        pytest.param(b"GET", HEAD_TIMEOUT, id="some of a head"),
+    ],
+)
+@pytest.mark.parametrize("after", ["nothing", "an answer"])
+def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> None:
+    """Its connection is closed in its time, and not before; what comes of a head does not put that off."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        if after == "an answer":
+            client.feed(make_request("GET", b"/", b"").wire)
+            loop.settle()
+            loop.advance(3)
+            loop.attempts[0].accept().feed(make_answer("length", b"GET", b"ok", 0).wire)
+            loop.settle()
+        if sent:
+            client.feed(sent)
+        loop.advance(seconds / 2)
+        if sent == b"GET":
+            client.feed(b" ")
+        loop.advance(seconds / 2 - 1)
+        assert not client.closing
+        loop.advance(1)
+        assert (client.lost, client.ending) == (True, "fin")
+        assert front.counters.refused == 0
+        assert len(front.connections) == 0
+
+
+def test_client_that_comes_late() -> None:
+    """A connection that is made when all others have been shut down is closed at once, and holds up nothing."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        loop.act(front.connections.shutdown)
+        client = make_connection(front, loop)
+        loop.settle()
+        assert (client.lost, client.ending) == (True, "fin")
+        assert len(front.connections) == 0
+
+
+def test_ipv4_client_on_an_ipv6_socket() -> None:
+    """Logs and upstream learn of its IPv4 address."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop, peername=("::ffff:192.0.2.1", 40000))
+        client.feed(make_request("GET", b"/", b"").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        assert b"\r\nX-Forwarded-For: 192.0.2.1\r\n" in upstream.written
+        upstream.feed(make_answer("length", b"GET", b"ok", 0).wire)
+        assert front.told == [(b"GET", b"/", 200)]  # where the address is compared
+
+
 class Deciding:
     """An interception that waits for a decision which never comes."""
 

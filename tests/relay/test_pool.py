@@ -547,6 +547,7 @@ def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[W
     loop.act(world.pool.close)
     loop.settle()
     assert loop.attempts == []
+    assert all(transport.lost for transport in loop.transports)
     loop.advance(100)
     assert [len(exchange.calls) for exchange in exchanges] == [1] * len(exchanges)
     assert {exchange.calls[0][0] for exchange in exchanges} == {"error"}

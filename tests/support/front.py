@@ -58,12 +58,17 @@ class Front:
         raise AssertionError("nothing is looked up")
 
 
-def make_connection(front: Front, loop: VirtualLoop, kind: type[FakeTransport] = FakeTransport) -> FakeTransport:
+def make_connection(
+    front: Front,
+    loop: VirtualLoop,
+    kind: type[FakeTransport] = FakeTransport,
+    peername: tuple[str, int] = PEER,
+) -> FakeTransport:
     """A client connection that has just been accepted; its protocol is the transport's ``protocol``."""
 
     def make() -> FakeTransport:
         protocol = ClientConnection(cast(Any, front))
-        transport = kind(loop, protocol, peername=PEER, pollable=True)
+        transport = kind(loop, protocol, peername=peername, pollable=True)
         protocol.connection_made(transport)
         return transport
 

@@ -34,13 +34,15 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sanitizer.relay.client import HEAD_LIMIT, HEAD_TIMEOUT
 from sanitizer.relay.connection import Connection
+from tests.support.cores import BODY, Core
 from tests.support.front import KEEPALIVE, Front, make_connection, shut_down
 from tests.support.transitions import record
 from tests.support.virtual import Attempt, FakeTransport, VirtualLoop, virtual_loop
 
 EXAMPLES: Final = int(os.environ.get("MACHINE_EXAMPLES", "300"))
+HEAD_LIMIT: Final = 64 * 1024
+HEAD_TIMEOUT: Final = 30.0
 LINGER: Final = 5.0
 RESPONSE_TIMEOUT: Final = 20.0
 HELD: Final = 64 * 1024
@@ -1361,6 +1363,27 @@ def test_upload_that_upstream_does_not_take() -> None:
             upstream.unblock()
             assert client.reading
         assert upstream.written.endswith(b"\r\n\r\n" + b"content" * 3)
+
+
+@pytest.mark.parametrize("path", [b"/", b"/key/update"])
+def test_slow_reader(path: bytes) -> None:
+    """Upstream is not read while the client takes nothing of its answer, and is read on when it does."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None, Core())
+        client = make_connection(front, loop)
+        client.feed(make_request("POST", path, BODY).wire)
+        loop.settle()
+        answer = make_answer("length", b"POST", b"content", 0)
+        upstream = loop.attempts[0].accept()
+        upstream.feed(answer.wire[: answer.head])
+        for octet in range(answer.head, answer.end):
+            client.block()
+            assert not upstream.reading
+            client.unblock()
+            assert upstream.reading
+            upstream.feed(answer.wire[octet : octet + 1])
+        assert client.taken.endswith(b"\r\n\r\ncontent")
+        assert front.pool.idle == 1
 
 
 def test_upload_that_is_answered_early() -> None:

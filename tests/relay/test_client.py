@@ -7,7 +7,8 @@ takes nothing for a while. The clock moves. The model says after each step
 * which whole responses each client has got, in the order of its requests, and how its connection has ended;
 * what upstream has got: the content of each request as far as it has been sent, and no POST on two connections;
 * what has been counted, and which connections there are;
-* who may be paused.
+* who may be paused;
+* what each side of a tunnel has got, and how it has ended.
 
 The model does not say which request a new connection is for, or in which order requests get one: `test_pool` does.
 """
@@ -104,6 +105,9 @@ class Request:
 def make_request(kind: str, target: bytes, body: bytes) -> Request:
     """A request of a named kind."""
     host = b"Host: example.test\r\n"
+    if kind == "GET upgrade":
+        head = b"GET %b HTTP/1.1\r\n%bConnection: Upgrade\r\nUpgrade: echo\r\n\r\n" % (target, host)
+        return Request(b"GET", target, head, len(head))
     if kind in ("GET", "HEAD"):
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (kind.encode(), target, host)
         return Request(kind.encode(), target, head, len(head))
@@ -150,6 +154,7 @@ REQUESTS: Final = (
     "GET",
     "GET close",
     "GET 1.0",
+    "GET upgrade",
     "HEAD",
     "POST",
     "POST chunked",
@@ -275,6 +280,7 @@ class Origin:
         self.current: Seen | None = None
         self.answer: Answer | None = None
         self.stale = False
+        self.tunnel: Tunnel | None = None
         self.free = not transport.written
         """Whether it has been free: nobody had a use for it when it was made, or it has had a request."""
         self._parser = h11.Connection(h11.SERVER)
@@ -282,7 +288,7 @@ class Origin:
     @property
     def idle(self) -> bool:
         """Whether the gateway may use the connection for another request."""
-        return self.current is None and not self.transport.closing
+        return self.current is None and not self.transport.closing and self.tunnel is None
 
     def old(self, now: float) -> bool:
         """Whether the gateway has used the connection for long enough."""
@@ -295,6 +301,8 @@ class Origin:
 
     def receive(self, clients: list[Client]) -> None:
         """Read what the gateway has written."""
+        if self.tunnel is not None:
+            return
         fresh = bytes(self.transport.written[self.read :])
         self.read += len(fresh)
         if not fresh:
@@ -389,7 +397,41 @@ class Reader:
                     return
 
 
-Ending = Literal["", "fin", "linger", "reset", "left"]
+Ending = Literal["", "fin", "linger", "reset", "left", "tunnel"]
+SWITCH: Final = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+
+
+class Tunnel:
+    """What two transports have become, and what the model says of them.
+
+    ``due`` is what each peer must have been sent, from where the tunnel began. ``ended`` are the sides that have ended
+    with FIN, ``over`` says whether both connections end.
+    """
+
+    def __init__(self, client: FakeTransport, upstream: FakeTransport) -> None:
+        self.sides = (client, upstream)
+        self.begun = (len(client.written), len(upstream.written))
+        self.due = [b"", b""]
+        self.ended = [False, False]
+        self.over = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it counts as a tunnel: it does until the client's connection is lost."""
+        return not self.sides[0].lost
+
+    def check(self) -> None:
+        for transport, begun, due, other_ended, other in zip(
+            self.sides, self.begun, self.due, reversed(self.ended), reversed(self.sides), strict=True
+        ):
+            assert transport.written[begun:] == due
+            if self.over:
+                assert transport.closing
+                assert transport.lost or transport.unsent
+            else:
+                assert not transport.closing
+                assert transport.eof_written == other_ended
+                assert transport.reading != other.blocked
 
 
 class Client:
@@ -489,6 +531,31 @@ class ClientMachine(RuleBasedStateMachine):
             if origin.answer is not None and origin.answer.sent < len(origin.answer.wire) and origin.transport.readable
         ]
 
+    def quiet(self) -> list[Client]:
+        """Clients that have no request at work, and none begun."""
+        return [client for client in self.open_clients() if client.next is None and client.active is None]
+
+    def http_origins(self) -> list[Origin]:
+        """Connections to upstream that are open, and no tunnels."""
+        return [origin for origin in self.origins if not origin.transport.closing and origin.tunnel is None]
+
+    def switching(self) -> list[Origin]:
+        """Connections on which upstream may switch protocols; nothing has come behind the request."""
+        return [
+            origin
+            for origin in self.asked()
+            if origin.current is not None
+            and origin.current.client.active is not None
+            and b"Upgrade: " in origin.current.client.active.wire
+            and not origin.current.client.outgoing
+            and not origin.current.client.waiting()
+            and origin.transport.readable
+        ]
+
+    def tunnels(self) -> list[Tunnel]:
+        """The tunnels on which neither side has broken off, or both have ended."""
+        return [origin.tunnel for origin in self.origins if origin.tunnel is not None and not origin.tunnel.over]
+
     def asked(self) -> list[Origin]:
         """Connections on which upstream has a request, and no answer yet."""
         return [
@@ -502,7 +569,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open_clients())
     @rule(
         data=st.data(),
-        kind=st.sampled_from(REQUESTS[:8] * 3 + REQUESTS),
+        kind=st.sampled_from(REQUESTS[:9] * 3 + REQUESTS),
         same=st.booleans(),
         size=st.sampled_from([0, 1, 12, 12, LARGE]),
         now=st.sampled_from([True, True, False]),
@@ -523,7 +590,7 @@ class ClientMachine(RuleBasedStateMachine):
         client.requests.append(request)
         client.outgoing += request.wire
 
-    @precondition(lambda self: any(client.next is None and client.active is None for client in self.open_clients()))
+    @precondition(lambda self: self.quiet())
     @rule(
         data=st.data(),
         request=st.sampled_from(("GET", "POST", "PUT chunked", "HEAD", "GET 1.0")),
@@ -533,8 +600,7 @@ class ClientMachine(RuleBasedStateMachine):
     )
     def ask(self, data: st.DataObject, request: str, answer: str, interim: int, same: bool) -> None:
         """A request from its head to the end of its answer: after it there is a connection in the pool, as a rule."""
-        quiet = [client for client in self.open_clients() if client.next is None and client.active is None]
-        client = data.draw(st.sampled_from(quiet))
+        client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, request, same=same, size=12)
         self.send(client, len(client.outgoing))
         self.consistent()
@@ -547,7 +613,7 @@ class ClientMachine(RuleBasedStateMachine):
             self.origins.append(Origin(attempt.accept()))
             self.consistent()
 
-    @precondition(lambda self: any(client.next is None and client.active is None for client in self.open_clients()))
+    @precondition(lambda self: self.quiet())
     @rule(
         data=st.data(),
         kind=st.sampled_from(("POST", "POST chunked", "PUT", "PUT chunked", "POST faulty", "GET")),
@@ -557,8 +623,7 @@ class ClientMachine(RuleBasedStateMachine):
     )
     def begin_request(self, data: st.DataObject, kind: str, part: int, same: bool, seconds: float) -> None:
         """The head of a request and a part of its content have come, and upstream has got it, mostly."""
-        quiet = [client for client in self.open_clients() if client.next is None and client.active is None]
-        client = data.draw(st.sampled_from(quiet))
+        client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, kind, same=same, size=30)
         if client.next is not None:
             self.send(client, client.next.head + part)
@@ -566,12 +631,11 @@ class ClientMachine(RuleBasedStateMachine):
             self.accept_all()
             self.pass_time(seconds)
 
-    @precondition(lambda self: any(client.next is None and client.active is None for client in self.open_clients()))
+    @precondition(lambda self: self.quiet())
     @rule(data=st.data(), stale=st.booleans())
     def ask_and_leave(self, data: st.DataObject, stale: bool) -> None:
         """A client leaves before there is a connection for its request: one may go into the pool without any use."""
-        quiet = [client for client in self.open_clients() if client.next is None and client.active is None]
-        client = data.draw(st.sampled_from(quiet))
+        client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, "GET", same=True, size=0)
         self.send(client, len(client.outgoing))
         self.consistent()
@@ -715,11 +779,11 @@ class ClientMachine(RuleBasedStateMachine):
         client.expected = expected  # nothing can be written any more
         self.left(client)  # none of its requests is begun any more
 
-    @precondition(lambda self: any(not origin.transport.closing for origin in self.origins))
+    @precondition(lambda self: self.http_origins())
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
     def break_off(self, data: st.DataObject, how: Literal["eof", "reset"]) -> None:
         """Upstream ends a connection: one that is idle, or whatever it has answered so far."""
-        origin = data.draw(st.sampled_from([each for each in self.origins if not each.transport.closing]))
+        origin = data.draw(st.sampled_from(self.http_origins()))
         if how == "reset" or origin.transport.readable:  # a FIN is found by reading
             self.end(origin, how)
 
@@ -739,17 +803,67 @@ class ClientMachine(RuleBasedStateMachine):
         self.loop.settle()
         assert origin.transport.lost
 
-    @precondition(lambda self: any(not origin.transport.closing for origin in self.origins))
+    @precondition(lambda self: self.http_origins())
     @rule(data=st.data())
     def upstream_blocks(self, data: st.DataObject) -> None:
         """Upstream stops taking, or takes again."""
-        origins = [origin for origin in self.origins if not origin.transport.closing]
+        origins = self.http_origins()
         reading = [origin for origin in origins if origin.current is not None and not origin.current.whole]
         origin = data.draw(st.sampled_from(reading or origins))
         if origin.transport.blocked:
             origin.transport.unblock()
         else:
             origin.transport.block()
+
+    # Rules: tunnels
+
+    @precondition(lambda self: self.switching() or self.quiet())
+    @rule(data=st.data(), octets=st.sampled_from([b"", b"first"]))
+    def switch(self, data: st.DataObject, octets: bytes) -> None:
+        """Upstream switches protocols, for a request that has been made, or for a new one."""
+        if not self.switching():
+            client = data.draw(st.sampled_from(self.quiet()))
+            self.add_request(client, "GET upgrade", same=False, size=0)
+            self.send(client, len(client.outgoing))
+            self.consistent()
+            self.accept_all()
+        if not self.switching():
+            return
+        origin = data.draw(st.sampled_from(self.switching()))
+        assert origin.current is not None
+        client = origin.current.client
+        before = len(client.transport.written)
+        origin.tunnel = tunnel = Tunnel(client.transport, origin.transport)
+        tunnel.due[0] = SWITCH + octets
+        origin.transport.feed(SWITCH + octets)
+        self.loop.settle()
+        client.read = before + len(tunnel.due[0])  # which is not for the reader of responses
+        client.ending = "tunnel"
+        self.end_request(client, 101)
+
+    @precondition(lambda self: self.tunnels())
+    @rule(data=st.data(), side=st.sampled_from([0, 1]), what=st.sampled_from(["octets", "block", "eof", "reset"]))
+    def use_tunnel(self, data: st.DataObject, side: int, what: str) -> None:
+        """A side of a tunnel sends octets, takes nothing or takes again, ends, or breaks off."""
+        tunnel = data.draw(st.sampled_from(self.tunnels()))
+        transport = tunnel.sides[side]
+        if what == "block":
+            if transport.blocked:
+                transport.unblock()
+            else:
+                transport.block()
+        elif what == "reset":
+            transport.reset()
+            tunnel.over = True
+        elif not transport.readable or tunnel.ended[side]:
+            return
+        elif what == "octets":
+            transport.feed(b"octets")
+            tunnel.due[1 - side] += b"octets"
+        else:
+            transport.feed_eof()
+            tunnel.ended[side] = True
+            tunnel.over = all(tunnel.ended)
 
     # Rules: the clock, and the end
 
@@ -789,6 +903,8 @@ class ClientMachine(RuleBasedStateMachine):
         """All connections to upstream are dropped, for good: whatever is at work fails, and so does what comes."""
         self.upstream_closed = True
         self.loop.act(self.front.pool.close)
+        for tunnel in self.tunnels():
+            tunnel.over = True
         for client in self.clients:
             if self.status_begun(client):
                 self.cut(client)
@@ -1016,7 +1132,7 @@ class ClientMachine(RuleBasedStateMachine):
             return
         self.loop.settle()
         self.consistent()
-        while sum(not client.transport.lost for client in self.clients) < 2:
+        while sum(not client.transport.lost and client.ending != "tunnel" for client in self.clients) < 2:
             self.connect()
 
     def consistent(self) -> None:
@@ -1045,6 +1161,8 @@ class ClientMachine(RuleBasedStateMachine):
 
     def check_client(self, client: Client) -> None:
         transport = client.transport
+        if client.ending == "tunnel":
+            return
         got = [
             Expected(each.status, b"" if each.own else each.body, each.closes, each.interim, each.own)
             for each in client.reader.responses
@@ -1111,6 +1229,9 @@ class ClientMachine(RuleBasedStateMachine):
 
     def check_origin(self, origin: Origin) -> None:
         transport = origin.transport
+        if origin.tunnel is not None:
+            origin.tunnel.check()
+            return
         seen = origin.current
         if seen is None and origin.seen and not transport.closing:
             assert origin.seen[-1].whole, "a connection is used again, with a request on it that never ended"
@@ -1130,6 +1251,9 @@ class ClientMachine(RuleBasedStateMachine):
         assert sorted(self.front.told) == sorted(self.ended)
         answers = {(method, i): n for method, row in counters.answers.items() for i, n in enumerate(row) if n}
         assert answers == Counter((method, status // 100) for method, _, status in self.ended)
+        tunnels = [origin.tunnel for origin in self.origins if origin.tunnel is not None]
+        assert counters.tunnels == sum(tunnel.open for tunnel in tunnels)
+        assert len(self.front.connections) == sum(not client.transport.lost for client in self.clients)
         used = [origin for origin in self.origins if not origin.transport.lost]
         assert upstream.open == len(used) + len(self.loop.attempts)
         assert upstream.idle == sum(origin.idle for origin in used)
@@ -1139,7 +1263,7 @@ class ClientMachine(RuleBasedStateMachine):
         if self.max_connections is None or upstream.open < self.max_connections:
             assert unattached <= len(self.loop.attempts), "a request is forgotten"
         for origin in used:
-            if origin.current is None and not origin.transport.closing:
+            if origin.idle:
                 assert self.max_connections is None or not unattached, "a request waits beside an idle connection"
 
     def teardown(self) -> None:
@@ -1151,6 +1275,9 @@ class ClientMachine(RuleBasedStateMachine):
                 if not client.ending:
                     client.transport.reset()
                     self.left(client)
+            for tunnel in self.tunnels():
+                tunnel.sides[0].reset()
+                tunnel.over = True
             self.loop.settle()
             self.consistent()
             assert self.front.counters.in_flight == 0

@@ -190,7 +190,7 @@ class FakeTransport(asyncio.Transport):
     def feed_eof(self) -> None:
         """The peer sends FIN."""
         assert self.readable
-        if not self.loop.act(self.protocol.eof_received):
+        if not self.loop.act(self.protocol.eof_received) and not self.closing:
             self.close()
 
     def reset(self) -> None:

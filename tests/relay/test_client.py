@@ -1375,6 +1375,67 @@ def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> N
         assert len(front.connections) == 0
 
 
+def test_client_that_takes_its_answer_slowly() -> None:
+    """While it takes some of it, its connection stays open for the next request; when it takes none, it is reset."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
+        client.feed(request.wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        upstream.feed(answer.wire)
+        client.block()
+        for unsent in (9, 6, 3):
+            client.unsent = unsent
+            loop.advance(KEEPALIVE)
+            assert not client.closing
+        client.unblock()
+        client.feed(request.wire)
+        upstream.feed(answer.wire)
+        assert client.taken == 2 * answer.wire
+        client.block()
+        loop.advance(KEEPALIVE)
+        assert not client.closing
+        loop.advance(KEEPALIVE)
+        assert client.closing
+        loop.advance(KEEPALIVE)
+        assert client.ending == "reset"
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_largest_head(beyond: int) -> None:
+    """A head of the largest size is relayed; one that is longer by an octet is refused."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        start = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
+        client.feed(start + b"x" * (HEAD_LIMIT - len(start) - 4 + beyond) + b"\r\n\r\n")
+        loop.settle()
+        assert client.written.startswith(b"HTTP/1.1 431 ") == bool(beyond)
+        assert len(loop.attempts) == 1 - beyond
+        assert front.refusals == ["head_too_large"] * beyond
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_most_that_is_pipelined(beyond: int) -> None:
+    """A client is read until that much waits for its turn; it is read on when the request before it is answered."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        request = make_request("GET", b"/", b"")
+        behind = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+        client.feed(request.wire + behind)
+        client.feed(bytes(PIPELINED - len(behind) + beyond))
+        loop.settle()
+        assert client.reading != bool(beyond)
+        upstream = loop.attempts[0].accept()
+        upstream.feed(make_answer("length", b"GET", b"ok", 0).wire)
+        loop.settle()
+        assert client.reading
+        assert upstream.written.endswith(bytes(PIPELINED - len(behind) + beyond))
+
+
 def test_client_that_comes_late() -> None:
     """A connection that is made when all others have been shut down is closed at once, and holds up nothing."""
     with virtual_loop() as loop:

@@ -1403,6 +1403,30 @@ def test_client_that_takes_its_answer_slowly() -> None:
         assert client.ending == "reset"
 
 
+@pytest.mark.parametrize("read", [0, 9])
+def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
+    """It waits, though its head may have been ``read`` in part, and is begun when the client takes its answer."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
+        client.feed(request.wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        upstream.feed(answer.wire)
+        upstream.written.clear()
+        if read:
+            client.feed(request.wire[:read])
+        client.block()
+        client.feed(request.wire[read:-1])
+        client.feed(request.wire[-1:])
+        loop.settle()
+        assert upstream.written == b""
+        client.unblock()
+        loop.settle()
+        assert upstream.written.startswith(b"GET / HTTP/1.1\r\n")
+
+
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_largest_head(beyond: int) -> None:
     """A head of the largest size is relayed; one that is longer by an octet is refused."""

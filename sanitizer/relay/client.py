@@ -180,6 +180,8 @@ class ClientConnection(asyncio.Protocol):
                 self.abort()
         if self.peer.address is not None:
             self.address = self.peer.address.decode()  # an IPv4 client's, on an IPv6 socket too
+        if self.gateway.connections.shutting_down:  # its TLS handshake has ended after all others were told
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.gateway.connections.discard(self)
@@ -427,7 +429,6 @@ class ClientConnection(asyncio.Protocol):
         self._handler = handler = Proxied(self, repeat.method, outbound, length, repeat.keep_alive)
         if length:
             self._body = LengthReader(length)
-            self._awaits_continue = False
             self._enter(_RECEIVING)
         else:
             self._enter(_ANSWERING)

@@ -6,11 +6,11 @@ the head declares.
 ==========  ================================================  ==================================
 State       What it waits for                                 The next states
 ==========  ================================================  ==================================
-CONNECTING  to be made                                        IDLE
+CONNECTING  to be made                                        IDLE, ATTACHED
 IDLE        a receiver                                        ATTACHED
 ATTACHED    the receiver's request                            WAITING
 WAITING     the first octet of the response                   HEAD
-HEAD        the rest of the head, or a head that is no 1xx    WAITING, CONTENT, IDLE, TUNNEL
+HEAD        the rest of the head, or a head that is no 1xx    CONTENT, TUNNEL
 CONTENT     the rest of the content                           IDLE
 TUNNEL      nothing: the connection is an end of a tunnel
 CLOSED      nothing

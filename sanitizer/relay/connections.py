@@ -21,6 +21,7 @@ class Connections:
     """The open client connections of one process. Each adds itself when it is made, and discards itself when lost."""
 
     def __init__(self) -> None:
+        self.shutting_down = False
         self._open: set[ClientConnection] = set()
         self._none_open = asyncio.Event()
         self._none_open.set()
@@ -42,7 +43,8 @@ class Connections:
             self._none_open.set()
 
     def shutdown(self) -> None:
-        """Shut down every connection."""
+        """Shut down every connection. One that is added later has to do so itself."""
+        self.shutting_down = True
         for connection in self:
             connection.shutdown()
 

@@ -3,7 +3,7 @@
 ========  ==========================================  ==================================
 State     What it waits for                           The next states
 ========  ==========================================  ==================================
-NEW       `start`                                     WAITING, ATTACHED, DONE
+NEW       `start`                                     WAITING, DONE
 WAITING   a connection                                ATTACHED, DONE
 ATTACHED  the end of the turn, to send its head       SENT, WAITING, DONE
 SENT      the response's head                         ANSWERED, WAITING, DONE

@@ -4,17 +4,17 @@ What is sent then is sent as every other request is, and its answer passes as ev
 field that tells what was decided. An answer with a status that the interception wants to see is held back until it is
 whole: a second task may then give another body to send, after which there is another answer.
 
-==========  ==================================================  ==========================================
-State       What it waits for                                   What ends it
-==========  ==================================================  ==========================================
-COLLECTING  the request's content                               `end`: DECIDING; it can't be held: SENT
+==========  ==================================================  =========================
+State       What it waits for                                   The next states
+==========  ==================================================  =========================
+COLLECTING  the request's content, as long as it can be held    DECIDING, SENT
 DECIDING    the task that says what to send                     SENT
-SENT        the answer                                          answered: DONE; whole and held back: HELD
-HELD        the task that says whether to send another body     another body: SENT; none: DONE
-DONE
-==========  ==================================================  ==========================================
+SENT        the answer, to pass it on or to hold it back        HELD
+HELD        the task that says whether to send another body     SENT
+DONE        nothing
+==========  ==================================================  =========================
 
-In every state the client may leave, which cancels all that is under way.
+Every state leads to DONE as well: the answer is written, or the client has left, which cancels what is under way.
 
 Cases, before the code that branches on them:
 

@@ -1,5 +1,16 @@
 """A tunnel: what two connections become when upstream has switched protocols. Octets pass both ways.
 
+=======  ============================================  ================
+State    What it waits for                             The next states
+=======  ============================================  ================
+OPEN     octets from its peer                          ENDED, CLOSING
+ENDED    the other end, for its peer sends no more     CLOSING
+CLOSING  its peer to take all that was written
+LOST     nothing: the connection is lost
+=======  ============================================  ================
+
+Every state leads to LOST as well.
+
 Cases, before the code that branches on them:
 
 * One side ends: the end is passed on, and the other side may go on sending. In TLS, the end of one side ends both.
@@ -20,8 +31,8 @@ from sanitizer.relay.transport import Transport, end_is_announced, has_left, pro
 
 class _State(Enum):
     OPEN = "open"
-    ENDED = "ended"  # its peer sends nothing more
-    CLOSING = "closing"  # from this side
+    ENDED = "ended"
+    CLOSING = "closing"
     LOST = "lost"
 
 

@@ -7,7 +7,8 @@ takes nothing for a while. The clock moves. The model says after each step
 * which whole responses each client has got, in the order of its requests, and how its connection has ended;
 * what upstream has got: the content of each request as far as it has been sent, and no POST on two connections;
 * what has been counted, and which connections there are;
-* who may be paused.
+* who may be paused;
+* what each side of a tunnel has got, and how it has ended.
 
 The model does not say which request a new connection is for, or in which order requests get one: `test_pool` does.
 """
@@ -19,7 +20,7 @@ import contextlib
 import os
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal
 
 import h11
 import pytest
@@ -34,23 +35,20 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from sanitizer.address import TrustedProxies
-from sanitizer.http1.forwarding import Forwarding
-from sanitizer.relay.client import HEAD_LIMIT, HEAD_TIMEOUT, ClientConnection
 from sanitizer.relay.connection import Connection
-from sanitizer.relay.connections import Connections
-from sanitizer.relay.counters import Counters
 from sanitizer.relay.intercepted import Ask
-from sanitizer.relay.pool import Pool
-from tests.support.virtual import ADDRESS, Attempt, FakeTransport, VirtualLoop, virtual_loop
+from tests.support.cores import BODY, Core
+from tests.support.front import KEEPALIVE, Front, make_connection, shut_down
+from tests.support.transitions import record
+from tests.support.virtual import Attempt, FakeTransport, VirtualLoop, virtual_loop
 
 EXAMPLES: Final = int(os.environ.get("MACHINE_EXAMPLES", "300"))
-PEER: Final = ("192.0.2.1", 40000)
-KEEPALIVE: Final = 75.0
+HEAD_LIMIT: Final = 64 * 1024
+HEAD_TIMEOUT: Final = 30.0
 LINGER: Final = 5.0
 LINGER_LIMIT: Final = 30.0
-CONNECT_TIMEOUT: Final = 5.0
-UPSTREAM_KEEPALIVE: Final = 1000.0
+CLOSE_NOTIFY: Final = 0.25
+"""Seconds in which a TLS connection is ended when all has been taken."""
 RESPONSE_TIMEOUT: Final = 20.0
 HELD: Final = 64 * 1024
 """Bytes of a request beyond which it is not sent a second time."""
@@ -60,56 +58,34 @@ LARGE: Final = 70_000
 IDEMPOTENT: Final = (b"GET", b"HEAD", b"PUT")
 
 
-class Front:
-    """The gateway that the client connections belong to."""
+class TLSTransport(FakeTransport):
+    """A TLS connection whose client does not answer close_notify: only `abort` ends it."""
 
-    keepalive_timeout = KEEPALIVE
+    changed = 0.0
+    """When it was closed, or all was taken."""
 
-    def __init__(self, response_timeout: float | None, max_connections: int | None) -> None:
-        self.pool = Pool(
-            ADDRESS,
-            connect_timeout=CONNECT_TIMEOUT,
-            response_timeout=response_timeout,
-            keepalive=UPSTREAM_KEEPALIVE,
-            max_connections=max_connections,
-        )
-        self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
-        self.counters = Counters(lambda kind, *_: self.refusals.append(kind))
-        self.connections = Connections()
-        self.interceptor = self
-        self.writing = None
-        self.draining = False
-        self.refusals: list[str] = []
-        self.told: list[tuple[bytes, bytes, int]] = []
+    def get_extra_info(self, name: str, default: Any = None) -> Any:
+        return True if name == "sslcontext" else super().get_extra_info(name, default)
 
-    def on_ended(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
-        assert client == PEER[0]
-        self.told.append((method, target, status))
+    def can_write_eof(self) -> bool:
+        return False
 
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> None:
-        """No request is intercepted."""
+    def close(self) -> None:
+        self.closing = True
+        self.changed = self.loop.now
 
-    async def ask(self, target: bytes, header: bytes, limit: int) -> tuple[int, bytes]:
-        raise AssertionError("nothing is looked up")
+    def unblock(self) -> None:
+        self.blocked = False
+        self.unsent = 0
+        self.changed = self.loop.now
+        self.loop.act(self.protocol.resume_writing)
 
 
-def make_connection(front: Front, loop: VirtualLoop, kind: type[FakeTransport] = FakeTransport) -> FakeTransport:
-    """A client connection that has just been accepted; its protocol is the transport's ``protocol``."""
-
-    def make() -> FakeTransport:
-        protocol = ClientConnection(cast(Any, front))
-        transport = kind(loop, protocol, peername=PEER, pollable=False)
-        protocol.connection_made(transport)
-        return transport
-
-    return loop.act(make)
-
-
-def shut_down(transport: FakeTransport) -> None:
-    """Ask the connection to take no further request."""
-    protocol = transport.protocol
-    assert isinstance(protocol, ClientConnection)
-    transport.loop.act(protocol.shutdown)
+def may_be_open(transport: FakeTransport) -> bool:
+    """Whether a connection that has been closed may still be there."""
+    if isinstance(transport, TLSTransport) and transport.loop.now < transport.changed + CLOSE_NOTIFY:
+        return True
+    return transport.unsent > 0
 
 
 # Requests
@@ -163,6 +139,9 @@ class Request:
 def make_request(kind: str, target: bytes, body: bytes) -> Request:
     """A request of a named kind."""
     host = b"Host: example.test\r\n"
+    if kind == "GET upgrade":
+        head = b"GET %b HTTP/1.1\r\n%bConnection: Upgrade\r\nUpgrade: echo\r\n\r\n" % (target, host)
+        return Request(b"GET", target, head, len(head))
     if kind in ("GET", "HEAD"):
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (kind.encode(), target, host)
         return Request(kind.encode(), target, head, len(head))
@@ -209,6 +188,7 @@ REQUESTS: Final = (
     "GET",
     "GET close",
     "GET 1.0",
+    "GET upgrade",
     "HEAD",
     "POST",
     "POST chunked",
@@ -334,6 +314,7 @@ class Origin:
         self.current: Seen | None = None
         self.answer: Answer | None = None
         self.stale = False
+        self.tunnel: Tunnel | None = None
         self.free = not transport.written
         """Whether it has been free: nobody had a use for it when it was made, or it has had a request."""
         self._parser = h11.Connection(h11.SERVER)
@@ -341,7 +322,7 @@ class Origin:
     @property
     def idle(self) -> bool:
         """Whether the gateway may use the connection for another request."""
-        return self.current is None and not self.transport.closing
+        return self.current is None and not self.transport.closing and self.tunnel is None
 
     def old(self, now: float) -> bool:
         """Whether the gateway has used the connection for long enough."""
@@ -354,6 +335,8 @@ class Origin:
 
     def receive(self, clients: list[Client]) -> None:
         """Read what the gateway has written."""
+        if self.tunnel is not None:
+            return
         fresh = bytes(self.transport.written[self.read :])
         self.read += len(fresh)
         if not fresh:
@@ -448,7 +431,41 @@ class Reader:
                     return
 
 
-Ending = Literal["", "fin", "linger", "reset", "left"]
+Ending = Literal["", "fin", "linger", "reset", "left", "tunnel"]
+SWITCH: Final = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+
+
+class Tunnel:
+    """What two transports have become, and what the model says of them.
+
+    ``due`` is what each peer must have been sent, from where the tunnel began. ``ended`` are the sides that have ended
+    with FIN, ``over`` says whether both connections end.
+    """
+
+    def __init__(self, client: FakeTransport, upstream: FakeTransport) -> None:
+        self.sides = (client, upstream)
+        self.begun = (len(client.written), len(upstream.written))
+        self.due = [b"", b""]
+        self.ended = [False, False]
+        self.over = False
+
+    @property
+    def open(self) -> bool:
+        """Whether it counts as a tunnel: it does until the client's connection is lost."""
+        return not self.sides[0].lost
+
+    def check(self) -> None:
+        for transport, begun, due, other_ended, other in zip(
+            self.sides, self.begun, self.due, reversed(self.ended), reversed(self.sides), strict=True
+        ):
+            assert transport.written[begun:] == due
+            if self.over:
+                assert transport.closing
+                assert transport.lost or may_be_open(transport)
+            else:
+                assert not transport.closing
+                assert transport.eof_written == other_ended
+                assert transport.reading != other.blocked
 
 
 class Client:
@@ -525,8 +542,10 @@ class ClientMachine(RuleBasedStateMachine):
     @initialize(
         response_timeout=st.sampled_from([None, RESPONSE_TIMEOUT]),
         max_connections=st.sampled_from([None, None, 1]),
+        tls=st.sampled_from([False, False, True]),
     )
-    def start(self, response_timeout: float | None, max_connections: int | None) -> None:
+    def start(self, response_timeout: float | None, max_connections: int | None, *, tls: bool) -> None:
+        self.tls = tls
         self.response_timeout = response_timeout
         self.max_connections = max_connections
         self.front = self.loop.act(Front, response_timeout, max_connections)
@@ -534,7 +553,8 @@ class ClientMachine(RuleBasedStateMachine):
             self.connect()
 
     def connect(self) -> None:
-        self.clients.append(Client(len(self.clients), make_connection(self.front, self.loop), self.loop.now))
+        kind = TLSTransport if self.tls else FakeTransport
+        self.clients.append(Client(len(self.clients), make_connection(self.front, self.loop, kind), self.loop.now))
 
     # What can be done things to
 
@@ -549,6 +569,31 @@ class ClientMachine(RuleBasedStateMachine):
             if origin.answer is not None and origin.answer.sent < len(origin.answer.wire) and origin.transport.readable
         ]
 
+    def quiet(self) -> list[Client]:
+        """Clients that have no request at work, and none begun."""
+        return [client for client in self.open_clients() if client.next is None and client.active is None]
+
+    def http_origins(self) -> list[Origin]:
+        """Connections to upstream that are open, and no tunnels."""
+        return [origin for origin in self.origins if not origin.transport.closing and origin.tunnel is None]
+
+    def switching(self) -> list[Origin]:
+        """Connections on which upstream may switch protocols; nothing has come behind the request."""
+        return [
+            origin
+            for origin in self.asked()
+            if origin.current is not None
+            and origin.current.client.active is not None
+            and b"Upgrade: " in origin.current.client.active.wire
+            and not origin.current.client.outgoing
+            and not origin.current.client.waiting()
+            and origin.transport.readable
+        ]
+
+    def tunnels(self) -> list[Tunnel]:
+        """The tunnels on which neither side has broken off, or both have ended."""
+        return [origin.tunnel for origin in self.origins if origin.tunnel is not None and not origin.tunnel.over]
+
     def asked(self) -> list[Origin]:
         """Connections on which upstream has a request, and no answer yet."""
         return [
@@ -562,7 +607,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.open_clients())
     @rule(
         data=st.data(),
-        kind=st.sampled_from(REQUESTS[:8] * 3 + REQUESTS),
+        kind=st.sampled_from(REQUESTS[:9] * 3 + REQUESTS),
         same=st.booleans(),
         size=st.sampled_from([0, 1, 12, 12, LARGE]),
         now=st.sampled_from([True, True, False]),
@@ -583,7 +628,7 @@ class ClientMachine(RuleBasedStateMachine):
         client.requests.append(request)
         client.outgoing += request.wire
 
-    @precondition(lambda self: any(client.next is None and client.active is None for client in self.open_clients()))
+    @precondition(lambda self: self.quiet())
     @rule(
         data=st.data(),
         request=st.sampled_from(("GET", "POST", "PUT chunked", "HEAD", "GET 1.0")),
@@ -593,8 +638,7 @@ class ClientMachine(RuleBasedStateMachine):
     )
     def ask(self, data: st.DataObject, request: str, answer: str, interim: int, same: bool) -> None:
         """A request from its head to the end of its answer: after it there is a connection in the pool, as a rule."""
-        quiet = [client for client in self.open_clients() if client.next is None and client.active is None]
-        client = data.draw(st.sampled_from(quiet))
+        client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, request, same=same, size=12)
         self.send(client, len(client.outgoing))
         self.consistent()
@@ -607,7 +651,7 @@ class ClientMachine(RuleBasedStateMachine):
             self.origins.append(Origin(attempt.accept()))
             self.consistent()
 
-    @precondition(lambda self: any(client.next is None and client.active is None for client in self.open_clients()))
+    @precondition(lambda self: self.quiet())
     @rule(
         data=st.data(),
         kind=st.sampled_from(("POST", "POST chunked", "PUT", "PUT chunked", "POST faulty", "GET")),
@@ -617,8 +661,7 @@ class ClientMachine(RuleBasedStateMachine):
     )
     def begin_request(self, data: st.DataObject, kind: str, part: int, same: bool, seconds: float) -> None:
         """The head of a request and a part of its content have come, and upstream has got it, mostly."""
-        quiet = [client for client in self.open_clients() if client.next is None and client.active is None]
-        client = data.draw(st.sampled_from(quiet))
+        client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, kind, same=same, size=30)
         if client.next is not None:
             self.send(client, client.next.head + part)
@@ -626,12 +669,11 @@ class ClientMachine(RuleBasedStateMachine):
             self.accept_all()
             self.pass_time(seconds)
 
-    @precondition(lambda self: any(client.next is None and client.active is None for client in self.open_clients()))
+    @precondition(lambda self: self.quiet())
     @rule(data=st.data(), stale=st.booleans())
     def ask_and_leave(self, data: st.DataObject, stale: bool) -> None:
         """A client leaves before there is a connection for its request: one may go into the pool without any use."""
-        quiet = [client for client in self.open_clients() if client.next is None and client.active is None]
-        client = data.draw(st.sampled_from(quiet))
+        client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, "GET", same=True, size=0)
         self.send(client, len(client.outgoing))
         self.consistent()
@@ -775,11 +817,11 @@ class ClientMachine(RuleBasedStateMachine):
         client.expected = expected  # nothing can be written any more
         self.left(client)  # none of its requests is begun any more
 
-    @precondition(lambda self: any(not origin.transport.closing for origin in self.origins))
+    @precondition(lambda self: self.http_origins())
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
     def break_off(self, data: st.DataObject, how: Literal["eof", "reset"]) -> None:
         """Upstream ends a connection: one that is idle, or whatever it has answered so far."""
-        origin = data.draw(st.sampled_from([each for each in self.origins if not each.transport.closing]))
+        origin = data.draw(st.sampled_from(self.http_origins()))
         if how == "reset" or origin.transport.readable:  # a FIN is found by reading
             self.end(origin, how)
 
@@ -799,17 +841,67 @@ class ClientMachine(RuleBasedStateMachine):
         self.loop.settle()
         assert origin.transport.lost
 
-    @precondition(lambda self: any(not origin.transport.closing for origin in self.origins))
+    @precondition(lambda self: self.http_origins())
     @rule(data=st.data())
     def upstream_blocks(self, data: st.DataObject) -> None:
         """Upstream stops taking, or takes again."""
-        origins = [origin for origin in self.origins if not origin.transport.closing]
+        origins = self.http_origins()
         reading = [origin for origin in origins if origin.current is not None and not origin.current.whole]
         origin = data.draw(st.sampled_from(reading or origins))
         if origin.transport.blocked:
             origin.transport.unblock()
         else:
             origin.transport.block()
+
+    # Rules: tunnels
+
+    @precondition(lambda self: self.switching() or self.quiet())
+    @rule(data=st.data(), octets=st.sampled_from([b"", b"first"]))
+    def switch(self, data: st.DataObject, octets: bytes) -> None:
+        """Upstream switches protocols, for a request that has been made, or for a new one."""
+        if not self.switching():
+            client = data.draw(st.sampled_from(self.quiet()))
+            self.add_request(client, "GET upgrade", same=False, size=0)
+            self.send(client, len(client.outgoing))
+            self.consistent()
+            self.accept_all()
+        if not self.switching():
+            return
+        origin = data.draw(st.sampled_from(self.switching()))
+        assert origin.current is not None
+        client = origin.current.client
+        before = len(client.transport.written)
+        origin.tunnel = tunnel = Tunnel(client.transport, origin.transport)
+        tunnel.due[0] = SWITCH + octets
+        origin.transport.feed(SWITCH + octets)
+        self.loop.settle()
+        client.read = before + len(tunnel.due[0])  # which is not for the reader of responses
+        client.ending = "tunnel"
+        self.end_request(client, 101)
+
+    @precondition(lambda self: self.tunnels())
+    @rule(data=st.data(), side=st.sampled_from([0, 1]), what=st.sampled_from(["octets", "block", "eof", "reset"]))
+    def use_tunnel(self, data: st.DataObject, side: int, what: str) -> None:
+        """A side of a tunnel sends octets, takes nothing or takes again, ends, or breaks off."""
+        tunnel = data.draw(st.sampled_from(self.tunnels()))
+        transport = tunnel.sides[side]
+        if what == "block":
+            if transport.blocked:
+                transport.unblock()
+            else:
+                transport.block()
+        elif what == "reset":
+            transport.reset()
+            tunnel.over = True
+        elif not transport.readable or tunnel.ended[side]:
+            return
+        elif what == "octets":
+            transport.feed(b"octets")
+            tunnel.due[1 - side] += b"octets"
+        else:
+            transport.feed_eof()
+            tunnel.ended[side] = True
+            tunnel.over = all(tunnel.ended) or self.tls
 
     # Rules: the clock, and the end
 
@@ -849,6 +941,8 @@ class ClientMachine(RuleBasedStateMachine):
         """All connections to upstream are dropped, for good: whatever is at work fails, and so does what comes."""
         self.upstream_closed = True
         self.loop.act(self.front.pool.close)
+        for tunnel in self.tunnels():
+            tunnel.over = True
         for client in self.clients:
             if self.status_begun(client):
                 self.cut(client)
@@ -1078,7 +1172,7 @@ class ClientMachine(RuleBasedStateMachine):
             return
         self.loop.settle()
         self.consistent()
-        while sum(not client.transport.lost for client in self.clients) < 2:
+        while sum(not client.transport.lost and client.ending != "tunnel" for client in self.clients) < 2:
             self.connect()
 
     def consistent(self) -> None:
@@ -1107,12 +1201,14 @@ class ClientMachine(RuleBasedStateMachine):
 
     def check_client(self, client: Client) -> None:
         transport = client.transport
+        if client.ending == "tunnel":
+            return
         got = [
             Expected(each.status, b"" if each.own else each.body, each.closes, each.interim, each.own)
             for each in client.reader.responses
         ]
         expected = client.expected
-        if client.ending == "fin" and transport.unsent and client.reader.partial is not None:
+        if client.ending == "fin" and not transport.ending and client.reader.partial is not None:
             # the end of the connection, which ends the response, comes only when all before it has been taken
             assert client.reader.partial.body == expected[-1].body
             expected = expected[:-1]
@@ -1122,12 +1218,12 @@ class ClientMachine(RuleBasedStateMachine):
             assert client.origin.answer.body.startswith(client.reader.partial.body)
         if client.ending in ("", "linger"):
             assert not transport.closing
-            assert transport.eof_written == bool(client.ending)
+            assert transport.eof_written == (bool(client.ending) and not self.tls)
         elif client.ending == "left":
             assert transport.lost
         else:
             assert transport.closing
-            assert transport.lost or (client.ending == "fin" and transport.unsent)
+            assert transport.lost or (client.ending == "fin" and may_be_open(transport))
             # who takes nothing does not get a response that could be taken for whole
             assert not transport.lost or transport.ending == ("reset" if transport.unsent else client.ending)
         assert transport.lost or self.loop.now < client.lost_by
@@ -1173,6 +1269,9 @@ class ClientMachine(RuleBasedStateMachine):
 
     def check_origin(self, origin: Origin) -> None:
         transport = origin.transport
+        if origin.tunnel is not None:
+            origin.tunnel.check()
+            return
         seen = origin.current
         if seen is None and origin.seen and not transport.closing:
             assert origin.seen[-1].whole, "a connection is used again, with a request on it that never ended"
@@ -1192,6 +1291,9 @@ class ClientMachine(RuleBasedStateMachine):
         assert sorted(self.front.told) == sorted(self.ended)
         answers = {(method, i): n for method, row in counters.answers.items() for i, n in enumerate(row) if n}
         assert answers == Counter((method, status // 100) for method, _, status in self.ended)
+        tunnels = [origin.tunnel for origin in self.origins if origin.tunnel is not None]
+        assert counters.tunnels == sum(tunnel.open for tunnel in tunnels)
+        assert len(self.front.connections) == sum(not client.transport.lost for client in self.clients)
         used = [origin for origin in self.origins if not origin.transport.lost]
         assert upstream.open == len(used) + len(self.loop.attempts)
         assert upstream.idle == sum(origin.idle for origin in used)
@@ -1201,7 +1303,7 @@ class ClientMachine(RuleBasedStateMachine):
         if self.max_connections is None or upstream.open < self.max_connections:
             assert unattached <= len(self.loop.attempts), "a request is forgotten"
         for origin in used:
-            if origin.current is None and not origin.transport.closing:
+            if origin.idle:
                 assert self.max_connections is None or not unattached, "a request waits beside an idle connection"
 
     def teardown(self) -> None:
@@ -1213,6 +1315,9 @@ class ClientMachine(RuleBasedStateMachine):
                 if not client.ending:
                     client.transport.reset()
                     self.left(client)
+            for tunnel in self.tunnels():
+                tunnel.sides[0].reset()
+                tunnel.over = True
             self.loop.settle()
             self.consistent()
             assert self.front.counters.in_flight == 0
@@ -1240,6 +1345,148 @@ def test_repeated_head() -> None:
             upstream.feed(answer.wire)
             loop.settle()
             assert client.written == answer.wire * (number + 1)
+
+
+@pytest.mark.parametrize(
+    ("sent", "seconds"),
+    [
+        pytest.param(b"", KEEPALIVE, id="nothing"),
+        pytest.param(b"\r\n", KEEPALIVE, id="an empty line"),
+        pytest.param(b"GET", HEAD_TIMEOUT, id="some of a head"),
+    ],
+)
+@pytest.mark.parametrize("after", ["nothing", "an answer"])
+def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> None:
+    """Its connection is closed in its time, and not before; what comes of a head does not put that off."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        if after == "an answer":
+            client.feed(make_request("GET", b"/", b"").wire)
+            loop.settle()
+            loop.advance(3)
+            loop.attempts[0].accept().feed(make_answer("length", b"GET", b"ok", 0).wire)
+            loop.settle()
+        if sent:
+            client.feed(sent)
+        loop.advance(seconds / 2)
+        if sent == b"GET":
+            client.feed(b" ")
+        loop.advance(seconds / 2 - 1)
+        assert not client.closing
+        loop.advance(1)
+        assert (client.lost, client.ending) == (True, "fin")
+        assert front.counters.refused == 0
+        assert len(front.connections) == 0
+
+
+def test_client_that_takes_its_answer_slowly() -> None:
+    """While it takes some of it, its connection stays open for the next request; when it takes none, it is reset."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
+        client.feed(request.wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        upstream.feed(answer.wire)
+        client.block()
+        for unsent in (9, 6, 3):
+            client.unsent = unsent
+            loop.advance(KEEPALIVE)
+            assert not client.closing
+        client.unblock()
+        client.feed(request.wire)
+        upstream.feed(answer.wire)
+        assert client.taken == 2 * answer.wire
+        client.block()
+        loop.advance(KEEPALIVE)
+        assert not client.closing
+        loop.advance(KEEPALIVE)
+        assert client.closing
+        loop.advance(KEEPALIVE)
+        assert client.ending == "reset"
+
+
+@pytest.mark.parametrize("read", [0, 9])
+def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
+    """It waits, though its head may have been ``read`` in part, and is begun when the client takes its answer."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
+        client.feed(request.wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        upstream.feed(answer.wire)
+        upstream.written.clear()
+        if read:
+            client.feed(request.wire[:read])
+        client.block()
+        client.feed(request.wire[read:-1])
+        client.feed(request.wire[-1:])
+        loop.settle()
+        assert upstream.written == b""
+        client.unblock()
+        loop.settle()
+        assert upstream.written.startswith(b"GET / HTTP/1.1\r\n")
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_largest_head(beyond: int) -> None:
+    """A head of the largest size is relayed; one that is longer by an octet is refused."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        start = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
+        client.feed(start + b"x" * (HEAD_LIMIT - len(start) - 4 + beyond) + b"\r\n\r\n")
+        loop.settle()
+        assert client.written.startswith(b"HTTP/1.1 431 ") == bool(beyond)
+        assert len(loop.attempts) == 1 - beyond
+        assert front.refusals == ["head_too_large"] * beyond
+
+
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_most_that_is_pipelined(beyond: int) -> None:
+    """A client is read until that much waits for its turn; it is read on when the request before it is answered."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        request = make_request("GET", b"/", b"")
+        behind = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
+        client.feed(request.wire + behind)
+        client.feed(bytes(PIPELINED - len(behind) + beyond))
+        loop.settle()
+        assert client.reading != bool(beyond)
+        upstream = loop.attempts[0].accept()
+        upstream.feed(make_answer("length", b"GET", b"ok", 0).wire)
+        loop.settle()
+        assert client.reading
+        assert upstream.written.endswith(bytes(PIPELINED - len(behind) + beyond))
+
+
+def test_client_that_comes_late() -> None:
+    """A connection that is made when all others have been shut down is closed at once, and holds up nothing."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        loop.act(front.connections.shutdown)
+        client = make_connection(front, loop)
+        loop.settle()
+        assert (client.lost, client.ending) == (True, "fin")
+        assert len(front.connections) == 0
+
+
+def test_ipv4_client_on_an_ipv6_socket() -> None:
+    """Logs and upstream learn of its IPv4 address."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop, peername=("::ffff:192.0.2.1", 40000))
+        client.feed(make_request("GET", b"/", b"").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        assert b"\r\nX-Forwarded-For: 192.0.2.1\r\n" in upstream.written
+        upstream.feed(make_answer("length", b"GET", b"ok", 0).wire)
+        assert front.told == [(b"GET", b"/", 200)]  # where the address is compared
 
 
 class Deciding:
@@ -1370,6 +1617,27 @@ def test_upload_that_upstream_does_not_take() -> None:
         assert upstream.written.endswith(b"\r\n\r\n" + b"content" * 3)
 
 
+@pytest.mark.parametrize("path", [b"/", b"/key/update"])
+def test_slow_reader(path: bytes) -> None:
+    """Upstream is not read while the client takes nothing of its answer, and is read on when it does."""
+    with virtual_loop() as loop:
+        front = loop.act(Front, None, None, Core())
+        client = make_connection(front, loop)
+        client.feed(make_request("POST", path, BODY).wire)
+        loop.settle()
+        answer = make_answer("length", b"POST", b"content", 0)
+        upstream = loop.attempts[0].accept()
+        upstream.feed(answer.wire[: answer.head])
+        for octet in range(answer.head, answer.end):
+            client.block()
+            assert not upstream.reading
+            client.unblock()
+            assert upstream.reading
+            upstream.feed(answer.wire[octet : octet + 1])
+        assert client.taken.endswith(b"\r\n\r\ncontent")
+        assert front.pool.idle == 1
+
+
 def test_upload_that_is_answered_early() -> None:
     """A client that reads its response only when it has sent its content may take half a minute, in a drain too."""
     with virtual_loop() as loop:
@@ -1388,16 +1656,6 @@ def test_upload_that_is_answered_early() -> None:
         loop.advance(begun + LINGER_LIMIT - loop.now)
         assert (client.lost, client.ending) == (True, "fin")
         assert client.taken == b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
-
-
-class TLSTransport(FakeTransport):
-    """A TLS connection whose client does not answer close_notify: only `abort` ends it."""
-
-    def get_extra_info(self, name: str, default: Any = None) -> Any:
-        return True if name == "sslcontext" else super().get_extra_info(name, default)
-
-    def close(self) -> None:
-        self.closing = True
 
 
 @pytest.mark.parametrize("seconds", [1.0, KEEPALIVE - 1])
@@ -1476,16 +1734,18 @@ def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
 
 def test_client_connection() -> None:
     """Whatever peers and clock do, the model is right."""
-    run_state_machine_as_test(
-        ClientMachine,
-        settings=settings(
-            max_examples=EXAMPLES,
-            stateful_step_count=40,
-            deadline=None,
-            phases=[Phase.explicit, Phase.generate],
-            suppress_health_check=list(HealthCheck),
-        ),
-    )
+    with record() as recording:
+        run_state_machine_as_test(
+            ClientMachine,
+            settings=settings(
+                max_examples=EXAMPLES,
+                stateful_step_count=40,
+                deadline=None,
+                phases=[Phase.explicit, Phase.generate],
+                suppress_health_check=list(HealthCheck),
+            ),
+        )
+    recording.check()
 
 
 def test_a_defect_of_the_interceptor() -> None:

@@ -204,6 +204,22 @@ def test_lost_while_its_content_comes(world: World) -> None:
     assert world.pool.idle == 1
 
 
+def test_content_before_the_second_sending(world: World) -> None:
+    """Content that comes when there is another connection, and its head is not written yet, follows the head."""
+    first = world.idle_connection()
+    exchange = world.start(b"PUT", 6)
+    first.reset()
+    world.loop.settle()
+    attempt = world.loop.attempts[0]
+    world.start()  # another is at work, so that the head waits for the end of the turn
+    world.accept(1)
+    attempt.outcome.set_result(None)
+    while attempt.transport is None:
+        world.loop.turn()
+    world.send(exchange, b"octets")
+    assert attempt.transport.written == exchange.octets + b"octets"
+
+
 def test_all_pooled_connections_are_stale(world: World) -> None:
     """One stale connection after another is passed over, none is used, and a POST gets a new one."""
     exchanges = [world.run(), world.run(), world.run()]

@@ -1,275 +1,284 @@
-"""Tunnels octet by octet, between all kinds of sockets: how they begin and end, and what a drain does to them."""
+"""A tunnel by itself: what passes, how each side ends, who is paused, and what is counted."""
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-import hashlib
-import signal
-import ssl
-import tempfile
-import threading
-from collections.abc import Iterator
-from itertools import product
-from typing import Final
+from collections.abc import Callable, Iterator
 
 import pytest
-import trustme
 
-from sanitizer.app import create_app
-from sanitizer.relay.client import ClientConnection
-from sanitizer.relay.connection import Connection as UpstreamConnection
-from sanitizer.settings import load
-from tests.support.client import Client
-from tests.support.gateway import Gateway
-from tests.support.upstream import OK, Connection, Script, Upstream, reply
+from sanitizer.relay.pipe import End
+from sanitizer.relay.stalls import StallSweep
+from tests.support.front import KEEPALIVE, Front, make_connection
+from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
 
-HANDSHAKE: Final = b"GET /ws HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
-SWITCH: Final = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
-MIB: Final = 1024 * 1024
-KINDS: Final = ("tcp", "tls", "unix")
+UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+UPSTREAM_CLOSE_TIMEOUT = 60.0
+STALL_TIMEOUT = 200.0
 
 
-class Lab:
-    """A gateway between a client and an upstream, each on a socket of one of `KINDS`."""
+class NoHalfClose(FakeTransport):
+    """A connection whose sides can't end one by one, as in TLS."""
 
-    def __init__(self, stack: contextlib.ExitStack, client: str, upstream: str, script: Script, *options: str) -> None:
-        self.kinds = client, upstream
-        folder = stack.enter_context(tempfile.TemporaryDirectory())
-        authority = trustme.CA()
-        certificate = authority.issue_cert("localhost")
-        server_context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        certificate.configure_cert(server_context)
-        self.context: ssl.SSLContext | None = None
-        if client == "tls":
-            self.context = ssl.create_default_context()
-            authority.configure_trust(self.context)
-            certificate.private_key_and_cert_chain_pem.write_to_path(f"{folder}/pem")
-            options += ("--ssl-certfile", f"{folder}/pem")
-        if upstream == "tls":
-            authority.cert_pem.write_to_path(f"{folder}/ca")
-            options += ("--upstream-ca", f"{folder}/ca")
-        self.upstream = stack.enter_context(
-            Upstream(
-                script,
-                uds=f"{folder}/upstream" if upstream == "unix" else None,
-                context=server_context if upstream == "tls" else None,
-                keep=False,
-            )
-        )
-        url = self.upstream.url.replace("127.0.0.1", "localhost") if upstream == "tls" else self.upstream.url
-        listen = ("--uds", f"{folder}/gateway") if client == "unix" else ("--port", "0")
-        self.gateway = stack.enter_context(Gateway(url, *options, listen=listen, admin=True))
+    def can_write_eof(self) -> bool:
+        return False
 
-    def connect(self) -> Client:
-        return Client(self.gateway.address, context=self.context, keep=False)
 
-    def tunnel(self, *early: bytes) -> Client:
-        """A client in a tunnel, which has sent ``early`` right behind its request."""
-        client = self.connect()
-        client.send(HANDSHAKE + b"".join(early))
-        assert client.read_head().status == 101
-        return client
+class Full(FakeTransport):
+    """A connection whose buffer the head of a 101 fills."""
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        super().write(data)
+        if bytes(data).startswith(SWITCH):
+            self.blocked, self.unsent = True, 1
+            self.protocol.pause_writing()
+
+
+class Tunnel:
+    """A tunnel, swept for stalls, and its two transports: that of the client and that of upstream."""
+
+    def __init__(
+        self,
+        loop: VirtualLoop,
+        *,
+        kind: type[FakeTransport] = FakeTransport,
+        behind: tuple[bytes, bytes] = (b"", b""),
+        blocked: bool = False,
+    ) -> None:
+        self.loop = loop
+        self.front = front = loop.act(Front)
+        loop.act(StallSweep, STALL_TIMEOUT, lambda: [*front.connections, *front.pool.watched()])
+        self.client = make_connection(front, loop, kind)
+        self.client.feed(UPGRADE + behind[0])
+        loop.settle()
+        self.upstream = loop.attempts[0].accept()
+        self.request = bytes(self.upstream.written)
+        if blocked:
+            self.upstream.block()
+        self.upstream.feed(SWITCH + behind[1])
+        loop.settle()
+
+    def side(self, name: str) -> FakeTransport:
+        return self.client if name == "client" else self.upstream
+
+    def other(self, name: str) -> FakeTransport:
+        return self.upstream if name == "client" else self.client
+
+    def sent_to(self, name: str) -> bytes:
+        """What a side has been sent in the tunnel."""
+        return bytes(self.side(name).written).removeprefix(SWITCH if name == "client" else self.request)
+
+    @property
+    def numbers(self) -> tuple[int, int, int]:
+        """Tunnels, client connections, and connections to upstream."""
+        return self.front.counters.tunnels, len(self.front.connections), self.front.pool.open
 
 
 @pytest.fixture
-def stack() -> Iterator[contextlib.ExitStack]:
-    with contextlib.ExitStack() as stack:
-        yield stack
+def loop() -> Iterator[VirtualLoop]:
+    with virtual_loop() as loop:
+        yield loop
 
 
-@pytest.fixture(scope="module", params=list(product(KINDS, KINDS)), ids="-".join)
-def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
-    with contextlib.ExitStack() as stack:
-        client, upstream = request.param
-        yield Lab(stack, client, upstream, reply(OK))
+SIDES = pytest.mark.parametrize("side", ["client", "upstream"])
 
 
-def pattern(octets: int) -> bytes:
-    """Octets that show where some are missing."""
-    return b"".join(b"%07d\n" % n for n in range(octets // 8))
+def test_octets_pass(loop: VirtualLoop) -> None:
+    """Those behind the request and behind the answer, and all that come later; the request is over."""
+    tunnel = Tunnel(loop, behind=(b"early", b"first"))
+    assert tunnel.front.told == [(b"GET", b"/", 101)]
+    assert tunnel.front.counters.in_flight == 0
+    for _ in range(2):
+        tunnel.client.feed(b" to upstream")
+        tunnel.upstream.feed(b" to the client")
+    assert tunnel.sent_to("upstream") == b"early to upstream to upstream"
+    assert tunnel.sent_to("client") == b"first to the client to the client"
+    loop.advance(10 * KEEPALIVE)
+    assert not tunnel.client.closing
+    assert tunnel.numbers == (1, 1, 1)
 
 
-def test_early_octets(lab: Lab) -> None:
-    """What either side sends together with its head comes first on the other side, and nothing is lost behind it."""
-
-    def script(connection: Connection) -> None:
-        connection.read_head()
-        connection.send(SWITCH + b"early answer")
-        assert connection.read_exactly(len(early)) == early
-        connection.send(b"late answer")
-        assert connection.read_exactly(4) == b"late"
-        connection.send(b"end")
-        connection.closed()
-
-    early = pattern(200_000)
-    lab.upstream.script = script
-    with lab.tunnel(early) as tunnel:
-        assert tunnel.read_exactly(23) == b"early answerlate answer"
-        tunnel.send(b"late")
-        assert tunnel.read_exactly(3) == b"end"
+def test_many_octets_behind_the_request(loop: VirtualLoop) -> None:
+    """A client that was not read because it had sent so much is read on."""
+    tunnel = Tunnel(loop, behind=(bytes(100_000), b""))
+    assert tunnel.client.reading
+    assert tunnel.sent_to("upstream") == bytes(100_000)
 
 
-def test_both_ways_at_once(lab: Lab) -> None:
-    """What goes both ways at once arrives whole, and in order."""
-    digests: dict[str, str] = {}
-    content = pattern(24 * MIB)
-
-    def take(connection: Client | Connection, name: str) -> None:
-        digest = hashlib.sha256()
-        for _ in range(len(content) // MIB):
-            digest.update(connection.read_exactly(MIB))
-        digests[name] = digest.hexdigest()
-
-    def exchange(connection: Client | Connection, name: str) -> None:
-        if isinstance(connection.sock, ssl.SSLSocket):  # which must not be used by two threads
-            for at in range(0, len(content), MIB):
-                connection.send(content[at : at + MIB])
-            take(connection, name)
-            return
-        taker = threading.Thread(target=take, args=(connection, name))
-        taker.start()
-        connection.send(content)
-        taker.join()
-
-    def script(connection: Connection) -> None:
-        connection.read_head()
-        connection.send(SWITCH)
-        if lab.kinds == ("tls", "tls"):  # neither could read while it sends
-            take(connection, "upstream")
-            connection.send(content)
-        else:
-            exchange(connection, "upstream")
-        done.set()
-        connection.closed()
-
-    done = threading.Event()
-    lab.upstream.script = script
-    with lab.tunnel() as tunnel:
-        exchange(tunnel, "client")
-        assert done.wait(30)
-    assert set(digests.values()) == {hashlib.sha256(content).hexdigest()}
-    assert set(digests) == {"upstream", "client"}
+@SIDES
+def test_sides_end_one_after_the_other(loop: VirtualLoop, side: str) -> None:
+    """The other side is told that one has ended, and may go on; it is all over when it ends too."""
+    tunnel = Tunnel(loop)
+    one, other = tunnel.side(side), tunnel.other(side)
+    one.feed_eof()
+    loop.settle()
+    assert other.eof_written
+    assert (one.closing, other.closing) == (False, False)
+    other.feed(b"more")
+    assert one.written.endswith(b"more")
+    other.feed_eof()
+    loop.settle()
+    assert (one.ending, other.ending) == ("fin", "fin")
+    assert tunnel.numbers == (0, 0, 0)
+    assert not any(tunnel.front.pool.errors.values())
 
 
-def end(connection: Client | Connection) -> None:
-    """Close, in TLS with a close_notify; the other side's is not waited for."""
-    if isinstance(connection.sock, ssl.SSLSocket):
-        connection.sock.setblocking(False)
-        with contextlib.suppress(OSError):
-            connection.sock.unwrap()
-    connection.close()
+@SIDES
+def test_end_of_a_side_in_tls(loop: VirtualLoop, side: str) -> None:
+    """Where one side can't end alone, its end is that of both; what was sent before arrives."""
+    tunnel = Tunnel(loop, kind=NoHalfClose)
+    tunnel.side(side).feed(b"last")
+    tunnel.other(side).block()
+    tunnel.side(side).resume_reading()  # as it would be if no more than this waited
+    tunnel.side(side).feed_eof()
+    loop.settle()
+    assert tunnel.side(side).lost
+    assert (tunnel.other(side).closing, tunnel.other(side).lost) == (True, False)
+    tunnel.other(side).unblock()
+    loop.settle()
+    assert tunnel.other(side).taken.endswith(b"last")
+    assert tunnel.other(side).ending == "fin"
+    assert tunnel.numbers == (0, 0, 0)
 
 
-@pytest.mark.parametrize("first", ["upstream", "client"])
-def test_all_that_was_sent_before_the_end(lab: Lab, first: str) -> None:
-    """Whoever reads slowly gets all that the other side has sent before it closed, and then the end."""
-
-    def take(connection: Client | Connection) -> None:
-        assert ended.wait(10)
-        got.append(connection.read_to_end())
-        taken.set()
-
-    def script(connection: Connection) -> None:
-        connection.read_head()
-        connection.send(SWITCH)
-        if first == "client":
-            take(connection)
-            return
-        connection.send(content)
-        end(connection)
-        ended.set()
-
-    lab.upstream.script = script
-    # so much that the gateway has stopped reading when the end comes, and not more than all buffers together hold
-    limit = 384 if lab.kinds[first == "upstream"] == "unix" else 1024
-    for octets in range(64 * 1024, limit * 1024, 64 * 1024):
-        content = pattern(octets)
-        got: list[bytes] = []
-        ended, taken = threading.Event(), threading.Event()
-        with lab.tunnel() as tunnel:
-            if first == "upstream":
-                take(tunnel)
-            else:
-                tunnel.send(content)
-                end(tunnel)
-                ended.set()
-                assert taken.wait(10)
-        assert got == [content]
-    assert b'sanitizer_upstream_errors_total{kind="broken"} 0.0' in lab.gateway.ask_admin("/metrics").body
+@SIDES
+def test_side_breaks_off(loop: VirtualLoop, side: str) -> None:
+    """The other gets what was sent before, and is closed; it is counted if it was upstream."""
+    tunnel = Tunnel(loop)
+    tunnel.side(side).feed(b"last")
+    tunnel.side(side).reset()
+    loop.settle()
+    assert tunnel.other(side).taken.endswith(b"last")
+    assert tunnel.other(side).ending == "fin"
+    assert tunnel.numbers == (0, 0, 0)
+    assert tunnel.front.pool.errors["broken"] == (side == "upstream")
 
 
-def test_a_tunnel_that_begins_in_a_drain(stack: contextlib.ExitStack) -> None:
-    """A request that becomes a tunnel after the signal to stop may end in order: it is not taken for gone."""
-    switch = threading.Event()
-
-    def script(connection: Connection) -> None:
-        connection.read_request()
-        assert switch.wait(10)
-        connection.send(SWITCH)
-        connection.send(connection.read_exactly(4).upper())
-        assert connection.closed()
-
-    lab = Lab(stack, "tcp", "tcp", script, "--shutdown-grace", "30")
-    client = stack.enter_context(lab.connect())
-    client.send(HANDSHAKE)
-    lab.upstream.wait_request()
-    lab.gateway.process.send_signal(signal.SIGINT)
-    lab.gateway.wait_for_line("stopping")
-    with contextlib.suppress(OSError), lab.connect() as late:  # accepted no more, so the drain has begun
-        assert late.closed()
-    switch.set()
-    assert client.read_head().status == 101
-    client.send(b"ping")
-    assert client.read_exactly(4) == b"PING"
-    client.close()
-    assert lab.gateway.wait(20) == 0
-    assert not any("aborting" in line for line in lab.gateway.lines)
+def test_octets_for_a_side_that_has_just_left(loop: VirtualLoop) -> None:
+    """They are dropped, and so is the end behind them."""
+    tunnel = Tunnel(loop)
+    tunnel.client.reset()
+    tunnel.upstream.feed(b"late")
+    tunnel.upstream.feed_eof()
+    loop.settle()
+    assert tunnel.numbers == (0, 0, 0)
 
 
-@pytest.mark.anyio
-async def test_a_tls_client_that_is_lost_as_upstream_switches() -> None:
-    """No tunnel is made for it: uvloop has already said whom it will tell of the loss, and that is not the tunnel."""
-    loop = asyncio.get_running_loop()
-    authority = trustme.CA()
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert("localhost").configure_cert(context)
-    trusting = ssl.create_default_context()
-    authority.configure_trust(trusting)
+@pytest.mark.parametrize(("side", "timeout"), [("client", KEEPALIVE), ("upstream", UPSTREAM_CLOSE_TIMEOUT)])
+@pytest.mark.parametrize("takes", [True, False])
+def test_rest_for_a_side_that_takes_nothing(loop: VirtualLoop, side: str, timeout: float, *, takes: bool) -> None:
+    """When the other side is gone it has a limited time for what is on its way, and more while it takes some."""
+    tunnel = Tunnel(loop)
+    slow = tunnel.side(side)
+    tunnel.other(side).feed(b"the last octets")
+    slow.block()
+    slow.unsent = 5
+    tunnel.other(side).reset()
+    loop.settle()
+    loop.advance(timeout - 1)
+    assert not slow.lost
+    if takes:
+        slow.unsent -= 1
+        loop.advance(timeout)
+        assert not slow.lost
+    loop.advance(1)
+    assert slow.ending == "reset"
+    loop.advance(timeout)
+    assert tunnel.numbers == (0, 0, 0)
 
-    async def accepted(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        arrived.set()
-        await reader.read()
-        writer.close()
-        ended.set()
 
-    def switch_as_the_client_is_lost() -> None:
-        assert isinstance(client, ClientConnection)
-        if client.transport.is_closing():
-            assert isinstance(connection, UpstreamConnection)
-            connection.data_received(SWITCH)
-        else:
-            loop.call_soon(switch_as_the_client_is_lost)
+def slow_from_the_start(loop: VirtualLoop, side: str) -> Tunnel:
+    return Tunnel(loop, kind=Full) if side == "client" else Tunnel(loop, blocked=True)
 
-    arrived, ended = asyncio.Event(), asyncio.Event()
-    upstream = await asyncio.start_server(accepted, "127.0.0.1", 0)
-    port = upstream.sockets[0].getsockname()[1]
-    gateway = create_app(load({"upstream": f"http://127.0.0.1:{port}"}, {}))
-    gateway.start()
-    server = await loop.create_server(lambda: ClientConnection(gateway), "127.0.0.1", 0, ssl=context)
-    address = server.sockets[0].getsockname()
-    _, writer = await asyncio.open_connection(*address, ssl=trusting, server_hostname="localhost")
-    writer.write(HANDSHAKE)
-    await arrived.wait()
-    (client,) = gateway.connections
-    (connection,) = gateway.pool.watched()
-    loop.call_soon(switch_as_the_client_is_lost)
-    writer.transport.abort()
-    async with asyncio.timeout(10):
-        await gateway.connections.wait_closed()
-        await ended.wait()
-    assert (gateway.counters.tunnels, gateway.counters.in_flight) == (0, 0)
-    gateway.close()
-    server.close()
-    upstream.close()
+
+def slow_later(loop: VirtualLoop, side: str) -> Tunnel:
+    tunnel = Tunnel(loop)
+    tunnel.side(side).block()
+    return tunnel
+
+
+@SIDES
+@pytest.mark.parametrize("make", [slow_from_the_start, slow_later])
+def test_slow_side(loop: VirtualLoop, side: str, make: Callable[[VirtualLoop, str], Tunnel]) -> None:
+    """The other is not read while a side takes nothing, and is read on when it does."""
+    tunnel = make(loop, side)
+    assert not tunnel.other(side).reading
+    assert tunnel.side(side).reading
+    tunnel.side(side).unblock()
+    assert tunnel.other(side).reading
+    tunnel.other(side).feed(b"on")
+    assert tunnel.sent_to(side) == b"on"
+
+
+@SIDES
+def test_side_that_stalls(loop: VirtualLoop, side: str) -> None:
+    """It is reset when it has taken nothing for the stall timeout, and the other is closed; it is counted once."""
+    tunnel = Tunnel(loop)
+    tunnel.side(side).block()
+    loop.advance(STALL_TIMEOUT - 1)
+    assert not tunnel.side(side).closing
+    loop.advance(STALL_TIMEOUT / 2 + 1)
+    assert tunnel.side(side).ending == "reset"
+    assert tunnel.other(side).ending == "fin"
+    errors = {kind: count for kind, count in tunnel.front.pool.errors.items() if count}
+    assert tunnel.front.stalls == (["client_not_reading"] if side == "client" else [])
+    assert errors == ({"upstream_not_reading": 1} if side == "upstream" else {})
+    assert tunnel.numbers == (0, 0, 0)
+
+
+@SIDES
+def test_side_that_takes_some(loop: VirtualLoop, side: str) -> None:
+    """A side that takes as much as comes, with always the same size under way, is not cut."""
+    tunnel = Tunnel(loop)
+    for _ in range(10):
+        tunnel.side(side).block()
+        loop.advance(STALL_TIMEOUT - 60)
+        tunnel.side(side).unblock()
+        tunnel.other(side).feed(b"some")
+    assert tunnel.numbers == (1, 1, 1)
+
+
+@SIDES
+def test_side_that_is_reset_unseen(loop: VirtualLoop, side: str) -> None:
+    """A sweep sees the reset of a side that is not read, because the other is slow."""
+    tunnel = Tunnel(loop)
+    tunnel.other(side).block()
+    tunnel.side(side).socket.make_reset()
+    loop.advance(STALL_TIMEOUT / 4)
+    assert tunnel.side(side).ending == "reset"
+    assert tunnel.other(side).closing
+
+
+@SIDES
+def test_side_that_ends_unseen(loop: VirtualLoop, side: str) -> None:
+    """A FIN of a side that is not read waits until what was sent before it has been read."""
+    tunnel = Tunnel(loop)
+    tunnel.other(side).block()
+    tunnel.side(side).socket.make_half_closed()
+    loop.advance(STALL_TIMEOUT / 2)
+    assert not tunnel.side(side).closing
+
+
+def test_drain(loop: VirtualLoop) -> None:
+    """A tunnel goes on while the gateway drains, and is reset when the grace is over."""
+    tunnel = Tunnel(loop)
+    loop.act(tunnel.front.connections.shutdown)
+    loop.settle()
+    tunnel.client.feed(b"on")
+    assert tunnel.sent_to("upstream") == b"on"
+    loop.act(tunnel.front.connections.abort)
+    loop.settle()
+    assert tunnel.client.ending == "reset"
+    assert tunnel.numbers == (0, 0, 0)
+
+
+def test_pool_is_closed(loop: VirtualLoop) -> None:
+    """Then the tunnel is reset, which is no failure of upstream's."""
+    tunnel = Tunnel(loop)
+    assert isinstance(tunnel.upstream.protocol, End)
+    loop.act(tunnel.front.pool.close)
+    loop.settle()
+    assert tunnel.upstream.ending == "reset"
+    assert tunnel.client.closing
+    assert not any(tunnel.front.pool.errors.values())
+    assert tunnel.numbers == (0, 0, 0)

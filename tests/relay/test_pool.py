@@ -298,15 +298,16 @@ def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypat
     world = make_world(loop)
     connection = loop.act(Connection, world.pool)
     transport = FakeTransport(loop, connection, peername=None, pollable=True)
-    monkeypatch.setattr(FakeSocket, "setsockopt", _raise_os_error)
-    with pytest.raises(OSError, match="option"):
-        connection.connection_made(transport)
+    with monkeypatch.context() as context:
+        context.setattr(FakeSocket, "setsockopt", _raise_os_error)
+        with pytest.raises(OSError, match="option"):
+            connection.connection_made(transport)
     connection.renew_at = loop.now + 60
     loop.act(connection.become_idle)
-    assert connection.send_request(b"first")
     transport.socket.make_readable()
-    assert not connection.send_request(b"second")
-    assert transport.written == b"first"
+    exchange = world.start()
+    assert transport.written == b""
+    assert serves(world.accept(), exchange)
 
 
 @pytest.mark.parametrize("how", ["eof", "reset", "bytes"])
@@ -546,6 +547,7 @@ def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[W
     loop.act(world.pool.close)
     loop.settle()
     assert loop.attempts == []
+    assert all(transport.lost for transport in loop.transports)
     loop.advance(100)
     assert [len(exchange.calls) for exchange in exchanges] == [1] * len(exchanges)
     assert {exchange.calls[0][0] for exchange in exchanges} == {"error"}

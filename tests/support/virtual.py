@@ -17,6 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, Literal, ParamSpec, TypeVar
 
 from sanitizer.address import Address
+from tests.support.transitions import record
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -37,14 +38,17 @@ class FakeSocket:
 
     def __init__(self, *, pollable: bool) -> None:
         self.options: list[tuple[int, int, int | bytes]] = []
-        self._ends = socket.socketpair() if pollable else None
-        for end in self._ends or ():
-            end.setblocking(False)
+        self.closed = False
+        self._pair = socket.socketpair() if pollable else None
+        if self._pair is not None:
+            self._pair[0].setblocking(False)
 
     def fileno(self) -> int:
-        return self._ends[0].fileno() if self._ends else -1
+        return -1 if self._pair is None or self.closed else self._pair[0].fileno()
 
     def setsockopt(self, level: int, option: int, value: int | bytes) -> None:
+        if self.closed:
+            raise OSError(errno.EBADF, "the socket is closed")
         self.options.append((level, option, value))
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
@@ -57,12 +61,24 @@ class FakeSocket:
 
     def make_readable(self) -> None:
         """Let a byte, or the end of them, wait in the kernel."""
-        assert self._ends is not None
-        self._ends[1].send(b"x")
+        assert self._pair is not None
+        self._pair[1].send(b"x")
+
+    def make_half_closed(self) -> None:
+        """Let a FIN wait in the kernel."""
+        assert self._pair is not None
+        self._pair[1].shutdown(socket.SHUT_WR)
+
+    def make_reset(self) -> None:
+        """Let the kernel know of an RST."""
+        assert self._pair is not None
+        self._pair[0].send(b"x")
+        self._pair[1].close()  # with octets unread
 
     def close(self) -> None:
-        for end in self._ends or ():
-            end.close()
+        self.closed = True
+        for each in self._pair or ():
+            each.close()
 
 
 class FakeTransport(asyncio.Transport):
@@ -152,6 +168,7 @@ class FakeTransport(asyncio.Transport):
         self.lost = True
         self.reading = False
         self.protocol.connection_lost(exc)
+        self.socket.close()
 
     # What the peer does
 
@@ -173,7 +190,7 @@ class FakeTransport(asyncio.Transport):
     def feed_eof(self) -> None:
         """The peer sends FIN."""
         assert self.readable
-        if not self.loop.act(self.protocol.eof_received):
+        if not self.loop.act(self.protocol.eof_received) and not self.closing:
             self.close()
 
     def reset(self) -> None:
@@ -330,10 +347,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def virtual_loop() -> Iterator[VirtualLoop]:
-    """A loop for one test. What callbacks raise in it fails the test."""
+    """A loop for one test. What callbacks raise in it fails the test, and so does a change of state in no table."""
     loop = VirtualLoop()
     try:
-        yield loop
+        with record() as recording:
+            yield loop
+        recording.check()
         assert loop.failures == []
         assert [fault for transport in loop.transports for fault in transport.faults] == []
     finally:

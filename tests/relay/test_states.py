@@ -1,0 +1,332 @@
+"""The state machines of the relay take every transition of the tables in their modules' docstrings, and no other.
+
+A case is a scene that always takes the same course, and the states that the machines in it go through. That no test on
+the virtual loop takes a transition that is in no table is checked there (`tests.support.virtual.virtual_loop`).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import pytest
+
+from sanitizer.relay.client import HEAD_TIMEOUT, LINGER, ClientConnection
+from sanitizer.relay.connection import Connection
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.intercepted import Intercepted
+from sanitizer.relay.pipe import End
+from tests.support.cores import BODY, REFUSAL, Core
+from tests.support.front import KEEPALIVE, Front, make_connection, shut_down
+from tests.support.transitions import MACHINES, record, table
+from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
+
+GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
+LAST = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+POST = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 4\r\n\r\n"
+FAULTY = b"GET / HTTP/1.1\r\n\r\n"
+CHUNKED = b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+UPDATE = b"POST /key/update HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % len(BODY)
+OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
+FORBIDDEN = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL)
+SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
+
+
+class Scene:
+    """A client connection, and upstream's connections. After each step but `begin` everything settles."""
+
+    def __init__(self, loop: VirtualLoop, core: Core | None) -> None:
+        self.loop = loop
+        self.front = loop.act(Front, None, None, core)
+        self.client = make_connection(self.front, loop)
+
+    @property
+    def upstream(self) -> FakeTransport:
+        """The connection to upstream that was made last."""
+        return next(each for each in reversed(self.loop.transports) if isinstance(each.protocol, Connection))
+
+
+Step = Callable[[Scene], object]
+
+
+def begin(octets: bytes) -> Step:
+    """The client sends ``octets``, and what follows is not waited for."""
+    return lambda scene: scene.client.feed(octets)
+
+
+def send(octets: bytes) -> Step:
+    def step(scene: Scene) -> None:
+        scene.client.feed(octets)
+        scene.loop.settle()
+
+    return step
+
+
+def accept(scene: Scene) -> None:
+    scene.loop.attempts[0].accept()
+
+
+def refuse(scene: Scene) -> None:
+    scene.loop.attempts[0].refuse(ConnectionRefusedError())
+
+
+def accept_and_close(scene: Scene) -> None:
+    scene.loop.attempts[0].closing = True
+    scene.loop.attempts[0].accept()
+
+
+def answer(octets: bytes = OK) -> Step:
+    def step(scene: Scene) -> None:
+        scene.upstream.feed(octets)
+        scene.loop.settle()
+
+    return step
+
+
+def client_ends(scene: Scene) -> None:
+    scene.client.feed_eof()
+    scene.loop.settle()
+
+
+def client_breaks_off(scene: Scene) -> None:
+    scene.client.reset()
+    scene.loop.settle()
+
+
+def upstream_ends(scene: Scene) -> None:
+    scene.upstream.feed_eof()
+    scene.loop.settle()
+
+
+def upstream_breaks_off(scene: Scene) -> None:
+    scene.upstream.reset()
+    scene.loop.settle()
+
+
+def upstream_ends_unseen(scene: Scene) -> None:
+    scene.upstream.socket.make_half_closed()
+
+
+def shutdown(scene: Scene) -> None:
+    shut_down(scene.client)
+    scene.loop.settle()
+
+
+def wait(seconds: float) -> Step:
+    return lambda scene: scene.loop.advance(seconds)
+
+
+def another_request(scene: Scene) -> None:
+    """Another client's request is at work, so that writes wait for the end of a turn."""
+    make_connection(scene.front, scene.loop).feed(GET)
+    scene.loop.settle()
+    scene.loop.attempts[-1].accept()
+
+
+def peer(number: int) -> Callable[[Scene], FakeTransport]:
+    """The transport of an end of the tunnel: of the client's, 0, or of upstream's, 1."""
+    return lambda scene: [each for each in scene.loop.transports if isinstance(each.protocol, End)][number]
+
+
+def tunnel_ends(number: int) -> Step:
+    def step(scene: Scene) -> None:
+        peer(number)(scene).feed_eof()
+        scene.loop.settle()
+
+    return step
+
+
+def tunnel_breaks_off(number: int) -> Step:
+    def step(scene: Scene) -> None:
+        peer(number)(scene).reset()
+        scene.loop.settle()
+
+    return step
+
+
+REQUEST = (send(GET), accept, answer())
+TUNNEL = (send(UPGRADE), accept, answer(SWITCH))
+HELD = (send(UPDATE + BODY), accept, answer(FORBIDDEN))
+REUSABLE = "CONNECTING ATTACHED WAITING HEAD CONTENT IDLE"
+ANSWERED = "NEW WAITING ATTACHED SENT ANSWERED DONE"
+
+
+@dataclass
+class Case:
+    """``steps``, and the paths of the machines of each kind, in the order in which they are made."""
+
+    steps: tuple[Step, ...]
+    clients: list[str] = field(default_factory=list)
+    exchanges: list[str] = field(default_factory=list)
+    connections: list[str] = field(default_factory=list)
+    ends: list[str] = field(default_factory=list)
+    """That of upstream's connection first."""
+    intercepted: list[str] = field(default_factory=list)
+    bodies: tuple[bytes | None, ...] = ()
+    """What the sanitizer has sent after each refusal."""
+
+    @property
+    def paths(self) -> dict[type, list[str]]:
+        return {
+            ClientConnection: self.clients,
+            Exchange: self.exchanges,
+            Connection: self.connections,
+            End: self.ends,
+            Intercepted: self.intercepted,
+        }
+
+
+CASES = {
+    # a client connection
+    "the client leaves before a request": Case((client_breaks_off,), ["IDLE CLOSED"]),
+    "the client ends before a request": Case((client_ends,), ["IDLE CLOSING CLOSED"]),
+    "the client never sends": Case((wait(KEEPALIVE),), ["IDLE CLOSING CLOSED"]),
+    "the gateway stops before a request": Case((shutdown,), ["IDLE CLOSING CLOSED"]),
+    "a request is answered": Case(REQUEST, ["IDLE ANSWERING IDLE"], [ANSWERED], [REUSABLE]),
+    "the head comes in pieces": Case((send(GET[:9]), send(GET[9:])), ["IDLE HEAD ANSWERING"]),
+    "head and content come in pieces": Case(
+        (send(POST[:9]), send(POST[9:] + b"co"), accept, send(b"nt")), ["IDLE HEAD RECEIVING ANSWERING"]
+    ),
+    "the content comes later": Case((send(POST), accept, send(b"cont")), ["IDLE RECEIVING ANSWERING"]),
+    "the rest of a head does not come": Case((send(GET[:9]), wait(HEAD_TIMEOUT)), ["IDLE HEAD CLOSING CLOSED"]),
+    "the client leaves in a head": Case((send(GET[:9]), client_breaks_off), ["IDLE HEAD CLOSED"]),
+    "a head is refused": Case((send(FAULTY), wait(LINGER)), ["IDLE LINGERING CLOSING CLOSED"]),
+    "a head in pieces is refused": Case(
+        (send(FAULTY[:9]), send(FAULTY[9:]), client_breaks_off), ["IDLE HEAD LINGERING CLOSED"]
+    ),
+    "content is refused": Case(
+        (send(CHUNKED), accept, send(b"no size\r\n"), client_ends),
+        ["IDLE RECEIVING LINGERING CLOSED"],
+        ["NEW WAITING ATTACHED SENT DONE"],
+        ["CONNECTING ATTACHED WAITING CLOSED"],
+    ),
+    "content is refused with its head": Case(
+        (send(CHUNKED + b"no size\r\n"),), ["IDLE RECEIVING LINGERING"], ["NEW DONE"]
+    ),
+    "the client ends in the content": Case((send(POST), accept, client_ends), ["IDLE RECEIVING CLOSING CLOSED"]),
+    "the client leaves in the content": Case((send(POST), accept, client_breaks_off), ["IDLE RECEIVING CLOSED"]),
+    "the connection ends with the answer": Case(
+        (send(LAST), accept, answer()), ["IDLE ANSWERING CLOSING CLOSED"], [ANSWERED]
+    ),
+    "the client leaves before the answer": Case(
+        (send(GET), accept, client_breaks_off),
+        ["IDLE ANSWERING CLOSED"],
+        ["NEW WAITING ATTACHED SENT DONE"],
+        ["CONNECTING ATTACHED WAITING CLOSED"],
+    ),
+    # an exchange, and its connection
+    "upstream can't be reached": Case(
+        (send(GET), refuse), ["IDLE ANSWERING IDLE"], ["NEW WAITING DONE"], ["CONNECTING"]
+    ),
+    "upstream ends its connection as it is made": Case(
+        (send(GET), accept_and_close), ["IDLE ANSWERING IDLE"], ["NEW WAITING DONE"], ["CONNECTING CLOSED"]
+    ),
+    "a connection is made for nobody": Case(
+        (send(GET), client_breaks_off, accept, upstream_ends),
+        ["IDLE ANSWERING CLOSED"],
+        ["NEW WAITING DONE"],
+        ["CONNECTING IDLE CLOSED"],
+    ),
+    "upstream breaks off in its head": Case(
+        (send(GET), accept, answer(OK[:9]), upstream_breaks_off),
+        ["IDLE ANSWERING IDLE"],
+        ["NEW WAITING ATTACHED SENT DONE"],
+        ["CONNECTING ATTACHED WAITING HEAD CLOSED"],
+    ),
+    "upstream breaks off in its content": Case(
+        (send(GET), accept, answer(OK[:-1]), upstream_breaks_off),
+        ["IDLE ANSWERING CLOSING CLOSED"],
+        [ANSWERED],
+        ["CONNECTING ATTACHED WAITING HEAD CONTENT CLOSED"],
+    ),
+    "upstream has ended its connection while it was idle": Case(
+        (*REQUEST, upstream_ends_unseen, send(GET), accept, answer()),
+        ["IDLE ANSWERING IDLE ANSWERING IDLE"],
+        [ANSWERED, "NEW WAITING ATTACHED WAITING ATTACHED SENT ANSWERED DONE"],
+        [
+            f"{REUSABLE} ATTACHED CLOSED",
+            REUSABLE,
+        ],
+    ),
+    "upstream ends its connection as a request comes": Case(
+        (*REQUEST, send(GET), upstream_ends, accept, answer()),
+        ["IDLE ANSWERING IDLE ANSWERING IDLE"],
+        [ANSWERED, "NEW WAITING ATTACHED SENT WAITING ATTACHED SENT ANSWERED DONE"],
+        [
+            f"{REUSABLE} ATTACHED WAITING CLOSED",
+            REUSABLE,
+        ],
+    ),
+    "the client ends as its request is about to be written": Case(
+        (another_request, *REQUEST, begin(GET), client_ends),
+        ["IDLE ANSWERING IDLE ANSWERING CLOSING CLOSED", "IDLE ANSWERING"],
+        ["NEW WAITING ATTACHED SENT", ANSWERED, "NEW WAITING ATTACHED DONE"],
+        ["CONNECTING ATTACHED WAITING", f"{REUSABLE} ATTACHED CLOSED"],
+    ),
+    # a tunnel
+    "a tunnel is ended by both sides": Case(
+        (*TUNNEL, tunnel_ends(0), tunnel_ends(1)),
+        ["IDLE ANSWERING TUNNEL"],
+        [ANSWERED],
+        ["CONNECTING ATTACHED WAITING HEAD TUNNEL"],
+        ["OPEN CLOSING LOST", "OPEN ENDED CLOSING LOST"],
+    ),
+    "a side of a tunnel breaks off": Case((*TUNNEL, tunnel_breaks_off(0)), ends=["OPEN CLOSING LOST", "OPEN LOST"]),
+    "a side of a tunnel breaks off behind its end": Case(
+        (*TUNNEL, tunnel_ends(0), tunnel_breaks_off(0)), ends=["OPEN CLOSING LOST", "OPEN ENDED LOST"]
+    ),
+    # an intercepted request
+    "an intercepted request is answered": Case(
+        (send(UPDATE + BODY), accept, answer()),
+        ["IDLE RECEIVING ANSWERING IDLE"],
+        [ANSWERED],
+        intercepted=["COLLECTING DECIDING SENT DONE"],
+    ),
+    "an intercepted request is too long": Case(
+        (send(UPDATE.replace(b"%d" % len(BODY), b"2000000")),), intercepted=["COLLECTING SENT"]
+    ),
+    "the client leaves in the content of an intercepted request": Case(
+        (send(UPDATE), client_breaks_off), ["IDLE RECEIVING CLOSED"], intercepted=["COLLECTING DONE"]
+    ),
+    "the client leaves while it is decided what to send": Case(
+        (begin(UPDATE + BODY), client_ends),
+        ["IDLE RECEIVING ANSWERING CLOSING CLOSED"],
+        intercepted=["COLLECTING DECIDING DONE"],
+    ),
+    "a refusal is passed on": Case(HELD, exchanges=[ANSWERED], intercepted=["COLLECTING DECIDING SENT HELD DONE"]),
+    "another body is sent": Case(
+        (*HELD, answer()),
+        exchanges=[ANSWERED, ANSWERED],
+        intercepted=["COLLECTING DECIDING SENT HELD SENT DONE"],
+        bodies=(b"{}",),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_paths(case: Case) -> None:
+    """The machines go through these states, one after another."""
+    with record() as recording, virtual_loop() as loop:
+        scene = Scene(loop, Core(*case.bodies) if case.intercepted else None)
+        for step in case.steps:
+            step(scene)
+        paths = {machine: [" ".join(path) for path in paths] for machine, paths in recording.paths.items()}
+    for machine, expected in case.paths.items():
+        if expected:
+            assert paths[machine] == expected, machine.__name__
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+def test_tables(machine: type) -> None:
+    """The table has the states of the enum, and the cases take each of its transitions."""
+    states, transitions = table(machine)
+    module = vars(sys.modules[machine.__module__])
+    assert states == [state.name for state in module.get("State") or module["_State"]]
+    taken = set()
+    for case in CASES.values():
+        for path in case.paths[machine]:
+            names = path.split()
+            taken |= set(zip(["", *names], names, strict=False))
+    assert taken == transitions

@@ -1,0 +1,109 @@
+"""The state machines of the relay: the tables in their modules' docstrings, and what the machines do in a test.
+
+`record` replaces the attribute that holds the state by a descriptor, so that the code under test needs no hook.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from enum import Enum
+from functools import cache
+from typing import Any, Final
+from unittest import mock
+
+from sanitizer.relay.client import ClientConnection
+from sanitizer.relay.connection import Connection
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.intercepted import Intercepted
+from sanitizer.relay.pipe import End
+
+MACHINES: Final[dict[type, str]] = {
+    ClientConnection: "state",
+    Exchange: "state",
+    Connection: "state",
+    End: "_state",
+    Intercepted: "_state",
+}
+"""The classes, and the attribute of each that holds the state."""
+
+Transition = tuple[str, str]
+"""A state and the next one, by name. The first state of a machine comes after an empty name."""
+
+_ROW: Final = re.compile(r"^([A-Z]+)\b(.*)", re.MULTILINE)
+_FROM_ALL: Final = re.compile(r"Every (?:other )?state(?: but ([A-Z]+))? leads to ([A-Z]+) as well")
+
+
+@cache
+def table(machine: type) -> tuple[list[str], frozenset[Transition]]:
+    """The states in the table of ``machine``'s module, and the transitions. The first state is the initial one."""
+    document = sys.modules[machine.__module__].__doc__ or ""
+    _, border, rest = re.split(r"^((?:=+ +)+=+)\n", document, maxsplit=1, flags=re.MULTILINE)
+    _, body, after = rest.split(border + "\n")
+    column = border.rindex(" ") + 1
+    nexts = {name: re.findall(r"[A-Z]+", line[column - len(name) :]) for name, line in _ROW.findall(body)}
+    transitions = {(state, each) for state, each_next in nexts.items() for each in each_next}
+    from_all = _FROM_ALL.search(after)
+    if from_all is not None:
+        but, last = from_all.groups()
+        transitions |= {(state, last) for state in nexts if state not in (but, last)}
+    states = list(nexts)
+    return states, frozenset(transitions | {("", states[0])})
+
+
+class Recording:
+    """``paths``: of each machine of each class, in the order in which they were made, the states it has been in."""
+
+    def __init__(self) -> None:
+        self.paths: dict[type, list[list[str]]] = {machine: [] for machine in MACHINES}
+        self.transitions: dict[type, set[Transition]] = {machine: set() for machine in MACHINES}
+
+    def check(self) -> None:
+        """No machine has changed in a way that is not in its table."""
+        unknown = {machine.__name__: seen - table(machine)[1] for machine, seen in self.transitions.items()}
+        assert not any(unknown.values()), unknown
+
+
+class _Attribute:
+    """The attribute ``name`` of ``machine``, which writes each change into ``recording``."""
+
+    def __init__(self, machine: type, name: str, recording: Recording) -> None:
+        self._name = name
+        self._original: Any = machine.__dict__.get(name)  # None: it is in the instance's dictionary
+        self._paths = recording.paths[machine]
+        self._transitions = recording.transitions[machine]
+        self._path_of: dict[int, list[str]] = {}
+
+    def __get__(self, instance: Any, owner: type) -> Enum:
+        state = instance.__dict__[self._name] if self._original is None else self._original.__get__(instance, owner)
+        assert isinstance(state, Enum)
+        return state
+
+    def __set__(self, instance: Any, state: Enum) -> None:
+        try:
+            before = self.__get__(instance, type(instance)).name
+        except (AttributeError, KeyError):
+            before = ""
+            self._path_of[id(instance)] = []
+            self._paths.append(self._path_of[id(instance)])
+        if self._original is None:
+            instance.__dict__[self._name] = state
+        else:
+            self._original.__set__(instance, state)
+        if state.name != before:
+            self._transitions.add((before, state.name))
+            if id(instance) in self._path_of:  # else it was made before the recording began
+                self._path_of[id(instance)].append(state.name)
+
+
+@contextlib.contextmanager
+def record() -> Iterator[Recording]:
+    """Record the changes of all machines."""
+    recording = Recording()
+    with contextlib.ExitStack() as stack:
+        for machine, name in MACHINES.items():
+            attribute = _Attribute(machine, name, recording)
+            stack.enter_context(mock.patch.object(machine, name, attribute, create=True))
+        yield recording

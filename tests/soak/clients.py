@@ -29,6 +29,8 @@ UPDATE_EVERY = 250
 """One request in so many is a ``POST /key/update``."""
 STALL_EVERY = 53
 """In one request in so many somebody stalls."""
+STALLS = ("does not read", "stops sending", "is not read")
+"""The kinds of those."""
 BLOB = random.Random(2).randbytes(5 << 20)
 UPDATED = {"key": "sk-soak", "key_alias": "soak", "models": []}
 
@@ -87,6 +89,12 @@ class Visitor:
         """One ``POST /key/update`` that needs a lookup, besides those that are counted out."""
         self.kind, self.id = "key/update", f"{next(self.numbers)}-look-up"
         await self.once(self.update)
+        self.hang_up()
+
+    async def stall_once(self, kind: str) -> None:
+        """One request in which somebody stalls."""
+        self.kind, self.id, self.stage = kind, f"{next(self.numbers)}", ""
+        await self.once(self.stalls[kind])
         self.hang_up()
 
     async def once(self, play: Callable[[Connection], Awaitable[None]]) -> bool:
@@ -329,11 +337,9 @@ STAGES = {
     "upload, Expect": (*ANSWERED, "in the content"),
     "WebSocket": ("in the head", "before the answer", "in the tunnel"),
     "key/update": ANSWERED,
-    "does not read": (),
-    "stops sending": (),
-    "is not read": (),
+    **dict.fromkeys(STALLS, ()),
 }
-"""Where a client may leave, by kind. The last three are those where somebody stalls."""
+"""Where a client may leave, by kind."""
 
 
 class Load:
@@ -361,3 +367,9 @@ class Load:
     async def look_up(self) -> None:
         """One ``POST /key/update`` that needs a lookup."""
         await self._visitor().look_up()
+
+    async def stall(self) -> None:
+        """One request of each kind in which somebody stalls, at once."""
+        async with asyncio.TaskGroup() as group:
+            for kind in STALLS:
+                group.create_task(self._visitor().stall_once(kind))

@@ -195,7 +195,7 @@ async def watch(options: Options, report: Report, upstream: Upstream, gateway: P
 
     begin, cpu = now(), gateway.cpu
     async with asyncio.TaskGroup() as group:
-        group.create_task(restart(upstream, options, begin))
+        group.create_task(restart(upstream, load, options, begin))
         sampling = group.create_task(sample(gateway, report, begin))
         await load.run(options.clients, begin + options.seconds)
         sampling.cancel()
@@ -210,14 +210,18 @@ async def watch(options: Options, report: Report, upstream: Upstream, gateway: P
     await judge_end(report, gateway)
 
 
-async def restart(upstream: Upstream, options: Options, begin: float) -> None:
-    """Restart upstream again and again, killing it every second time; not in the last seconds."""
+async def restart(upstream: Upstream, load: Load, options: Options, begin: float) -> None:
+    """Restart upstream again and again, killing it every second time; not in the last seconds.
+
+    After the last time each kind of stall has one request, which no restart cuts.
+    """
     for number in range(1, 10_000):
         at = begin + number * options.restart_every
         if at > begin + options.seconds - 2:
-            return
+            break
         await asyncio.sleep(max(0, at - now()))
         await upstream.restart("killed" if number % 2 else "restarted")
+    await load.stall()
 
 
 async def sample(gateway: Process, report: Report, begin: float) -> None:

@@ -12,22 +12,19 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
+import respx
 import trustme
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
-from starlette.routing import Route
-from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sanitizer import __version__
 from sanitizer.cli import main
-from sanitizer.demo.background import serving
 from sanitizer.operate.check.client import MAX_ANSWER
 from sanitizer.sanitize.gates import GATES, NEWEST
 from sanitizer.sanitize.queries import token_of
-from tests.support.upstream import CLOSE, RESET, WAIT_CLOSED, Upstream, refusing_port, reply
+from tests.support.upstream import CLOSE, OK, RESET, WAIT_CLOSED, Connection, Upstream, refusing_port, reply
 
+URL = "http://127.0.0.1:4000"
 KEY = "sk-key-of-the-check"
 OWN = "sk-lookup-key-of-the-check"
 READY = {"status": "healthy", "db": "connected", "litellm_version": "1.83.13"}
@@ -47,17 +44,16 @@ class LiteLLM:
         self.names: list[str] | None = answers.get("names")  # it is routed to by these alone
         self.hosts: set[str] = set()
         self.asked: list[tuple[str, str | None]] = []
-        self.app = Starlette(routes=[Route("/{path:path}", self._answer, methods=["GET", "POST"])])
 
-    async def _answer(self, request: Request) -> Response:
+    def answer(self, request: httpx.Request) -> httpx.Response:
         key = request.headers.get("authorization", "").removeprefix("Bearer ") or None
         path = request.url.path
-        self.asked.append((path + ("?" + request.url.query if request.url.query else ""), key))
+        self.asked.append((request.url.raw_path.decode(), key))
         assert request.method == "GET"
         host = request.headers["host"]
         self.hosts.add(host)
         if self.names is not None and host.partition(":")[0] not in self.names:
-            return Response("no such host", 404)
+            return httpx.Response(404, text="no such host")
         status, value = {
             "/health/readiness": (self.ready_status, self.ready),
             "/health/readiness/details": self.details,
@@ -65,34 +61,17 @@ class LiteLLM:
             **{f"{root}/health/liveliness": (200, "I'm alive!") for root in ["", *self.roots]},
             "/key/info": (self.info.get(key, 401), {}),
         }.get(path, (404, {"detail": "Not Found"}))
-        return value if isinstance(value, Response) else JSONResponse(value, status)
-
-
-class Server:
-    """Serves one LiteLLM after another: to start a server takes longer than a whole test."""
-
-    url: str
-    app: ASGIApp
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        await self.app(scope, receive, send)
-
-
-SERVER = Server()
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _serve() -> Iterator[None]:
-    with serving(SERVER) as SERVER.url:
-        yield
+        return value if isinstance(value, httpx.Response) else httpx.Response(status, json=value)
 
 
 @contextmanager
 def running(**answers: Any) -> Iterator[tuple[LiteLLM, str]]:
     """A LiteLLM that gives these answers, and its URL."""
     litellm = LiteLLM(**answers)
-    SERVER.app = litellm.app
-    yield litellm, SERVER.url
+    with respx.mock(assert_all_called=False) as router:
+        router.route(scheme="http", port=4000).mock(side_effect=litellm.answer)
+        router.route().mock(side_effect=httpx.ConnectError)
+        yield litellm, URL
 
 
 @pytest.fixture
@@ -578,11 +557,15 @@ def test_not_ready(ready: Any, status: int, said: str, capsys: pytest.CaptureFix
         pytest.param({"detail": "Not Found"}, 404, id="404"),
         pytest.param({"status": "ok"}, 200, id="another health"),
         pytest.param(["status", "db"], 200, id="a list"),
-        pytest.param(Response("<html>", media_type="text/html"), 200, id="a page"),
-        pytest.param(Response(b"x" * (MAX_ANSWER * 2)), 200, id="a large page"),
-        pytest.param(Response(b"[" * 200_000), 200, id="deep"),
-        pytest.param(Response(b"no gzip", headers={"content-encoding": "gzip"}), 200, id="a broken coding"),
-        pytest.param(Response(status_code=302, headers={"location": "http://127.0.0.1:1/"}), 302, id="a redirect"),
+        pytest.param(httpx.Response(200, html="<html>"), 200, id="a page"),
+        pytest.param(httpx.Response(200, content=b"x" * (MAX_ANSWER * 2)), 200, id="a large page"),
+        pytest.param(httpx.Response(200, content=b"[" * 200_000), 200, id="deep"),
+        pytest.param(
+            httpx.Response(200, content=iter((b"no gzip",)), headers={"content-encoding": "gzip"}),
+            200,
+            id="a broken coding",
+        ),
+        pytest.param(httpx.Response(302, headers={"location": "http://127.0.0.1:1/"}), 302, id="a redirect"),
     ],
 )
 def test_not_litellm(answer: Any, status: int, capsys: pytest.CaptureFixture[str]) -> None:
@@ -676,6 +659,12 @@ class Nginx:
                     sock.sendall(answer)
 
 
+def plain(connection: Connection) -> None:
+    """Answers plain HTTP, and anything else with a refusal in plain HTTP."""
+    connection.send(OK if connection.recv().startswith(b"GET ") else b"HTTP/1.1 400 Bad Request\r\n\r\n")
+    connection.close()
+
+
 class TestTLS:
     """https where http is meant, and the other way round; and whom to trust."""
 
@@ -699,8 +688,8 @@ class TestTLS:
         assert (checked.status, "this port speaks https: --upstream https://" in checked.words) == (1, True)
 
     def test_https_to_http(self, capsys: pytest.CaptureFixture[str]) -> None:
-        with running() as (_, url):
-            checked = Checked(capsys, "--upstream", url.replace("http:", "https:"))
+        with Upstream(plain, keep=False) as upstream:
+            checked = Checked(capsys, "--upstream", upstream.url.replace("http:", "https:"))
         assert (checked.status, "this port speaks plain http: --upstream http://" in checked.words) == (1, True)
 
     def test_unknown_authority(self, secure: str, capsys: pytest.CaptureFixture[str]) -> None:

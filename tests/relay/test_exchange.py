@@ -611,6 +611,15 @@ def test_not_http(world: World, octets: bytes) -> None:
     assert transport.lost
 
 
+@pytest.mark.parametrize("beyond", [0, 1])
+def test_largest_head(world: World, beyond: int) -> None:
+    """A head of the largest size is an answer; one that is longer by an octet is none."""
+    exchange, transport = world.run()
+    start = b"HTTP/1.1 204 No Content\r\nX: "
+    world.answer(transport, start + b"x" * (256 * 1024 - len(start) - 4 + beyond) + b"\r\n\r\n")
+    assert exchange.calls == ([BROKEN] if beyond else [("response", 204), ("content", b"", True)])
+
+
 def test_unblocked(world: World) -> None:
     """The face is told when its request has been written, and when upstream takes more again."""
     exchange = world.start(b"POST", 10)

@@ -142,6 +142,20 @@ def test_end_of_a_side_in_tls(loop: VirtualLoop, side: str) -> None:
 
 
 @SIDES
+def test_end_in_tls_of_a_side_that_takes_nothing(loop: VirtualLoop, side: str) -> None:
+    """The other side is closed at once, though this one has still to take what was sent to it."""
+    tunnel = Tunnel(loop, kind=NoHalfClose)
+    tunnel.side(side).block()
+    tunnel.side(side).feed_eof()
+    loop.settle()
+    assert tunnel.other(side).ending == "fin"
+    assert not tunnel.side(side).lost
+    tunnel.side(side).unblock()
+    loop.settle()
+    assert tunnel.numbers == (0, 0, 0)
+
+
+@SIDES
 def test_side_breaks_off(loop: VirtualLoop, side: str) -> None:
     """The other gets what was sent before, and is closed; it is counted if it was upstream."""
     tunnel = Tunnel(loop)

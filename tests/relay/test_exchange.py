@@ -611,6 +611,20 @@ def test_not_http(world: World, octets: bytes) -> None:
     assert transport.lost
 
 
+def test_seconds(world: World) -> None:
+    """The time to each response's head is observed once; a request that fails has none."""
+    for observed in (1, 2):
+        _, transport = world.run()
+        world.answer(transport, b"HTTP/1.1 103 Early Hints\r\n\r\n")
+        world.answer(transport)
+        assert sum(world.pool.seconds.counts) == observed
+        transport.reset()
+        world.loop.settle()
+    world.run()[1].reset()
+    world.loop.settle()
+    assert sum(world.pool.seconds.counts) == 2
+
+
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_largest_head(world: World, beyond: int) -> None:
     """A head of the largest size is an answer; one that is longer by an octet is none."""

@@ -88,6 +88,7 @@ def test_octets_pass(loop: VirtualLoop) -> None:
     tunnel = Tunnel(loop, behind=(b"early", b"first"))
     assert tunnel.front.told == [(b"GET", b"/", 101)]
     assert tunnel.front.counters.in_flight == 0
+    assert sum(tunnel.front.pool.seconds.counts) == 1
     for _ in range(2):
         tunnel.client.feed(b" to upstream")
         tunnel.upstream.feed(b" to the client")

@@ -23,6 +23,19 @@ async def test_order() -> None:
 
 
 @pytest.mark.anyio
+async def test_order_when_it_is_alone_at_last() -> None:
+    """A write that need not wait is made after those that have waited."""
+    alone = False
+    outbox, made = Outbox(asyncio.get_running_loop(), lambda: alone), list[str]()
+    outbox.add(made.append, "first")
+    alone = True
+    outbox.add(made.append, "second")
+    assert made == ["first", "second"]
+    await asyncio.sleep(0)
+    assert made == ["first", "second"]
+
+
+@pytest.mark.anyio
 async def test_failure() -> None:
     """A write that fails is reported; those after it, by others, are made all the same."""
     loop = asyncio.get_running_loop()

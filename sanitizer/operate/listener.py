@@ -1,6 +1,6 @@
 """The admin listener's socket and connections. Both work whatever the public side does, and however many connect.
 
-A new connection is answered however many are open: an older one is closed for it, see `bounded_protocol`.
+A new connection is answered however many are open: an older one is closed for it.
 """
 
 import asyncio
@@ -65,57 +65,68 @@ class _Open(NamedTuple):
     timers: tuple[asyncio.TimerHandle, ...]
 
 
-def bounded_protocol() -> type[H11Protocol]:
-    """A protocol for the connections of one listener. There are few at a time, and none lasts.
+class _OpenConnections:
+    """The connections of one listener that are open. There are few at a time, and none lasts.
 
     A probe must be answered, however many peers are connected. So a new connection is always kept, and the oldest one
     of a peer that has too many is closed: a request is answered within milliseconds, so an old connection is idle.
     """
-    connections: dict[H11Protocol, _Open] = {}  # the oldest first
 
-    def make_room(newcomer: str) -> None:
-        peers = Counter(each.peer for each in connections.values())
-        if peers[newcomer] > CONNECTIONS_OF_ONE:
-            crowding = newcomer
-        elif len(connections) > CONNECTIONS:
+    def __init__(self) -> None:
+        self._open: dict[H11Protocol, _Open] = {}  # the oldest first
+
+    def add(self, protocol: H11Protocol, peer: str) -> None:
+        """Keep a new connection, and close another one if there are too many."""
+        loop = asyncio.get_running_loop()
+        timers = (
+            loop.call_later(LIFETIME, protocol.shutdown),
+            loop.call_later(LIFETIME + ANSWER_TIMEOUT, protocol.transport.abort),
+        )
+        self._open[protocol] = _Open(peer, timers)
+        peers = Counter(each.peer for each in self._open.values())
+        if peers[peer] > CONNECTIONS_OF_ONE:
+            crowding = peer
+        elif len(self._open) > CONNECTIONS:
             crowding = max(peers, key=peers.__getitem__)
         else:
             return
-        oldest = next(protocol for protocol, each in connections.items() if each.peer == crowding)
-        forget(oldest)  # now, for `connection_lost` comes in a later turn
+        oldest = next(protocol for protocol, each in self._open.items() if each.peer == crowding)
+        self.discard(oldest)  # now, for `connection_lost` comes in a later turn
         oldest.transport.abort()
 
-    def forget(protocol: H11Protocol) -> None:
-        if protocol in connections:
-            for timer in connections.pop(protocol).timers:
+    def discard(self, protocol: H11Protocol) -> None:
+        """Forget a connection, if it is kept."""
+        if protocol in self._open:
+            for timer in self._open.pop(protocol).timers:
                 timer.cancel()
 
-    class Bounded(H11Protocol):
-        def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-            super().connection_made(transport)
-            address = transport.get_extra_info("peername")
-            if address is None:  # the client has left already
-                transport.abort()
-                return
-            loop = asyncio.get_running_loop()
-            peer = peer_of(address[0])
-            connections[self] = _Open(
-                peer,
-                (
-                    loop.call_later(LIFETIME, self.shutdown),
-                    loop.call_later(LIFETIME + ANSWER_TIMEOUT, transport.abort),
-                ),
-            )
-            make_room(peer)
 
-        def data_received(self, data: bytes) -> None:
-            try:
-                super().data_received(data)
-            except LocalProtocolError:  # uvicorn would answer bad content with 400, but the request has its answer
-                self.transport.abort()
+class _Bounded(H11Protocol):
+    open_connections: _OpenConnections
 
-        def connection_lost(self, exc: Exception | None) -> None:
-            forget(self)
-            super().connection_lost(exc)
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        address = transport.get_extra_info("peername")
+        if address is None:  # the client has left already
+            transport.abort()
+        else:
+            self.open_connections.add(self, peer_of(address[0]))
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            super().data_received(data)
+        except LocalProtocolError:  # uvicorn would answer bad content with 400, but the request has its answer
+            self.transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.open_connections.discard(self)
+        super().connection_lost(exc)
+
+
+def bounded_protocol() -> type[H11Protocol]:
+    """A protocol for the connections of one listener, of which it bounds the number."""
+
+    class Bounded(_Bounded):
+        open_connections = _OpenConnections()
 
     return Bounded

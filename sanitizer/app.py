@@ -19,7 +19,7 @@ from sanitizer.relay.asgi import Relay, request_target
 from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnClientError, OnEnded
 from sanitizer.relay.fetch import fetch
-from sanitizer.relay.intercepted import Ask, Interceptor
+from sanitizer.relay.interception import Ask, Interceptor
 from sanitizer.relay.pool import Pool
 from sanitizer.relay.stalls import StallSweep
 from sanitizer.sanitize.core import Record, Sanitizer

@@ -50,17 +50,18 @@ from sanitizer.errors import BadRequest, ClientNotReading, ClientNotSending, Gat
 from sanitizer.http1.bodies import LengthReader, Reader, reader
 from sanitizer.http1.forwarding import Forwarding, Peer
 from sanitizer.http1.heads import HeadReader, Malformed, Oversized, has_origin
-from sanitizer.http1.requests import Repeat, decoded_path, other_protocol, read_request
+from sanitizer.http1.requests import Repeat, other_protocol, read_request
 from sanitizer.http1.responses import error_response
-from sanitizer.relay.advice import HTTP_1_0_UPGRADE, advise
 from sanitizer.relay.closing import Closing
 from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters, OnEnded
+from sanitizer.relay.deadline import Deadline
 from sanitizer.relay.handler import Handler, Pause
-from sanitizer.relay.intercepted import Ask, Intercepted, Interceptor
+from sanitizer.relay.handlers import handler_of
+from sanitizer.relay.interception import Ask, Interceptor
 from sanitizer.relay.pipe import End
 from sanitizer.relay.pool import Pool
-from sanitizer.relay.proxied import Proxied, Writing
+from sanitizer.relay.proxied import Proxied
 from sanitizer.relay.stalls import Pending
 from sanitizer.relay.transport import Transport, has_left, received, untaken
 from sanitizer.relay.writer import Writer
@@ -75,9 +76,6 @@ LINGER_LIMIT: Final = 30.0
 """Seconds after which they begin no more: nginx's ``lingering_time``. A client could go on sending for ever."""
 _NEW_HEADS: Final = 8
 """Heads on one connection that are remembered; a client that never repeats one is not worth it."""
-_READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-"""Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
-_NEVER: Final = float("inf")
 _PIPELINED: Final = 64 * 1024
 """Bytes of requests waiting for their turn; beyond, the client is not read, and so not seen to leave."""
 
@@ -142,24 +140,23 @@ class ClientConnection(asyncio.Protocol):
         self._repeat: Repeat | None = None  # the head before this one
         self._new_heads = 0  # heads that were none
         self._pauses: set[Pause] = set()
-        self._deadline = _NEVER
-        self._linger_end = _NEVER
-        self._untaken = _NEVER  # octets, when the deadline last came
-        self._timer: asyncio.TimerHandle | None = None
+        self._deadline = Deadline(self.loop, self._expire)
+        self._linger_end = 0.0
+        self._untaken: int | None = None  # octets, when the deadline last came
         self._closing: Closing | None = None
 
     def _enter(self, state: State) -> None:
         """Change the state. Each state has its own time; when that is over, the connection is closed."""
         self.state = state
         if state is _IDLE:
-            self._expire_in(self.gateway.keepalive_timeout)
+            self._deadline.set(self.gateway.keepalive_timeout)
         elif state is _HEAD:
-            self._expire_in(HEAD_TIMEOUT)
+            self._deadline.set(HEAD_TIMEOUT)
         elif state is _LINGERING:
-            self._expire_in(LINGER)
+            self._deadline.set(LINGER)
             self._linger_end = self.loop.time() + LINGER_LIMIT
         else:
-            self._deadline = _NEVER
+            self._deadline.clear()
 
     # asyncio.Protocol
 
@@ -186,7 +183,9 @@ class ClientConnection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.gateway.connections.discard(self)
         self._enter(_CLOSED)
-        self._stop_timers()
+        self._deadline.cancel()
+        if self._closing is not None:
+            self._closing.cancel()
         self._cancel()
 
     def data_received(self, data: bytes) -> None:
@@ -196,7 +195,7 @@ class ClientConnection(asyncio.Protocol):
         elif state is _IDLE or state is _HEAD or state is _ANSWERING:
             self._wait(self._pipelined + data)
         elif state is _LINGERING:  # it goes on sending, and reads its response after that
-            self._deadline = max(self._deadline, min(self.loop.time() + LINGER, self._linger_end))
+            self._deadline.extend(min(LINGER, self._linger_end - self.loop.time()))
 
     def eof_received(self) -> bool:
         if self.state is not _LINGERING and self.state is not _CLOSING:
@@ -281,7 +280,7 @@ class ClientConnection(asyncio.Protocol):
 
     def answered(self, handler: Handler, keep_alive: bool) -> None:
         """The response to the current request is whole and written."""
-        self._untaken = _NEVER
+        self._untaken = None
         if self._handler is not handler:
             return  # the client has left
         self._handler = None
@@ -301,7 +300,7 @@ class ClientConnection(asyncio.Protocol):
         self._handler = None
         self._count(handler.method, handler.status)
         self._enter(_TUNNEL)
-        self._stop_timers()
+        self._deadline.cancel()
         self._writer.flush()
         self.resume("pipelined")
         end = End(self.transport, gateway.keepalive_timeout, self._tunnel_stalled, self._tunnel_lost)
@@ -396,24 +395,11 @@ class ClientConnection(asyncio.Protocol):
         gateway = self.gateway
         request = read_request(head, self.peer, gateway.forwarding, self.pool.authority)
         self.cross_origin = request.head.has_origin
-        interception = writing = None
-        if request.method == b"POST":
-            path = decoded_path(request.target)
-            interception = gateway.interceptor.intercept(path, request.octets, request.outbound, gateway.ask)
-        if interception is not None:
-            self._handler = Intercepted(self, request, interception)
-        else:
-            if gateway.interceptor.writing is not None and request.method not in _READS:
-                writing = gateway.interceptor.writing(decoded_path(request.target))
-            if writing is not None:
-                self._handler = Writing(writing, self, request)
-            else:
-                self._handler = Proxied.of(self, request)
-                if self._new_heads < _NEW_HEADS and request.repeatable and request.octets is head:
-                    self._new_heads += 1
-                    self._repeat = Repeat.of(request)
-                elif request.version == b"1.0" and request.head.upgrade and b"upgrade" in request.head.connection:
-                    advise(HTTP_1_0_UPGRADE)
+        self._handler = handler = handler_of(self, request, gateway.interceptor, gateway.ask)
+        ordinary = type(handler) is Proxied and request.octets is head
+        if ordinary and request.repeatable and self._new_heads < _NEW_HEADS:
+            self._new_heads += 1
+            self._repeat = Repeat.of(request)
         gateway.counters.in_flight += 1  # not before there is a handler, whose end is counted whatever happens
         if request.length:
             self._body = reader(request.length)
@@ -421,7 +407,7 @@ class ClientConnection(asyncio.Protocol):
             self._enter(_RECEIVING)
         else:
             self._enter(_ANSWERING)
-            self._handler.end()
+            handler.end()
 
     def _begin_again(self, repeat: Repeat, outbound: bytes, length: int) -> None:
         """Begin to handle a request whose head repeats the one before it."""
@@ -530,30 +516,10 @@ class ClientConnection(asyncio.Protocol):
         self._enter(_CLOSING)
         self._closing = self._writer.close(self.gateway.keepalive_timeout)
 
-    def _stop_timers(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-        if self._closing is not None:
-            self._closing.cancel()
-
-    def _expire_in(self, seconds: float) -> None:
-        """Close the connection in ``seconds`` unless the deadline is moved. The timer is only ever moved forward."""
-        self._deadline = self.loop.time() + seconds
-        if self._timer is None or self._timer.when() > self._deadline:
-            if self._timer is not None:
-                self._timer.cancel()
-            self._timer = self.loop.call_at(self._deadline, self._expire)
-
     def _expire(self) -> None:
-        self._timer = None
-        if self._deadline == _NEVER:
-            return
-        if self.loop.time() < self._deadline:
-            self._timer = self.loop.call_at(self._deadline, self._expire)
-            return
+        """The time of the current state is over."""
         before, self._untaken = self._untaken, untaken(self.transport)
-        if 0 < self._untaken < before:  # the client takes what was written, if slowly
-            self._expire_in(self.gateway.keepalive_timeout)
+        if self._untaken and (before is None or self._untaken < before):  # the client takes what was written, if slowly
+            self._deadline.set(self.gateway.keepalive_timeout)
         else:
             self._close()

@@ -19,7 +19,8 @@ Every state leads to DONE as well: the answer is written, or the client has left
 Cases, before the code that branches on them:
 
 * The content is not to be inspected, or is found to be too large: it is sent on as it comes, and nothing is asked.
-* The answer that is held back breaks off, stalls, or is longer than `HELD_LIMIT`: it passes on as far as it has come.
+* The answer that is held back breaks off, stalls, or is longer than the interception's ``held_limit``: it passes on as
+  far as it has come.
 * Another body can't be sent, because no connection can be had: the answer that was held back passes on.
 * The answers to further sends are confidential: instead of any but a 2xx the first answer passes on.
 * A task fails, which only a defect can cause: the request goes on as it came, and the event loop reports the failure.
@@ -27,11 +28,10 @@ Cases, before the code that branches on them:
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable, Coroutine
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Coroutine
 from enum import Enum
 from functools import partial
-from typing import Any, Final, Protocol
+from typing import Any, Final
 
 from sanitizer.errors import GatewayError
 from sanitizer.http1.bodies import Framing, Length
@@ -40,52 +40,11 @@ from sanitizer.http1.requests import Request
 from sanitizer.relay.connection import Response
 from sanitizer.relay.counters import CLIENT_LEFT
 from sanitizer.relay.handler import Client
+from sanitizer.relay.interception import Interception
 from sanitizer.relay.proxied import Proxied
 from sanitizer.relay.stalls import Pending
 
-HELD_LIMIT: Final = 64 * 1024
-"""Bytes of an answer's content that are held back; a longer answer passes on."""
-
 _CONTENT_LENGTH: Final = re.compile(rb"(\r\ncontent-length:[ \t]*)[^\r]*", re.IGNORECASE)
-
-
-class Ask(Protocol):
-    """Sends a request of the interception's own, see `sanitizer.relay.fetch.fetch`."""
-
-    def __call__(
-        self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /
-    ) -> Awaitable[tuple[int, bytes]]: ...
-
-
-class Interception(Protocol):
-    """What is decided about one request; `sanitizer.sanitize.core.Interception` says in which order it is asked."""
-
-    inspects: bool
-    confidential: bool
-    field: bytes
-
-    @property
-    def body(self) -> bytes: ...
-    def collect(self, data: bytes) -> bool: ...
-    def release(self) -> bytes: ...
-    async def edit(self) -> bytes | None: ...
-    def give_up(self) -> None: ...
-    def holds(self, status: int) -> bool: ...
-    async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None: ...
-    def answered(self, status: int, head: bytes) -> bytes | None: ...
-    def close(self, reason: str = ..., status: int | None = ...) -> None: ...
-
-
-class Interceptor(Protocol):
-    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets.
-
-    ``writing`` is called with the path of each request that is not intercepted, unless its method only reads. It
-    returns a context in which that request has to run, or None. The property is None if no request ever needs one.
-    """
-
-    @property
-    def writing(self) -> Callable[[str], AbstractContextManager[None] | None] | None: ...
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> Interception | None: ...
 
 
 class _State(Enum):
@@ -123,7 +82,7 @@ class _Send(Proxied):
             super().on_interim(head)
 
     def on_response(self, response: Response) -> None:
-        too_long = isinstance(response.length, int) and response.length > HELD_LIMIT
+        too_long = isinstance(response.length, int) and response.length > self.handler.interception.held_limit
         if not too_long and self.handler.interception.holds(response.status):
             self._answer = response
         elif 200 <= response.status < 300 or not self._give_way():
@@ -136,7 +95,7 @@ class _Send(Proxied):
         if data:
             self._content.append(data)
             self._answer_size += len(data)
-        if self._answer_size > HELD_LIMIT:
+        if self._answer_size > self.handler.interception.held_limit:
             if not self._give_way():
                 self.pass_on(last, trailers)
         elif last:

@@ -36,7 +36,7 @@ from hypothesis.stateful import (
 )
 
 from sanitizer.relay.connection import Connection
-from sanitizer.relay.intercepted import Ask
+from sanitizer.relay.interception import Ask
 from tests.support.cores import BODY, Core
 from tests.support.front import KEEPALIVE, Front, make_connection, shut_down
 from tests.support.transitions import record

@@ -24,7 +24,7 @@ from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
 from sanitizer.relay.fetch import fetch
-from sanitizer.relay.intercepted import HELD_LIMIT, Ask, Interceptor
+from sanitizer.relay.interception import Ask, Interceptor
 from sanitizer.relay.pool import Pool
 from tests.support.client import Client
 from tests.support.cores import BODY, CONFIDENTIAL, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
@@ -267,11 +267,6 @@ def test_confidential_answer_breaks_off(upstream: Upstream, framing: bytes) -> N
     assert cut.value.reset
     assert bytes(client.received).count(b"HTTP/1.1") == 1
     assert b"half" in client.received
-
-
-def test_the_limit() -> None:
-    """The table is about the limit that is."""
-    assert HELD_LIMIT == LIMIT
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])

@@ -9,7 +9,7 @@ from sanitizer.http1.forwarding import Forwarding
 from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters
-from sanitizer.relay.intercepted import Ask, Interceptor
+from sanitizer.relay.interception import Ask, Interceptor
 from sanitizer.relay.pool import Pool
 from tests.support.virtual import ADDRESS, FakeTransport, VirtualLoop
 

@@ -106,7 +106,8 @@ class Exchange:
     def start(self) -> None:
         """Take a connection, or wait for one, and send the head. Can call `on_error` before it returns."""
         if self.state is not _DONE:
-            self._acquire()
+            self.state = _WAITING
+            self._timer = self.pool.acquire(self) or self._timer
 
     def send(self, data: bytes, last: bool = False) -> None:
         """Pass on content of the request; ``last`` ends it.
@@ -211,15 +212,10 @@ class Exchange:
                 self._unsent = [b"".join(self._kept)]
             self.transmitted = False
             self._stop_timer()
-            self._acquire(new=True)
+            self.state = _WAITING
+            self._timer = self.pool.connect(self) or self._timer
 
     # Its own
-
-    def _acquire(self, new: bool = False) -> None:
-        self.state = _WAITING
-        timer = self.pool.connect(self) if new else self.pool.acquire(self)
-        if timer is not None:
-            self._timer = timer
 
     def _transmit(self) -> None:
         """Send the head, and what has come of the content."""

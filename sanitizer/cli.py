@@ -130,7 +130,3 @@ def main(argv: Sequence[str] | None = None) -> int:
     from sanitizer.launch import serve
 
     return serve(settings, unknown_variables(os.environ))
-
-
-if __name__ == "__main__":
-    sys.exit(main())

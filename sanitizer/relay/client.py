@@ -280,9 +280,9 @@ class ClientConnection(asyncio.Protocol):
 
     def answered(self, handler: Handler, keep_alive: bool) -> None:
         """The response to the current request is whole and written."""
+        if self.state is _CLOSING:
+            return  # it has been reset in this very turn; `connection_lost` counts the request
         self._untaken = None
-        if self._handler is not handler:
-            return  # the client has left
         self._handler = None
         self._count(handler.method, handler.status)
         if self.state is _RECEIVING:

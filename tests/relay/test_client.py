@@ -35,6 +35,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.interception import Ask
 from tests.support.cores import BODY, Core
@@ -1764,3 +1765,20 @@ def test_a_defect_of_the_interceptor() -> None:
         loop.settle()
         assert client.lost
         assert front.counters.in_flight == 0
+
+
+def test_an_answer_in_the_turn_of_a_reset() -> None:
+    """A connection that has been reset takes no further request, though the current one is answered in that turn."""
+    with virtual_loop() as loop:
+        front = loop.act(Front)
+        client = make_connection(front, loop)
+        client.feed(make_request("GET", b"/", b"").wire)
+        loop.settle()
+        upstream = loop.attempts[0].accept()
+        protocol = client.protocol
+        assert isinstance(protocol, ClientConnection)
+        loop.act(protocol.abort)
+        upstream.feed(make_answer("length", b"GET", b"content", 0).wire)
+        loop.settle()
+        assert (client.lost, client.ending) == (True, "reset")
+        assert (front.counters.in_flight, front.counters.requests) == (0, 1)

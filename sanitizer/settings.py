@@ -2,6 +2,11 @@
 
 Every option is a flag (``--max-body``) and an environment variable (``SANITIZER_MAX_BODY``); flags win, and an
 empty variable counts as not set. A bad value raises `SettingError`, which names the option and what it takes.
+
+A new option is a field of `Settings`, with a parser of `sanitizer.parsers`, and a row of README's table, which
+``tests/test_settings`` compares with it. `sanitizer.app.Gateway` hands its value to the part that uses it. What a
+client connection uses is a member of `sanitizer.relay.client.Gateway` as well, and of ``Front`` in
+``tests/support/front`` and ``tests/relay/test_second_send``.
 """
 
 import re

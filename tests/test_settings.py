@@ -254,7 +254,10 @@ def test_readme() -> None:
 
 
 def _size_or_number(text: str) -> float:
-    return int(text.removesuffix("MiB")) * 1024**2 if text.endswith("MiB") else float(text)
+    for unit, factor in (("KiB", 1024), ("MiB", 1024**2)):
+        if text.endswith(unit):
+            return int(text.removesuffix(unit)) * factor
+    return float(text)
 
 
 def test_unknown_variables() -> None:

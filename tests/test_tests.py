@@ -17,6 +17,15 @@ def test_page() -> None:
     assert set(named) == MODULES.keys()
 
 
+def test_modules_of_the_readme() -> None:
+    """README names no module that is not there."""
+    modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "sanitizer").rglob("*.py")}
+    development = (ROOT / "README.md").read_text().partition("## Development")[2]
+    named = set(re.findall(r"`((?:\w+/)?\w+\.py)`", development))
+    assert len(named) > 20
+    assert {name for name in named if not any(f"/{module}".endswith(f"/{name}") for module in modules)} == set()
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page: str) -> None:
     """Links to files of the repository lead to some."""

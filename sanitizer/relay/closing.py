@@ -13,7 +13,7 @@ from typing import Final
 
 from sanitizer.relay.transport import Transport, reset, untaken
 
-_CLOSE_NOTIFY: Final = 0.1
+_CLOSE_NOTIFY: Final = 0.125
 """Seconds from one look to the next at whether the peer of a TLS connection has taken all."""
 
 

@@ -49,12 +49,14 @@ HEAD_TIMEOUT: Final = 30.0
 LINGER: Final = 5.0
 LINGER_LIMIT: Final = 30.0
 CLOSE_NOTIFY: Final = 0.25
-"""Seconds in which a TLS connection is ended when all has been taken."""
+"""Seconds in which a TLS connection is ended when all has been taken. Like all times here, sums of it are exact."""
 RESPONSE_TIMEOUT: Final = 20.0
 HELD: Final = 64 * 1024
 """Bytes of a request beyond which it is not sent a second time."""
 PIPELINED: Final = 64 * 1024
 """Bytes of waiting requests beyond which a client is not read."""
+SMALL: Final = 16 * 1024
+"""Bytes of a request that upstream is taken to have got when it answers, whatever it has taken of them."""
 LARGE: Final = 70_000
 IDEMPOTENT: Final = (b"GET", b"HEAD", b"PUT")
 
@@ -301,6 +303,8 @@ class Seen:
     head: int
     content: bytes = b""
     whole: bool = False
+    size: int = 0
+    """Bytes of it that have been written, with its head and what frames its content."""
     changed: float = 0.0
     """When its last byte came."""
 
@@ -369,6 +373,7 @@ class Origin:
                 break
         assert self.current is not None
         self.current.changed = self.transport.loop.now
+        self.current.size += len(fresh)
         assert self._parser.trailing_data[0] == b"", "bytes after a request"
 
 
@@ -1042,7 +1047,9 @@ class ClientMachine(RuleBasedStateMachine):
         if answer.faulty_at and answer.sent >= answer.faulty_at:
             self.broken(origin, retry=False)
         elif not answer.until_close and answer.sent >= answer.end:
-            reusable = answer.reusable and seen.whole and answer.sent == answer.end and not origin.old(self.loop.now)
+            taken = seen.size <= SMALL or not origin.transport.unsent
+            reusable = answer.reusable and seen.whole and taken and answer.sent == answer.end
+            reusable = reusable and not origin.old(self.loop.now)
             self.complete(origin)
             self.loop.settle()
             assert origin.transport.closing != reusable

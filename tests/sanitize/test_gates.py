@@ -6,6 +6,7 @@ import pytest
 
 from sanitizer.sanitize.gates import FIELDS, GATES, Cut
 from sanitizer.sanitize.jsonedit import Json
+from tests.support.gateway import ROOT
 
 BEFORE = {("allowed_routes", 403), ("permissions", 403), ("access_group_ids", 403)}
 AFTER = {
@@ -38,10 +39,16 @@ def test_table(endpoint: str, before: set[tuple[str, int]], after: set[tuple[str
     """Each field once for each kind of cut, with the status of LiteLLM's refusal: a new gate is a row here too."""
     rows = [gate for gate in GATES if gate.endpoint == endpoint]
     found = {cut: [(gate.field, gate.status) for gate in rows if gate.cut is cut] for cut in Cut}
-    assert len(rows) == len(before) + len(after)
     assert set(found[Cut.BEFORE_FORWARDING]) == before
     assert set(found[Cut.AFTER_REFUSAL]) == after
+    assert len(rows) == len(before) + len(after)
     assert {gate.endpoint for gate in GATES} == {"/key/update", "/key/regenerate", "/key/{key}/regenerate"}
+
+
+def test_readme() -> None:
+    """README's table of what LiteLLM refuses names every field."""
+    table = (ROOT / "README.md").read_text().partition("| field | releases | refused from |")[2].partition("\n\n")[0]
+    assert {field for field in FIELDS if f"`{field}`" not in table} == set()
 
 
 def test_fragments() -> None:

@@ -3,6 +3,8 @@
 Most tests wait for a process or a timeout, so four run side by side (pytest-xdist). ``-n 0`` runs them in one process.
 
 In CI (the environment variable ``CI``) a skipped test is a failed one: there, everything that a test needs is at hand.
+And Hypothesis tries the same examples each time, so that a change that fails there has caused it. Elsewhere it tries
+others in each run; ``--hypothesis-seed=N`` repeats one.
 """
 
 import os
@@ -13,7 +15,12 @@ import hypothesis
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-hypothesis.settings.register_profile("untimed", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow])
+hypothesis.settings.register_profile(
+    "untimed",
+    deadline=None,
+    derandomize=bool(os.environ.get("CI")),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
 hypothesis.settings.load_profile("untimed")
 
 WORKERS = 4

@@ -1682,7 +1682,7 @@ def test_the_end_of_a_tls_connection(seconds: float) -> None:
         loop.advance(seconds)
         assert not client.lost
         client.unsent = 0
-        loop.advance(0.2)
+        loop.advance(CLOSE_NOTIFY)
         assert (client.lost, client.ending) == (True, "fin")
 
 

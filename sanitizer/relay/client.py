@@ -56,8 +56,8 @@ from sanitizer.relay.closing import Closing
 from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.deadline import Deadline
+from sanitizer.relay.dispatch import handler_of
 from sanitizer.relay.handler import Handler, Pause
-from sanitizer.relay.handlers import handler_of
 from sanitizer.relay.interception import Ask, Interceptor
 from sanitizer.relay.pipe import End
 from sanitizer.relay.pool import Pool

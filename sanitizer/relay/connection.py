@@ -275,10 +275,8 @@ class Connection(asyncio.Protocol):
             self._break(UpstreamBroken(f"upstream's answer is faulty: {error}"))
 
     def eof_received(self) -> bool:
-        receiver, unanswered = self.receiver, self._unanswered
-        at_end = self.state is _CONTENT and self._length is UNTIL_CLOSE
-        self.close()  # not when all has been written, which may be never
-        self._ended(receiver, at_end, unanswered)
+        self.transport.abort()  # not when all has been written, which may be never
+        self._end(in_order=True)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -290,12 +288,8 @@ class Connection(asyncio.Protocol):
         if self.state is _TUNNEL:  # what had not been read was a 101
             self.transport.get_protocol().connection_lost(exc)
             return
-        receiver, unanswered = self.receiver, self._unanswered
-        at_end = self.state is _CONTENT and self._length is UNTIL_CLOSE and exc is None
-        self.receiver = None
-        self.state = _CLOSED
         self._owner.closed(self)
-        self._ended(receiver, at_end, unanswered)
+        self._end(in_order=exc is None)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -352,8 +346,7 @@ class Connection(asyncio.Protocol):
         if rest or not self._keeps_alive or not self._has_sent_all(receiver) or self.transport.is_closing():
             self.close()
         else:
-            if self._reading_paused:
-                self.resume_reading()
+            self.resume_reading()
             self.become_idle()  # first, so that the receiver's next request can take the connection
         receiver.complete(content, self._body.trailers)
 
@@ -380,11 +373,15 @@ class Connection(asyncio.Protocol):
         if receiver is not None:
             receiver.lost(error, unanswered=unanswered)
 
-    def _ended(self, receiver: Receiver | None, at_end: bool, unanswered: bool) -> None:
-        """Upstream has ended the connection; ``at_end``: that ends the response too, as it should."""
+    def _end(self, *, in_order: bool) -> None:
+        """Upstream has ended the connection, which ends a response that lasts until then, if it was ``in_order``."""
+        receiver, unanswered = self.receiver, self._unanswered
+        whole = in_order and self.state is _CONTENT and self._length is UNTIL_CLOSE
+        self.receiver = None
+        self.state = _CLOSED
         if receiver is None:
             return
-        if not at_end:
+        if not whole:
             receiver.lost(UpstreamBroken(), unanswered=unanswered)
             return
         if not end_is_announced(self.transport):

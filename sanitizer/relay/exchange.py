@@ -161,8 +161,7 @@ class Exchange:
 
     def attach(self, connection: Connection) -> None:
         """Use ``connection``: send what has come, at the end of this turn of the event loop."""
-        if self._timer is not None:
-            self._stop_timer()
+        self._stop_timer()
         self.connection = connection
         self.state = _ATTACHED
         connection.attach(self)
@@ -179,8 +178,7 @@ class Exchange:
     # What the connection calls
 
     def respond(self, response: Response) -> None:
-        if self._timer is not None:
-            self._stop_timer()
+        self._stop_timer()
         self.pool.seconds.observe(perf_counter() - self._since)
         self._kept = None
         self.state = _ANSWERED
@@ -229,8 +227,7 @@ class Exchange:
         self.state = _SENT
         self.transmitted = True
         self._unsent = []
-        if self.pool.response_timeout is not None:
-            self._await_response()
+        self._await_response()
         if not self.request_complete:
             if connection.write_paused:
                 self.on_blocked()
@@ -248,8 +245,7 @@ class Exchange:
         self.state = _DONE
         self._kept = None
         self._unsent = []
-        if self._timer is not None:
-            self._stop_timer()
+        self._stop_timer()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:

@@ -1388,16 +1388,22 @@ def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> N
         assert len(front.connections) == 0
 
 
+def answered(front: Front, loop: VirtualLoop, request: Request, answer: Answer) -> tuple[FakeTransport, FakeTransport]:
+    """A client whose first request has been answered, and the connection to upstream that it was answered on."""
+    client = make_connection(front, loop)
+    client.feed(request.wire)
+    loop.settle()
+    upstream = loop.attempts[0].accept()
+    upstream.feed(answer.wire)
+    return client, upstream
+
+
 def test_client_that_takes_its_answer_slowly() -> None:
     """While it takes some of it, its connection stays open for the next request; when it takes none, it is reset."""
     with virtual_loop() as loop:
         front = loop.act(Front)
-        client = make_connection(front, loop)
         request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
-        client.feed(request.wire)
-        loop.settle()
-        upstream = loop.attempts[0].accept()
-        upstream.feed(answer.wire)
+        client, upstream = answered(front, loop, request, answer)
         client.block()
         for unsent in (9, 6, 3):
             client.unsent = unsent
@@ -1421,12 +1427,8 @@ def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
     """It waits, though its head may have been ``read`` in part, and is begun when the client takes its answer."""
     with virtual_loop() as loop:
         front = loop.act(Front)
-        client = make_connection(front, loop)
         request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
-        client.feed(request.wire)
-        loop.settle()
-        upstream = loop.attempts[0].accept()
-        upstream.feed(answer.wire)
+        client, upstream = answered(front, loop, request, answer)
         upstream.written.clear()
         if read:
             client.feed(request.wire[:read])

@@ -11,12 +11,12 @@ One row for each gate. Two kinds of cut are made, and nothing else:
 No release writes anything before one of the refusals below: read in, and seen on, LiteLLM 1.83.13,
 1.92.0, 1.109.1 and 1.110.2.
 
-A new row here is also a row of README's table and of these, all of which but the last fail without it:
+A new row here needs one in README's table, and one in each of these. A test fails until they are there:
 
 * `tests/sanitize`: ``AFTER`` or ``BEFORE`` in ``test_gates``, ``ROW`` in ``test_core``
 * `tests/operate/test_check`: a list ``SINCE_...``
 * `tests/litellm`: ``TABLE`` in ``matrix``, ``REPAIRED`` in ``test_matrix``, ``REFUSALS`` in ``test_refusals``,
-  ``GUESSES`` in ``test_lookup_key``; with a LiteLLM at hand, ``REPAIRED`` in ``test_discover``
+  ``GUESSES`` in ``test_lookup_key``; and, though that test needs a LiteLLM, ``REPAIRED`` in ``test_discover``
 
 A field that may be null in LiteLLM needs a `Gate.can_be_unchanged` of its own: the usual one takes null for a change.
 """

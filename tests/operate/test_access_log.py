@@ -125,17 +125,20 @@ def test_access_log(upstream: Upstream) -> None:
 
 
 def test_time_of_a_repeated_head(upstream: Upstream) -> None:
-    """The time of a request counts from its own head, also where that is known again: it is less than its client's."""
+    """The time of a request counts from its own head, also where that is known again.
+
+    The line is written before the test has read it, so the test has waited longer. Counted from the first head, the
+    time of the last of many would be that of them all.
+    """
     with Gateway(upstream.url, "--access-log") as gateway, gateway.connect() as client:
-        waited = []
-        for _ in range(3):
+        for status in range(200, 220):
+            upstream.script = reply(b"HTTP/1.1 %d OK\r\nContent-Length: 0\r\n\r\n" % status)
             start = time.perf_counter()
-            assert client.ask(request()).status == 200
-            waited.append((time.perf_counter() - start) * 1000)
-            gateway.wait_for_line(r'"request"')
+            assert client.ask(request()).status == status
+            gateway.wait_for_line(rf'"status": ?{status}\b')
+            waited = (time.perf_counter() - start) * 1000
         gateway.stop()
-        for line, most in zip(accesses(gateway), waited, strict=True):
-            assert line["ms"] <= most + 0.1  # it is rounded
+        assert accesses(gateway)[-1]["ms"] <= waited + 0.1  # it is rounded
 
 
 def test_no_access_log(upstream: Upstream) -> None:

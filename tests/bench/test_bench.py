@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.bench.interpreter import Build, Interpreter
-from tests.bench.peers import CONFIGS, PEERS, Missing, Place, executable, form, package, pure_form, render, start
+from tests.bench.peers import CONFIGS, PEERS, Missing, Place, executable, form, package, render, start
 from tests.bench.plot import plot
 from tests.bench.processes import Cores, Process
 from tests.bench.report import GOALS, TITLES, Goal, Result, bounds, control, goals, markdown, number, spread, table
@@ -19,6 +19,8 @@ from tests.support.client import Client
 from tests.support.upstream import Upstream, reply
 
 PYTHON = Interpreter(sys.executable)
+CPU = min(os.sched_getaffinity(0))
+CORES = Cores(CPU, CPU, CPU, None)
 MACHINE = {
     "cpu": "CPU",
     "cpus": 2,
@@ -151,19 +153,26 @@ def test_builds(build: Build, kind: str) -> None:
 def test_the_installed_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkout in the working directory or on PYTHONPATH does not hide what is installed, in either form."""
     venv.create(tmp_path / "venv", symlinks=True)
-    python = tmp_path / "venv" / "bin" / "python"
+    path = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
     installed = site / "sanitizer"
     installed.mkdir()
     (installed / "__init__.py").touch()
     (installed / "__main__.py").write_text(
-        "import os; print('litellm-sanitizer', '9.9', 'pure' if os.environ.get('SANITIZER_PURE') else 'compiled')"
+        "import os, sys\n"
+        "said = 'litellm-sanitizer 9.9 ' + ('pure' if os.environ.get('SANITIZER_PURE') else 'compiled')\n"
+        "print(said)\n"
+        "print(said, file=sys.stderr)\n"
     )
     checkout = Path(__file__).parent.parent.parent
     monkeypatch.chdir(checkout)
     monkeypatch.setenv("PYTHONPATH", str(checkout))
-    assert form(Interpreter(str(python))) == "9.9 compiled"
-    assert pure_form(Interpreter(str(python))) == "9.9 pure"
+    python = Interpreter(str(path))
+    for slug, expected in (("gateway", "9.9 compiled"), ("pure", "9.9 pure")):
+        peer = next(peer for peer in PEERS if peer.slug == slug)
+        assert peer.version(python) == expected
+        with pytest.raises(Missing, match=f"did not start: litellm-sanitizer {expected}"):
+            start(peer, 4000, tmp_path / slug, CORES, python)
 
 
 def test_nothing_installed_is_said(tmp_path: Path) -> None:
@@ -179,13 +188,12 @@ def test_nothing_installed_is_said(tmp_path: Path) -> None:
 def test_hello_answers_as_the_gateway_does(tmp_path: Path) -> None:
     """The floor of an ASGI gateway sends the octets that the gateway's client gets: the same fields and content."""
     answer = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\nx-litellm-version: 1\r\ncontent-length: 2\r\n\r\n{}"
-    cpu = min(os.sched_getaffinity(0))
     answers = []
     with Upstream(reply(answer)) as upstream:
         for peer in PEERS:
             if peer.slug not in ("gateway", "hello"):
                 continue
-            process, port = start(peer, upstream.port, tmp_path / peer.slug, Cores(cpu, cpu, cpu, None), PYTHON)
+            process, port = start(peer, upstream.port, tmp_path / peer.slug, CORES, PYTHON)
             try:
                 with Client(("127.0.0.1", port)) as client:
                     response = client.ask(post(b"/v1/chat/completions", CHAT))

@@ -98,7 +98,7 @@ def gateway(*options: str) -> Callable[[Place], list[str]]:
 
 
 def pure(command: Callable[[Place], list[str]]) -> Callable[[Place], list[str]]:
-    """``command`` for a peer with the environment `PURE`, which says nothing new if nothing is compiled."""
+    """``command`` for a peer in pure Python. Raises `Missing` if nothing is compiled: the gateway is the same then."""
 
     def checked(place: Place) -> list[str]:
         if "compiled" not in form(place.python):
@@ -202,7 +202,7 @@ def says(program: Callable[[], str], *arguments: str) -> Callable[[Interpreter],
 
 PEERS: tuple[Peer, ...] = (
     Peer("gateway", "**this gateway**", gateway(), RELAYED | {"update"}, version=form),
-    Peer("control", "this gateway once more", gateway(), RELAYED | {"update"}),
+    Peer("control", "this gateway once more, as A/A control", gateway(), RELAYED | {"update"}, version=form),
     Peer(
         "pure",
         "**this gateway**, pure Python",

@@ -16,6 +16,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from tests.bench.interpreter import Interpreter
 from tests.bench.peers import HERE, PEERS, Missing, Peer, start
 from tests.bench.plot import plot
 from tests.bench.processes import Cores, Process
@@ -47,8 +48,9 @@ def build(name: str, directory: Path) -> Path:
     return program
 
 
-def machine(cores: Cores) -> dict[str, Any]:
+def machine(cores: Cores, python: Interpreter) -> dict[str, Any]:
     """Where the figures come from."""
+    build = python.build()
     model = [
         line.partition(":")[2].strip()
         for line in Path("/proc/cpuinfo").read_text().splitlines()
@@ -62,7 +64,8 @@ def machine(cores: Cores) -> dict[str, Any]:
         "cpu": model[0] if model else platform.machine(),
         "cpus": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
-        "python": platform.python_version(),
+        "python": f"{build.version}, {build.kind}",
+        "configured": build.arguments,
         "date": time.strftime("%Y-%m-%d"),
         "cores": f"proxy on core {cores.proxy}, load on {cores.load}, upstream on {cores.upstream}"
         + (SIBLINGS if siblings else ""),
@@ -72,8 +75,8 @@ def machine(cores: Cores) -> dict[str, Any]:
 class Run:
     """One benchmark from start to end: what is up, what is missing, what was measured."""
 
-    def __init__(self, plan: Plan, peers: list[Peer], directory: Path, stack: ExitStack) -> None:
-        self.plan, self.peers, self.directory, self.stack = plan, peers, directory, stack
+    def __init__(self, plan: Plan, peers: list[Peer], directory: Path, stack: ExitStack, python: Interpreter) -> None:
+        self.plan, self.peers, self.directory, self.stack, self.python = plan, peers, directory, stack, python
         self.cores = Cores.pick()
         chat, update = directory / "chat", directory / "update"
         chat.write_bytes(post(b"/v1/chat/completions", CHAT))
@@ -84,11 +87,11 @@ class Run:
         )
         stack.callback(upstream.stop)
         self.upstream = int(upstream.line())
-        self.result = Result(machine(self.cores), vars(plan), {}, {}, {}, [], [])
+        self.result = Result(machine(self.cores, python), vars(plan), {}, {}, {}, [], [])
 
-    def start(self, peer: Peer, python: Sequence[str] = ()) -> tuple[Process, int]:
-        """A peer, up, and its port; ``python`` are further arguments of its interpreter. Raises `Missing`."""
-        process, port = start(peer, self.upstream, self.directory / peer.slug, self.cores, python)
+    def start(self, peer: Peer, arguments: Sequence[str] = ()) -> tuple[Process, int]:
+        """A peer, up, and its port; ``arguments`` are further ones of its interpreter. Raises `Missing`."""
+        process, port = start(peer, self.upstream, self.directory / peer.slug, self.cores, self.python, arguments)
         self.stack.callback(process.stop)
         return process, port
 
@@ -101,7 +104,7 @@ class Run:
                 try:
                     if "memory" in peer.kinds:
                         self.result.memory[peer.slug] = self.bench.memory(port, process)
-                    version = peer.version()
+                    version = peer.version(self.python)
                 finally:
                     process.stop()
             except Missing as missing:
@@ -148,6 +151,11 @@ def main() -> None:
     )
     parser.add_argument("--rounds", type=int, metavar="N", help=f"default {Plan.rounds}")
     parser.add_argument("--peers", metavar="NAMES", help="comma list out of: " + ", ".join(peer.slug for peer in PEERS))
+    parser.add_argument(
+        "--python",
+        default=sys.executable,
+        help="runs the gateway and the Python peers; default: the one that runs this",
+    )
     parser.add_argument("--plot", type=Path, metavar="FILE", help="write an SVG there")
     options = parser.parse_args()
     plan = QUICK if options.quick else Plan()
@@ -156,10 +164,14 @@ def main() -> None:
     names = options.peers.split(",") if options.peers else [peer.slug for peer in PEERS]
     if unknown := set(names) - {peer.slug for peer in PEERS}:
         parser.error(f"no such peer: {', '.join(sorted(unknown))}")
+    python = shutil.which(options.python)
+    if python is None:
+        parser.error(f"no such program: {options.python}")
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))  # so that the stack below still stops the peers
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:
-        run = Run(plan, [peer for peer in PEERS if peer.slug in names], Path(directory), stack)
+        run = Run(plan, [peer for peer in PEERS if peer.slug in names], Path(directory), stack, Interpreter(python))
+        progress(run.result.machine["python"])
         run.alone()
         run.rounds()
     if options.plot:

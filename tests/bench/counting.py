@@ -1,7 +1,7 @@
 """``python -m tests.bench.counting``: what counting costs a relayed request; see README.md.
 
-Two gateways run side by side, one that counts and serves the admin listener, and one that does neither: this module is
-its entry point. They are measured in turn, the first of each pair by chance.
+Two gateways run side by side in pure Python, one that counts and serves the admin listener, and one that does neither
+(silent.py). They are measured in turn, the first of each pair by chance.
 """
 
 import argparse
@@ -12,30 +12,14 @@ import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-from sanitizer import cli
-from sanitizer.relay import exchange
-from sanitizer.relay.client import ClientConnection
-from sanitizer.relay.counters import Histogram
 from tests.bench.__main__ import Run
-from tests.bench.peers import PEERS, Peer, Place
+from tests.bench.interpreter import PURE, Interpreter
+from tests.bench.peers import HERE, Peer, Place, gateway
 from tests.bench.workloads import Plan, Workload
 
 
-def stop_counting() -> None:
-    """Take out of this process what a relayed request does for the metrics (but for three additions to integers)."""
-
-    def nothing(*_: object) -> None: ...
-
-    for owner, name, instead in (
-        (exchange, "perf_counter", float),  # 0.0, without a clock
-        (Histogram, "observe", nothing),
-        (ClientConnection, "_count", nothing),
-    ):
-        setattr(owner, name, instead)
-
-
 def silent(place: Place) -> list[str]:
-    argv = [sys.executable, "-m", "tests.bench.counting", "serve", "--upstream", f"http://127.0.0.1:{place.upstream}"]
+    argv = [place.python.path, str(HERE / "silent.py"), "--upstream", f"http://127.0.0.1:{place.upstream}"]
     return [*argv, "--port", str(place.port), "--admin-port", "0"]
 
 
@@ -45,12 +29,12 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=2.0, metavar="S", help="of each run")
     parser.add_argument("--connections", type=int, default=64, metavar="N")
     options = parser.parse_args()
-    peers = [next(peer for peer in PEERS if peer.slug == "gateway"), Peer("silent", "without counting", silent)]
+    peers = [Peer("gateway", "with counting", gateway(), env=PURE), Peer("silent", "without", silent, env=PURE)]
     workload = Workload("requests", "requests", options.connections)
     ratios: list[float] = []
     micros: dict[str, list[float]] = {peer.slug: [] for peer in peers}
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:
-        run = Run(Plan(seconds=options.seconds), peers, Path(directory), stack)
+        run = Run(Plan(seconds=options.seconds), peers, Path(directory), stack, Interpreter(sys.executable))
         up = {peer.slug: run.start(peer) for peer in peers}
         for slug, (process, port) in up.items():  # warm
             print(slug, run.bench.run(workload, port, process)["cpu_us"], file=sys.stderr)
@@ -69,7 +53,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["serve"]:
-        stop_counting()
-        sys.exit(cli.main(sys.argv[1:]))
     main()

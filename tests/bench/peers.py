@@ -1,21 +1,18 @@
-"""Who is measured: how each peer is started, and why one is missing where it is."""
+"""The peers: how each is started, and why one cannot be measured here."""
 
-import importlib.metadata
 import importlib.util
-import os
 import re
 import shutil
 import socket
 import subprocess
-import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.bench.interpreter import INSTALLED, PURE, Interpreter
 from tests.bench.processes import Cores, Process, wait_until
 
 HERE = Path(__file__).parent
-ROOT = HERE.parent.parent
 CONFIGS = HERE / "configs"
 
 RELAYED = frozenset({"requests", "sse", "transfer", "memory"})
@@ -27,23 +24,29 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """What a peer is started with: its port, the upstream's, and a directory of its own."""
+    """What a peer is started with: its port, the upstream's, a directory of its own, and the Python peers' Python."""
 
     port: int
     upstream: int
     directory: Path
+    python: Interpreter
 
 
 @dataclass(frozen=True)
 class Peer:
-    """One row of the tables: ``command`` gives the argv or raises `Missing`; ``kinds`` are the workloads it can do."""
+    """One row of the tables.
+
+    ``command`` gives the argv or raises `Missing`; ``kinds`` are the workloads that it can do; ``env`` are variables of
+    its environment; ``version`` is what runs, by its own word.
+    """
 
     slug: str
     title: str
     command: Callable[[Place], list[str]]
     kinds: frozenset[str] = RELAYED
     cores: int = 1
-    version: Callable[[], str] = lambda: ""
+    env: Mapping[str, str] = field(default_factory=dict)
+    version: Callable[[Interpreter], str] = lambda python: ""
 
 
 def executable(name: str, package: str) -> str:
@@ -52,12 +55,6 @@ def executable(name: str, package: str) -> str:
     if path is None:
         raise Missing(f"{name} is not installed ({package})")
     return path
-
-
-def module(name: str, package: str) -> None:
-    """Raises `Missing` if a Python module cannot be imported."""
-    if importlib.util.find_spec(name) is None:
-        raise Missing(f"Python package {package} is not installed (pip install -e '.[bench]')")
 
 
 def render(template: str, place: Place, **more: str) -> Path:
@@ -83,7 +80,7 @@ def uvicorn(app: str, *options: str) -> Callable[[Place], list[str]]:
     """A command that serves an application of relays.py: uvicorn's own protocol, without logs and default headers."""
 
     def command(place: Place) -> list[str]:
-        argv = [sys.executable, "-m", "uvicorn", f"tests.bench.relays:{app}", "--port", str(place.port)]
+        argv = [place.python.path, "-m", "uvicorn", f"relays:{app}", "--app-dir", str(HERE), "--port", str(place.port)]
         argv += ["--http", "httptools", "--loop", "uvloop", "--no-access-log", "--log-level", "warning"]
         return [*argv, "--no-server-header", "--no-date-header", "--no-proxy-headers", "--backlog", "4096", *options]
 
@@ -91,22 +88,57 @@ def uvicorn(app: str, *options: str) -> Callable[[Place], list[str]]:
 
 
 def gateway(*options: str) -> Callable[[Place], list[str]]:
-    """A command that runs this project's server as a user does."""
+    """A command that runs the installed gateway as a user does."""
 
     def command(place: Place) -> list[str]:
-        argv = [sys.executable, "-m", "sanitizer", "serve", "--upstream", f"http://127.0.0.1:{place.upstream}"]
+        argv = [place.python.path, "-m", "sanitizer", "serve", "--upstream", f"http://127.0.0.1:{place.upstream}"]
         return [*argv, "--port", str(place.port), *options]
 
     return command
 
 
+def pure(command: Callable[[Place], list[str]]) -> Callable[[Place], list[str]]:
+    """``command`` for a peer in pure Python. Raises `Missing` if nothing is compiled: the gateway is the same then."""
+
+    def checked(place: Place) -> list[str]:
+        if "compiled" not in form(place.python):
+            raise Missing("the installed package is not compiled")
+        return command(place)
+
+    return checked
+
+
+def form(python: Interpreter, env: Mapping[str, str] | None = None) -> str:
+    """Version and form of the installed gateway. Raises `Missing` if there is none."""
+    try:
+        return python.gateway(env)
+    except subprocess.CalledProcessError as error:
+        raise Missing(f"litellm-sanitizer is not installed for {python.path}") from error
+
+
+def pure_form(python: Interpreter) -> str:
+    return form(python, PURE)
+
+
+def package(name: str) -> Callable[[Interpreter], str]:
+    """The version of a Python package that the peers' Python has. Raises `Missing` if it has none."""
+
+    def version(python: Interpreter) -> str:
+        try:
+            return python.version(name)
+        except subprocess.CalledProcessError as error:
+            raise Missing(f"Python package {name} is not installed (pip install '.[bench]')") from error
+
+    return version
+
+
 def aiohttp_relay(place: Place) -> list[str]:
-    module("aiohttp", "aiohttp")
+    package("aiohttp")(place.python)
     return uvicorn("aiohttp_relay", "--factory", "--lifespan", "off")(place)
 
 
 def httpx_relay(place: Place) -> list[str]:
-    module("sniffio", "sniffio")
+    package("sniffio")(place.python)
     return uvicorn("httpx_relay", "--factory", "--lifespan", "off")(place)
 
 
@@ -157,10 +189,10 @@ def envoy(place: Place) -> list[str]:
     return [*argv, "--disable-hot-restart", "--log-level", "error"]
 
 
-def says(program: Callable[[], str], *arguments: str) -> Callable[[], str]:
+def says(program: Callable[[], str], *arguments: str) -> Callable[[Interpreter], str]:
     """The version that a program prints about itself."""
 
-    def version() -> str:
+    def version(_: Interpreter) -> str:
         done = subprocess.run([program(), *arguments], capture_output=True, text=True, timeout=20, check=False)
         found = re.search(r"\b\d+\.\d+\.\d+\b", done.stdout + done.stderr)
         return found[0] if found else ""
@@ -168,19 +200,37 @@ def says(program: Callable[[], str], *arguments: str) -> Callable[[], str]:
     return version
 
 
-def package(name: str) -> Callable[[], str]:
-    """The version of an installed Python package."""
-    return lambda: importlib.metadata.version(name)
-
-
 PEERS: tuple[Peer, ...] = (
-    Peer("gateway", "**this gateway**", gateway(), RELAYED | {"update"}),
-    Peer("asgi", "**its ASGI face alone**, under uvicorn", uvicorn("asgi_face", "--factory"), RELAYED | {"update"}),
-    Peer("workers", "this gateway, 2 workers", gateway("--workers", "2"), frozenset({"workers"}), cores=2),
+    Peer("gateway", "**this gateway**", gateway(), RELAYED | {"update"}, version=form),
+    Peer("control", "this gateway once more, as A/A control", gateway(), RELAYED | {"update"}, version=form),
+    Peer(
+        "pure",
+        "**this gateway**, pure Python",
+        pure(gateway()),
+        RELAYED | {"update"},
+        env=PURE,
+        version=pure_form,
+    ),
+    Peer("workers", "this gateway, 2 workers", gateway("--workers", "2"), frozenset({"requests"}), cores=2),
+    Peer(
+        "asgi",
+        "**its ASGI face**, under uvicorn",
+        uvicorn("asgi_face", "--factory"),
+        RELAYED | {"update"},
+        version=form,
+    ),
+    Peer(
+        "asgi-pure",
+        "**its ASGI face**, pure Python",
+        pure(uvicorn("asgi_face", "--factory")),
+        frozenset({"requests", "update"}),
+        env=PURE,
+        version=pure_form,
+    ),
     Peer(
         "hello",
         'uvicorn, raw ASGI "hello"',
-        uvicorn("hello", "--lifespan", "off"),
+        uvicorn("hello", "--factory", "--lifespan", "off"),
         frozenset({"requests", "memory"}),
         version=package("uvicorn"),
     ),
@@ -195,28 +245,31 @@ PEERS: tuple[Peer, ...] = (
 )
 
 
-def start(peer: Peer, upstream: int, directory: Path, cores: Cores, python: Sequence[str] = ()) -> tuple[Process, int]:
+def start(
+    peer: Peer, upstream: int, directory: Path, cores: Cores, python: Interpreter, arguments: Sequence[str] = ()
+) -> tuple[Process, int]:
     """Starts a peer and waits until it accepts. Returns it and its port; raises `Missing` if it cannot be had.
 
-    ``python``: arguments that go between a Python peer's interpreter and its module.
+    ``python`` runs the Python peers; ``arguments`` go between it and their module.
     """
     cpus = {cores.proxy}
     if peer.cores == 2:
         if cores.spare is None:
-            raise Missing("not measured: it takes four cores, for the load generator must have one of its own")
+            raise Missing("it takes four cores, for the load generator must have one of its own")
         cpus.add(cores.spare)
     directory.mkdir(parents=True, exist_ok=True)
-    place = Place(free_port(), upstream, directory)
+    place = Place(free_port(), upstream, directory, python)
     env = {
+        **INSTALLED,
+        **peer.env,
         "BENCH_UPSTREAM": str(upstream),
         "GOMAXPROCS": "1",
         "HOME": str(directory),
-        "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep),
         "SANITIZER_ADMIN_PORT": str(free_port()),
     }
     argv = peer.command(place)
     try:
-        process = Process([argv[0], *python, *argv[1:]], cpus=cpus, log=directory / "stderr", env=env)
+        process = Process([argv[0], *arguments, *argv[1:]], cpus=cpus, log=directory / "stderr", env=env)
     except OSError as error:
         raise Missing(f"cannot be started: {error}") from None
 

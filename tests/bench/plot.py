@@ -12,23 +12,27 @@ WIDTH, PANEL, GAP, ROW, LABEL = 960, 448, 24, 26, 128
 
 SHORT = {
     "gateway": "this gateway",
+    "pure": "pure Python",
     "asgi": "its ASGI face",
+    "asgi-pure": "ASGI face, pure",
     "hello": 'uvicorn "hello"',
     "sniffio": "httpx + sniffio",
     "httpx": "httpx relay",
 }
+
+OURS = ("gateway", "pure", "asgi", "asgi-pure")
 
 STYLE = """
   text { font: 13px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif; fill: #334155 }
   .title { font-size: 15px; font-weight: 600; fill: #0f172a } .note, .foot { font-size: 12px; fill: #64748b }
   .value { font-variant-numeric: tabular-nums } .us { font-weight: 600; fill: #0f172a }
   .card { fill: #ffffff; stroke: #e2e8f0 }
-  .bar { fill: #b6c2d2 } .bar.gateway { fill: #0d9488 } .bar.asgi { fill: #5ec4b8 }
+  .bar { fill: #b6c2d2 } .bar.gateway, .bar.pure { fill: #0d9488 } .bar.asgi, .bar.asgi-pure { fill: #5ec4b8 }
   .cut { stroke: #ffffff; stroke-width: 3 }
   @media (prefers-color-scheme: dark) {
     text { fill: #cbd5e1 } .title, .us { fill: #f8fafc } .note, .foot { fill: #94a3b8 }
     .card { fill: #0f172a; stroke: #334155 }
-    .bar { fill: #475569 } .bar.gateway { fill: #2dd4bf } .bar.asgi { fill: #17897c }
+    .bar { fill: #475569 } .bar.gateway, .bar.pure { fill: #2dd4bf } .bar.asgi, .bar.asgi-pure { fill: #17897c }
     .cut { stroke: #0f172a }
   }
 """
@@ -45,11 +49,11 @@ class Panel:
 
 
 def measured(workload: str, metric: str) -> Callable[[Result, str], float | None]:
-    return lambda result, peer: result.median(workload, peer, metric)
+    return lambda result, peer: result.median(workload, metric, peer)
 
 
 def added(result: Result, peer: str) -> float | None:
-    latency, direct = (result.median("requests@1", name, "p50_us") for name in (peer, "direct"))
+    latency, direct = (result.median("requests@1", "p50_us", name) for name in (peer, "direct"))
     return None if latency is None or direct is None else latency - direct
 
 
@@ -71,7 +75,7 @@ PANELS = (
 
 def bars(panel: Panel, result: Result) -> list[tuple[str, float]]:
     """The peers that have a value, best first."""
-    values = [(peer, panel.value(result, peer)) for peer in TITLES if peer not in ("direct", "workers")]
+    values = [(peer, panel.value(result, peer)) for peer in TITLES if peer not in ("direct", "control", "workers")]
     return sorted(((p, v) for p, v in values if v is not None), key=lambda bar: bar[1], reverse=panel.highest_first)
 
 
@@ -90,7 +94,7 @@ def draw(panel: Panel, found: list[tuple[str, float]], x: int, y: int, height: i
         at = y + 66 + i * ROW
         width = max(2.0, room * min(max(value, 0) / scale, 1))
         name = SHORT.get(peer, TITLES[peer])
-        kind = "us" if peer in ("gateway", "asgi") else ""
+        kind = "us" if peer in OURS else ""
         out.append(f'<text class="{kind}" x="{x + LABEL}" y="{at + 13}" text-anchor="end">{escape(name)}</text>')
         out.append(f'<rect class="bar {peer}" x="{x + LABEL + 10}" y="{at}" width="{width:.1f}" height="17" rx="3"/>')
         if value > scale:

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.bench.__main__ import Run
+from tests.bench.interpreter import Interpreter
 from tests.bench.peers import PEERS
 from tests.bench.workloads import WORKLOADS, Failed, Plan, Workload
 
@@ -33,9 +34,9 @@ def main() -> None:
     workload = next(workload for workload in WORKLOADS if workload.name == options.workload)
     peer = next(peer for peer in PEERS if peer.slug == options.peer)
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:
-        run = Run(Plan(seconds=1), [peer], Path(directory), stack)
-        python = ["-m", "cProfile", "-o", str(options.cprofile.absolute())] if options.cprofile else []
-        process, port = run.start(peer, python)
+        run = Run(Plan(seconds=1), [peer], Path(directory), stack, Interpreter(sys.executable))
+        arguments = ["-m", "cProfile", "-o", str(options.cprofile.absolute())] if options.cprofile else []
+        process, port = run.start(peer, arguments)
         stop = threading.Event()
         load = threading.Thread(target=keep_busy, args=(run, workload, port, stop))
         load.start()
@@ -46,7 +47,7 @@ def main() -> None:
         finally:
             stop.set()
             load.join()
-        if python:  # written when the process ends
+        if arguments:  # written when the process ends
             process.stop(patience=30)
     sys.exit(status)
 

@@ -1,13 +1,14 @@
 """The Python peers, each a raw ASGI application of a few lines, served by uvicorn with httptools and uvloop.
 
-``hello`` relays nothing: it is what any ASGI gateway costs at least. ``httpx_relay`` and ``aiohttp_relay`` stream both
-ways through the client library named, as gateways are commonly written. ``asgi_face`` is this gateway under a server
-that is not its own.
+``hello`` relays nothing: it repeats an answer that upstream has given once, and is what any ASGI gateway costs at
+least. ``httpx_relay`` and ``aiohttp_relay`` stream both ways through the client library named, as gateways are commonly
+written. ``asgi_face`` is this gateway under a server that is not its own.
 """
 
 import os
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping, Sequence
+from http.client import HTTPConnection
 from importlib.abc import MetaPathFinder
 from importlib.machinery import PathFinder
 from types import ModuleType
@@ -18,23 +19,31 @@ Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-UPSTREAM = f"http://127.0.0.1:{os.environ.get('BENCH_UPSTREAM', '4000')}"
+PORT = int(os.environ.get("BENCH_UPSTREAM", "4000"))
+UPSTREAM = f"http://127.0.0.1:{PORT}"
 HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transfer-encoding", b"upgrade"}
 
-BODY = b'{"choices":[{"message":{"content":"%s"}}]}' % (b"x" * 2008)
-START = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [(b"content-type", b"application/json"), (b"content-length", str(len(BODY)).encode())],
-}
 
+def hello() -> App:
+    """Upstream's answer to a POST, asked for once; the gateway's client gets the same fields and the same content."""
+    connection = HTTPConnection("127.0.0.1", PORT)
+    connection.request("POST", "/v1/chat/completions", b"{}", {"Content-Type": "application/json"})
+    answer = connection.getresponse()
+    content = answer.read()
+    connection.close()
+    start = {
+        "type": "http.response.start",
+        "status": answer.status,
+        "headers": [(name.lower().encode(), value.encode()) for name, value in answer.getheaders()],
+    }
 
-async def hello(scope: Scope, receive: Receive, send: Send) -> None:
-    """2 KB of JSON, whatever is asked."""
-    if scope["type"] != "http":
-        return
-    await send(START)
-    await send({"type": "http.response.body", "body": BODY})
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        await send(start)
+        await send({"type": "http.response.body", "body": content})
+
+    return app
 
 
 async def body(receive: Receive) -> AsyncIterator[bytes]:
@@ -135,8 +144,10 @@ def aiohttp_relay() -> App:
 
 
 def asgi_face() -> App:
-    """The gateway as an ASGI application, as any ASGI server runs it."""
+    """The gateway as an ASGI application, as any ASGI server runs it; it logs its decisions as the command does."""
     from sanitizer.app import create_app
+    from sanitizer.operate import logs
     from sanitizer.settings import load
 
+    logs.configure("info", "json")
     return create_app(load({"upstream": UPSTREAM}, {}))

@@ -69,7 +69,6 @@ WORKLOADS: tuple[Workload, ...] = (
     Workload("download", "transfer"),
     Workload("upload", "transfer"),
     Workload("update", "update", UPDATE_CONNECTIONS),
-    Workload("workers", "workers", 64),
 )
 
 
@@ -118,7 +117,7 @@ class Bench:
         """One run through ``process`` (None: direct); adds ``cpu_us`` a request or an event. Raises `Failed`."""
         plan = self.plan
         before = process.cpu_ns() if process else 0
-        if workload.kind in ("requests", "workers"):
+        if workload.kind == "requests":
             values = self.requests(port, workload.connections, plan.seconds)
             count = values["completed"]
         elif workload.name == "update":

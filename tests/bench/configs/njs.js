@@ -24,7 +24,10 @@ async function update(r) {
         const guarded = Object.keys(unchanged).filter((name) => name in body);
         if (guarded.length && typeof body.key === 'string') {
             const hash = body.key.startsWith('sk-') ? crypto.createHash('sha256').update(body.key).digest('hex') : body.key;
+            const start = Date.now();
             const reply = await r.subrequest('/lookup', {args: `key=${hash}`});
+            r.variables.lookup_ms = Date.now() - start;
+            r.variables.key_digits = hash.slice(0, 8);
             const found = reply.status === 200 ? JSON.parse(reply.responseText) : {};
             const stored = found.key === hash ? found.info : {};
             guarded.forEach((name) => {
@@ -35,6 +38,8 @@ async function update(r) {
             });
             if (dropped.length) {
                 text = JSON.stringify(body);
+                r.variables.outcome = 'dropped';
+                r.variables.dropped = dropped.join(',');
             }
         }
     } catch (e) {

@@ -37,8 +37,8 @@ class Submission:
         self.body = body
         self._members = members(body) if body else []
         names = {gate.field for gate in target.gates}.union(_LOOKED_AT)
-        looked_at = [member for member in self._members if member.name in names]
-        self.values = values = {member.name: loads(body[member.value : member.end]) for member in looked_at}
+        looked_at = [(name, body[value:end]) for name, _, value, end, _ in self._members if name in names]
+        self.values = values = {name: loads(value) for name, value in looked_at}
         if len(values) < len(looked_at):
             raise NotInspectable("duplicate_member")
         self.gates = tuple(
@@ -80,7 +80,7 @@ class Submission:
 
     def in_order(self, fields: Collection[str]) -> tuple[str, ...]:
         """``fields`` in the order in which the body has them."""
-        return tuple(member.name for member in self._members if member.name in fields)
+        return tuple([name for name in self.values if name in fields])
 
 
 def obstacle(head: bytes, max_body: int) -> str | None:

@@ -56,7 +56,7 @@ def members(body: bytes) -> list[Member]:
 
     Raises `NotInspectable`: ``bom``, ``not_utf8``, ``not_object``, ``not_json``, ``too_deep``, ``too_many_values``.
     """
-    if count_values(body) > MAX_VALUES:
+    if may_exceed(body, MAX_VALUES):
         raise NotInspectable("too_many_values")
     if body.startswith(codecs.BOM_UTF8):
         raise NotInspectable("bom")
@@ -99,9 +99,9 @@ def cut(body: bytes, found: Sequence[Member], names: Collection[str]) -> bytes:
     return b"".join([*kept, body[position:]])
 
 
-def count_values(text: bytes) -> int:
-    """How many values a JSON text has, or more (brackets and commas in strings count too). It is not parsed."""
-    return sum(map(text.count, (b"[", b"{", b","))) + 1
+def may_exceed(text: bytes, values: int) -> bool:
+    """Whether a JSON text may have more than this many values. It is not parsed: those in strings count too."""
+    return len(text) >= values and sum(map(text.count, (b"[", b"{", b","))) >= values
 
 
 def loads(data: bytes) -> Json:

@@ -44,7 +44,7 @@ from sanitizer.relay.interception import Interception
 from sanitizer.relay.proxied import Proxied
 from sanitizer.relay.stalls import Pending
 
-_CONTENT_LENGTH: Final = re.compile(rb"(\r\ncontent-length:[ \t]*)[^\r]*", re.IGNORECASE)
+_CONTENT_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([^\r]*)", re.IGNORECASE)
 
 
 class _State(Enum):
@@ -243,7 +243,10 @@ class Intercepted:
             body = self.interception.body
         elif not isinstance(length, Framing):
             length = len(body)
-            head = _CONTENT_LENGTH.sub(rb"\g<1>%d" % length, head, count=1)
+            match = _CONTENT_LENGTH.search(head)
+            assert match is not None  # noqa: S101 - for the type checker
+            # not `sub`, which parses each new replacement
+            head = b"%b%d%b" % (head[: match.start(1)], length, head[match.end() :])
         self._state = _SENT
         self._send = send = _Send(self, head, length, previous)
         if body:

@@ -163,9 +163,7 @@ class Intercepted:
         self.status = CLIENT_LEFT
         self.started = False
         self._state = _COLLECTING
-        self._head = request.outbound  # for the case that nothing is cut
-        self._length = request.length
-        self._expects_continue = request.expects_continue
+        self._request = request
         self._send: _Send | None = None
         self._task: asyncio.Task[bytes | None] | None = None
         if not interception.inspects:
@@ -183,14 +181,13 @@ class Intercepted:
             self._send.start()
         elif self._state is _DECIDING:
             self._ask(self.interception.edit(), self._send_body)
-        elif self._expects_continue:
+        elif not self.interception.body and self._request.expects_continue:
             self.client.write_interim(b"HTTP/1.1 100 Continue\r\n")
 
     def content(self, data: bytes) -> None:
         if self._send is not None:
             self._send.content(data)
             return
-        self._expects_continue = False  # it does not wait for a 100
         if not self.interception.collect(data):
             send = self._send_as_it_comes()
             send.content(self.interception.release())
@@ -233,12 +230,12 @@ class Intercepted:
 
     def _send_as_it_comes(self) -> _Send:
         self._state = _SENT
-        self._send = _Send(self, self._head, self._length, None)
+        self._send = _Send(self, self._request.outbound, self._request.length, None)
         return self._send
 
     def _send_body(self, body: bytes | None, previous: _Send | None = None) -> None:
         """Send the request with ``body``; None: with the one that was collected."""
-        head, length = self._head, self._length
+        head, length = self._request.outbound, self._request.length
         if body is None:
             body = self.interception.body
         elif not isinstance(length, Framing):

@@ -93,7 +93,7 @@ def cut(body: bytes, found: Sequence[Member], names: Collection[str]) -> bytes:
         if unwanted:
             kept.append(body[position:start])
             position = end
-        if index < len(found) - 1 and (unwanted or index >= last):
+        if (unwanted or index >= last) and index < len(found) - 1:
             kept.append(body[position:stop])
             position = stop + 1
     return b"".join([*kept, body[position:]])

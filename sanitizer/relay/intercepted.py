@@ -187,8 +187,7 @@ class Intercepted:
     def content(self, data: bytes) -> None:
         if self._send is not None:
             self._send.content(data)
-            return
-        if not self.interception.collect(data):
+        elif self._state is _COLLECTING and not self.interception.collect(data):
             send = self._send_as_it_comes()
             send.content(self.interception.release())
             if self.started:
@@ -197,10 +196,10 @@ class Intercepted:
     def end(self) -> None:
         if self._send is not None:
             self._send.end()
-            return
-        self._state = _DECIDING
-        if self.started:
-            self._ask(self.interception.edit(), self._send_body)
+        elif self._state is _COLLECTING:
+            self._state = _DECIDING
+            if self.started:
+                self._ask(self.interception.edit(), self._send_body)
 
     def close_after_response(self) -> None:
         self.keep_alive = False
@@ -274,6 +273,7 @@ class Intercepted:
     def answered(self, keep_alive: bool) -> None:
         """The answer is whole and written."""
         self._state = _DONE
+        self._send = None  # the two refer to each other: all of this request would wait for the garbage collector
         self.interception.close()
         self.client.answered(self, keep_alive)
 

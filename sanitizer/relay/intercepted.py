@@ -44,7 +44,7 @@ from sanitizer.relay.interception import Interception
 from sanitizer.relay.proxied import Proxied
 from sanitizer.relay.stalls import Pending
 
-_CONTENT_LENGTH: Final = re.compile(rb"(\r\ncontent-length:[ \t]*)[^\r]*", re.IGNORECASE)
+_CONTENT_LENGTH: Final = re.compile(rb"\r\ncontent-length:[ \t]*([^\r]*)", re.IGNORECASE)
 
 
 class _State(Enum):
@@ -163,9 +163,7 @@ class Intercepted:
         self.status = CLIENT_LEFT
         self.started = False
         self._state = _COLLECTING
-        self._head = request.outbound  # for the case that nothing is cut
-        self._length = request.length
-        self._expects_continue = request.expects_continue
+        self._request = request
         self._send: _Send | None = None
         self._task: asyncio.Task[bytes | None] | None = None
         if not interception.inspects:
@@ -183,15 +181,13 @@ class Intercepted:
             self._send.start()
         elif self._state is _DECIDING:
             self._ask(self.interception.edit(), self._send_body)
-        elif self._expects_continue:
+        elif not self.interception.body and self._request.expects_continue:
             self.client.write_interim(b"HTTP/1.1 100 Continue\r\n")
 
     def content(self, data: bytes) -> None:
         if self._send is not None:
             self._send.content(data)
-            return
-        self._expects_continue = False  # it does not wait for a 100
-        if not self.interception.collect(data):
+        elif self._state is _COLLECTING and not self.interception.collect(data):
             send = self._send_as_it_comes()
             send.content(self.interception.release())
             if self.started:
@@ -200,10 +196,10 @@ class Intercepted:
     def end(self) -> None:
         if self._send is not None:
             self._send.end()
-            return
-        self._state = _DECIDING
-        if self.started:
-            self._ask(self.interception.edit(), self._send_body)
+        elif self._state is _COLLECTING:
+            self._state = _DECIDING
+            if self.started:
+                self._ask(self.interception.edit(), self._send_body)
 
     def close_after_response(self) -> None:
         self.keep_alive = False
@@ -233,17 +229,20 @@ class Intercepted:
 
     def _send_as_it_comes(self) -> _Send:
         self._state = _SENT
-        self._send = _Send(self, self._head, self._length, None)
+        self._send = _Send(self, self._request.outbound, self._request.length, None)
         return self._send
 
     def _send_body(self, body: bytes | None, previous: _Send | None = None) -> None:
         """Send the request with ``body``; None: with the one that was collected."""
-        head, length = self._head, self._length
+        head, length = self._request.outbound, self._request.length
         if body is None:
             body = self.interception.body
         elif not isinstance(length, Framing):
             length = len(body)
-            head = _CONTENT_LENGTH.sub(rb"\g<1>%d" % length, head, count=1)
+            match = _CONTENT_LENGTH.search(head)
+            assert match is not None  # noqa: S101 - for the type checker
+            # not `sub`, which parses each new replacement
+            head = b"%b%d%b" % (head[: match.start(1)], length, head[match.end() :])
         self._state = _SENT
         self._send = send = _Send(self, head, length, previous)
         if body:
@@ -274,6 +273,7 @@ class Intercepted:
     def answered(self, keep_alive: bool) -> None:
         """The answer is whole and written."""
         self._state = _DONE
+        self._send = None  # the two refer to each other: all of this request would wait for the garbage collector
         self.interception.close()
         self.client.answered(self, keep_alive)
 

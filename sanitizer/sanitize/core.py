@@ -261,9 +261,12 @@ class Interception:
     def _forward(self, decision: Decision) -> None:
         """The request goes on by this decision."""
         self._decision = decision
+        stored = self._sanitizer.stored
+        if not stored.caches:
+            return
         submission = self._comparison.submission if self._comparison is not None else None
         if submission is None or decision.outcome is not Outcome.DROPPED or submission.writes(decision.fields):
-            self._forwarding.enter_context(self._sanitizer.stored.writing(submission.key if submission else None))
+            self._forwarding.enter_context(stored.writing(submission.key if submission else None))
 
     def _report(self, decision: Decision, status: int | None, head: bytes = b"") -> None:
         if self._reported:

@@ -17,7 +17,7 @@ import re
 from collections.abc import Collection, Sequence
 from decimal import Decimal, InvalidOperation
 from json.scanner import make_scanner
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 Json: TypeAlias = "bool | str | Decimal | list[Json] | dict[str, Json] | None"
 
@@ -27,11 +27,12 @@ every other request, for a quarter of a second; these take some 20 ms at worst."
 
 _SPACE = " \t\n\r"
 _NON_SPACE = re.compile(rf"[^{_SPACE}]")
+# what raw_decode calls; they raise StopIteration where there is no value
 # a number that is only passed over is cheapest as the string it already is
-_SPELLINGS = json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str)
-# what raw_decode calls; it raises StopIteration where there is no value
-_SCAN = make_scanner(_SPELLINGS)  # type: ignore[arg-type]  # typeshed has its own idea of the argument
-_VALUES = json.JSONDecoder(parse_int=Decimal, parse_float=Decimal, parse_constant=Decimal)
+_SCAN = make_scanner(json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str))  # type: ignore[arg-type]
+_SCAN_VALUE = make_scanner(
+    json.JSONDecoder(parse_int=Decimal, parse_float=Decimal, parse_constant=Decimal)  # type: ignore[arg-type]
+)
 
 
 class NotInspectable(ValueError):
@@ -41,18 +42,13 @@ class NotInspectable(ValueError):
         self.reason = reason
 
 
-class Member(NamedTuple):
-    """One member of an object, in byte offsets. ``name`` has its escapes resolved; beyond ASCII it is of no use."""
+Member: TypeAlias = tuple[str, int, int, int, int]
+"""One member of an object: its name and four byte offsets. A body has many, and a named tuple takes long to make.
 
-    name: str
-    start: int
-    """The opening quote of the name."""
-    value: int
-    """The first byte of the value."""
-    end: int
-    """One past the last byte of the value."""
-    stop: int
-    """The comma after the member or, after the last one, the closing brace."""
+The name has its escapes resolved; beyond ASCII it is of no use. The offsets are ``start``, the opening quote of the
+name; ``value``, the first byte of the value; ``end``, one past its last byte; and ``stop``, the comma after the member
+or, after the last one, the closing brace.
+"""
 
 
 def members(body: bytes) -> list[Member]:
@@ -60,7 +56,7 @@ def members(body: bytes) -> list[Member]:
 
     Raises `NotInspectable`: ``bom``, ``not_utf8``, ``not_object``, ``not_json``, ``too_deep``, ``too_many_values``.
     """
-    if count_values(body) > MAX_VALUES:
+    if may_exceed(body, MAX_VALUES):
         raise NotInspectable("too_many_values")
     if body.startswith(codecs.BOM_UTF8):
         raise NotInspectable("bom")
@@ -75,12 +71,9 @@ def members(body: bytes) -> list[Member]:
     found: list[Member] = []
     at = _token(text, at + 1)
     if text[at] != "}":
-        found.append(_member(text, at))
-        while text[at := found[-1].stop] == ",":
-            found.append(_member(text, at + 1))
-        if text[at] != "}":
-            raise NotInspectable("not_json")
-    if _NON_SPACE.search(text, at + 1):
+        found = _members(text, at)
+        *_, at = found[-1]
+    if text[at] != "}" or _NON_SPACE.search(text, at + 1):
         raise NotInspectable("not_json")
     return found
 
@@ -90,23 +83,25 @@ def cut(body: bytes, found: Sequence[Member], names: Collection[str]) -> bytes:
 
     A member goes with the comma behind it; the last that stays loses its comma if only such members follow.
     """
-    last = max((index for index, member in enumerate(found) if member.name not in names), default=-1)
+    last = len(found) - 1
+    while last >= 0 and found[last][0] in names:
+        last -= 1
     kept: list[bytes] = []
     position = 0
-    for index, member in enumerate(found):
-        unwanted = member.name in names
+    for index, (name, start, _, end, stop) in enumerate(found):
+        unwanted = name in names
         if unwanted:
-            kept.append(body[position : member.start])
-            position = member.end
-        if index < len(found) - 1 and (unwanted or index >= last):
-            kept.append(body[position : member.stop])
-            position = member.stop + 1
+            kept.append(body[position:start])
+            position = end
+        if (unwanted or index >= last) and index < len(found) - 1:
+            kept.append(body[position:stop])
+            position = stop + 1
     return b"".join([*kept, body[position:]])
 
 
-def count_values(text: bytes) -> int:
-    """How many values a JSON text has, or more (brackets and commas in strings count too). It is not parsed."""
-    return sum(map(text.count, (b"[", b"{", b","))) + 1
+def may_exceed(text: bytes, values: int) -> bool:
+    """Whether a JSON text may have more than this many values. It is not parsed: those in strings count too."""
+    return len(text) >= values and sum(map(text.count, (b"[", b"{", b","))) >= values
 
 
 def loads(data: bytes) -> Json:
@@ -115,15 +110,19 @@ def loads(data: bytes) -> Json:
     Raises `NotInspectable`: ``not_utf8``, ``not_json``, ``too_deep``, ``number`` (an exponent beyond 10**18).
     """
     try:
-        value: Json = _VALUES.decode(data.decode())
+        text = data.decode().strip(_SPACE)
+        value: Json
+        value, end = _SCAN_VALUE(text, 0)
     except UnicodeDecodeError:
         raise NotInspectable("not_utf8") from None
-    except ValueError:
+    except (ValueError, StopIteration):
         raise NotInspectable("not_json") from None
     except RecursionError:
         raise NotInspectable("too_deep") from None
     except InvalidOperation:
         raise NotInspectable("number") from None
+    if end != len(text):
+        raise NotInspectable("not_json")
     return value
 
 
@@ -152,25 +151,31 @@ def _token(text: str, at: int) -> int:
     return found.start()
 
 
-def _member(text: str, start: int) -> Member:
+def _members(text: str, start: int) -> list[Member]:
+    """The members from ``start`` on, which is not beyond ``text``, up to the first that no comma follows."""
+    found: list[Member] = []
     # white space is looked for where there is any: most bodies have none, and this is most of the work on a body
     try:
-        if text[start] != '"':
-            start = _token(text, start)
+        while True:
             if text[start] != '"':
-                raise NotInspectable("not_json")
-        name, colon = _SCAN(text, start)
-        if text[colon] != ":":
-            colon = _token(text, colon)
+                start = _token(text, start)
+                if text[start] != '"':
+                    raise NotInspectable("not_json")
+            name, colon = _SCAN(text, start)
             if text[colon] != ":":
-                raise NotInspectable("not_json")
-        value = colon + 1
-        if text[value] in _SPACE:
-            value = _token(text, value)
-        _, end = _SCAN(text, value)
-        stop = _token(text, end) if text[end] in _SPACE else end
+                colon = _token(text, colon)
+                if text[colon] != ":":
+                    raise NotInspectable("not_json")
+            value = colon + 1
+            if text[value] in _SPACE:
+                value = _token(text, value)
+            _, end = _SCAN(text, value)
+            stop = _token(text, end) if text[end] in _SPACE else end
+            found.append((name, start, value, end, stop))
+            if text[stop] != ",":
+                return found
+            start = stop + 1
     except (IndexError, StopIteration, json.JSONDecodeError):  # the first: the text ends
         raise NotInspectable("not_json") from None
     except RecursionError:
         raise NotInspectable("too_deep") from None
-    return Member(name, start, value, end, stop)

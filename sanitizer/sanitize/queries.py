@@ -9,7 +9,7 @@ from functools import partial
 from typing import Final
 from urllib.parse import quote
 
-from sanitizer.sanitize.jsonedit import Json, NotInspectable, count_values, loads
+from sanitizer.sanitize.jsonedit import Json, NotInspectable, loads, may_exceed
 from sanitizer.sanitize.judges import Row
 
 MAX_ANSWER: Final = 1024 * 1024
@@ -84,7 +84,7 @@ class Query:
 
     def read(self, answer: bytes) -> Stored | Unknown:
         """What the content of a 200 says; `Unknown` with ``lookup_size``, ``lookup_shape`` or ``key_deleted``."""
-        if len(answer) > MAX_ANSWER or count_values(answer) > MAX_ANSWER_VALUES:
+        if len(answer) > MAX_ANSWER or may_exceed(answer, MAX_ANSWER_VALUES):
             return Unknown("lookup_size")
         try:
             value = loads(answer)

@@ -3,7 +3,7 @@
 import asyncio
 import hashlib
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from enum import StrEnum
 from time import perf_counter
@@ -150,9 +150,11 @@ class StoredKeys:
         return found, lookup
 
     def writing(self, key: str | None) -> AbstractContextManager[None]:
-        """While a request is on its way that may write the key (None: any key), the cache holds nothing of it."""
-        if self._cache is None:
-            return nullcontext()
+        """While a request is on its way that may write the key (None: any key), the cache holds nothing of it.
+
+        Is called only if there is a cache, see `caches`.
+        """
+        assert self._cache is not None  # noqa: S101 - for the type checker
         return self._cache.writing(None if key is None else token_of(key))
 
     async def _look_up(

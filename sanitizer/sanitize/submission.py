@@ -18,8 +18,7 @@ _ABOUT_CONTENT: Final = re.compile(
 """Field lines that say what the content is. Those that vouch for it are of RFC 9530, RFC 3230, RFC 1864 (with RFC 2616
 section 14.15), RFC 9421 and AWS Signature Version 4."""
 
-_LOOKED_AT: Final = ("key", "key_alias", "team_id", "metadata")
-"""Members by which others are judged, or that name the key."""
+_BEFORE: Final = Cut.BEFORE_FORWARDING  # members read off the class are slow
 
 
 class Submission:
@@ -36,15 +35,14 @@ class Submission:
         """
         self.body = body
         self._members = members(body) if body else []
-        names = {gate.field for gate in target.gates}.union(_LOOKED_AT)
-        looked_at = [member for member in self._members if member.name in names]
-        self.values = values = {member.name: loads(body[member.value : member.end]) for member in looked_at}
+        looked_at = [(name, body[value:end]) for name, _, value, end, _ in self._members if name in target.looked_at]
+        self.values = values = {name: loads(value) for name, value in looked_at}
         if len(values) < len(looked_at):
             raise NotInspectable("duplicate_member")
         self.gates = tuple(
             gate
             for gate in target.gates
-            if gate.field in values and (gate.cut is Cut.BEFORE_FORWARDING or gate.can_be_unchanged(values[gate.field]))
+            if gate.field in values and (gate.cut is _BEFORE or gate.can_be_unchanged(values[gate.field]))
         )
         key = values.get("key", target.key)  # the body's beats the path's
         self.key = _name(key)
@@ -58,15 +56,11 @@ class Submission:
     @property
     def comparable(self) -> list[Gate]:
         """The gates whose members may be cut before the request is forwarded."""
-        return [
-            gate
-            for gate in self.gates
-            if gate.cut is Cut.BEFORE_FORWARDING and gate.can_be_unchanged(self.values[gate.field])
-        ]
+        return [gate for gate in self.gates if gate.cut is _BEFORE and gate.can_be_unchanged(self.values[gate.field])]
 
     def writes(self, fields: Collection[str]) -> bool:
         """Whether the body without ``fields`` may change what others are compared with before they are forwarded."""
-        compared = {gate.field for gate in self.gates if gate.cut is Cut.BEFORE_FORWARDING}
+        compared = {gate.field for gate in self.gates if gate.cut is _BEFORE}
         return not (compared | ({"team_id"} & self.values.keys())).issubset(fields)
 
     def unchanged(self, gates: Iterable[Gate], row: Row) -> tuple[list[str], bool]:
@@ -80,7 +74,7 @@ class Submission:
 
     def in_order(self, fields: Collection[str]) -> tuple[str, ...]:
         """``fields`` in the order in which the body has them."""
-        return tuple(member.name for member in self._members if member.name in fields)
+        return tuple([name for name in self.values if name in fields])
 
 
 def obstacle(head: bytes, max_body: int) -> str | None:

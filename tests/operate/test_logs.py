@@ -4,9 +4,12 @@ import asyncio
 import json
 import logging
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from sanitizer.operate import logs
 
@@ -42,6 +45,61 @@ def test_exceptions(style: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert "Traceback (most recent call last):" in shown
     assert shown.rstrip().endswith("ValueError: sk-***")
     assert "sk-secret" not in shown
+
+
+@given(st.lists(st.integers(0, 4_000_000_000), min_size=1), st.integers(0, 999))
+@example([1, 1, 2, 1], 7)
+def test_time(seconds: list[int], milliseconds: int) -> None:
+    """A line says when it was written, to the millisecond, in UTC, whatever the line before has said."""
+    logs.configure("info", "json")
+    (handler,) = logs.logger.handlers
+    for second in seconds:
+        record = logging.makeLogRecord({"created": second + milliseconds / 1000, "msecs": float(milliseconds)})
+        expected = datetime.fromtimestamp(second, UTC).replace(microsecond=milliseconds * 1000)
+        assert json.loads(handler.format(record))["time"] == expected.isoformat(timespec="milliseconds")
+
+
+PIECES = st.sampled_from(
+    [
+        "sk",
+        "-",
+        "sk-",
+        "eyJ",
+        "e",
+        "yJ",
+        ".",
+        "/",
+        "//",
+        "@",
+        " ",
+        "***",
+        "a",
+        "A",
+        "0",
+        "g",
+        "0a" * 4,
+        "0A" * 28,
+        "f" * 64,
+    ]
+)
+
+
+@given(st.lists(PIECES | st.text(max_size=3)).map("".join))
+@example("sk-a")
+@example("eyJ..")
+@example("0123abcd" * 8)
+@example("//a@")
+def test_masks_that_are_not_tried(text: str) -> None:
+    """A mask that is not tried would have found nothing."""
+    masked = text
+    for pattern, replacement in (
+        (logs._KEY, "sk-***"),
+        (logs._JWT, r"\1eyJ***"),
+        (logs._HASH, r"\1***"),
+        (logs._USER, "***@"),
+    ):
+        masked = pattern.sub(replacement, masked)
+    assert logs.mask(text) == masked
 
 
 class Lines:

@@ -129,12 +129,11 @@ def test_spans(pieces: list[tuple[str, str, str, str]]) -> None:
     """Each member's span is its own text, and its value's span is the value's."""
     data = ("{" + ",".join(pre + text + post for _, pre, text, post in pieces) + "}").encode()
     found = members(data)
-    assert [data[member.start : member.end].decode() for member in found] == [text for _, _, text, _ in pieces]
-    for member in found:
-        name = data[member.start : member.value].decode().rstrip(" \t\r\n:")
-        value = data[member.value : member.end].decode()
-        assert parsed(f"{{{name}:{value}}}".encode()) == parsed(b"{" + data[member.start : member.end] + b"}")
-    assert all(data[member.stop : member.stop + 1] == b"," for member in found[:-1])
+    assert [data[start:end].decode() for _, start, _, end, _ in found] == [text for _, _, text, _ in pieces]
+    for _, start, value, end, _ in found:
+        name = data[start:value].decode().rstrip(" \t\r\n:")
+        assert parsed(f"{{{name}:{data[value:end].decode()}}}".encode()) == parsed(b"{" + data[start:end] + b"}")
+    assert all(data[stop : stop + 1] == b"," for *_, stop in found[:-1])
 
 
 # The families of JSONTestSuite (Nicolas Seriot, "Parsing JSON is a Minefield"), as objects.
@@ -254,7 +253,7 @@ def test_agrees_with_json_loads(body: bytes) -> None:
     except NotInspectable:
         return
     pairs: list[tuple[str, object]] = json.loads(body, object_pairs_hook=list)
-    assert [loads(body[member.start : member.value].rstrip(b" \t\r\n:")) for member in found] == [
+    assert [loads(body[start:value].rstrip(b" \t\r\n:")) for _, start, value, _, _ in found] == [
         name for name, _ in pairs
     ]
 
@@ -263,11 +262,12 @@ def test_agrees_with_json_loads(body: bytes) -> None:
 def test_accepts_what_json_loads_accepts(body: bytes) -> None:
     """Every UTF-8 text that json.loads takes for an object is inspectable."""
     try:
-        value = json.loads(body)
+        parsed = json.loads(body)
     except ValueError:
         return
-    if isinstance(value, dict):
-        assert {loads(body[m.start : m.value].rstrip(b" \t\r\n:")) for m in members(body)} == value.keys()
+    if isinstance(parsed, dict):
+        names = {loads(body[start:value].rstrip(b" \t\r\n:")) for _, start, value, _, _ in members(body)}
+        assert names == parsed.keys()
 
 
 @pytest.mark.parametrize(

@@ -472,7 +472,7 @@ async def test_writes_are_announced(body: bytes, mode: str, writes: list[str | N
         assert lookups.writing_now == len(writes)
         await Upstream()(scope, receive, send)
 
-    lookups = Lookups(ROUTES)
+    lookups = Lookups(ROUTES, caches=True)
     await Client([body]).through(Sanitized(app, lookups, mode))
     assert lookups.writes == writes
     assert lookups.writing_now == 0
@@ -537,7 +537,7 @@ async def test_stalled() -> None:
         released.set()
         await upstream(scope, receive, send)
 
-    upstream, lookups = Upstream(), Lookups(ROUTES)
+    upstream, lookups = Upstream(), Lookups(ROUTES, caches=True)
     sanitized = Sanitized(app, lookups, stall_timeout=0.01)
     await sanitized(client.scope, receive, client.send)
     assert upstream.body == rest

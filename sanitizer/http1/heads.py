@@ -20,7 +20,7 @@ together again.
 
 import re
 from collections.abc import Callable, Collection, Iterable
-from typing import Final
+from typing import Final, TypeAlias
 
 import httptools
 
@@ -58,7 +58,7 @@ class Oversized(Malformed):
     """A head over its limit, or more than 64 KiB of chunk extensions or trailers."""
 
 
-Judge = httptools.HttpRequestParser | httptools.HttpResponseParser
+Judge: TypeAlias = httptools.HttpRequestParser | httptools.HttpResponseParser
 
 
 class HeadReader:

@@ -90,9 +90,10 @@ class Repeat(NamedTuple):
         """The head for upstream and the content's length, if ``octets`` is this head again."""
         if not self.has_length:
             return (self.outbound_before, 0) if octets == self.before else None
-        if not octets.startswith(self.before) or not octets.endswith(self.after):
+        begin, end = len(self.before), len(octets) - len(self.after)
+        if end < begin or not octets.startswith(self.before) or not octets.endswith(self.after):
             return None
-        digits = octets[len(self.before) : len(octets) - len(self.after)]
+        digits = octets[begin:end]
         if not digits.isdigit() or len(digits) > MAX_DIGITS:
             return None
         return self.outbound_before + digits + self.outbound_after, int(digits)

@@ -373,8 +373,8 @@ class ClientConnection(asyncio.Protocol):
             found = self._heads.feed(data)
         except Oversized:
             raise HeadTooLarge from None
-        except Malformed as error:
-            raise BadRequest(other_protocol(self._heads.held) or f"malformed request: {error}") from None
+        except Malformed as malformed:
+            raise BadRequest(other_protocol(self._heads.held) or f"malformed request: {malformed}") from None
         if found is None:
             if self.state is _IDLE:
                 self._enter(_HEAD)
@@ -430,10 +430,10 @@ class ClientConnection(asyncio.Protocol):
             self._awaits_continue = False
         try:
             content, rest = body.feed(data)
-        except Oversized as error:
-            raise HeadTooLarge(str(error)) from None
-        except Malformed as error:
-            raise BadRequest(str(error)) from None
+        except Oversized as oversized:
+            raise HeadTooLarge(str(oversized)) from None
+        except Malformed as malformed:
+            raise BadRequest(str(malformed)) from None
         if content:
             handler.content(content)
         if rest is not None:

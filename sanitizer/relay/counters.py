@@ -17,7 +17,7 @@ METHODS: Final = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPT
 """Methods that are counted by name (RFC 9110 section 9.3, RFC 5789); all others are one: clients choose them."""
 CLIENT_LEFT: Final = 0
 """Stands for the status of a request whose client left before its response began."""
-SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+SECONDS: Final[tuple[float, ...]] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
 """Upper bounds of `Histogram`. A management call takes milliseconds; an LLM that does not stream, up to minutes."""
 
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
-from sanitizer import __version__
+from sanitizer import FORM, __version__
 from sanitizer.operate.logs import mask
 from sanitizer.sanitize.lookup_key import checked_key, read_key
 from sanitizer.settings import OPTIONS, Option, SettingError, load, unknown_variables
@@ -48,7 +48,7 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
         "environment too, flags win.",
         allow_abbrev=False,
     )
-    parser.add_argument("--version", action="version", version=f"litellm-sanitizer {__version__}")
+    parser.add_argument("--version", action="version", version=f"litellm-sanitizer {__version__} ({FORM})")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     serve = commands.add_parser(
         "serve",

@@ -195,7 +195,8 @@ _SERVICE_URL = re.compile(r"(?:tcp|udp|sctp)://")
 
 def unknown_variables(environ: Mapping[str, str]) -> list[str]:
     """Variables that look like options and are none, perhaps misspelled. Those of Kubernetes are left out."""
-    known = {"SANITIZER_LOOKUP_KEY", "SANITIZER_CHECK_KEY", *(name for option in OPTIONS for name in option.variables)}
+    known = {name for option in OPTIONS for name in option.variables}
+    known |= {"SANITIZER_LOOKUP_KEY", "SANITIZER_CHECK_KEY", "SANITIZER_PURE"}
     return sorted(
         name
         for name, value in environ.items()
@@ -228,6 +229,8 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
             values["lookup_key"] = checked_key(key)
         except ValueError as error:
             raise SettingError("SANITIZER_LOOKUP_KEY", "***", f"takes {error}") from None
+    if (pure := environ.get("SANITIZER_PURE", "")) not in ("", "0", "1"):
+        raise SettingError("SANITIZER_PURE", pure, "takes 1, to run the source where there are compiled modules, or 0")
     settings = Settings(**values)
     if settings.upstream_ca and settings.upstream.scheme != "https":
         raise SettingError("--upstream-ca", settings.upstream_ca, "needs an https upstream (--upstream https://...)")

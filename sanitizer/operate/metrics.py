@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from sanitizer import __version__
+from sanitizer import FORM, __version__
 from sanitizer.operate.snapshots import Snapshot, Snapshots
 from sanitizer.relay.counters import Counters, Histogram
 from sanitizer.relay.pool import Pool
@@ -88,7 +88,12 @@ FAMILIES: Final = (
     ),
     Family("sanitizer_tunnels_in_flight", "gauge", (), "Open tunnels, such as WebSockets."),
     Family("sanitizer_ready", "gauge", (), "1 if /readyz says so, else 0."),
-    Family("sanitizer_build_info", "gauge", ("version",), "Always 1; the version is its label."),
+    Family(
+        "sanitizer_build_info",
+        "gauge",
+        ("version", "form"),
+        "Always 1; its labels say what runs.",
+    ),
 )
 
 
@@ -173,7 +178,7 @@ class SnapshotCollector(Collector):
             **totals,
             **gauges,
             ("sanitizer_ready",): float(self._ready()),
-            ("sanitizer_build_info", __version__): 1,
+            ("sanitizer_build_info", __version__, FORM): 1,
         }
         by_name: dict[str, dict[tuple[str, ...], float]] = {family.name: {} for family in FAMILIES}
         for (name, *values), number in numbers.items():

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from sanitizer import __version__
+from sanitizer import FORM, __version__
 from sanitizer.errors import GatewayError
 from sanitizer.operate import metrics
 from sanitizer.relay import pool as pool_module
@@ -403,7 +403,7 @@ def test_exposition(running: tuple[Gateway, Upstream]) -> None:
         assert metric.samples, family.name
         for sample in metric.samples:
             assert set(sample.labels) - {"le"} == set(family.labels), sample
-    assert shown["sanitizer_build_info"].samples[0].labels == {"version": __version__}
+    assert shown["sanitizer_build_info"].samples[0].labels == {"version": __version__, "form": FORM}
     for name in ("sanitizer_lookup_seconds", "sanitizer_upstream_seconds"):
         buckets = [each for each in shown[name].samples if each.name == f"{name}_bucket"]
         assert buckets[-1].labels["le"] == "+Inf"
@@ -436,7 +436,7 @@ def test_workers(upstream: Upstream) -> None:
         assert gateway.ask(update(b"{")).status == 200
         numbers = wait_for(gateway, lambda n: n[ended("GET", "2xx")] >= 60 and n[ended("POST", "2xx")] >= 1)
         assert (numbers[ended("GET", "2xx")], numbers[HEAD]) == (60, 61)
-        assert numbers["sanitizer_build_info" + f'{{version="{__version__}"}}'] == 1
+        assert numbers["sanitizer_build_info" + f'{{form="{FORM}",version="{__version__}"}}'] == 1
         workers = gateway.workers()
         assert len(workers) == 2
         for pid in workers:  # both: whoever has counted more

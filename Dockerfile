@@ -1,18 +1,23 @@
-# The gateway's image: what the two lock files name, nothing else. Any base with Python 3.11 or newer and its venv will do.
+# The gateway's image: what the two lock files name, and the gateway itself, compiled.
 #   docker build -t litellm-sanitizer .
+# Any base with Python 3.11 or newer will do. The builder has the same Python, in the same place, and with it venv, gcc
+# and Python's headers.
 ARG BASE=python:3.13-slim
+ARG BUILDER=python:3.13
 
-FROM ${BASE} AS build
+FROM ${BUILDER} AS build
 WORKDIR /build
 COPY deploy/image/build.lock deploy/image/requirements.lock ./
-# pip and hatchling stay in an environment of their own, which is left behind with this stage; wheels only: no compiler
+# pip, hatchling and mypy stay in an environment of their own, which is left behind with this stage
 RUN python3 -m venv tools \
     && tools/bin/pip install --no-cache-dir --require-hashes --only-binary :all: -r build.lock \
     && python3 -m venv --without-pip /opt/litellm-sanitizer \
     && tools/bin/pip --python /opt/litellm-sanitizer/bin/python install \
         --no-cache-dir --require-hashes --only-binary :all: -r requirements.lock
 COPY LICENSE README.md pyproject.toml ./
+COPY deploy/compile.py deploy/compile.py
 COPY sanitizer sanitizer
+ENV HATCH_BUILD_HOOK_ENABLE_CUSTOM=true
 RUN tools/bin/pip wheel --no-cache-dir --no-deps --no-build-isolation --check-build-dependencies -w wheel . \
     && tools/bin/pip --python /opt/litellm-sanitizer/bin/python install --no-cache-dir --no-deps wheel/*.whl \
     && tools/bin/pip --python /opt/litellm-sanitizer/bin/python check

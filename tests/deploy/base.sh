@@ -1,7 +1,10 @@
 #!/bin/sh
-# base.sh FILE: a base for the image where no image registry is reached: this Debian release, its Python, nothing more.
+# base.sh FILE [PACKAGE...]: a base for the image where no image registry is reached: this Debian release, its Python, and
+# the packages named. The image's builder takes gcc, libc6-dev and python3-dev.
 set -eu
 . /etc/os-release
-exec mmdebstrap --variant=minbase --include=python3-minimal,python3-venv,ca-certificates \
+FILE=$1
+shift
+exec mmdebstrap --variant=minbase --include="python3-minimal python3-venv ca-certificates $*" \
   --aptopt='Acquire::Languages "none"' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-  "$VERSION_CODENAME" "$1"
+  "$VERSION_CODENAME" "$FILE"

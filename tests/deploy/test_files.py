@@ -94,9 +94,10 @@ def test_the_lock_fits_pyproject(lock: str) -> None:
 
 
 def test_the_image_is_built_with_what_pyproject_asks_for() -> None:
-    """build.in repeats build-system.requires."""
+    """build.in repeats what hatchling and its hook require."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    assert (DEPLOY / "image/build.in").read_text().split() == project["build-system"]["requires"]
+    hook = project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["dependencies"]
+    assert (DEPLOY / "image/build.in").read_text().split() == [*project["build-system"]["requires"], *hook]
 
 
 def test_the_release_checks_the_version_line() -> None:

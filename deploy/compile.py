@@ -1,0 +1,52 @@
+"""Compiles the hot parts of the package with mypyc, for a wheel of one platform. The source stays in the wheel.
+
+A hook of hatchling, which is off unless the environment has ``HATCH_BUILD_HOOK_ENABLE_CUSTOM=true``; without it the
+wheel is pure Python. Compiling takes a C compiler and what ``requires`` in `Compile.dependencies` says. It happens in a
+folder of its own, so that the checkout's modules stay Python.
+"""
+
+import contextlib
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from hatchling.builders.hooks.plugin.interface import BuildHookInterface
+
+COMPILED = ("http1/*.py", "relay/*.py", "sanitize/decision.py", "sanitize/gates.py", "sanitize/jsonedit.py")
+"""Modules of the package ``sanitizer``; a package's ``__init__`` stays Python."""
+
+
+class Compile(BuildHookInterface[Any]):
+    """Adds the compiled modules to a wheel."""
+
+    def initialize(self, version: str, build_data: dict[str, Any]) -> None:
+        if version == "editable":
+            raise RuntimeError("an editable install runs the source, so there is nothing to compile for it")
+        from mypyc.build import mypycify
+        from setuptools import Distribution
+
+        work = Path(tempfile.mkdtemp(prefix="mypyc-"))
+        self._work = work
+        shutil.copytree(Path(self.root, "sanitizer"), work / "sanitizer")
+        with contextlib.chdir(work):
+            modules = sorted(
+                str(path.relative_to(work))
+                for pattern in COMPILED
+                for path in work.glob(f"sanitizer/{pattern}")
+                if path.name != "__init__.py"
+            )
+            extensions = mypycify(
+                ["--ignore-missing-imports", *modules], opt_level="3", debug_level="0", group_name="sanitizer"
+            )
+            command: Any = Distribution({"ext_modules": extensions}).get_command_obj("build_ext")
+            command.build_lib = "lib"
+            command.ensure_finalized()
+            command.run()
+        for library in work.glob("lib/**/*.so"):
+            build_data["force_include"][str(library)] = str(library.relative_to(work / "lib"))
+        build_data["pure_python"] = False
+        build_data["infer_tag"] = True
+
+    def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
+        shutil.rmtree(self._work)

@@ -1,8 +1,8 @@
 """Compiles the hot parts of the package with mypyc, for a wheel of one platform. The source stays in the wheel.
 
 A hook of hatchling, which is off unless the environment has ``HATCH_BUILD_HOOK_ENABLE_CUSTOM=true``; without it the
-wheel is pure Python. Compiling takes a C compiler and what ``requires`` in `Compile.dependencies` says. It happens in a
-folder of its own, so that the checkout's modules stay Python.
+wheel is pure Python. Compiling takes a C compiler, Python's headers, and the hook's dependencies in pyproject.toml. It
+happens in a folder of its own, so that a checkout never runs compiled modules.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ class Compile(BuildHookInterface[Any]):
 
     def initialize(self, version: str, build_data: dict[str, Any]) -> None:
         if version == "editable":
-            raise RuntimeError("an editable install runs the source, so there is nothing to compile for it")
+            raise RuntimeError("an editable install runs the source; unset HATCH_BUILD_HOOK_ENABLE_CUSTOM")
         from mypyc.build import mypycify
         from setuptools import Distribution
 
-        work = Path(tempfile.mkdtemp(prefix="mypyc-"))
-        self._work = work
+        self._folder = tempfile.TemporaryDirectory(prefix="mypyc-")
+        work = Path(self._folder.name)
         shutil.copytree(Path(self.root, "sanitizer"), work / "sanitizer")
         with contextlib.chdir(work):
             modules = sorted(
@@ -49,4 +49,4 @@ class Compile(BuildHookInterface[Any]):
         build_data["infer_tag"] = True
 
     def finalize(self, version: str, build_data: dict[str, Any], artifact_path: str) -> None:
-        shutil.rmtree(self._work)
+        self._folder.cleanup()

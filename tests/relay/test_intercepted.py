@@ -6,6 +6,7 @@ the gateway logs of each request is looked at as well.
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import itertools
 import json
@@ -18,8 +19,12 @@ import pytest
 from hypothesis import event, given, settings
 from hypothesis import strategies as st
 
+from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.intercepted import Intercepted
 from tests.operate.exposition import wait_for
 from tests.support.client import Client
+from tests.support.cores import BODY, Core
+from tests.support.front import Front, make_connection
 from tests.support.gateway import Gateway
 from tests.support.upstream import (
     CLOSE,
@@ -35,6 +40,7 @@ from tests.support.upstream import (
     refusing_port,
     reply,
 )
+from tests.support.virtual import virtual_loop
 from tests.support.wire import Cut, Request, Response, send_until_blocked
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "150"))
@@ -1083,3 +1089,25 @@ def test_any_bytes(
 ) -> None:
     """Upstream gets what is no JSON, or too long to look at, byte for byte."""
     assert check(running_upstream, gateway, body, answer, how) == body
+
+
+@pytest.mark.parametrize("bodies", [(None,), (b"{}", None)], ids=["sent once", "sent again"])
+def test_nothing_is_left_to_the_collector(bodies: tuple[bytes | None, ...]) -> None:
+    """An intercepted request that has been answered is gone at once: no cycle of references keeps it."""
+    with virtual_loop() as loop:
+        core = loop.act(lambda: Core(*bodies))
+        front = loop.act(lambda: Front(interceptor=core))
+        client = make_connection(front, loop)
+        gc.collect()
+        gc.disable()
+        try:
+            client.feed(update(BODY))
+            loop.settle()
+            answering = loop.attempts[0].accept()
+            for _ in bodies:
+                answering.feed(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 2\r\n\r\nno")
+                loop.settle()
+            assert client.written.endswith(b"no")
+            assert not [each for each in gc.get_objects() if isinstance(each, Intercepted | Exchange)]
+        finally:
+            gc.enable()

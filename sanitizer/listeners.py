@@ -110,7 +110,7 @@ def has_waiting(listener: socket.socket) -> bool:
     """Whether a connection waits to be accepted."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    return bool(poll.poll(0))
+    return any(event & select.POLLIN for _, event in poll.poll(0))
 
 
 def stop_listening(listener: socket.socket) -> None:

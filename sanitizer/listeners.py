@@ -42,8 +42,7 @@ BACKLOG: Final = 2048
 """Connections that the kernel completes before they are accepted."""
 _LOCK_TIMEOUT: Final = 1.0
 """Seconds to wait for the lock on a socket's folder. A gateway holds it only for a few system calls."""
-_SPREADS: Final = sys.platform == "linux"
-"""Whether the kernel spreads connections by SO_REUSEPORT. Others lack the option, or have another meaning for it."""
+_LINUX: Final = sys.platform == "linux"
 _SO_ATTACH_FILTER: Final = 26
 _SO_DETACH_FILTER: Final = 27
 """Linux's numbers (asm-generic/socket.h), which the module `socket` does not name."""
@@ -73,16 +72,18 @@ def listen_tcp(host: str, port: int, *, reuse_port: bool = False) -> Iterator[so
 def for_workers(first: socket.socket, count: int) -> Iterator[list[socket.socket]]:
     """A listening socket for each of ``count`` workers: ``first``, and others on its port, closed at the end.
 
-    A Unix socket, or the only one of a platform that does not spread connections, is shared by all. Raises `OSError`.
+    A Unix socket is shared by all, as is that of a platform that does not spread connections.
     """
-    if count == 1 or not _spreads(first):
-        yield [first] * count
-        return
-    first.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
-    host, port = first.getsockname()[:2]
     with contextlib.ExitStack() as stack:
-        others = [stack.enter_context(listen_tcp(host, port, reuse_port=True)) for _ in range(1, count)]
-        yield [first, *others]
+        listeners = [first] * count
+        if count > 1 and _is_linux_tcp(first):
+            host, port = first.getsockname()[:2]
+            _set_reuse_port(first, True)
+            try:
+                listeners[1:] = [stack.enter_context(listen_tcp(host, port, reuse_port=True)) for _ in range(1, count)]
+            except OSError:  # a sandbox may know the option only before `bind`
+                _set_reuse_port(first, False)
+        yield listeners
 
 
 def refuse_handshakes(listener: socket.socket) -> None:
@@ -91,7 +92,7 @@ def refuse_handshakes(listener: socket.socket) -> None:
     The kernel drops the SYN of a new one. The client repeats it after a second (RFC 6298 section 2), and by then is
     refused, or gets to a successor. Does nothing where the kernel can't do this.
     """
-    if _spreads(listener):
+    if _is_linux_tcp(listener):
         octets = array("B", b"".join(struct.pack("HBBI", *step) for step in _NO_SYN))
         with contextlib.suppress(OSError):  # a sandbox may have no socket filters
             # struct sock_fprog
@@ -101,7 +102,7 @@ def refuse_handshakes(listener: socket.socket) -> None:
 
 def allow_handshakes(listener: socket.socket) -> None:
     """Undo `refuse_handshakes`, which a process that had the socket before may have called."""
-    if _spreads(listener):
+    if _is_linux_tcp(listener):
         with contextlib.suppress(OSError):  # there is no filter
             listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
@@ -116,14 +117,19 @@ def has_waiting(listener: socket.socket) -> bool:
 def stop_listening(listener: socket.socket) -> None:
     """End a worker's own socket also for the processes that have copies of it, so that connections go to the others.
 
-    One that is shared by workers goes on. `socket.listen` begins anew.
+    One that workers share goes on. `socket.listen` begins anew, on the same port if that was not the kernel's choice.
     """
-    if _spreads(listener):
+    if _is_linux_tcp(listener) and listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
         listener.shutdown(socket.SHUT_RDWR)
 
 
-def _spreads(listener: socket.socket) -> bool:
-    return _SPREADS and listener.family != socket.AF_UNIX
+def _set_reuse_port(listener: socket.socket, reuse: bool) -> None:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, reuse)
+
+
+def _is_linux_tcp(listener: socket.socket) -> bool:
+    """Whether the kernel has what follows: SO_REUSEPORT means something else elsewhere, or is not there."""
+    return _LINUX and listener.family != socket.AF_UNIX
 
 
 @contextlib.contextmanager

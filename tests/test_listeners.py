@@ -203,11 +203,21 @@ def test_workers_share_a_unix_socket(path: str) -> None:
 
 def test_workers_share_a_socket_that_the_kernel_does_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     """So they do where the kernel does not spread connections."""
-    monkeypatch.setattr(listeners, "_SPREADS", False)
+    monkeypatch.setattr(listeners, "_LINUX", False)
     with listen_tcp("127.0.0.1", 0) as first, for_workers(first, 3) as sockets:
         assert sockets == [first] * 3
         assert not is_shared(first)
         refuse_handshakes(first)
+        stop_listening(first)
+        socket.create_connection(first.getsockname()).close()
+
+
+def test_workers_share_a_socket_in_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So they do where the option comes too late for other sockets to have the port; then one worker ends nothing."""
+    set_reuse_port = listeners._set_reuse_port
+    monkeypatch.setattr(listeners, "_set_reuse_port", lambda listener, _: set_reuse_port(listener, False))
+    with listen_tcp("127.0.0.1", 0) as first, for_workers(first, 3) as sockets:
+        assert sockets == [first] * 3
         stop_listening(first)
         socket.create_connection(first.getsockname()).close()
 
@@ -240,7 +250,10 @@ def reserved_port() -> Iterator[int]:
 
 
 def test_many_gateways_at_once() -> None:
-    """Of many gateways that start at once on one port, one listens with all its workers, and the others fail."""
+    """Of many gateways that start at once on one port, one at most listens with all its workers; the others fail.
+
+    When two begin to listen in the same moment, the kernel may refuse both.
+    """
     with reserved_port() as port:
         go, done = threading.Barrier(8), threading.Barrier(8)
 
@@ -255,8 +268,8 @@ def test_many_gateways_at_once() -> None:
                 return False
 
         with ThreadPoolExecutor(8) as pool:
-            for _ in range(20):
-                assert sum(pool.map(start, range(8))) == 1
+            listening = [sum(pool.map(start, range(8))) for _ in range(20)]
+        assert max(listening) == 1
 
 
 @HOSTS

@@ -216,11 +216,13 @@ def test_accepts_no_more(upstream: Upstream, workers: int, number: signal.Signal
         assert {record["accepting_seconds"] for record in stopping} == {accepting}
 
 
-def test_successor_on_unix_socket(upstream: Upstream, path: str) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+def test_successor_on_unix_socket(upstream: Upstream, path: str, workers: int) -> None:
     """A gateway may be started on the Unix socket of one that drains, and keeps it when that one has ended."""
     listen = ("--uds", path)
     upstream.script = reply(hold := threading.Event(), OK)
-    with Gateway(upstream.url, listen=listen) as first, first.connect() as client:
+    options = ("--workers", str(workers))
+    with Gateway(upstream.url, *options, listen=listen) as first, first.connect() as client:
         client.send(GET)
         upstream.wait_request()
         first.process.send_signal(signal.SIGINT)

@@ -146,6 +146,24 @@ def test_a_worker_is_stopped(upstream: Upstream) -> None:
         assert all(shares(gateway).values())
 
 
+def test_a_drain_without_a_successor(upstream: Upstream) -> None:
+    """If the drain begins before a dead worker has been replaced, nobody is left waiting in its queue."""
+    upstream.script = reply(hold := threading.Event(), OK)
+    with Gateway(upstream.url, "--workers", "2") as gateway, gateway.connect() as slow:
+        slow.send(GET)
+        upstream.wait_request()
+        (_, _), (idle, _) = shares(gateway).most_common()
+        os.kill(idle, signal.SIGKILL)
+        gateway.wait_for_line("a worker has died")
+        os.kill(gateway.pid, signal.SIGINT)
+        wait_until(lambda: not sockets(gateway, LISTEN))
+        with pytest.raises(ConnectionRefusedError):
+            gateway.connect()
+        hold.set()
+        assert slow.read_response().status == 200
+        assert gateway.wait() == 0
+
+
 @pytest.mark.parametrize("to_all", [False, True], ids=["to the parent", "to all processes"])
 @pytest.mark.parametrize("workers", [1, 4])
 def test_nothing_is_lost(upstream: Upstream, workers: int, to_all: bool) -> None:

@@ -5,10 +5,10 @@ addresses. Each socket has a queue of its own, of the connections that are compl
 socket is closed, the kernel resets those. Cases, before the code:
 
 * Another process, be it a gateway of the same user, listens on the port: binding fails. The first socket therefore
-  listens before it gets the option. After that the kernel lets a process of the same user share the port, if that
-  process asks for SO_REUSEPORT at once; another gateway does not.
-* A client has begun its handshake when the listener is to close: its connection would be reset as soon as the client
-  has it. `refuse_handshakes` therefore comes some time before `stop_listening`.
+  listens before it gets the option. What remains: after that, a program of the same user that sets SO_REUSEPORT before
+  it binds can share the port, which the kernel has no means to forbid. No gateway does so.
+* A client has begun its handshake when the listener is to be closed: its connection would be reset as soon as the
+  client has it. `refuse_handshakes` therefore comes some time before that.
 
 A Unix socket is a file that outlives the process that made it. Cases, before the code:
 
@@ -72,7 +72,7 @@ def listen_tcp(host: str, port: int, *, reuse_port: bool = False) -> Iterator[so
 def for_workers(first: socket.socket, count: int) -> Iterator[list[socket.socket]]:
     """A listening socket for each of ``count`` workers: ``first``, and others on its port, closed at the end.
 
-    A Unix socket is shared by all, as is that of a platform that does not spread connections.
+    A Unix socket is shared by all, as is that of a platform that does not spread connections. Raises `OSError`.
     """
     with contextlib.ExitStack() as stack:
         listeners = [first] * count
@@ -81,7 +81,10 @@ def for_workers(first: socket.socket, count: int) -> Iterator[list[socket.socket
             _set_reuse_port(first, True)
             try:
                 listeners[1:] = [stack.enter_context(listen_tcp(host, port, reuse_port=True)) for _ in range(1, count)]
-            except OSError:  # a sandbox may know the option only before `bind`
+            except OSError as error:
+                if error.errno != errno.EADDRINUSE:
+                    raise
+                stack.close()  # this kernel, a sandbox's perhaps, takes the option only before `bind`
                 _set_reuse_port(first, False)
         yield listeners
 
@@ -94,9 +97,8 @@ def refuse_handshakes(listener: socket.socket) -> None:
     """
     if _is_linux_tcp(listener):
         octets = array("B", b"".join(struct.pack("HBBI", *step) for step in _NO_SYN))
+        program = struct.pack("HP", len(_NO_SYN), octets.buffer_info()[0])  # struct sock_fprog
         with contextlib.suppress(OSError):  # a sandbox may have no socket filters
-            # struct sock_fprog
-            program = struct.pack("HP", len(_NO_SYN), octets.buffer_info()[0])
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
@@ -128,7 +130,7 @@ def _set_reuse_port(listener: socket.socket, reuse: bool) -> None:
 
 
 def _is_linux_tcp(listener: socket.socket) -> bool:
-    """Whether the kernel has what follows: SO_REUSEPORT means something else elsewhere, or is not there."""
+    """Whether the kernel may filter what comes, and spread it. Elsewhere SO_REUSEPORT is missing or spreads nothing."""
     return _LINUX and listener.family != socket.AF_UNIX
 
 

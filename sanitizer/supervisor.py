@@ -3,7 +3,8 @@
 Each worker has a listening socket of its own, over which the kernel spreads new connections; a Unix socket is shared by
 all. The supervisor holds all of these sockets open, so that the connections in the queue of a worker that dies wait for
 its successor, which gets the same socket. A worker that hangs is not replaced: the connections in its queue wait until
-it goes on, or is killed. When the drain begins, the supervisor closes its copies, for there are no successors any more.
+it goes on, or is killed. When the drain begins, the supervisor closes its copies, for there are no successors any more:
+what still waits for one is reset.
 
 Each worker reports when it serves. If one exits with status 1 before all have done so, the gateway can't start.
 

@@ -222,6 +222,18 @@ def test_workers_share_a_socket_in_a_sandbox(monkeypatch: pytest.MonkeyPatch) ->
         socket.create_connection(first.getsockname()).close()
 
 
+def test_no_socket_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the sockets can't be had for another reason, such as too few descriptors, there are none."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with listen_tcp("127.0.0.1", 0) as first:
+        monkeypatch.setattr(listeners, "listen_tcp", fail)
+        with pytest.raises(OSError, match="Too many"), for_workers(first, 3):
+            pass
+
+
 @HOSTS
 @pytest.mark.parametrize("workers", [1, 2])
 def test_port_in_use(host: str, workers: int) -> None:

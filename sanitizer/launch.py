@@ -40,6 +40,8 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     # workers have no admin listener, and their parent, which has it, has no public side
     descriptors.raise_limit(descriptors.RESERVE if settings.admin_port and settings.workers == 1 else 0)
     with contextlib.ExitStack() as stack:
+        # from now on a signal waits until a `Server` or a `Supervisor` can end all this in good order
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         where = settings.uds or authority(settings.host, settings.port)
         admin_listener = None
         try:
@@ -56,15 +58,12 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
             return 1
         for name in unknown:
             logs.event(logging.WARNING, "no such option, ignored", variable=name)
-        # a signal waits until the admin listener can be ended in good order
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
             admin = _admin(settings, admin_listener) if admin_listener else None
         except OSError as error:
             log_failed_start(error)
             return 1
         with admin or contextlib.nullcontext():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
             on_serving = functools.partial(_log_listening, settings, listener, admin_listener)
             return _serve(settings, listeners, on_serving, admin)
 

@@ -84,12 +84,12 @@ class Supervisor:
         start, else 0.
         """
         with self._woken, self._wake, self._reports, self._report:
-            resource_tracker.ensure_running()  # else the first start would start it, and unblock the signals for that
             signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
             for number in STOP_SIGNALS:
                 signal.signal(number, self._signalled)
             signal.signal(RELOAD, self._asked_to_reload)
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [RELOAD])
+            resource_tracker.ensure_running()  # else the first start would start it, and unblock the signals for that
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOP_SIGNALS, RELOAD])
             try:
                 for listener in self._listeners:
                     if not self._signals:

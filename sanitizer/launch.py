@@ -2,6 +2,8 @@
 
 The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`. Every process that
 serves publishes its numbers twice a second, a worker through a pipe. Without the listener none does.
+
+The log says where the gateway listens when every process serves.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ def test_a_worker_is_killed(upstream: Upstream) -> None:
 def test_a_worker_is_stopped(upstream: Upstream) -> None:
     """While a worker that has been told to stop drains, connections go to the others; later to its successor too."""
     upstream.script = reply(hold := threading.Event(), OK)
-    options = ("--workers", "2", "--shutdown-grace", "1")
+    options = ("--workers", "2", "--shutdown-grace", "12")
     with (
         Gateway(upstream.url, *options, listen=("--port", str(free_port()))) as gateway,
         gateway.connect() as slow,
@@ -188,7 +188,7 @@ def test_nothing_is_lost(upstream: Upstream, workers: int, to_all: bool) -> None
                 return
             answers[number] += 1
 
-    with Gateway(upstream.url, "--workers", str(workers), "--shutdown-grace", "6") as gateway:
+    with Gateway(upstream.url, "--workers", str(workers), "--shutdown-grace", "12") as gateway:
         threads = [threading.Thread(target=ask_until_refused, args=(number,)) for number in range(8)]
         for thread in threads:
             thread.start()

@@ -23,7 +23,7 @@ import os
 import signal
 import socket
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -97,9 +97,11 @@ class Supervisor:
                 began = False
                 while not self._signals:
                     self._wait(self._workers)
-                    if not began and any(worker.exitcode == 1 for worker in self._workers):
+                    dead = {place: worker for place, worker in enumerate(self._workers) if worker.exitcode is not None}
+                    if not began and any(worker.exitcode == 1 for worker in dead.values()):
                         return 1  # it has logged why
-                    self._replace_dead()
+                    if dead and not self._signals:
+                        self._replace(dead)
                     if not began and not self._signals and self._serving.issuperset(w.pid for w in self._workers):
                         began = True
                         self._on_serving()
@@ -161,18 +163,16 @@ class Supervisor:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, blocked)
         return worker
 
-    def _replace_dead(self) -> None:
-        dead = [place for place, worker in enumerate(self._workers) if worker.exitcode is not None]
-        if not dead or self._signals:
-            return
-        for place in dead:
-            exit_status = self._workers[place].exitcode
-            logs.event(logging.ERROR, "a worker has died, starting another", exit_status=exit_status)
+    def _replace(self, dead: Mapping[int, SpawnProcess]) -> None:
+        """Start a successor for each of ``dead``, in its place, unless a signal comes."""
+        for worker in dead.values():
+            logs.event(logging.ERROR, "a worker has died, starting another", exit_status=worker.exitcode)
         self._pause()
-        while dead and not self._signals:
+        places = list(dead)
+        while places and not self._signals:
             try:
-                self._workers[dead[0]] = self._start(self._listeners[dead[0]])
-                del dead[0]
+                self._workers[places[0]] = self._start(self._listeners[places[0]])
+                del places[0]
             except OSError as error:  # the others serve on
                 logs.event(logging.ERROR, "can't start a worker", reason=error.strerror or str(error))
                 self._pause()

@@ -37,7 +37,7 @@ from sanitizer.settings import Settings
 from sanitizer.supervisor import STOP_SIGNALS
 from tests.operate.exposition import wait_for, wait_until_ready
 from tests.support.client import Client
-from tests.support.gateway import ROOT, Gateway
+from tests.support.gateway import ROOT, Gateway, free_port
 from tests.support.upstream import OK, Upstream, reply
 from tests.support.wire import Cut
 
@@ -75,7 +75,10 @@ def wait_until_refused(gateway: Gateway) -> None:
     "settings",
     [
         pytest.param("ssl_certfile='/nonexistent', admin_port=0", id="certificate"),
-        pytest.param("upstream=Address('https', 'a', 443), upstream_ca='/nonexistent'", id="CA of the probe"),
+        pytest.param(
+            f"upstream=Address('https', 'a', 443), upstream_ca='/nonexistent', admin_port={free_port()}",
+            id="CA of the probe",
+        ),
         pytest.param(
             "upstream=Address('https', 'a', 443), upstream_ca='/nonexistent', admin_port=0", id="CA of upstream"
         ),

@@ -71,7 +71,7 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
 
 
 def _admin(settings: Settings, listener: socket.socket) -> Admin:
-    """The admin listener. Raises `OSError`. Its modules take some 4 MiB, which a process without it need not have."""
+    """The admin listener. Raises `OSError`. Its modules take some 6 MiB, which a process without it need not have."""
     from sanitizer.operate.admin import Admin
 
     return Admin(settings, listener)

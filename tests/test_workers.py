@@ -109,7 +109,7 @@ def test_a_worker_hangs(upstream: Upstream) -> None:
 def test_a_worker_is_killed(upstream: Upstream) -> None:
     """The connections in the queue of a worker that is killed are served by its successor."""
     with Gateway(upstream.url, "--workers", "2") as gateway, ExitStack() as stack:
-        worker = gateway.workers()[0]
+        worker = gateway.workers()[1]
         stop_process(worker)
         clients = [stack.enter_context(gateway.connect()) for _ in range(MANY)]
         for client in clients:

@@ -122,7 +122,8 @@ def stop_listening(listener: socket.socket) -> None:
     One that workers share goes on. `socket.listen` begins anew, on the same port if that was not the kernel's choice.
     """
     if _is_linux_tcp(listener) and listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
-        listener.shutdown(socket.SHUT_RDWR)
+        with contextlib.suppress(OSError):  # another process that has a copy has ended it
+            listener.shutdown(socket.SHUT_RDWR)
 
 
 def _set_reuse_port(listener: socket.socket, reuse: bool) -> None:

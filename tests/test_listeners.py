@@ -322,7 +322,8 @@ def test_a_stopped_listener() -> None:
         ExitStack() as stack,
     ):
         address = first.getsockname()
-        stop_listening(first)
+        for _ in range(2):  # whichever process is first
+            stop_listening(first)
         assert not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         assert not has_waiting(copy)
         for _ in range(40):

@@ -110,10 +110,10 @@ def allow_handshakes(listener: socket.socket) -> None:
 
 
 def has_waiting(listener: socket.socket) -> bool:
-    """Whether a connection waits to be accepted."""
+    """Whether a connection waits to be accepted. None does on a socket that has stopped (POLLHUP)."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
-    return any(event & select.POLLIN for _, event in poll.poll(0))
+    return any(event == select.POLLIN for _, event in poll.poll(0))
 
 
 def stop_listening(listener: socket.socket) -> None:

@@ -2,26 +2,34 @@
 
 The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`. Every process that
 serves publishes its numbers twice a second, a worker through a pipe. Without the listener none does.
+
+The log says where the gateway listens when every process serves.
 """
+
+from __future__ import annotations
 
 import contextlib
 import functools
 import logging
+import os
 import signal
 import socket
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
+from typing import TYPE_CHECKING
 
 from sanitizer import descriptors
 from sanitizer.app import Gateway, make_pseudonym
-from sanitizer.listeners import address_of, authority, listen_tcp, listen_unix
+from sanitizer.listeners import address_of, authority, for_workers, listen_tcp, listen_unix
 from sanitizer.operate import logs
-from sanitizer.operate.admin import Admin
 from sanitizer.operate.snapshots import PipeWriter
 from sanitizer.server import Server, log_failed_start
 from sanitizer.settings import Settings
 from sanitizer.supervisor import STOP_SIGNALS, Supervisor
+
+if TYPE_CHECKING:
+    from sanitizer.operate.admin import Admin
 
 
 def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
@@ -34,12 +42,15 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     # workers have no admin listener, and their parent, which has it, has no public side
     descriptors.raise_limit(descriptors.RESERVE if settings.admin_port and settings.workers == 1 else 0)
     with contextlib.ExitStack() as stack:
+        # from now on a signal waits until a `Server` or a `Supervisor` can end all this in good order
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         where = settings.uds or authority(settings.host, settings.port)
         admin_listener = None
         try:
             listener = stack.enter_context(
                 listen_unix(settings.uds) if settings.uds else listen_tcp(settings.host, settings.port)
             )
+            listeners = stack.enter_context(for_workers(listener, settings.workers))
             if settings.admin_port:
                 where = f"{authority(settings.admin_host, settings.admin_port)} (--admin-port)"
                 admin_listener = stack.enter_context(listen_tcp(settings.admin_host, settings.admin_port))
@@ -47,44 +58,52 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
             reason = (error.strerror or str(error)).partition(" (while")[0]
             print(f"litellm-sanitizer: can't listen on {where}: {reason}", file=sys.stderr)
             return 1
-        _log_listening(settings, listener, admin_listener)
         for name in unknown:
             logs.event(logging.WARNING, "no such option, ignored", variable=name)
-        # a signal waits until the admin listener can be ended in good order
-        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         try:
-            admin = Admin(settings, admin_listener) if admin_listener else None
+            admin = _admin(settings, admin_listener) if admin_listener else None
         except OSError as error:
             log_failed_start(error)
             return 1
         with admin or contextlib.nullcontext():
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)
-            return _serve(settings, listener, admin)
+            on_serving = functools.partial(_log_listening, settings, listener, admin_listener)
+            return _serve(settings, listeners, on_serving, admin)
 
 
-def _serve(settings: Settings, listener: socket.socket, admin: Admin | None) -> int:
+def _admin(settings: Settings, listener: socket.socket) -> Admin:
+    """The admin listener. Raises `OSError`. Its modules take some 6 MiB, which a process without it need not have."""
+    from sanitizer.operate.admin import Admin
+
+    return Admin(settings, listener)
+
+
+def _serve(
+    settings: Settings, listeners: Sequence[socket.socket], on_serving: Callable[[], None], admin: Admin | None
+) -> int:
     pseudonym = make_pseudonym()
+    on_stop = admin.health.stop if admin else None
     if settings.workers == 1:
-        gateway = Gateway(settings, pseudonym)
-        if admin is None:
-            return Server(gateway, listener).run()
-        return Server(gateway, listener, admin.add_process(), admin.health.stop).run()
-
-    def stop() -> None:
-        if admin is not None:
-            admin.health.stop()
-        # the workers go on accepting from their copies: when they have closed those, none is to keep the backlog open
-        listener.close()
-
-    work = functools.partial(_work, settings, pseudonym, listener)
-    return Supervisor(work, settings.workers, settings.shutdown_grace, admin, stop).run()
+        publish = admin.add_process() if admin else None
+        return Server(Gateway(settings, pseudonym), listeners[0], on_serving, publish, on_stop).run()
+    work = functools.partial(_work, settings, pseudonym)
+    add_worker = admin.add_worker if admin else None
+    return Supervisor(work, listeners, settings.shutdown_grace, on_serving, add_worker, on_stop).run()
 
 
-def _work(settings: Settings, pseudonym: bytes, listener: socket.socket, pipe: Connection | None) -> None:
+def _work(
+    settings: Settings, pseudonym: bytes, listener: socket.socket, report: Connection, pipe: Connection | None
+) -> None:
     """Serve in a worker process, until the process ends."""
     logs.configure(settings.log_level, settings.log_format)
     _exit_at_signals()
-    sys.exit(Server(Gateway(settings, pseudonym), listener, PipeWriter(pipe) if pipe else None).run())
+
+    def on_serving() -> None:
+        with contextlib.suppress(BrokenPipeError):  # the parent is gone, and this process about to follow it
+            report.send(os.getpid())
+
+    publish = PipeWriter(pipe) if pipe else None
+    with listener:
+        sys.exit(Server(Gateway(settings, pseudonym), listener, on_serving, publish).run())
 
 
 def _log_listening(settings: Settings, listener: socket.socket, admin_listener: socket.socket | None) -> None:

@@ -7,7 +7,9 @@ It goes through these states:
                                                     +---second signal---+---deadline---> ABORTING
 
 * ACCEPTING: it is not ready any more, but still accepts, so that a load balancer can notice: a sixth of
-  ``shutdown_grace``, at most 5 s. SIGINT skips this state.
+  ``shutdown_grace``, at most 5 s. SIGINT skips this state. In its last second, or its second half if it is shorter than
+  2 s, the kernel lets no new connection begin: the handshakes under way are completed and what is in the queue is
+  accepted, so that no connection is reset when the listener is closed.
 * DRAINING: the listener is closed, requests in flight finish.
 * ABORTING: the grace, counted from the first signal, is over, or a second signal has come. What remains is reset.
 
@@ -32,7 +34,15 @@ import uvloop
 
 from sanitizer import descriptors
 from sanitizer.app import Gateway
-from sanitizer.listeners import BACKLOG, reload_certificate, tls_context
+from sanitizer.listeners import (
+    BACKLOG,
+    allow_handshakes,
+    has_waiting,
+    refuse_handshakes,
+    reload_certificate,
+    stop_listening,
+    tls_context,
+)
 from sanitizer.operate import logs, snapshots
 from sanitizer.operate.metrics import gather
 from sanitizer.operate.snapshots import Snapshot
@@ -40,6 +50,8 @@ from sanitizer.relay.client import ClientConnection
 from sanitizer.supervisor import END_DRAIN, RELOAD, STOP_SIGNALS
 
 _MAX_ACCEPTING: Final = 5.0
+_HANDSHAKES: Final = 1.0
+"""Seconds in which handshakes under way can be completed; a SYN-ACK that was lost is sent again after one second."""
 _TLS_SHUTDOWN_TIMEOUT: Final = 86_400.0
 _ABORT_TIMEOUT: Final = 1.0
 """Seconds in which what was aborted has to end; it takes some turns of the event loop."""
@@ -48,18 +60,21 @@ _ABORT_TIMEOUT: Final = 1.0
 class Server:
     """One process that serves: it accepts on ``listener`` for ``gateway`` until a signal comes, and then drains.
 
-    ``publish`` is called with a snapshot of its numbers twice a second; ``on_stop`` when the first signal has come.
+    ``on_serving`` is called when it accepts; ``publish`` with a snapshot of its numbers twice a second; ``on_stop``
+    when the first signal has come.
     """
 
     def __init__(
         self,
         gateway: Gateway,
         listener: socket.socket,
+        on_serving: Callable[[], None],
         publish: Callable[[Snapshot], None] | None = None,
         on_stop: Callable[[], None] | None = None,
     ) -> None:
         self._gateway = gateway
         self._listener = listener
+        self._on_serving = on_serving
         self._publish = publish
         self._on_stop = on_stop
         self._stop = asyncio.Event()  # a signal has come
@@ -86,6 +101,7 @@ class Server:
             except OSError as error:
                 log_failed_start(error, self._worker)
                 return 1
+            self._on_serving()
             await self._stop.wait()
             await self._drain(server)
         finally:
@@ -169,6 +185,7 @@ class Server:
             ssl_shutdown_timeout=None if self._tls is None else _TLS_SHUTDOWN_TIMEOUT,
             backlog=BACKLOG,
         )
+        allow_handshakes(self._listener)
         self._publish_regularly()
         self._descriptors.start()
         return server
@@ -196,7 +213,12 @@ class Server:
         logs.event(
             logging.INFO, "stopping", accepting_seconds=round(accepting, 3), grace_seconds=grace, worker=self._worker
         )
+        await _wait_until(begun + accepting - min(_HANDSHAKES, accepting / 2), self._end_drain.wait())
+        refuse_handshakes(self._listener)
         await _wait_until(begun + accepting, self._end_drain.wait())
+        while has_waiting(self._listener) and loop.time() < begun + grace:  # noqa: ASYNC110 - no event tells the end
+            await asyncio.sleep(0)  # the event loop accepts all of them in one turn
+        stop_listening(self._listener)
         server.close()
         connections.shutdown()
         await _wait_until(begun + grace, self._end_drain.wait(), connections.wait_closed())

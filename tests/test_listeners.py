@@ -17,7 +17,16 @@ from pathlib import Path
 import pytest
 
 from sanitizer import listeners
-from sanitizer.listeners import address_of, listen_tcp, listen_unix
+from sanitizer.listeners import (
+    address_of,
+    allow_handshakes,
+    for_workers,
+    has_waiting,
+    listen_tcp,
+    listen_unix,
+    refuse_handshakes,
+    stop_listening,
+)
 
 
 @pytest.fixture
@@ -63,7 +72,7 @@ def test_unix_socket_in_use(path: str) -> None:
 
 def test_unix_socket_of_a_process_that_does_not_accept(path: str) -> None:
     """A process that hangs, and whose backlog is full, still has its socket; nobody waits for it."""
-    with contextlib.ExitStack() as stack:
+    with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(path)
         listener.listen(0)
@@ -156,3 +165,173 @@ def test_every_address() -> None:
     """``::`` takes connections over IPv4 too."""
     with listen_tcp("::", 0) as listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
         pass
+
+
+HOSTS = pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+
+
+def is_shared(listener: socket.socket) -> bool:
+    return bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT))
+
+
+@HOSTS
+def test_workers_have_a_socket_each(host: str) -> None:
+    """The sockets of workers listen at one address, and have the options of the first."""
+    with listen_tcp(host, 0) as first, for_workers(first, 3) as sockets:
+        assert sockets[0] is first
+        assert len({listener.fileno() for listener in sockets}) == 3
+        assert len({address_of(listener) for listener in sockets}) == 1
+        for listener in sockets:
+            assert is_shared(listener)
+            assert listener.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE)
+        others = sockets[1:]
+    assert [listener.fileno() for listener in others] == [-1, -1]
+
+
+def test_one_process_has_an_ordinary_socket() -> None:
+    """One process that serves shares its port with nobody."""
+    with listen_tcp("127.0.0.1", 0) as first, for_workers(first, 1) as sockets:
+        assert sockets == [first]
+        assert not is_shared(first)
+
+
+def test_workers_share_a_unix_socket(path: str) -> None:
+    """All workers accept on one Unix socket."""
+    with listen_unix(path) as first, for_workers(first, 3) as sockets:
+        assert sockets == [first] * 3
+
+
+def test_workers_share_a_socket_that_the_kernel_does_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So they do where the kernel does not spread connections."""
+    monkeypatch.setattr(listeners, "_LINUX", False)
+    with listen_tcp("127.0.0.1", 0) as first, for_workers(first, 3) as sockets:
+        assert sockets == [first] * 3
+        assert not is_shared(first)
+        refuse_handshakes(first)
+        stop_listening(first)
+        socket.create_connection(first.getsockname()).close()
+
+
+def test_workers_share_a_socket_in_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So they do where the option comes too late for other sockets to have the port; then one worker ends nothing."""
+    set_reuse_port = listeners._set_reuse_port
+    monkeypatch.setattr(listeners, "_set_reuse_port", lambda listener, _: set_reuse_port(listener, False))
+    with listen_tcp("127.0.0.1", 0) as first, for_workers(first, 3) as sockets:
+        assert sockets == [first] * 3
+        stop_listening(first)
+        socket.create_connection(first.getsockname()).close()
+
+
+def test_no_socket_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If the sockets can't be had for another reason, such as too few descriptors, there are none."""
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.EMFILE, "Too many open files")
+
+    with listen_tcp("127.0.0.1", 0) as first:
+        monkeypatch.setattr(listeners, "listen_tcp", fail)
+        with pytest.raises(OSError, match="Too many"), for_workers(first, 3):
+            pass
+
+
+@HOSTS
+@pytest.mark.parametrize("workers", [1, 2])
+def test_port_in_use(host: str, workers: int) -> None:
+    """A port on which a gateway listens, with workers or without, is in use for another one of the same user."""
+    with listen_tcp(host, 0) as first, for_workers(first, workers):
+        port = first.getsockname()[1]
+        with pytest.raises(OSError, match="in use"), listen_tcp(host, port):
+            pass
+
+
+def test_port_in_use_by_another_program() -> None:
+    """A port that a program of the same user shares by SO_REUSEPORT is in use, and is not shared with it."""
+    with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match="in use"), listen_tcp("127.0.0.1", port):
+            pass
+
+
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that is given to nobody who does not ask for it."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
+def test_many_gateways_at_once() -> None:
+    """Of many gateways that start at once on one port, one at most listens with all its workers; the others fail.
+
+    When two begin to listen in the same moment, the kernel may refuse both.
+    """
+    with reserved_port() as port:
+        go, done = threading.Barrier(8), threading.Barrier(8)
+
+        def start(_: int) -> bool:
+            go.wait()
+            try:
+                with listen_tcp("127.0.0.1", port) as first, for_workers(first, 4):
+                    done.wait()
+                    return True
+            except OSError:
+                done.wait()
+                return False
+
+        with ThreadPoolExecutor(8) as pool:
+            listening = [sum(pool.map(start, range(8))) for _ in range(20)]
+        assert max(listening) == 1
+
+
+@HOSTS
+def test_refused_handshakes(host: str) -> None:
+    """No connection begins any more; one that has begun is accepted, and used; later they begin again."""
+    with listen_tcp(host, 0) as listener, ExitStack() as stack:
+        address = listener.getsockname()[:2]
+        before = stack.enter_context(socket.create_connection(address))
+        refuse_handshakes(listener)
+        late = stack.enter_context(socket.socket(listener.family))
+        late.setblocking(False)
+        late.connect_ex(address)
+        accepted = stack.enter_context(listener.accept()[0])
+        assert accepted.getpeername() == before.getsockname()
+        before.sendall(b"a")
+        assert accepted.recv(1) == b"a"
+        assert not has_waiting(listener)
+        allow_handshakes(listener)
+        listener.settimeout(30)
+        with listener.accept()[0] as second:  # the client has repeated its SYN
+            assert second.getpeername() == late.getsockname()
+
+
+def test_handshakes_without_filter() -> None:
+    """Where nothing keeps handshakes from beginning, nothing has to be undone."""
+    with listen_tcp("127.0.0.1", 0) as listener:
+        allow_handshakes(listener)
+        socket.create_connection(listener.getsockname()).close()
+
+
+def test_a_stopped_listener() -> None:
+    """It has stopped for all processes that have a copy; connections go to the others, until one listens again."""
+    with (
+        reserved_port() as port,
+        listen_tcp("127.0.0.1", port) as first,
+        for_workers(first, 2) as (_, second),
+        first.dup() as copy,
+        ExitStack() as stack,
+    ):
+        address = first.getsockname()
+        for _ in range(2):  # whichever process is first
+            stop_listening(first)
+        assert not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        assert not has_waiting(copy)
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(address))
+        for _ in range(40):
+            second.accept()[0].close()
+        copy.listen()
+        assert copy.getsockname() == address
+        for _ in range(40):
+            stack.enter_context(socket.create_connection(address))
+        assert has_waiting(first)

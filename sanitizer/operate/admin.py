@@ -35,9 +35,9 @@ from starlette.routing import Route
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from sanitizer.operate import logs
+from sanitizer.operate.collector import SnapshotCollector
 from sanitizer.operate.first_look import first_look
 from sanitizer.operate.listener import BACKLOG, HEAD_LIMIT, Listener, bounded_protocol
-from sanitizer.operate.metrics import SnapshotCollector
 from sanitizer.operate.probe import Probe
 from sanitizer.operate.snapshots import Snapshot, Snapshots
 from sanitizer.settings import Settings

@@ -1,16 +1,12 @@
-"""The metrics: what they are called, how they are gathered in a process, how they are shown to Prometheus.
+"""The metrics: what they are called, and how they are gathered in a process that serves.
 
 No label takes a value that a client chooses: methods, statuses, endpoints, fields and kinds come from closed lists.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Final, NamedTuple
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.registry import Collector
-
-from sanitizer import FORM, __version__
-from sanitizer.operate.snapshots import Snapshot, Snapshots
+from sanitizer.operate.snapshots import Snapshot
 from sanitizer.relay.counters import Counters, Histogram
 from sanitizer.relay.pool import Pool
 from sanitizer.sanitize.core import Record
@@ -163,46 +159,3 @@ def _buckets(name: str, histogram: Histogram, *labels: str) -> Iterator[tuple[tu
     for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
         yield (name, *labels, str(bound)), count
     yield (name, *labels, "sum"), histogram.sum
-
-
-class SnapshotCollector(Collector):
-    """Shows Prometheus the sum of ``snapshots``, and whether the gateway is ready."""
-
-    def __init__(self, snapshots: Snapshots, ready: Callable[[], bool]) -> None:
-        self._snapshots = snapshots
-        self._ready = ready
-
-    def collect(self) -> Iterator[Metric]:
-        totals, gauges = self._snapshots.sum()
-        numbers: dict[tuple[str, ...], float] = {
-            **totals,
-            **gauges,
-            ("sanitizer_ready",): float(self._ready()),
-            ("sanitizer_build_info", __version__, FORM): 1,
-        }
-        by_name: dict[str, dict[tuple[str, ...], float]] = {family.name: {} for family in FAMILIES}
-        for (name, *values), number in numbers.items():
-            by_name[name][tuple(values)] = number
-        for family in FAMILIES:
-            show = _histogram if family.kind == "histogram" else _numbers
-            yield show(family, by_name[family.name])
-
-
-def _numbers(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
-    kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    shown: CounterMetricFamily | GaugeMetricFamily = kind(family.name, family.help, labels=family.labels)
-    for values, number in series.items():
-        shown.add_metric(values, number)
-    return shown
-
-
-def _histogram(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
-    shown = HistogramMetricFamily(family.name, family.help, labels=family.labels)
-    buckets: dict[tuple[str, ...], list[tuple[str, float]]] = {}
-    for (*values, bound), number in series.items():
-        if bound != "sum":
-            below = buckets.setdefault(tuple(values), [])
-            below.append((bound, number + (below[-1][1] if below else 0)))  # Prometheus's buckets are cumulative
-    for values_, cumulative in buckets.items():
-        shown.add_metric(values_, cumulative, sum_value=series[*values_, "sum"])
-    return shown

@@ -15,7 +15,8 @@ import yaml
 
 from sanitizer.address import Address
 from sanitizer.app import Gateway as App
-from sanitizer.operate.metrics import FAMILIES, SnapshotCollector, gather
+from sanitizer.operate.collector import SnapshotCollector
+from sanitizer.operate.metrics import FAMILIES, gather
 from sanitizer.operate.snapshots import Snapshots
 from sanitizer.relay.pool import Pool
 from sanitizer.settings import Settings

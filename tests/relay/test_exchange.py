@@ -90,19 +90,19 @@ LOSSES = {
 def lose(world: World, loss: Loss) -> tuple[Recorder, FakeTransport]:
     """Let it come to the loss, and past it. The exchange, and the connection that it has lost."""
     loop = world.loop
-    exchange = world.make(loss.method, loss.body)
+    recorder = world.make(loss.method, loss.body)
     if loss.connection != "new":
         transport = world.idle_connection() if loss.connection == "pooled" else world.unused_connection()
         if not loss.sent:
             transport.socket.make_readable()  # its end has come, and the loop has not read it
-        loop.act(exchange.start)
+        loop.act(recorder.exchange.start)
     elif loss.sent:
-        loop.act(exchange.start)
+        loop.act(recorder.exchange.start)
         loop.settle()
         transport = world.accept()
     else:
         world.run()  # another is at work: so the request is written when the turn is over
-        loop.act(exchange.start)
+        loop.act(recorder.exchange.start)
         loop.settle()
         attempt = loop.attempts[0]
         attempt.outcome.set_result(None)
@@ -110,9 +110,9 @@ def lose(world: World, loss: Loss) -> tuple[Recorder, FakeTransport]:
             loop.turn()
         transport = attempt.transport
     if loss.body:
-        loop.act(exchange.send, b"b" * loss.body)
+        loop.act(recorder.exchange.send, b"b" * loss.body)
     if loss.sent:
-        assert transport.written == exchange.octets + b"b" * loss.body
+        assert transport.written == recorder.octets + b"b" * loss.body
         if loss.answer:
             world.answer(transport, loss.answer)
     else:
@@ -121,24 +121,24 @@ def lose(world: World, loss: Loss) -> tuple[Recorder, FakeTransport]:
         transport.reset()
     loop.settle()
     assert transport.lost
-    return exchange, transport
+    return recorder, transport
 
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_lost(world: World, loss: Loss) -> None:
     """A request is sent once more if it can't have been carried out, or may be carried out twice and is held."""
-    exchange, _ = lose(world, loss)
+    recorder, _ = lose(world, loss)
     assert len(world.loop.attempts) == loss.again
-    errors = [call for call in exchange.calls if call[0] == "error"]
+    errors = [call for call in recorder.calls if call[0] == "error"]
     assert errors == ([] if loss.again else [BROKEN])
-    assert exchange.done != loss.again
+    assert recorder.exchange.done != loss.again
     assert world.pool.errors["broken"] == (not loss.again)
     if loss.again:
         transport = world.accept()
-        assert transport.written == exchange.octets + b"b" * loss.body
+        assert transport.written == recorder.octets + b"b" * loss.body
         world.answer(transport)
-        assert exchange.calls[:1] == ANSWERED[:1]
-        assert sum(call[0] == "content" and call[2] for call in exchange.calls) == 1
+        assert recorder.calls[:1] == ANSWERED[:1]
+        assert sum(call[0] == "content" and call[2] for call in recorder.calls) == 1
         assert world.pool.errors["broken"] == 0
 
 
@@ -147,12 +147,12 @@ def test_lost(world: World, loss: Loss) -> None:
 )
 def test_lost_again(world: World, loss: Loss) -> None:
     """It is sent once more and not twice: the second loss is an error."""
-    exchange, _ = lose(world, loss)
+    recorder, _ = lose(world, loss)
     second = world.accept()
-    assert second.written == exchange.octets + b"b" * loss.body
+    assert second.written == recorder.octets + b"b" * loss.body
     second.reset()
     world.loop.settle()
-    assert exchange.calls == [BROKEN]
+    assert recorder.calls == [BROKEN]
     assert world.loop.attempts == []
 
 
@@ -160,28 +160,28 @@ def test_lost_again_on_a_pooled_connection(loop: VirtualLoop) -> None:
     """The second connection may be a pooled one, where all others are taken: then, too, it is the last."""
     world = World(loop, max_connections=1)
     first = world.idle_connection()
-    exchange = world.start()
+    recorder = world.start()
     other = world.start()
     first.reset()
     loop.settle()
     second = world.accept()
     assert second.written == other.octets  # it has waited for longer
     world.answer(second)
-    assert second.written == other.octets + exchange.octets
+    assert second.written == other.octets + recorder.octets
     second.reset()
     loop.settle()
-    assert exchange.calls == [BROKEN]
+    assert recorder.calls == [BROKEN]
     assert loop.attempts == []
 
 
 def test_paused_when_the_answer_ends(world: World) -> None:
     """A connection that was paused when the last of an answer was read is read on in the pool."""
-    exchange, transport = world.run()
+    recorder, transport = world.run()
     world.answer(transport, OK[:-2])
-    world.loop.act(exchange.pause_reading)
+    world.loop.act(recorder.exchange.pause_reading)
     assert not transport.reading
     world.loop.act(transport.protocol.data_received, OK[-2:])  # what had been read before
-    assert exchange.calls[-1] == ("content", b"ok", True)
+    assert recorder.calls[-1] == ("content", b"ok", True)
     assert transport.reading
     assert world.pool.idle == 1
 
@@ -189,25 +189,25 @@ def test_paused_when_the_answer_ends(world: World) -> None:
 def test_lost_while_its_content_comes(world: World) -> None:
     """The second sending has all content that has come by then, and what comes later."""
     first = world.idle_connection()
-    exchange = world.start(b"PUT", 9)
-    world.send(exchange, b"one")
-    assert first.written == exchange.octets + b"one"
+    recorder = world.start(b"PUT", 9)
+    world.send(recorder, b"one")
+    assert first.written == recorder.octets + b"one"
     first.reset()
     world.loop.settle()
-    world.send(exchange, b"two")
+    world.send(recorder, b"two")
     second = world.accept()
-    assert second.written == exchange.octets + b"onetwo"
-    world.send(exchange, b"six")
-    assert second.written == exchange.octets + b"onetwosix"
+    assert second.written == recorder.octets + b"onetwo"
+    world.send(recorder, b"six")
+    assert second.written == recorder.octets + b"onetwosix"
     world.answer(second)
-    assert exchange.calls == ANSWERED
+    assert recorder.calls == ANSWERED
     assert world.pool.idle == 1
 
 
 def test_content_before_the_second_sending(world: World) -> None:
     """Content that comes when there is another connection, and its head is not written yet, follows the head."""
     first = world.idle_connection()
-    exchange = world.start(b"PUT", 6)
+    recorder = world.start(b"PUT", 6)
     first.reset()
     world.loop.settle()
     attempt = world.loop.attempts[0]
@@ -216,20 +216,20 @@ def test_content_before_the_second_sending(world: World) -> None:
     attempt.outcome.set_result(None)
     while attempt.transport is None:
         world.loop.turn()
-    world.send(exchange, b"octets")
-    assert attempt.transport.written == exchange.octets + b"octets"
+    world.send(recorder, b"octets")
+    assert attempt.transport.written == recorder.octets + b"octets"
 
 
 def test_all_pooled_connections_are_stale(world: World) -> None:
     """One stale connection after another is passed over, none is used, and a POST gets a new one."""
-    exchanges = [world.run(), world.run(), world.run()]
-    for _, transport in exchanges:
+    recorders = [world.run(), world.run(), world.run()]
+    for _, transport in recorders:
         world.answer(transport)
         transport.written.clear()
         transport.socket.make_readable()
     post = world.start(b"POST")
-    assert [bytes(transport.written) for _, transport in exchanges] == [b"", b"", b""]
-    assert all(transport.lost for _, transport in exchanges)
+    assert [bytes(transport.written) for _, transport in recorders] == [b"", b"", b""]
+    assert all(transport.lost for _, transport in recorders)
     world.answer(world.accept())
     assert post.calls == ANSWERED
 
@@ -240,27 +240,27 @@ def test_all_pooled_connections_are_stale(world: World) -> None:
 @pytest.mark.parametrize("length", [10, Framing.CHUNKED])
 def test_early_response(world: World, length: Length) -> None:
     """It is passed on; the connection ends with it, for what upstream has got of the request is not whole."""
-    exchange = world.start(b"POST", length)
+    recorder = world.start(b"POST", length)
     transport = world.accept()
-    world.send(exchange, b"half")
+    world.send(recorder, b"half")
     written = bytes(transport.written)
     world.answer(transport)
-    assert exchange.calls == ANSWERED
+    assert recorder.calls == ANSWERED
     assert transport.lost
     assert world.pool.open == 0
-    world.send(exchange, b"the rest", last=True)
+    world.send(recorder, b"the rest", last=True)
     assert transport.written == written
-    assert exchange.calls == ANSWERED
+    assert recorder.calls == ANSWERED
 
 
 def test_request_whole_before_the_response_is(world: World) -> None:
     """A response may begin before the request is whole: if it ends after it, the connection can be used again."""
-    exchange = world.start(b"POST", 4)
+    recorder = world.start(b"POST", 4)
     transport = world.accept()
     world.answer(transport, OK[:-1])
-    world.send(exchange, b"body")
+    world.send(recorder, b"body")
     world.answer(transport, OK[-1:])
-    assert [call for call in exchange.calls if call[0] == "response"] == [("response", 200)]
+    assert [call for call in recorder.calls if call[0] == "response"] == [("response", 200)]
     assert not transport.closing
     assert world.pool.idle == 1
 
@@ -277,16 +277,16 @@ def test_request_whole_before_the_response_is(world: World) -> None:
 @pytest.mark.parametrize("sent", [True, False])
 def test_fin_while_upstream_takes_nothing(world: World, answer: bytes, end: tuple[object, ...], *, sent: bool) -> None:
     """Upstream's FIN ends its answer at once, whether or not all has been written that is on its way to it."""
-    exchange = world.start(b"POST", 300_000)
+    recorder = world.start(b"POST", 300_000)
     transport = world.accept()
     transport.block()
-    world.send(exchange, bytes(300_000 if sent else 200_000))
+    world.send(recorder, bytes(300_000 if sent else 200_000))
     if answer:
         world.answer(transport, answer)
     transport.feed_eof()
     world.loop.settle()
-    assert exchange.calls[-1] == end
-    assert exchange.done
+    assert recorder.calls[-1] == end
+    assert recorder.exchange.done
     assert transport.lost
     assert world.pool.open == 0
 
@@ -301,20 +301,20 @@ def timed(loop: VirtualLoop) -> World:
 
 def test_response_timeout(timed: World) -> None:
     """It counts from the last byte of the request that was sent, not from the first, nor from waiting."""
-    exchange = timed.start(b"POST", 3)
+    recorder = timed.start(b"POST", 3)
     timed.loop.advance(4)
     transport = timed.accept()
     for byte in (b"1", b"2", b"3"):
         timed.loop.advance(RESPONSE_TIMEOUT - 1)
-        timed.send(exchange, byte)
+        timed.send(recorder, byte)
     timed.loop.advance(RESPONSE_TIMEOUT - 1)
-    assert exchange.calls == []
+    assert recorder.calls == []
     timed.loop.advance(1)
-    assert exchange.calls == [("error", "response_timeout")]
+    assert recorder.calls == [("error", "response_timeout")]
     assert transport.lost
     assert timed.pool.errors["response_timeout"] == 1
     timed.loop.advance(1000)
-    assert exchange.calls == [("error", "response_timeout")]
+    assert recorder.calls == [("error", "response_timeout")]
 
 
 @pytest.mark.parametrize(
@@ -327,39 +327,39 @@ def test_response_timeout(timed: World) -> None:
 )
 def test_response_timeout_before_the_head(timed: World, before: bytes) -> None:
     """What comes before the final head is whole does not put it off."""
-    exchange, transport = timed.run()
+    recorder, transport = timed.run()
     timed.loop.advance(RESPONSE_TIMEOUT - 1)
     if before:
         timed.answer(transport, before)
     timed.loop.advance(1)
-    assert exchange.calls[-1] == ("error", "response_timeout")
+    assert recorder.calls[-1] == ("error", "response_timeout")
 
 
 def test_no_response_timeout_after_the_head(timed: World) -> None:
     """Content of the response, and of a request that is still being sent, may take as long as it will."""
-    exchange = timed.start(b"POST", 2)
+    recorder = timed.start(b"POST", 2)
     transport = timed.accept()
     timed.answer(transport, OK[:-2])
     timed.loop.advance(10 * RESPONSE_TIMEOUT)
-    timed.send(exchange, b"12")
+    timed.send(recorder, b"12")
     timed.loop.advance(10 * RESPONSE_TIMEOUT)
     timed.answer(transport, OK[-2:])
-    assert exchange.calls[-1] == ("content", b"ok", True)
+    assert recorder.calls[-1] == ("content", b"ok", True)
 
 
 def test_response_timeout_of_the_second_sending(timed: World) -> None:
     """A request that is sent once more has all the time again; none runs while it waits for its connection."""
     first = timed.idle_connection()
-    exchange = timed.start()
+    recorder = timed.start()
     timed.loop.advance(3)
     first.reset()
     timed.loop.settle()
     timed.loop.advance(4)
     second = timed.accept()
     timed.loop.advance(RESPONSE_TIMEOUT - 1)
-    assert exchange.calls == []
+    assert recorder.calls == []
     timed.loop.advance(1)
-    assert exchange.calls == [("error", "response_timeout")]
+    assert recorder.calls == [("error", "response_timeout")]
     assert second.lost
 
 
@@ -382,32 +382,32 @@ CONTENTS = {
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "waiting"])
 def test_content_length(world: World, pieces: list[tuple[bytes, bool]], fits: bool, connected: bool) -> None:
     """Never is more sent than the head declares; content that does not fit is the sender's error, not upstream's."""
-    exchange = world.start(b"POST", 4)
+    recorder = world.start(b"POST", 4)
     transport = world.accept() if connected else None
     for data, last in pieces[:-1]:
-        world.send(exchange, data, last=last)
+        world.send(recorder, data, last=last)
     with contextlib.nullcontext() if fits else pytest.raises(BadRequest):
-        world.send(exchange, pieces[-1][0], last=pieces[-1][1])
+        world.send(recorder, pieces[-1][0], last=pieces[-1][1])
     if transport is None:
         transport = world.accept()
-    assert exchange.calls == []
-    body = bytes(transport.written).removeprefix(exchange.octets)
+    assert recorder.calls == []
+    body = bytes(transport.written).removeprefix(recorder.octets)
     if fits:
         assert body == b"1234"
-        assert exchange.request_complete
+        assert recorder.exchange.request_complete
     else:
         assert len(body) < 4
 
 
 def test_chunks(world: World) -> None:
     """Content of unknown length is sent in chunks, without trailers."""
-    exchange = world.start(b"POST", Framing.CHUNKED)
+    recorder = world.start(b"POST", Framing.CHUNKED)
     transport = world.accept()
-    world.send(exchange, b"a" * 16)
-    world.send(exchange, b"")
-    world.send(exchange, b"b", last=True)
-    world.send(exchange, b"more", last=True)
-    assert bytes(transport.written).removeprefix(exchange.octets) == (
+    world.send(recorder, b"a" * 16)
+    world.send(recorder, b"")
+    world.send(recorder, b"b", last=True)
+    world.send(recorder, b"more", last=True)
+    assert bytes(transport.written).removeprefix(recorder.octets) == (
         b"10\r\n" + b"a" * 16 + b"\r\n" + b"1\r\nb\r\n0\r\n\r\n"
     )
 
@@ -431,12 +431,12 @@ def _waiting_for_its_turn(world: World) -> Recorder:
 
 def _to_be_written(world: World) -> Recorder:
     world.run()
-    exchange = world.start()
+    recorder = world.start()
     attempt = world.loop.attempts[0]
     attempt.outcome.set_result(None)
     while attempt.transport is None:
         world.loop.turn()
-    return exchange
+    return recorder
 
 
 def _at_work(world: World) -> Recorder:
@@ -444,33 +444,33 @@ def _at_work(world: World) -> Recorder:
 
 
 def _sending(world: World) -> Recorder:
-    exchange = world.start(b"POST", 100)
+    recorder = world.start(b"POST", 100)
     world.accept()
-    world.send(exchange, b"some")
-    return exchange
+    world.send(recorder, b"some")
+    return recorder
 
 
 def _answering(octets: bytes) -> Callable[[World], Recorder]:
     def answer(world: World) -> Recorder:
-        exchange, transport = world.run()
+        recorder, transport = world.run()
         world.answer(transport, octets)
-        return exchange
+        return recorder
 
     return answer
 
 
 def _to_be_sent_once_more(world: World) -> Recorder:
-    exchange, _ = lose(world, LOSSES["GET, pooled, sent"])
-    return exchange
+    recorder, _ = lose(world, LOSSES["GET, pooled, sent"])
+    return recorder
 
 
 def _stale(world: World) -> Recorder:
     transport = world.idle_connection()
     transport.socket.make_readable()
-    exchange = world.make()
-    world.loop.act(exchange.start)  # found to be stale, and to be started anew in the next turn
+    recorder = world.make()
+    world.loop.act(recorder.exchange.start)  # found to be stale, and to be started anew in the next turn
     assert transport.closing
-    return exchange
+    return recorder
 
 
 POINTS: dict[str, Callable[[World], Recorder]] = {
@@ -493,24 +493,24 @@ POINTS: dict[str, Callable[[World], Recorder]] = {
 def test_cancel(loop: VirtualLoop, point: Callable[[World], Recorder]) -> None:
     """After `cancel` nothing is told and nothing sent, the connection is closed, and others have their turn."""
     world = World(loop, max_connections=2, response_timeout=RESPONSE_TIMEOUT)
-    exchange = point(world)
-    calls = list(exchange.calls)
-    connection = exchange.connection
+    recorder = point(world)
+    calls = list(recorder.calls)
+    connection = recorder.exchange.connection
     before = {id(transport): bytes(transport.written) for transport in loop.transports}
-    loop.act(exchange.cancel)
+    loop.act(recorder.exchange.cancel)
     loop.settle()
     assert connection is None or connection.transport.is_closing()
-    loop.act(exchange.start)
-    loop.act(exchange.send, b"more")
-    loop.act(exchange.cancel)
+    loop.act(recorder.exchange.start)
+    loop.act(recorder.exchange.send, b"more")
+    loop.act(recorder.exchange.cancel)
     for attempt in list(loop.attempts):
         attempt.accept()
     assert {id(transport): bytes(transport.written) for transport in loop.transports} == before | {
         id(transport): b"" for transport in loop.transports if id(transport) not in before
     }
     loop.advance(2 * RESPONSE_TIMEOUT)
-    assert exchange.calls == calls
-    assert exchange.done
+    assert recorder.calls == calls
+    assert recorder.exchange.done
     for transport in loop.transports:
         if not transport.closing:
             transport.reset()
@@ -522,12 +522,12 @@ def test_cancel(loop: VirtualLoop, point: Callable[[World], Recorder]) -> None:
 
 def test_cancel_after_the_end(world: World) -> None:
     """An exchange that is over leaves its connection to the pool."""
-    exchange, transport = world.run()
+    recorder, transport = world.run()
     world.answer(transport)
-    world.loop.act(exchange.cancel)
+    world.loop.act(recorder.exchange.cancel)
     assert not transport.closing
     assert world.pool.idle == 1
-    assert exchange.calls == ANSWERED
+    assert recorder.calls == ANSWERED
 
 
 # The hooks
@@ -559,24 +559,24 @@ RESPONSES = {
 def test_hooks(world: World, response: Response) -> None:
     """Cut anywhere in two: interim responses, one final one, its content, and its end once."""
     for cut in range(1, len(response.octets)):
-        exchange, transport = world.run()
+        recorder, transport = world.run()
         world.answer(transport, response.octets[:cut])
         world.answer(transport, response.octets[cut:])
         if response.needs_end:
-            assert not exchange.done
+            assert not recorder.exchange.done
             transport.feed_eof()
             world.loop.settle()
-        kinds = [call[0] for call in exchange.calls]
+        kinds = [call[0] for call in recorder.calls]
         assert kinds[: response.interim + 1] == ["interim"] * response.interim + ["response"]
-        content = exchange.calls[response.interim + 1 :]
+        content = recorder.calls[response.interim + 1 :]
         assert content
         assert {call[0] for call in content} == {"content"}
         assert [call[2] for call in content] == [False] * (len(content) - 1) + [True]
         assert b"".join(call[1] for call in content) == response.content
-        assert exchange.done
+        assert recorder.exchange.done
         transport.reset()
         world.loop.settle()
-        assert len(exchange.calls) == len(kinds)
+        assert len(recorder.calls) == len(kinds)
 
 
 @pytest.mark.parametrize("how", ["eof", "reset"])
@@ -584,7 +584,7 @@ def test_hooks(world: World, response: Response) -> None:
 def test_hooks_of_a_broken_response(world: World, response: Response, how: str) -> None:
     """Broken off anywhere: one error, nothing after it, and never the end of the content."""
     for cut in range(len(response.octets)):
-        exchange, transport = world.run(b"POST")
+        recorder, transport = world.run(b"POST")
         if cut:
             world.answer(transport, response.octets[:cut])
         if how == "eof":
@@ -592,22 +592,22 @@ def test_hooks_of_a_broken_response(world: World, response: Response, how: str) 
         else:
             transport.reset()
         world.loop.settle()
-        ends = [call for call in exchange.calls if call[0] == "error" or (call[0] == "content" and call[2])]
-        head_has_come = response.octets[:cut].endswith(b"\r\n\r\n") or ("response", 200) in exchange.calls
+        ends = [call for call in recorder.calls if call[0] == "error" or (call[0] == "content" and call[2])]
+        head_has_come = response.octets[:cut].endswith(b"\r\n\r\n") or ("response", 200) in recorder.calls
         if response.needs_end and how == "eof" and head_has_come:
             assert ends == [("content", b"", True)]
         else:
             assert ends == [BROKEN]
-        assert exchange.calls[-1:] == ends
-        assert exchange.done
+        assert recorder.calls[-1:] == ends
+        assert recorder.exchange.done
 
 
 @pytest.mark.parametrize("octets", [b"SSH-2.0-OpenSSH_9.9\r\n\r\n", b"\x00" * 40, b"HTTP/1.1 20 OK\r\n\r\n"])
 def test_not_http(world: World, octets: bytes) -> None:
     """What is no HTTP is an error, told once, and the connection is closed."""
-    exchange, transport = world.run()
+    recorder, transport = world.run()
     world.answer(transport, octets)
-    assert exchange.calls == [BROKEN]
+    assert recorder.calls == [BROKEN]
     assert transport.lost
 
 
@@ -628,21 +628,21 @@ def test_seconds(world: World) -> None:
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_largest_head(world: World, beyond: int) -> None:
     """A head of the largest size is an answer; one that is longer by an octet is none."""
-    exchange, transport = world.run()
+    recorder, transport = world.run()
     start = b"HTTP/1.1 204 No Content\r\nX: "
     world.answer(transport, start + b"x" * (256 * 1024 - len(start) - 4 + beyond) + b"\r\n\r\n")
-    assert exchange.calls == ([BROKEN] if beyond else [("response", 204), ("content", b"", True)])
+    assert recorder.calls == ([BROKEN] if beyond else [("response", 204), ("content", b"", True)])
 
 
 def test_unblocked(world: World) -> None:
     """The face is told when its request has been written, and when upstream takes more again."""
-    exchange = world.start(b"POST", 10)
-    assert exchange.blocked
+    recorder = world.start(b"POST", 10)
+    assert recorder.exchange.blocked
     transport = world.accept()
-    assert not exchange.blocked
-    assert exchange.unblocked == 1
+    assert not recorder.exchange.blocked
+    assert recorder.unblocked == 1
     transport.block()
-    assert exchange.blocked
+    assert recorder.exchange.blocked
     transport.unblock()
-    assert not exchange.blocked
-    assert exchange.unblocked == 2
+    assert not recorder.exchange.blocked
+    assert recorder.unblocked == 2

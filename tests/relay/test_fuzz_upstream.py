@@ -26,12 +26,11 @@ from hypothesis import HealthCheck, event, example, given, settings
 from hypothesis import strategies as st
 
 from sanitizer.address import Address
-from sanitizer.errors import GatewayError
 from sanitizer.http1.heads import head_fields
-from sanitizer.relay.connection import Connection, Response
-from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.connection import Connection
 from sanitizer.relay.pool import Pool
 from tests.relay.mutations import divided, mutated
+from tests.support.recorder import Recorder
 
 Fields = list[tuple[bytes, bytes]]
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "1500"))
@@ -72,32 +71,6 @@ class Reading:
     fields: Fields = field(default_factory=list)
     content: bytes = b""
     whole: bool = False
-
-
-class Recorded(Exchange):
-    """An exchange that keeps what it is told."""
-
-    __slots__ = ("reading",)
-
-    def __init__(self, upstream: Pool, method: bytes) -> None:
-        super().__init__(upstream, method, method + b" / HTTP/1.1\r\nHost: a\r\n\r\n")
-        self.reading = Reading()
-
-    def on_interim(self, head: bytes) -> None:
-        self.reading.interim.append(int(head[9:12]))
-
-    def on_response(self, response: Response) -> None:
-        assert self.reading.status is None, "two final responses to one request"
-        self.reading.status, self.reading.fields = response.status, head_fields(response.head)
-
-    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
-        assert not self.reading.whole, "content after the end"
-        assert self.reading.status is not None, "content without a response"
-        self.reading.content += data
-        self.reading.whole = last
-
-    def on_error(self, error: GatewayError) -> None:
-        assert not self.reading.whole, "an error after the end"
 
 
 class Wire(asyncio.Transport):
@@ -145,9 +118,10 @@ def upstream() -> Iterator[Pool]:
 
 def read(upstream: Pool, sock: socket.socket, method: bytes, pieces: list[bytes]) -> Reading:
     """What the gateway makes of an answer that comes in ``pieces`` and ends with the connection."""
-    exchange, connection, transport = Recorded(upstream, method), Connection(upstream), Wire(sock)
+    recorder = Recorder(upstream, method, method + b" / HTTP/1.1\r\nHost: a\r\n")
+    connection, transport = Connection(upstream), Wire(sock)
     connection.connection_made(transport)
-    exchange.attach(connection)
+    recorder.exchange.attach(connection)
     upstream.outbox.flush()
     for piece in pieces:
         if transport.closed:
@@ -156,8 +130,26 @@ def read(upstream: Pool, sock: socket.socket, method: bytes, pieces: list[bytes]
     if not transport.closed:
         connection.eof_received()
     connection.connection_lost(None)
-    assert exchange.done, "neither answered nor failed"
-    return exchange.reading
+    assert recorder.exchange.done, "neither answered nor failed"
+    return reading_of(recorder)
+
+
+def reading_of(recorder: Recorder) -> Reading:
+    """What a client has been told, which must be in order: one final response, its content, and then nothing."""
+    reading = Reading()
+    for kind, *values in recorder.calls:
+        assert not reading.whole, f"{kind} after the end"
+        if kind == "interim":
+            reading.interim.append(int(values[0][9:12]))
+        elif kind == "response":
+            assert reading.status is None, "two final responses to one request"
+            assert recorder.exchange.response is not None
+            reading.status, reading.fields = values[0], head_fields(recorder.exchange.response.head)
+        elif kind == "content":
+            assert reading.status is not None, "content without a response"
+            reading.content += values[0]
+            reading.whole = values[1]
+    return reading
 
 
 def read_with_h11(method: bytes, pieces: list[bytes]) -> Reading:

@@ -37,9 +37,9 @@ def idle_connections(world: World, number: int) -> list[FakeTransport]:
     return transports
 
 
-def serves(transport: FakeTransport, exchange: Recorder) -> bool:
-    """Whether the last request on a connection is that of ``exchange``."""
-    return transport.written.endswith(exchange.octets)
+def serves(transport: FakeTransport, recorder: Recorder) -> bool:
+    """Whether the last request on a connection is that of ``recorder``'s exchange."""
+    return transport.written.endswith(recorder.octets)
 
 
 # Waiting
@@ -52,9 +52,9 @@ def test_waiting_order(loop: VirtualLoop) -> None:
     _, two = world.run()
     waiting = [world.start(method) for method in (b"GET", b"POST", b"GET", b"POST")]
     assert loop.attempts == []
-    for transport, exchange in zip((two, one, one, two), waiting, strict=True):
+    for transport, recorder in zip((two, one, one, two), waiting, strict=True):
         world.answer(transport)
-        assert serves(transport, exchange)
+        assert serves(transport, recorder)
     assert world.pool.open == 2
 
 
@@ -69,7 +69,7 @@ def test_a_lost_connection_frees_its_place(loop: VirtualLoop, how: str) -> None:
     elif how == "reset":
         transport.reset()
     elif how == "cancelled":
-        loop.act(first.cancel)
+        loop.act(first.exchange.cancel)
     else:
         world.answer(transport, b"no HTTP\r\n\r\n")
     loop.settle()
@@ -103,14 +103,14 @@ def test_who_has_left_is_skipped(loop: VirtualLoop, gone: set[int]) -> None:
     _, transport = world.run()
     waiting = [world.start() for _ in range(3)]
     for index in gone:
-        loop.act(waiting[index].cancel)
-    for index, exchange in enumerate(waiting):
+        loop.act(waiting[index].exchange.cancel)
+    for index, recorder in enumerate(waiting):
         if index not in gone:
             world.answer(transport)
-            assert serves(transport, exchange)
+            assert serves(transport, recorder)
     world.answer(transport)
     assert world.pool.idle == 1
-    assert all(serves(transport, exchange) or exchange.done for exchange in waiting)
+    assert all(serves(transport, recorder) or recorder.exchange.done for recorder in waiting)
 
 
 def test_waiting_is_limited(loop: VirtualLoop) -> None:
@@ -152,7 +152,7 @@ def test_the_new_connection_is_not_needed(loop: VirtualLoop, waits: bool) -> Non
     world = make_world(loop, max_connections=1)
     gone = world.start()
     waiting = world.start() if waits else None
-    loop.act(gone.cancel)
+    loop.act(gone.exchange.cancel)
     transport = world.accept()
     if waiting is not None:
         assert transport.written == waiting.octets
@@ -182,12 +182,12 @@ def test_a_connection_comes_free_before_the_new_one_is_ready(loop: VirtualLoop) 
 def test_a_connection_is_lost_as_it_is_made(loop: VirtualLoop) -> None:
     """A transport that is closing already when the connection is made is an error, and takes no place."""
     world = make_world(loop, max_connections=1)
-    exchange = world.start(b"POST")
+    recorder = world.start(b"POST")
     attempt = loop.attempts[0]
     attempt.closing = True
     transport = attempt.accept()
     assert transport.written == b""
-    assert exchange.calls == [("error", "broken")]
+    assert recorder.calls == [("error", "broken")]
     assert world.pool.open == 0
     world.run()
 
@@ -231,10 +231,10 @@ def test_sweep_spares_what_is_at_work(loop: VirtualLoop) -> None:
     """A connection that has been taken out of the pool is not idle, however long its answer takes."""
     world = make_world(loop)
     (transport,) = idle_connections(world, 1)
-    exchange = world.start()
+    recorder = world.start()
     loop.advance(10 * KEEPALIVE)
     world.answer(transport)
-    assert exchange.calls == ANSWERED
+    assert recorder.calls == ANSWERED
     assert not transport.closing
 
 
@@ -246,9 +246,9 @@ def test_keepalive_shorter_than_the_sweep(loop: VirtualLoop, keepalive: float) -
     world.answer(transport)
     loop.advance(keepalive)
     assert not transport.closing
-    exchange = world.start(b"POST")
+    recorder = world.start(b"POST")
     assert transport.lost
-    assert serves(world.accept(), exchange)
+    assert serves(world.accept(), recorder)
 
 
 def _raise_os_error(*_: object) -> None:
@@ -271,13 +271,13 @@ def test_stale(loop: VirtualLoop, method: bytes, spoil: Any) -> None:
     sound, stale = idle_connections(world, 2)
     written = bytes(stale.written)
     spoil(stale)
-    exchange = world.start(method)
+    recorder = world.start(method)
     assert stale.written == written
-    assert serves(sound, exchange)
+    assert serves(sound, recorder)
     spoil(sound)
     second = world.start(method)
     assert serves(world.accept(), second)
-    assert exchange.calls == second.calls == []
+    assert recorder.calls == second.calls == []
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
@@ -287,10 +287,10 @@ def test_stale_before_its_first_use(loop: VirtualLoop, method: bytes) -> None:
     unused = world.unused_connection()
     assert world.pool.idle == 1
     unused.socket.make_readable()
-    exchange = world.start(method)
+    recorder = world.start(method)
     assert unused.written == b""
     world.answer(world.accept())
-    assert exchange.calls == ANSWERED
+    assert recorder.calls == ANSWERED
 
 
 def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -305,9 +305,9 @@ def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypat
     connection.renew_at = loop.now + 60
     loop.act(connection.become_idle)
     transport.socket.make_readable()
-    exchange = world.start()
+    recorder = world.start()
     assert transport.written == b""
-    assert serves(world.accept(), exchange)
+    assert serves(world.accept(), recorder)
 
 
 @pytest.mark.parametrize("how", ["eof", "reset", "bytes"])
@@ -339,9 +339,9 @@ def test_idle_connection_ends(loop: VirtualLoop, how: str) -> None:
 def test_not_kept(loop: VirtualLoop, answer: bytes) -> None:
     """A connection that can't be used again after its answer is closed."""
     world = make_world(loop)
-    exchange, transport = world.run()
+    recorder, transport = world.run()
     world.answer(transport, answer)
-    assert exchange.calls == ANSWERED
+    assert recorder.calls == ANSWERED
     assert transport.lost
     assert world.pool.open == 0
 
@@ -362,8 +362,8 @@ def keep_busy(world: World, transport: FakeTransport, seconds: float) -> None:
     for _ in range(int(seconds)):
         world.loop.advance(1)
         world.answer(transport)
-        exchange = world.start()
-        assert serves(transport, exchange)
+        recorder = world.start()
+        assert serves(transport, recorder)
 
 
 def test_renewed_by_age(loop: VirtualLoop) -> None:
@@ -481,10 +481,10 @@ def test_errors_are_counted(loop: VirtualLoop, bring_about: Any, kind: str, deta
 def test_an_end_that_nobody_waits_for_is_no_error(loop: VirtualLoop) -> None:
     """A connection attempt that fails after its exchange is over is nobody's error."""
     world = make_world(loop)
-    exchange = world.start()
-    loop.act(exchange.cancel)
+    recorder = world.start()
+    loop.act(recorder.exchange.cancel)
     loop.attempts[0].refuse(ConnectionRefusedError(111, "Connection refused"))
-    assert exchange.calls == []
+    assert recorder.calls == []
     assert world.told == []
     assert world.pool.open == 0
 
@@ -504,22 +504,22 @@ def _busy_on_a_reused_connection(world: World) -> list[Recorder]:
 def _to_be_written(world: World) -> list[Recorder]:
     busy = world.run(b"POST")[0]
     world.idle_connection()
-    exchange = world.make()
-    world.loop.act(exchange.start)  # which another exchange at work puts off to the end of the turn
-    return [busy, exchange]
+    recorder = world.make()
+    world.loop.act(recorder.exchange.start)  # which another exchange at work puts off to the end of the turn
+    return [busy, recorder]
 
 
 def _stale(world: World) -> list[Recorder]:
     world.idle_connection().socket.make_readable()
-    exchange = world.make()
-    world.loop.act(exchange.start)  # which is found, so that it is started again in the next turn
-    return [exchange]
+    recorder = world.make()
+    world.loop.act(recorder.exchange.start)  # which is found, so that it is started again in the next turn
+    return [recorder]
 
 
 def _to_connect(world: World) -> list[Recorder]:
-    exchange = world.make()
-    world.loop.act(exchange.start)  # the attempt has not begun
-    return [exchange]
+    recorder = world.make()
+    world.loop.act(recorder.exchange.start)  # the attempt has not begun
+    return [recorder]
 
 
 def _connecting(world: World) -> list[Recorder]:
@@ -527,9 +527,9 @@ def _connecting(world: World) -> list[Recorder]:
 
 
 def _connected(world: World) -> list[Recorder]:
-    exchange = world.start()
+    recorder = world.start()
     world.loop.attempts[0].outcome.set_result(None)  # the attempt has succeeded, and nobody knows of it
-    return [exchange]
+    return [recorder]
 
 
 def _waiting(world: World) -> list[Recorder]:
@@ -543,15 +543,15 @@ def _waiting(world: World) -> list[Recorder]:
 def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[World], list[Recorder]]) -> None:
     """Each exchange at work fails, once; no connection is left, and none is opened."""
     world = make_world(loop, max_connections=2)
-    exchanges = bring_about(world)
+    recorders = bring_about(world)
     loop.act(world.pool.close)
     loop.settle()
     assert loop.attempts == []
     assert all(transport.lost for transport in loop.transports)
     loop.advance(100)
-    assert [len(exchange.calls) for exchange in exchanges] == [1] * len(exchanges)
-    assert {exchange.calls[0][0] for exchange in exchanges} == {"error"}
-    assert sum(world.pool.errors.values()) == len(world.told) == len(exchanges)
+    assert [len(recorder.calls) for recorder in recorders] == [1] * len(recorders)
+    assert {recorder.calls[0][0] for recorder in recorders} == {"error"}
+    assert sum(world.pool.errors.values()) == len(world.told) == len(recorders)
     assert all(transport.lost for transport in loop.transports)
     assert (world.pool.open, world.pool.idle) == (0, 0)
 
@@ -560,11 +560,11 @@ def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[W
 def test_close_breaks_answers_off(loop: VirtualLoop, head: bytes) -> None:
     """An answer that has begun is not whole, even one that lasts until the connection closes."""
     world = make_world(loop)
-    exchange, transport = world.run()
+    recorder, transport = world.run()
     world.answer(transport, head + b"o")
     loop.act(world.pool.close)
     loop.settle()
-    assert exchange.calls == [("response", 200), ("content", b"o", False), ("error", "broken")]
+    assert recorder.calls == [("response", 200), ("content", b"o", False), ("error", "broken")]
 
 
 def test_close_leaves_alone_what_is_over(loop: VirtualLoop) -> None:
@@ -573,8 +573,8 @@ def test_close_leaves_alone_what_is_over(loop: VirtualLoop) -> None:
     busy, _ = world.run(b"POST")
     answered, transport = world.run()
     connecting, waiting = world.start(b"POST"), world.start()
-    for exchange in (connecting, waiting):
-        loop.act(exchange.cancel)
+    for recorder in (connecting, waiting):
+        loop.act(recorder.exchange.cancel)
     world.answer(transport)
     assert (world.pool.open, world.pool.idle) == (3, 1)
     loop.act(world.pool.close)
@@ -592,22 +592,22 @@ def test_request_after_close(loop: VirtualLoop, cancelled: bool) -> None:
     world = make_world(loop)
     world.idle_connection()
     loop.act(world.pool.close)
-    exchange = world.make()
-    loop.act(exchange.start)
-    assert exchange.calls == []
+    recorder = world.make()
+    loop.act(recorder.exchange.start)
+    assert recorder.calls == []
     if cancelled:
-        loop.act(exchange.cancel)
+        loop.act(recorder.exchange.cancel)
     loop.settle()
-    assert exchange.calls == ([] if cancelled else [("error", "unreachable")])
+    assert recorder.calls == ([] if cancelled else [("error", "unreachable")])
     assert loop.attempts == []
 
 
 def test_an_attempt_that_fails_in_an_unexpected_way(loop: VirtualLoop) -> None:
     """No exchange is left without an end by an exception that nobody has thought of, and its place comes free."""
     world = make_world(loop, max_connections=1)
-    exchange, waiting = world.start(), world.start()
+    recorder, waiting = world.start(), world.start()
     loop.attempts[0].refuse(RuntimeError("a defect"))
-    assert exchange.calls == [("error", "unreachable")]
+    assert recorder.calls == [("error", "unreachable")]
     world.answer(world.accept())
     assert waiting.calls == ANSWERED
     gc.collect()

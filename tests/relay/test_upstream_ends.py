@@ -17,12 +17,11 @@ import trustme
 import uvloop
 
 from sanitizer.address import Address
-from sanitizer.errors import GatewayError
 from sanitizer.relay import pipe
-from sanitizer.relay.connection import Response
-from sanitizer.relay.exchange import Exchange
+from sanitizer.relay.handler import Handler, Pause
 from sanitizer.relay.pool import Pool
 from sanitizer.relay.transport import Transport
+from tests.support.recorder import Recorder
 
 WAIT: Final = 10.0
 LARGE: Final = 100_000
@@ -34,38 +33,41 @@ LoopFactory = Callable[[], asyncio.AbstractEventLoop]
 End = Callable[[socket.socket], None]
 
 
-class Taken(Exchange):
-    """An exchange that keeps what comes; with ``pauses``, it stops reading as soon as there is some content."""
+class Taker(Recorder):
+    """A client that sends ``length`` octets; with ``pauses``, it stops reading as soon as there is some content."""
 
-    __slots__ = ("content", "ended", "error", "pauses", "sends")
-
-    def __init__(self, upstream: Pool, length: int, *, pauses: bool) -> None:
-        super().__init__(
-            upstream, b"POST", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % length, length
-        )
-        self.content = b""
-        self.error: GatewayError | None = None
+    def __init__(self, upstream: Pool, length: int, *, pauses: bool = False, upgrade: bool = False) -> None:
+        head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % length
+        super().__init__(upstream, b"POST", head, length, upgrade=upgrade)
         self.ended = asyncio.Event()
         self.sends = asyncio.Event()
         self.pauses = pauses
 
-    def on_unblocked(self) -> None:
+    def resume(self, reason: Pause) -> None:
+        super().resume(reason)
         self.sends.set()
 
-    def on_response(self, response: Response) -> None:
-        pass
-
-    def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
-        self.content += data
-        if self.pauses and self.content and not last:
+    def _write(self, data: bytes) -> None:
+        super()._write(data)
+        if self.pauses and self.content:
             self.pauses = False
-            self.pause_reading()
-        if last:
-            self.ended.set()
+            self.exchange.pause_reading()
 
-    def on_error(self, error: GatewayError) -> None:
-        self.error = error
+    def answered(self, handler: Handler, keep_alive: bool) -> None:
+        super().answered(handler, keep_alive)
         self.ended.set()
+
+    def abort(self) -> None:
+        super().abort()
+        self.ended.set()
+
+    @property
+    def content(self) -> bytes:
+        return b"".join(call[1] for call in self.calls if call[0] == "content")
+
+    @property
+    def failed(self) -> bool:
+        return self.calls[-1][:1] == ("error",)
 
 
 class Server:
@@ -146,20 +148,20 @@ def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
         yield runner
 
 
-async def take(server: Server, tls: ssl.SSLContext | None, *, pauses: bool = False) -> tuple[Taken, Pool]:
+async def take(server: Server, tls: ssl.SSLContext | None, *, pauses: bool = False) -> tuple[Taker, Pool]:
     """Take an answer; with ``pauses``, go on reading when upstream has ended the connection."""
     address = Address("https" if tls else "http", "localhost" if tls else "127.0.0.1", server.port)
     upstream = Pool(address, tls=tls)
-    exchange = Taken(upstream, 0, pauses=pauses)
-    exchange.start()
+    client = Taker(upstream, 0, pauses=pauses)
+    client.exchange.start()
     if pauses:
         await asyncio.to_thread(server.ended.wait, WAIT)
         await asyncio.sleep(0)
-        exchange.resume_reading()
+        client.exchange.resume_reading()
     async with asyncio.timeout(WAIT):
-        await exchange.ended.wait()
+        await client.ended.wait()
     upstream.close()
-    return exchange, upstream
+    return client, upstream
 
 
 ENDS: dict[str, tuple[bytes, End, bool, int]] = {
@@ -197,19 +199,19 @@ def test_the_end_of_a_tls_connection(
     Whoever is slow gets all that upstream has sent before a FIN.
     """
     with Server(head + b"x" * LARGE, end, server_context) as server:
-        exchange, upstream = runner.run(take(server, client_context, pauses=pauses))
-    assert (exchange.error is None) == whole
+        client, upstream = runner.run(take(server, client_context, pauses=pauses))
+    assert client.failed != whole
     assert upstream.unannounced_ends == unannounced
     if whole:
-        assert len(exchange.content) == LARGE
+        assert len(client.content) == LARGE
 
 
 @pytest.mark.parametrize("end", [fin, reset])
 def test_the_end_of_a_plain_connection(runner: asyncio.Runner, end: End) -> None:
     """Without TLS a FIN is the end that HTTP knows, and is not counted."""
     with Server(UNTIL_CLOSE + b"x", end) as server:
-        exchange, upstream = runner.run(take(server, None))
-    assert (exchange.error is None) == (end is fin)
+        client, upstream = runner.run(take(server, None))
+    assert client.failed != (end is fin)
     assert upstream.unannounced_ends == 0
 
 
@@ -221,47 +223,43 @@ def test_the_end_of_a_plain_connection(runner: asyncio.Runner, end: End) -> None
 def test_an_answer_before_a_reset(runner: asyncio.Runner, head: bytes, whole: bool) -> None:
     """Upstream answers an upload early and resets the connection: a write that fails does not hide the answer."""
 
-    async def upload(server: Server) -> Taken:
+    async def upload(server: Server) -> Taker:
         upstream = Pool(Address("http", "127.0.0.1", server.port))
-        exchange = Taken(upstream, 10_000_000, pauses=False)
-        exchange.start()
-        await exchange.sends.wait()
+        client = Taker(upstream, 10_000_000)
+        client.exchange.start()
+        await client.sends.wait()
         for _ in range(2):  # uvloop has sent the head when this turn is over
             await asyncio.sleep(0)
         server.ended.wait(WAIT)  # meanwhile the event loop stands still, and can't read
-        exchange.send(b"x" * 1_000_000)
+        client.exchange.send(b"x" * 1_000_000)
         async with asyncio.timeout(WAIT):
-            await exchange.ended.wait()
+            await client.ended.wait()
         upstream.close()
-        return exchange
+        return client
 
     with Server(head + b"nope", reset) as server:
-        exchange = runner.run(upload(server))
-    assert exchange.response is not None
-    assert exchange.response.status == 200
-    assert exchange.content == b"nope"
-    assert (exchange.error is None) == whole
+        client = runner.run(upload(server))
+    assert client.calls[0] == ("response", 200)
+    assert client.content == b"nope"
+    assert client.failed != whole
 
 
-class Switched(Taken):
-    """An exchange that becomes a tunnel to a socket; it stops reading as soon as its request is sent."""
-
-    __slots__ = ("other",)
+class Switcher(Taker):
+    """A client on a socket that becomes a tunnel; it stops reading as soon as its request is sent."""
 
     async def connect(self, sock: socket.socket) -> None:
         transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=sock)
-        self.other = pipe.End(cast(Transport, transport), 1.0, lambda: None, lambda *_: self.ended.set())
+        self.transport = cast(Transport, transport)
 
-    def on_unblocked(self) -> None:
-        super().on_unblocked()
-        self.pause_reading()
+    def resume(self, reason: Pause) -> None:
+        super().resume(reason)
+        self.exchange.pause_reading()
 
-    def on_tunnel(self, response: Response, data: bytes) -> None:
-        assert self.connection is not None
-        end = self.pool.make_end(self.connection)
-        self.other.join(end)
-        self.connection.become_end(end)
-        end.data_received(data)
+    def _write(self, data: bytes) -> None:
+        self.transport.write(data.partition(b"\r\n\r\n")[2])
+
+    def become_tunnel(self, handler: Handler, upstream: pipe.End) -> None:
+        pipe.End(self.transport, 1.0, lambda: None, lambda *_: self.ended.set()).join(upstream)
 
 
 @pytest.mark.parametrize("ending", [close_notify, fin])
@@ -272,14 +270,13 @@ def test_a_tunnel_that_begins_when_it_has_ended(
 
     async def switch(server: Server, sock: socket.socket) -> Pool:
         upstream = Pool(Address("https", "localhost", server.port), tls=client_context)
-        exchange = Switched(upstream, 1, pauses=False)  # its request is not complete, so that it is told to go on
-        exchange.upgrade = True
-        await exchange.connect(sock)
-        exchange.start()
-        await exchange.sends.wait()
+        client = Switcher(upstream, 1, upgrade=True)  # its request is not complete, so that it is told to go on
+        await client.connect(sock)
+        client.exchange.start()
+        await client.sends.wait()
         await asyncio.to_thread(server.ended.wait, WAIT)
         async with asyncio.timeout(WAIT):
-            await exchange.ended.wait()
+            await client.ended.wait()
         return upstream
 
     head = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
@@ -311,12 +308,12 @@ def test_a_request_that_upstream_has_not_taken(runner: asyncio.Runner, taken: bo
 
     async def upload(server: Server) -> int:
         upstream = Pool(Address("http", "127.0.0.1", server.port))
-        exchange = Taken(upstream, length, pauses=False)
-        exchange.start()
-        await exchange.sends.wait()
-        exchange.send(b"x" * (length - 1) + b".")
+        client = Taker(upstream, length)
+        client.exchange.start()
+        await client.sends.wait()
+        client.exchange.send(b"x" * (length - 1) + b".")
         async with asyncio.timeout(WAIT):
-            await exchange.ended.wait()
+            await client.ended.wait()
         answered.set()
         idle = upstream.idle
         upstream.close()

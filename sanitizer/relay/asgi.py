@@ -69,7 +69,9 @@ class Answer(Exchange):
         while not self._content and not self.done:
             await self._more()
         if self._failure is not None and not self._content:
-            raise ResponseCut from self._failure
+            cut = ResponseCut()
+            cut.__cause__ = self._failure  # compiled code leaves it out of ``raise ... from``
+            raise cut
         if self.done and not self._last and self._failure is None:
             return None
         data = self._content[0] if len(self._content) == 1 else b"".join(self._content)

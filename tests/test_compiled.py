@@ -133,7 +133,7 @@ def arguments_of_a_base(tree: ast.Module) -> bool:
 
 
 def default_of_a_protocol(tree: ast.Module) -> bool:
-    """A Protocol's method has ``...`` for a default, which is then passed as a value."""
+    """A Protocol's method has ``...`` for a default, which is then checked to be of the parameter's type."""
     return any(
         isinstance(default, ast.Constant) and default.value is ...
         for node in ast.walk(tree)

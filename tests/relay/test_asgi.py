@@ -1,9 +1,10 @@
 """The relay as an ASGI app, called with messages: what it leaves behind, and what no server gets it to do."""
 
 import asyncio
+import contextlib
 import json
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
@@ -12,12 +13,12 @@ from starlette.types import Message, Scope
 from sanitizer.address import Address, TrustedProxies
 from sanitizer.errors import ResponseCut
 from sanitizer.http1.forwarding import Forwarding
-from sanitizer.relay import asgi
 from sanitizer.relay.asgi import Relay
 from sanitizer.relay.connection import Connection as UpstreamConnection
 from sanitizer.relay.counters import Counters
 from sanitizer.relay.pool import Pool
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Step, Upstream, perform, reply
+from tests.support.virtual import ADDRESS, FakeTransport, VirtualLoop, virtual_loop
 
 pytestmark = pytest.mark.anyio
 
@@ -245,45 +246,62 @@ async def test_receive_fails_behind_the_answer(world: World, body: bytes) -> Non
     assert (server.status, server.body) == (200, body)
 
 
-async def test_no_100(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Content is sent after a while, even if upstream does not ask for it (RFC 9110 section 10.1.1)."""
-    monkeypatch.setattr(asgi, "_CONTINUE_TIMEOUT", 0.01)
-    world.upstream.script = reply(OK)
-    server = Server([content(b"hi")])
-    asked = scope("POST", (b"content-length", b"2"), (b"expect", b"100-continue"))
-    await world.relay(asked, server.receive, server.send)
-    assert (server.status, world.upstream.requests[0].body) == (200, b"hi")
+@dataclass
+class Waiting:
+    """A request with content, of which upstream has the head; the clock of ``loop`` stands."""
+
+    loop: VirtualLoop
+    server: Server
+    app: asyncio.Task[None]
+    upstream: FakeTransport
+
+    @property
+    def content(self) -> bytes:
+        """What upstream has of the content."""
+        return self.upstream.taken.partition(b"\r\n\r\n")[2]
 
 
-@pytest.mark.parametrize("version", ["1.1", "1.0"])
-@pytest.mark.parametrize("value", [b"100-Continue", b"something"])
-async def test_content_waits_for_a_100(
-    world: World, monkeypatch: pytest.MonkeyPatch, version: str, value: bytes
-) -> None:
-    """``receive`` makes a server say 100, so it is not called before upstream has; in HTTP/1.0 there is no 100."""
-    monkeypatch.setattr(asgi, "_CONTINUE_TIMEOUT", 60.0)
-    waits = version == "1.1" and value == b"100-Continue"
-    asked_for = threading.Event()
+@contextlib.contextmanager
+def waiting(expectation: bytes, version: str = "1.1") -> Iterator[Waiting]:
+    """Send a request with this Expect, and its answer when the block is over."""
+    with virtual_loop() as loop:
+        relay = Relay(loop.act(Pool, ADDRESS), Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), Counters())
+        server = Server([content(b"hi")])
+        asked = {**scope("POST", (b"content-length", b"2"), (b"expect", expectation)), "http_version": version}
+        app = loop.create_task(relay(asked, server.receive, server.send))
+        loop.settle()
+        waiting = Waiting(loop, server, app, loop.attempts[0].accept())
+        yield waiting
+        waiting.upstream.feed(OK)
+        loop.settle()
+        app.result()
+        assert (server.status, server.body) == (200, b"ok")
 
-    def script(connection: Connection) -> None:
-        connection.read_head()
-        if waits:
-            asked_for.set()
-            connection.send(b"HTTP/1.1 100 Continue\r\n\r\n")
-        assert connection.read_exactly(2) == b"hi"
-        connection.send(OK)
 
-    world.upstream.script = script
+def test_no_100() -> None:
+    """Content is sent after a second, even if upstream does not ask for it (RFC 9110 section 10.1.1)."""
+    with waiting(b"100-continue") as request:
+        request.loop.advance(0.99)
+        assert (request.content, len(request.server.messages)) == (b"", 1)
+        request.loop.advance(0.01)
+        assert request.content == b"hi"
 
-    server = Server([content(b"hi")])
 
-    async def receive() -> Message:
-        assert asked_for.is_set() is waits
-        return await server.receive()
+@pytest.mark.parametrize("interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
+def test_content_waits_for_a_100(interim: bytes) -> None:
+    """``receive`` makes a server say 100, so it is not called before upstream has."""
+    with waiting(b"100-Continue") as request:
+        assert (request.content, len(request.server.messages)) == (b"", 1)
+        request.upstream.feed(interim)
+        request.loop.settle()
+        assert request.content == (b"hi" if b"100" in interim else b"")
 
-    asked = {**scope("POST", (b"content-length", b"2"), (b"expect", value)), "http_version": version}
-    await world.relay(asked, receive, server.send)
-    assert (server.status, server.body) == (200, b"ok")
+
+@pytest.mark.parametrize(("version", "value"), [("1.0", b"100-continue"), ("1.0", b"something"), ("1.1", b"something")])
+def test_content_waits_for_nothing_else(version: str, value: bytes) -> None:
+    """In HTTP/1.0 there is no 100, and there is no other expectation."""
+    with waiting(value, version) as request:
+        assert request.content == b"hi"
 
 
 @pytest.mark.parametrize("length", [1, 3])

@@ -18,8 +18,9 @@ _KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-(?!\*\*\*)[^\s"'?#&,;<>()\[\]{}\
 # a key in a path may have any character; it ends where a route of LiteLLM's goes on
 _KEY_IN_PATH: Final = re.compile(r"(?<![A-Za-z0-9])sk-.+?(?=(?:/regenerate|/reset_spend)?\Z)", re.DOTALL)
 # JSON Web Tokens in compact form, signed (RFC 7515 section 7.1) or encrypted (RFC 7516 section 7.1), whatever is before
-# them; the quantifiers are possessive, so that no text takes long
-_JWT: Final = re.compile(r"(?<![A-Za-z0-9_-])((?:(?!eyJ)[A-Za-z0-9_-])*+)eyJ[A-Za-z0-9_-]*+(?:\.[A-Za-z0-9_-]*+){2,4}")
+# them. No text takes long, for nothing is tried again: the quantifiers are possessive, and what is before a token is
+# found by looking ahead (in Python 3.11.2, which Debian 12 has, a possessive quantifier of a group does not match)
+_JWT: Final = re.compile(r"(?<![\w-])(?=((?:(?!eyJ)[\w-])*))\1eyJ[\w-]*+(?:\.[\w-]*+){2,4}", re.ASCII)
 _HASH_DIGITS: Final = 64
 _HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0-9A-Fa-f])")
 _USER: Final = re.compile(r"(?<=//)[^/?#@\s]+@")

@@ -1,7 +1,7 @@
 """A gateway in front of LiteLLM that drops key fields resent unchanged (BerriAI/litellm#26555).
 
 A wheel for one platform has some modules twice: compiled by mypyc, and their source, see ``deploy/compile.py``. Python
-prefers the compiled ones. With ``SANITIZER_PURE=1`` in the environment, it loads the source.
+prefers the compiled ones. With ``SANITIZER_PURE=true`` in the environment, it loads the source.
 """
 
 import os
@@ -12,7 +12,7 @@ from typing import Final
 
 __version__ = version("litellm-sanitizer")
 
-if os.environ.get("SANITIZER_PURE") == "1":
+if os.environ.get("SANITIZER_PURE", "").lower() in ("1", "true", "yes", "on"):  # as `sanitizer.parsers.switch`
     for _folder in (os.path.join(__path__[0], _package) for _package in ("http1", "relay", "sanitize")):
         sys.path_importer_cache[_folder] = FileFinder(_folder, (SourceFileLoader, SOURCE_SUFFIXES))
 

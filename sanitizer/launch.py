@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection
 from typing import TYPE_CHECKING
 
-from sanitizer import descriptors
+from sanitizer import FORM, descriptors
 from sanitizer.app import Gateway, make_pseudonym
 from sanitizer.listeners import address_of, authority, for_workers, listen_tcp, listen_unix
 from sanitizer.operate import logs
@@ -113,6 +113,7 @@ def _log_listening(settings: Settings, listener: socket.socket, admin_listener: 
         logging.INFO,
         f"listening on {url}",
         block=True,
+        form=FORM,
         upstream=str(settings.upstream),
         root_path=",".join(filter(None, settings.root_path)) or None,
         mode=settings.mode,

@@ -229,8 +229,11 @@ def load(flags: Mapping[str, str], environ: Mapping[str, str]) -> Settings:
             values["lookup_key"] = checked_key(key)
         except ValueError as error:
             raise SettingError("SANITIZER_LOOKUP_KEY", "***", f"takes {error}") from None
-    if (pure := environ.get("SANITIZER_PURE", "")) not in ("", "0", "1"):
-        raise SettingError("SANITIZER_PURE", pure, "takes 1, to run the source where there are compiled modules, or 0")
+    if pure := environ.get("SANITIZER_PURE"):  # acted on when the package is loaded
+        try:
+            parsers.switch(pure)
+        except ValueError as error:
+            raise SettingError("SANITIZER_PURE", pure, str(error)) from None
     settings = Settings(**values)
     if settings.upstream_ca and settings.upstream.scheme != "https":
         raise SettingError("--upstream-ca", settings.upstream_ca, "needs an https upstream (--upstream https://...)")

@@ -166,7 +166,8 @@ class Supervisor:
     def _replace(self, dead: Mapping[int, SpawnProcess]) -> None:
         """Start a successor for each of ``dead``, in its place, unless a signal comes."""
         for worker in dead.values():
-            logs.event(logging.ERROR, "a worker has died, starting another", exit_status=worker.exitcode)
+            level, what = (logging.ERROR, "died") if worker.exitcode else (logging.WARNING, "ended")  # it was told to
+            logs.event(level, f"a worker has {what}, starting another", worker=worker.pid, exit_status=worker.exitcode)
         self._pause()
         places = list(dead)
         while places and not self._signals:
@@ -199,5 +200,7 @@ class Supervisor:
                     if worker.pid is not None:
                         os.kill(worker.pid, number)
             if (remaining := deadline - time.monotonic()) <= 0:
+                for worker in working:
+                    logs.event(logging.ERROR, "a worker does not end, killing it", worker=worker.pid)
                 break
             self._wait(working, remaining)

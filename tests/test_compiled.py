@@ -51,7 +51,14 @@ def test_the_form_under_test(module: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("compiled", "pure", "form"), [(False, "", "pure"), (True, "", "compiled"), (True, "1", "pure")]
+    ("compiled", "pure", "form"),
+    [
+        (False, "", "pure"),
+        (True, "", "compiled"),
+        (True, "false", "compiled"),
+        (True, "1", "pure"),
+        (True, "True", "pure"),
+    ],
 )
 def test_which_form_runs(tmp_path: Path, compiled: bool, pure: str, form: str) -> None:
     """Compiled modules run where there are some, unless ``SANITIZER_PURE`` asks for the source."""

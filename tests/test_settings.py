@@ -141,6 +141,15 @@ def test_lookup_key(tmp_path: Path) -> None:
     assert "sk-" not in str(refused.value)
 
 
+def test_form() -> None:
+    """The form is chosen when the package is loaded; a value that chooses none is refused."""
+    assert "SANITIZER_PURE" not in unknown_variables({"SANITIZER_PURE": "true"})
+    for value in ("", "0", "1", "true", "False"):
+        load({}, {"SANITIZER_PURE": value})
+    with pytest.raises(SettingError, match=r"^SANITIZER_PURE 'source': takes true or false$"):
+        load({}, {"SANITIZER_PURE": "source"})
+
+
 def test_upstream_tls(tmp_path: Path) -> None:
     """An https upstream is spoken to in HTTP/1.1, even if it prefers HTTP/2; its certificate and name are verified."""
     assert load({"upstream": "http://a"}, {}).upstream_tls() is None

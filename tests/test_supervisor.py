@@ -82,6 +82,18 @@ def test_stop_after_death(upstream: Upstream) -> None:
         assert sum("stopped" in line for line in gateway.lines) == 1
 
 
+def test_a_worker_that_does_not_end() -> None:
+    """One that is still there some seconds after the grace is killed, and the log names it."""
+    with Gateway("http://127.0.0.1:9", "--workers", "2", "--shutdown-grace", "0.1") as gateway:
+        worker = gateway.workers()[0]
+        os.kill(worker, signal.SIGSTOP)
+        gateway.terminate()
+        assert gateway.wait() == 0
+        (killed,) = [record for record in gateway.records if "killing it" in record["message"]]
+        assert (killed["level"], killed["worker"]) == ("error", worker)
+        assert not runs(worker)
+
+
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
     """A signal that comes while workers are being started is obeyed before the next one is, and ends the first one."""

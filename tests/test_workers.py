@@ -117,6 +117,8 @@ def test_a_worker_is_killed(upstream: Upstream) -> None:
         os.kill(worker, signal.SIGKILL)
         assert [client.read_response().status for client in clients] == [200] * MANY
         assert sum(shares(gateway).values()) == MANY
+        (died,) = [record for record in gateway.records if record["message"].startswith("a worker has died")]
+        assert (died["level"], died["worker"], died["exit_status"]) == ("error", worker, -signal.SIGKILL)
 
 
 def test_a_worker_is_stopped(upstream: Upstream) -> None:
@@ -144,6 +146,8 @@ def test_a_worker_is_stopped(upstream: Upstream) -> None:
         wait_until(lambda: shares(gateway).total() == MANY)
         assert worker not in shares(gateway)
         assert all(shares(gateway).values())
+        (ended,) = [record for record in gateway.records if record["message"].startswith("a worker has ended")]
+        assert (ended["level"], ended["worker"], ended["exit_status"]) == ("warning", worker, 0)
 
 
 def test_a_drain_without_a_successor(upstream: Upstream) -> None:

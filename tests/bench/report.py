@@ -132,6 +132,9 @@ def number(value: float | None, unit: float = 1) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+FEW_ROUNDS = 3
+
+
 def goals(result: Result) -> str:
     rows = []
     for goal in GOALS:
@@ -144,6 +147,12 @@ def goals(result: Result) -> str:
             cells += [spread(figures, goal.suffix), goal.verdict(form, figures, control)]
         rows.append([goal.text, *cells])
     return table(["median (quartiles)", "pure Python", "goal", "compiled", "goal"], rows)
+
+
+def _gain(result: Result) -> list[str]:
+    """What compiling saves, if both forms were measured."""
+    figures = result.figures("requests@64", "cpu_us", "gateway", "pure")
+    return [f"Compiled / pure, CPU a request at 64 connections: {spread(figures)}."] if figures else []
 
 
 REQUESTS = {
@@ -234,10 +243,12 @@ def markdown(result: Result) -> str:
         f"{m['date']}, {m['cpus']} x {m['cpu']}, Linux {m['kernel']}; {m['cores']}. "
         f"{plan['rounds']} rounds, {plan['seconds']:g} s a run, interleaved and shuffled; medians over rounds, "
         "ratios taken inside one round.",
-        f"Python: {m['python']}. CONFIG_ARGS: `{m['configured']}`",
+        *(["**Too few rounds to judge by.**"] if plan["rounds"] < FEW_ROUNDS else []),
+        f"Python: {m['python']}.",
         "\n".join(versions),
         "### Goals",
         goals(result),
+        *_gain(result),
         "### A/A control: the gateway beside itself",
         control(result),
         "### Requests: 1 KB POST, 2 KB JSON answer",
@@ -251,6 +262,7 @@ def markdown(result: Result) -> str:
         "Look the key up, cut what is unchanged, forward, log the decision.",
         update(result, peers),
     ]
+    parts += ["### The build of Python", f"CONFIG_ARGS: `{m['configured']}`"]
     if missing:
         parts += ["### Not measured here", "\n".join(missing)]
     if failed:

@@ -119,11 +119,13 @@ def has_waiting(listener: socket.socket) -> bool:
 def stop_listening(listener: socket.socket) -> None:
     """End a worker's own socket also for the processes that have copies of it, so that connections go to the others.
 
-    One that workers share goes on. `socket.listen` begins anew, on the same port if that was not the kernel's choice.
+    One that workers share goes on. `socket.listen` begins anew, on the same port.
     """
     if _is_linux_tcp(listener) and listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+        address = listener.getsockname()
         with contextlib.suppress(OSError):  # another process that has a copy has ended it
             listener.shutdown(socket.SHUT_RDWR)
+            listener.bind(address)  # the kernel takes back a port of its own choice; EINVAL: this was none
 
 
 def _set_reuse_port(listener: socket.socket, reuse: bool) -> None:

@@ -312,11 +312,13 @@ def test_handshakes_without_filter() -> None:
         socket.create_connection(listener.getsockname()).close()
 
 
-def test_a_stopped_listener() -> None:
+@pytest.mark.parametrize("chosen_by_kernel", [False, True], ids=["a port that was asked for", "port 0"])
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
+def test_a_stopped_listener(host: str, chosen_by_kernel: bool) -> None:
     """It has stopped for all processes that have a copy; connections go to the others, until one listens again."""
     with (
         reserved_port() as port,
-        listen_tcp("127.0.0.1", port) as first,
+        listen_tcp(host, 0 if chosen_by_kernel else port) as first,
         for_workers(first, 2) as (_, second),
         first.dup() as copy,
         ExitStack() as stack,
@@ -327,11 +329,11 @@ def test_a_stopped_listener() -> None:
         assert not copy.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
         assert not has_waiting(copy)
         for _ in range(40):
-            stack.enter_context(socket.create_connection(address))
+            stack.enter_context(socket.create_connection(address[:2]))
         for _ in range(40):
             second.accept()[0].close()
         copy.listen()
         assert copy.getsockname() == address
         for _ in range(40):
-            stack.enter_context(socket.create_connection(address))
+            stack.enter_context(socket.create_connection(address[:2]))
         assert has_waiting(first)

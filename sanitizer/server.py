@@ -215,11 +215,10 @@ class Server:
         )
         await _wait_until(begun + accepting - min(_HANDSHAKES, accepting / 2), self._end_drain.wait())
         refuse_handshakes(self._listener)
+        if self._listener.family == socket.AF_UNIX:  # it has no handshakes: clients write as soon as they connect
+            await self._stop_accepting(server, begun + grace)
         await _wait_until(begun + accepting, self._end_drain.wait())
-        while has_waiting(self._listener) and loop.time() < begun + grace:  # noqa: ASYNC110 - no event tells the end
-            await asyncio.sleep(0)  # the event loop accepts all of them in one turn
-        stop_listening(self._listener)
-        server.close()
+        await self._stop_accepting(server, begun + grace)
         connections.shutdown()
         await _wait_until(begun + grace, self._end_drain.wait(), connections.wait_closed())
         if connections:
@@ -227,6 +226,16 @@ class Server:
             logs.event(logging.WARNING, f"{why}: aborting what is open", connections=len(connections))
             connections.abort()
             await _wait_until(loop.time() + _ABORT_TIMEOUT, connections.wait_closed())
+
+    async def _stop_accepting(self, server: asyncio.Server, deadline: float) -> None:
+        """Accept the connections that wait, but none after ``deadline``, and close the listener if it is open."""
+        if not server.is_serving():
+            return
+        loop = asyncio.get_running_loop()
+        while has_waiting(self._listener) and loop.time() < deadline:  # noqa: ASYNC110 - no event tells the end
+            await asyncio.sleep(0)  # the event loop accepts all of them in one turn
+        stop_listening(self._listener)
+        server.close()
 
 
 async def _wait_until(deadline: float, *events: Coroutine[Any, Any, object]) -> None:

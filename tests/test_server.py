@@ -245,6 +245,23 @@ def test_successor_on_unix_socket(upstream: Upstream, path: str, workers: int) -
     assert not Path(path).exists()
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+def test_connected_in_the_last_moment(upstream: Upstream, path: str, workers: int) -> None:
+    """A client that a Unix socket has accepted before it was closed can still send its request.
+
+    A client writes as soon as it has connected. Closed with that unread, the connection would be reset.
+    """
+    options = ("--workers", str(workers), "--shutdown-grace", "12")
+    with Gateway(upstream.url, *options, listen=("--uds", path)) as gateway, gateway.connect() as client:
+        os.kill(gateway.pid, signal.SIGTERM)
+        until = time.monotonic() + WAIT
+        while not refused(path):
+            assert time.monotonic() < until, "it goes on accepting"
+            time.sleep(0.01)
+        assert client.ask(GET).status == 200
+        assert gateway.wait() == 0
+
+
 def refused(path: str) -> bool:
     with socket.socket(socket.AF_UNIX) as client:
         return client.connect_ex(path) != 0

@@ -193,7 +193,8 @@ class Relay:
         peer = self._forwarding.peer(_client_address(scope), scope.get("scheme", "http"))
         version = scope["http_version"].encode()
         start_line = scope["method"].encode() + b" " + request_target(scope) + b" HTTP/1.1"
-        head, octets = self._forwarding.outbound(checked_head(start_line, scope["headers"]), peer, version)
+        fields = [(name, value) for name, value in scope["headers"]]  # in ASGI, any iterables; compiled, none but these
+        head, octets = self._forwarding.outbound(checked_head(start_line, fields), peer, version)
         if scope["method"] == "CONNECT":
             raise BadRequest("CONNECT is for proxies")
         check_host(head.host, head.hosts, version)
@@ -246,7 +247,7 @@ def _pass_on(answer: Answer, message: Message) -> bool:
         answer.cancel()
         return False
     if not answer.request_complete:
-        answer.send(message.get("body", b""), last=not message.get("more_body", False))
+        answer.send(bytes(message.get("body", b"")), last=not message.get("more_body", False))
     return True
 
 

@@ -140,7 +140,7 @@ class _Upload:
             if message["type"] == "http.disconnect":
                 raise ClientLeft
             more = message.get("more_body", False)
-            if not self._interception.collect(message.get("body", b"")):
+            if not self._interception.collect(bytes(message.get("body", b""))):
                 self._read = not more
                 return False
         self._read = True

@@ -153,6 +153,23 @@ async def test_returned(world: World) -> None:
     assert (server.status, server.body) == (200, b"ok")
 
 
+@pytest.mark.parametrize(
+    ("fields", "data"),
+    [
+        pytest.param([[b"host", b"a"], [b"content-length", b"2"]], b"hi", id="lists"),  # as Mangum's are
+        pytest.param(((b"host", b"a"), (b"content-length", b"2")), b"hi", id="a tuple"),
+        pytest.param([(b"host", b"a"), (b"content-length", b"2")], bytearray(b"hi"), id="bytearray"),
+    ],
+)
+async def test_other_types(world: World, fields: object, data: bytes) -> None:
+    """In ASGI field lines may be any iterables of two; the compiled form takes them as the source does."""
+    world.upstream.script = reply(OK)
+    server = Server([content(data)])
+    await world.relay({**scope("POST"), "headers": fields}, server.receive, server.send)
+    assert (server.status, server.body) == (200, b"ok")
+    assert world.upstream.requests[-1].body == b"hi"
+
+
 async def fails() -> Message:
     raise Failure
 

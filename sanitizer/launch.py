@@ -87,7 +87,12 @@ def _serve(
         return Server(Gateway(settings, pseudonym), listeners[0], on_serving, publish, on_stop).run()
     work = functools.partial(_work, settings, pseudonym)
     add_worker = admin.add_worker if admin else None
-    return Supervisor(work, listeners, settings.shutdown_grace, on_serving, add_worker, on_stop).run()
+    try:
+        supervisor = Supervisor(work, listeners, settings.shutdown_grace, on_serving, add_worker, on_stop)
+    except OSError as error:
+        log_failed_start(error)
+        return 1
+    return supervisor.run()
 
 
 def _work(

@@ -36,6 +36,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sanitizer.address import in_brackets
+from sanitizer.descriptors import NONE_LEFT
 from sanitizer.keepalive import probe_when_silent
 
 BACKLOG: Final = 2048
@@ -78,14 +79,15 @@ def for_workers(first: socket.socket, count: int) -> Iterator[list[socket.socket
         listeners = [first] * count
         if count > 1 and _is_linux_tcp(first):
             host, port = first.getsockname()[:2]
-            _set_reuse_port(first, True)
             try:
+                _set_reuse_port(first, True)
                 listeners[1:] = [stack.enter_context(listen_tcp(host, port, reuse_port=True)) for _ in range(1, count)]
             except OSError as error:
-                if error.errno != errno.EADDRINUSE:
+                if error.errno in NONE_LEFT:
                     raise
-                stack.close()  # this kernel, a sandbox's perhaps, takes the option only before `bind`
-                _set_reuse_port(first, False)
+                stack.close()  # this kernel, a sandbox's perhaps, has no such option, or takes it only before `bind`
+                with contextlib.suppress(OSError):
+                    _set_reuse_port(first, False)
         yield listeners
 
 

@@ -88,9 +88,10 @@ class Supervisor:
             for number in STOP_SIGNALS:
                 signal.signal(number, self._signalled)
             signal.signal(RELOAD, self._asked_to_reload)
-            resource_tracker.ensure_running()  # else the first start would start it, and unblock the signals for that
-            signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOP_SIGNALS, RELOAD])
             try:
+                # else the first start would start it, and unblock the signals for that
+                resource_tracker.ensure_running()
+                signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOP_SIGNALS, RELOAD])
                 for listener in self._listeners:
                     if not self._signals:
                         self._workers.append(self._start(listener))

@@ -212,10 +212,17 @@ def test_workers_share_a_socket_that_the_kernel_does_not_spread(monkeypatch: pyt
         socket.create_connection(first.getsockname()).close()
 
 
-def test_workers_share_a_socket_in_a_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So they do where the option comes too late for other sockets to have the port; then one worker ends nothing."""
+@pytest.mark.parametrize("known", [True, False], ids=["too late", "unknown"])
+def test_workers_share_a_socket_in_a_sandbox(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
+    """So they do where there is no such option, or it comes too late for others; then one worker ends nothing."""
     set_reuse_port = listeners._set_reuse_port
-    monkeypatch.setattr(listeners, "_set_reuse_port", lambda listener, _: set_reuse_port(listener, False))
+
+    def in_a_sandbox(listener: socket.socket, _: bool) -> None:
+        if not known:
+            raise OSError(errno.ENOPROTOOPT, "Protocol not available")
+        set_reuse_port(listener, False)
+
+    monkeypatch.setattr(listeners, "_set_reuse_port", in_a_sandbox)
     with listen_tcp("127.0.0.1", 0) as first, for_workers(first, 3) as sockets:
         assert sockets == [first] * 3
         stop_listening(first)

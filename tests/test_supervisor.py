@@ -6,6 +6,8 @@ import contextlib
 import os
 import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -80,6 +82,22 @@ def test_stop_after_death(upstream: Upstream) -> None:
         gateway.wait_for_line("stopping", timeout=0.9)
         assert gateway.wait() == 0
         assert sum("stopped" in line for line in gateway.lines) == 1
+
+
+def test_no_descriptor_for_workers() -> None:
+    """A start for which descriptors are lacking is an error with its reason, wherever the last one is taken."""
+    serve = ["-m", "sanitizer", "serve", "--upstream", "http://127.0.0.1:9", "--port", "0", "--admin-port", "0"]
+    for limit in range(14, 24, 2):
+        result = subprocess.run(
+            ["sh", "-c", f'ulimit -n {limit} && exec "$@"', "sh", sys.executable, *serve, "--workers", "8"],
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert result.returncode == 1
+        assert "open files" in result.stderr
+        assert "Traceback" not in result.stderr
 
 
 def test_a_worker_that_does_not_end() -> None:

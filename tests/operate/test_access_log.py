@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from sanitizer import FORM
 from sanitizer.operate import logs
 from tests.operate.exchanges import (
     BUDGET,
@@ -229,13 +230,14 @@ def test_aborted_stream(upstream: Upstream, message: bytes) -> None:
 
 
 def test_start(upstream: Upstream) -> None:
-    """As text, the start is a few lines: where it listens, what it fronts, mode, fields, admin listener."""
+    """As text, the start is a few lines: where it listens, its form, what it fronts, mode, fields, admin listener."""
     options = ("--log-format", "text", "--mode", "observe", "--fields", "allowed_routes")
     with Gateway(upstream.url, *options, admin=True) as gateway:
         gateway.stop()
         start = gateway.lines.index(next(line for line in gateway.lines if "listening on" in line))
         assert re.fullmatch(r"\d\d:\d\d:\d\d info    listening on http://127\.0\.0\.1:\d+", gateway.lines[start])
-        assert [line.split() for line in gateway.lines[start + 1 : start + 6]] == [
+        assert [line.split() for line in gateway.lines[start + 1 : start + 7]] == [
+            ["form", FORM],
             ["upstream", upstream.url],
             ["mode", "observe"],
             ["fields", "allowed_routes"],

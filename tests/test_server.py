@@ -536,8 +536,10 @@ def serves(gateway: Gateway) -> bool:
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 def test_no_descriptor_for_upstream(upstream: Upstream, name: str) -> None:
     """A request for which no connection can be made for want of a descriptor is answered with an error of its own."""
+    upstream.script = reply(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
     with Gateway(f"http://{name}:{upstream.port}", admin=True) as gateway, gateway.connect() as client:
         wait_until_ready(gateway)
+        assert client.ask(GET).status == 200  # its connection has been accepted, and none to upstream is kept
         limits = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, gateway_hard(gateway)))
         for _ in range(2):
             answer = client.ask(GET)

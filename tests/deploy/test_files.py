@@ -10,15 +10,17 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+from sanitizer.parsers import switch
 from sanitizer.settings import OPTIONS, Settings
 from tests.deploy.programs import DEPLOY, ROOT, program
 
 DOCKERFILE = ROOT / "Dockerfile"
 WORKFLOWS = sorted((ROOT / ".github/workflows").glob("*.yml"))
-SHOWN = [DOCKERFILE, *sorted(path for path in DEPLOY.rglob("*") if path.is_file() and "grafana" not in path.parts)]
+UNREAD = {"grafana", "__pycache__"}
+SHOWN = [DOCKERFILE, *sorted(path for path in DEPLOY.rglob("*") if path.is_file() and not UNREAD & {*path.parts})]
 
 FLAGS = {option.flag for option in OPTIONS}
-VARIABLES = {variable for option in OPTIONS for variable in option.variables}
+PARSE = {variable: option.parse for option in OPTIONS for variable in option.variables} | {"SANITIZER_PURE": switch}
 PORTS = {str(option.default) for option in OPTIONS if option.name in ("port", "admin_port")}
 
 
@@ -113,10 +115,9 @@ def test_the_release_checks_the_version_line() -> None:
 def test_what_is_named_exists(path: Path) -> None:
     """Every variable, flag and path of the admin listener, as the code has them; and values that it takes."""
     text = path.read_text()
-    assert set(re.findall(r"\bSANITIZER_[A-Z_]+\b", text)) <= VARIABLES
-    parse = {variable: option.parse for option in OPTIONS for variable in option.variables}
+    assert set(re.findall(r"\bSANITIZER_[A-Z_]+\b", text)) <= PARSE.keys()
     for name, value in re.findall(r"(SANITIZER_[A-Z_]+)(?:=|: |\n\s+value: )\"?([^\s\"`$#]+)", text):
-        parse[name](value)
+        PARSE[name](value)
     for line in re.findall(r"litellm-sanitizer (?:serve |check )?(--.*)", text):
         assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= FLAGS | {"--key-file", "--json"}, line
 

@@ -127,7 +127,8 @@ def stop_listening(listener: socket.socket) -> None:
         address = listener.getsockname()
         with contextlib.suppress(OSError):  # another process that has a copy has ended it
             listener.shutdown(socket.SHUT_RDWR)
-            listener.bind(address)  # the kernel takes back a port of its own choice; EINVAL: this was none
+            # `shutdown` has given up a port that the kernel chose; of any other, `bind` says that it is bound (EINVAL)
+            listener.bind(address)
 
 
 def _set_reuse_port(listener: socket.socket, reuse: bool) -> None:

@@ -193,7 +193,8 @@ class Relay:
         peer = self._forwarding.peer(_client_address(scope), scope.get("scheme", "http"))
         version = scope["http_version"].encode()
         start_line = scope["method"].encode() + b" " + request_target(scope) + b" HTTP/1.1"
-        fields = [(name, value) for name, value in scope["headers"]]  # in ASGI, any iterables; compiled, none but these
+        # ASGI allows other iterables than pairs, and compiled code does not
+        fields = [(name, value) for name, value in scope["headers"]]
         head, octets = self._forwarding.outbound(checked_head(start_line, fields), peer, version)
         if scope["method"] == "CONNECT":
             raise BadRequest("CONNECT is for proxies")

@@ -102,14 +102,22 @@ class Journal:
     def __init__(self, gateway: Gateway, upstream: Upstream) -> None:
         self._gateway = gateway
         self._upstream = upstream
+        self._mark()  # a line may come later than the answer: those of requests before this one have come now
         self._before = len(gateway.records)
+        upstream.restart(upstream.script)  # without the request that made the mark
+
+    def _mark(self) -> str:
+        """The path of a request whose line has come; lines keep their order."""
+        path = f"/journal-{next(self._numbers)}"
+        script, self._upstream.script = self._upstream.script, reply(OK)
+        assert self._gateway.ask(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()).status == 200
+        self._upstream.script = script
+        self._gateway.wait_for_line(f'"{path}"')
+        return path
 
     def read(self) -> tuple[list[dict[str, Any]], list[tuple[str, str, int]]]:
         """The decisions, and method, path and status of each request."""
-        name = f"/journal-{next(self._numbers)}"
-        self._upstream.script = reply(OK)
-        assert self._gateway.ask(f"GET {name} HTTP/1.1\r\nHost: a\r\n\r\n".encode()).status == 200
-        self._gateway.wait_for_line(f'"{name}"')  # lines keep their order
+        name = self._mark()
         records = self._gateway.records[self._before :]
         accesses = [record for record in records if record["message"] == "request" and record["path"] != name]
         assert all(record["client"] == "127.0.0.1" and record["ms"] >= 0 for record in accesses)

@@ -341,7 +341,8 @@ def http_10_keep_alive(lab: Lab) -> None:
     with lab.connect() as client:
         response = client.ask(request(b"GET / HTTP/1.0", HOST, b"Connection: keep-alive"))
         assert response.body == b"ok"
-        assert response.all(b"connection") == [b"close"]
+        if lab.face == "fast":  # under uvicorn the field is uvicorn's: the oldest that is supported sends none
+            assert response.all(b"connection") == [b"close"]
         assert client.closed()
 
 

@@ -7,8 +7,9 @@ And Hypothesis tries the same examples each time, so that a change that fails th
 others in each run; ``--hypothesis-seed=N`` repeats one.
 """
 
+import logging
 import os
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import hypothesis
@@ -32,6 +33,17 @@ LONGEST = (LITELLM, "tests/names", "tests/operate/test_admin.py", "tests/relay/t
 @pytest.fixture(scope="session")
 def anyio_backend() -> tuple[str, dict[str, Any]]:
     return "asyncio", {"use_uvloop": True}
+
+
+@pytest.fixture(autouse=True)
+def logging_as_it_was() -> Iterator[None]:
+    """A test that sends the package's logs to stderr does not take them from the next one's ``caplog``."""
+    loggers = [logging.getLogger(name) for name in ("sanitizer", "sanitizer.access", "asyncio", "uvicorn")]
+    states = [(log.handlers, log.propagate, log.level) for log in loggers]
+    yield
+    for log, (handlers, log.propagate, level) in zip(loggers, states, strict=True):
+        log.handlers = handlers
+        log.setLevel(level)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -265,9 +265,9 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
         "--log-format",
         log_format,
         "--response-timeout",
-        "0.3",
+        "2",
         "--lookup-timeout",
-        "0.3",
+        "2",
         *(["--access-log"] if face == "fast" else []),
     )
     with Upstream() as upstream, Gateway(upstream.url, *options, face=face, admin=True) as gateway:

@@ -79,7 +79,7 @@ def test_stop_after_death(upstream: Upstream) -> None:
         os.kill(gateway.workers()[0], signal.SIGKILL)
         gateway.wait_for_line("a worker has died")
         gateway.terminate()
-        gateway.wait_for_line("stopping", timeout=0.9)
+        gateway.wait_for_line("stopping")
         assert gateway.wait() == 0
         assert sum("stopped" in line for line in gateway.lines) == 1
 

@@ -417,7 +417,7 @@ def leaves_alone(lab: Lab) -> None:
     ROWS,
     "no head within the response timeout: 504, upstream is left",
     "nginx: proxy_read_timeout",
-    options=("--response-timeout", "0.2"),
+    options=("--response-timeout", "1"),
 )
 def response_timeout(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(WAIT_CLOSED), reply(OK))
@@ -434,7 +434,7 @@ def response_timeout(lab: Lab) -> None:
     ROWS,
     "the response timeout is for the head: content may take its time",
     "Go net/http: ResponseHeaderTimeout",
-    options=("--response-timeout", "0.2"),
+    options=("--response-timeout", "1"),
 )
 def slow_content(lab: Lab) -> None:
     other = reply(OK)
@@ -475,7 +475,7 @@ def queue(lab: Lab) -> None:
     ROWS,
     "at the limit of connections, and none comes free: 503",
     "HAProxy: timeout queue",
-    options=("--max-connections", "1", "--connect-timeout", "0.2"),
+    options=("--max-connections", "1", "--connect-timeout", "1"),
 )
 def queue_timeout(lab: Lab) -> None:
     first = threading.Event()

@@ -155,11 +155,11 @@ def test_two_live_addresses(workers: int) -> None:
 @faces
 def test_a_lost_packet(face: Face) -> None:
     """A query that is lost, and asked again by the resolver, is no failure, however short the connect timeout is."""
-    configure("timeout:1")
+    configure("timeout:2")
     with (
         Nameserver([FIRST]) as dns,
         Upstream(CLOSING, host=FIRST, port=PORT),
-        Gateway(URL, "--connect-timeout", "0.5", face=face) as gateway,
+        Gateway(URL, "--connect-timeout", "1", face=face) as gateway,
     ):
         dns.loses_first = True
         assert curl() == 200
@@ -171,9 +171,9 @@ def test_a_slow_resolver(face: Face) -> None:
     """Requests that come together wait for one look-up, and for it they have time of their own."""
     configure("timeout:5")
     with (
-        Nameserver([FIRST], delay=1) as dns,
+        Nameserver([FIRST], delay=3) as dns,
         Upstream(CLOSING, host=FIRST, port=PORT),
-        Gateway(URL, "--connect-timeout", "0.5", face=face) as gateway,
+        Gateway(URL, "--connect-timeout", "1", face=face) as gateway,
     ):
         assert curl() == 200
         before = dns.queries

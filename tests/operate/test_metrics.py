@@ -228,7 +228,7 @@ def totals(changed: dict[str, float]) -> dict[str, float]:
 
 @pytest.fixture(scope="module")
 def running() -> Iterator[tuple[Gateway, Upstream]]:
-    options = ("--response-timeout", "1.5", "--lookup-timeout", "0.5", "--upstream-keepalive", "0")
+    options = ("--response-timeout", "3", "--lookup-timeout", "2", "--upstream-keepalive", "0")
     with Upstream() as upstream, Gateway(upstream.url, *options, admin=True) as gateway:
         wait_until_ready(gateway)
         yield gateway, upstream
@@ -329,7 +329,7 @@ def test_gauges(upstream: Upstream) -> None:
 def test_exhausted(upstream: Upstream) -> None:
     """Who waits in vain for a connection to come free is an error of its kind."""
     upstream.script = reply(WAIT_CLOSED)
-    options = ("--max-connections", "1", "--connect-timeout", "0.5")
+    options = ("--max-connections", "1", "--connect-timeout", "2")
     with Gateway(upstream.url, *options, admin=True) as gateway, gateway.connect() as first:
         first.send(request())
         wait_for(gateway, lambda n: n['sanitizer_upstream_connections{state="busy"}'] == 1)

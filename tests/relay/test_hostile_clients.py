@@ -41,7 +41,7 @@ def test_an_empty_line_keeps_no_connection(upstream: Upstream) -> None:
     """CRLF behind a request, which some clients send, does not switch the idle timeout off."""
     upstream.script = reply(OK)
     with (
-        Gateway(upstream.url, "--keepalive-timeout", "0.3", "--shutdown-grace", "0") as gateway,
+        Gateway(upstream.url, "--keepalive-timeout", "2", "--shutdown-grace", "0") as gateway,
         gateway.connect() as client,
     ):
         client.send(GET + b"\r\n")
@@ -148,7 +148,7 @@ def test_slow_readers_get_it_all(upstream: Upstream) -> None:
     upstream.script = script
     sizes = range(2_600_000, 5_000_000, 200_000)
     with (
-        Gateway(upstream.url, "--keepalive-timeout", "0.5", "--shutdown-grace", "0") as gateway,
+        Gateway(upstream.url, "--keepalive-timeout", "1", "--shutdown-grace", "0") as gateway,
         ThreadPoolExecutor(len(sizes)) as pool,
     ):
         assert list(pool.map(read, sizes)) == list(sizes)

@@ -528,7 +528,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
     upstream.script = busy(free)
     core = Core(SECOND, gate=asyncio.Event())
     with (
-        Listener(upstream, core, max_connections=1, connect_timeout=0.2) as listener,
+        Listener(upstream, core, max_connections=1, connect_timeout=2) as listener,
         listener.connect() as client,
         listener.connect() as other,
     ):
@@ -602,7 +602,7 @@ def test_further_send_fails(upstream: Upstream, script: Script, status: int, kin
     first = FORBIDDEN if pooled else FORBIDDEN.replace(b"X-Case", b"Connection: close\r\nX-Case")
     upstream.script = in_turn(reply(first), script, reply(OK))
     core = Core(SECOND)
-    with Listener(upstream, core, response_timeout=0.3) as listener, listener.connect() as client:
+    with Listener(upstream, core, response_timeout=2) as listener, listener.connect() as client:
         response = client.ask(update())
         assert response.status == status
         assert b'"type": "%b"' % kind.encode() in response.body

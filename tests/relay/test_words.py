@@ -220,7 +220,7 @@ def test_timeouts_can_be_read_by_a_page(face: Face) -> None:
     with refusing_port() as port, Gateway(f"http://127.0.0.1:{port}", face=face) as gateway:
         response = gateway.ask(GET + ORIGIN + b"\r\n")
         assert (response.status, allowed(response)) == (502, [b"*"])
-    options = ("--response-timeout", "0.3", "--max-connections", "1", "--connect-timeout", "0.1")
+    options = ("--response-timeout", "5", "--max-connections", "1", "--connect-timeout", "1")
     with Upstream(hold) as upstream, Gateway(upstream.url, *options, face=face) as gateway, gateway.connect() as first:
         first.send(GET + ORIGIN + b"\r\n")
         upstream.wait_request()

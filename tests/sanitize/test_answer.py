@@ -537,7 +537,7 @@ async def test_further_send_fails(upstream: Upstream, script: Any, status: int) 
     """Once any of it was sent it may have been carried out: its failure is the client's, and it is not sent again."""
     upstream.script = in_turn(reply(REFUSED), script, reply(OK))
     core = Core(SECOND)
-    async with served(upstream, core, response_timeout=0.3) as server:
+    async with served(upstream, core, response_timeout=2) as server:
         response = await server.ask(UPDATE)
     assert (response.status, response.get(b"x-litellm-sanitizer")) == (status, b"absent")
     assert [request.body for request in upstream.requests] == [BODY, SECOND]
@@ -562,7 +562,7 @@ async def test_no_connection_comes_free(upstream: Upstream) -> None:
     """Where all connections stay busy, the answer that was held back is the client's."""
     upstream.script = in_turn(reply(REFUSED), reply(WAIT_CLOSED))
     core = Core(SECOND, gate=asyncio.Event())
-    async with served(upstream, core, max_connections=1, connect_timeout=0.2) as server:
+    async with served(upstream, core, max_connections=1, connect_timeout=2) as server:
         request = asyncio.create_task(server.ask(UPDATE))
         await core.thinking.wait()
         with raw.Client(("127.0.0.1", server.port)) as other:

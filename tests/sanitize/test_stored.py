@@ -338,7 +338,7 @@ async def test_not_read_to_the_end(octets: bytes, reason: str) -> None:
 async def test_no_connection_comes_free() -> None:
     """A lookup waits for one of the relay's connections no longer than a relayed request."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
-        relay = Pool(Address("http", "127.0.0.1", upstream.port), connect_timeout=0.1, max_connections=1)
+        relay = Pool(Address("http", "127.0.0.1", upstream.port), connect_timeout=1, max_connections=1)
         look_up = LookUp(StoredKeys(), partial(fetch, relay))
         first = asyncio.create_task(look_up())
         await asyncio.to_thread(upstream.wait_request)

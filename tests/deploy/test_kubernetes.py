@@ -178,6 +178,7 @@ def test_what_every_gateway_runs_with(overlay: str) -> None:
     assert context["capabilities"] == {"drop": ["ALL"]}
     assert context["seccompProfile"] == {"type": "RuntimeDefault"}
     assert not {"hostNetwork", "hostPID", "hostIPC"} & set(pod)
+    assert pod["enableServiceLinks"] is False
     assert "memory" in container["resources"]["limits"]
     assert {"cpu", "memory"} <= set(container["resources"]["requests"])
     ports = {port["name"]: port["containerPort"] for port in container["ports"]}

@@ -38,11 +38,11 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
     """A test that sends the package's logs to stderr does not take them from the next one's ``caplog``."""
-    loggers = [logging.getLogger(name) for name in ("sanitizer", "sanitizer.access", "asyncio", "uvicorn")]
-    states = [(log.handlers, log.propagate, log.level) for log in loggers]
+    logs = [logging.getLogger(name) for name in ("sanitizer", "sanitizer.access", "asyncio", "uvicorn")]
+    states = [(log, log.handlers, log.propagate, log.level) for log in logs]
     yield
-    for log, (handlers, log.propagate, level) in zip(loggers, states, strict=True):
-        log.handlers = handlers
+    for log, handlers, propagates, level in states:
+        log.handlers, log.propagate = handlers, propagates
         log.setLevel(level)
 
 

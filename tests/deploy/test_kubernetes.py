@@ -19,6 +19,7 @@ import yaml
 from tests.deploy.programs import DEPLOY, KUBERNETES, VERSIONS, program
 
 ALERTS = DEPLOY / "grafana/alerts.yaml"
+HELM = DEPLOY / "helm"
 OPERATOR = KUBERNETES / "components/servicemonitor"
 OVERLAYS = ["standalone", "routed/gateway-api", "routed/ingress", "sidecar"]
 CRDS = {
@@ -252,24 +253,17 @@ def objects_within(value: object) -> Iterator[Object]:
             yield from objects_within(each)
 
 
-def in_helm() -> tuple[Object, ...]:
-    files = (DEPLOY / "helm").glob("*.yaml")
-    return tuple(found for file in files for found in objects_within(yaml.safe_load(file.read_text())))
-
-
-@pytest.mark.parametrize("where", [*OVERLAYS, "helm"])
+@pytest.mark.parametrize("where", [*OVERLAYS, *sorted(path.name for path in HELM.glob("*.yaml"))])
 def test_the_operator_names_the_job_that_the_rules_ask_for(where: str) -> None:
     """The job is the value of that label of the Service that `jobLabel` names, or else the Service's name.
 
     So says the API reference of prometheus-operator about ServiceMonitorSpec.
     """
     monitor = yaml.safe_load((OPERATOR / "servicemonitor.yaml").read_text())["spec"]
-    services = scraped(monitor, in_helm() if where == "helm" else objects(where))
-    assert services
-    for service in services:
-        metadata = service["metadata"]
-        job = metadata["labels"].get(monitor.get("jobLabel")) or metadata["name"]
-        assert {job} == set(re.findall(r'\bjob="([^"]*)"', ALERTS.read_text()))
+    made = objects(where) if where in OVERLAYS else objects_within(yaml.safe_load((HELM / where).read_text()))
+    (service,) = scraped(monitor, made)
+    job = service["metadata"]["labels"].get(monitor.get("jobLabel")) or service["metadata"]["name"]
+    assert {job} == set(re.findall(r'\bjob="([^"]*)"', ALERTS.read_text()))
 
 
 def test_the_operator_gets_the_rules_of_the_file() -> None:

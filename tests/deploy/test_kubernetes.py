@@ -6,7 +6,8 @@ import re
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+import textwrap
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,13 @@ import yaml
 
 from tests.deploy.programs import DEPLOY, KUBERNETES, VERSIONS, program
 
+ALERTS = DEPLOY / "grafana/alerts.yaml"
+HELM = DEPLOY / "helm"
+OPERATOR = KUBERNETES / "components/servicemonitor"
 OVERLAYS = ["standalone", "routed/gateway-api", "routed/ingress", "sidecar"]
 CRDS = {
     "HTTPRoute": "gateway-api/gateway.networking.k8s.io/v1/HTTPRoute.js",
+    "PrometheusRule": "prometheus-operator/monitoring.coreos.com/v1/PrometheusRule.js",
     "ServiceMonitor": "prometheus-operator/monitoring.coreos.com/v1/ServiceMonitor.js",
 }
 
@@ -37,7 +42,7 @@ def rendered(folder: Path) -> tuple[Object, ...]:
 
 @functools.cache
 def monitored(overlay: str) -> tuple[Object, ...]:
-    """The overlay with its line about the ServiceMonitor no longer a comment."""
+    """The overlay with its line about the Prometheus operator no longer a comment."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory, "kubernetes")
         shutil.copytree(KUBERNETES, copy)
@@ -122,6 +127,7 @@ def test_every_custom_resource_is_valid(crds: dict[str, Object]) -> None:
         ("HTTPRoute", ["spec", "rules", 0, "matches", 0, "path", "pathh"], "/"),
         ("HTTPRoute", ["spec", "hostname"], "litellm.example.com"),
         ("ServiceMonitor", ["spec", "endpoints", 0, "intervall"], "30s"),
+        ("PrometheusRule", ["spec", "groups", 0, "rules", 0, "four"], "2m"),
     ],
 )
 def test_a_slip_in_a_custom_resource_would_be_seen(
@@ -225,13 +231,48 @@ def test_names_agree(overlay: str) -> None:
     admitted = [port["port"] for rule in policy["spec"]["ingress"] for port in rule["ports"]]
     assert admitted == [port["containerPort"] for port in gateway["ports"]]
     (monitor,) = [each["spec"] for each in monitored(overlay) if each["kind"] == "ServiceMonitor"]
-    admin = [
-        each
-        for each in of_kind(overlay, "Service")
-        if monitor["selector"]["matchLabels"].items() <= each["metadata"].get("labels", {}).items()
+    (admin,) = scraped(monitor, of_kind(overlay, "Service"))
+    assert monitor["endpoints"][0]["port"] in [port["name"] for port in admin["spec"]["ports"]]
+
+
+def scraped(monitor: Object, objects: Iterable[Object]) -> list[Object]:
+    """The Services among ``objects`` that a ServiceMonitor selects."""
+    selected = monitor["selector"]["matchLabels"].items()
+    return [
+        each for each in objects if each["kind"] == "Service" and selected <= each["metadata"].get("labels", {}).items()
     ]
-    assert len(admin) == 1
-    assert monitor["endpoints"][0]["port"] in [port["name"] for port in admin[0]["spec"]["ports"]]
+
+
+def objects_within(value: object) -> Iterator[Object]:
+    """Kubernetes objects, at any depth of a Helm chart's values."""
+    if isinstance(value, dict):
+        if "kind" in value and "metadata" in value:
+            yield value
+        value = list(value.values())
+    if isinstance(value, list):
+        for each in value:
+            yield from objects_within(each)
+
+
+@pytest.mark.parametrize("where", [*OVERLAYS, *sorted(path.name for path in HELM.glob("*.yaml"))])
+def test_the_operator_names_the_job_that_the_rules_ask_for(where: str) -> None:
+    """The job is the value of that label of the Service that `jobLabel` names, or else the Service's name.
+
+    So says the API reference of prometheus-operator about ServiceMonitorSpec.
+    """
+    monitor = yaml.safe_load((OPERATOR / "servicemonitor.yaml").read_text())["spec"]
+    made = objects(where) if where in OVERLAYS else objects_within(yaml.safe_load((HELM / where).read_text()))
+    (service,) = scraped(monitor, made)
+    job = service["metadata"]["labels"].get(monitor.get("jobLabel")) or service["metadata"]["name"]
+    assert {job} == set(re.findall(r'\bjob="([^"]*)"', ALERTS.read_text()))
+
+
+def test_the_operator_gets_the_rules_of_the_file() -> None:
+    """The PrometheusRule has them as they are, comments too; the head of its file says how to renew it."""
+    before, _, rules = (OPERATOR / "prometheusrule.yaml").read_text().partition("spec:\n")
+    _, groups, rest = ALERTS.read_text().partition("groups:\n")
+    assert rules == textwrap.indent(groups + rest, "  ")
+    assert yaml.safe_load(before)["kind"] == "PrometheusRule"
 
 
 def test_the_sidecar_is_a_native_one_and_is_where_the_service_points() -> None:

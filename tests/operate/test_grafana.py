@@ -102,7 +102,7 @@ def test_rule(rule: dict[str, Any]) -> None:
     """A rule waits, says how bad it is, and what to do; what it says uses labels that its query leaves."""
     assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
     assert re.fullmatch(r"\d+[mh]", rule["for"])
-    assert rule["labels"]["severity"] in ("warning", "critical")
+    assert rule["labels"]["severity"] in ("info", "warning", "critical")
     assert set(rule["annotations"]) == {"summary", "description"}
     kept = set(re.findall(r"\w+", " ".join(re.findall(r"by \(([^)]*)\)", rule["expr"])))) or {"instance"}
     for text in rule["annotations"].values():

@@ -1,0 +1,337 @@
+"""deploy/grafana in a real Prometheus, which scrapes real gateways; and `promtool test rules`: when each alert fires.
+
+The configuration is the one that deploy/grafana/README.md shows, with the test's own targets. Two things are faster:
+Prometheus scrapes and evaluates every second, where the README has 15 s; and a minute in the `for` of an alert is a
+second. promtool takes the rules as they are.
+"""
+
+import contextlib
+import json
+import math
+import re
+import subprocess
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import pytest
+import yaml
+
+from tests.deploy.programs import DEPLOY, program
+from tests.deploy.proxies import running
+from tests.operate.exchanges import (
+    BUDGET,
+    HANDSHAKE,
+    SPEND,
+    SWITCH,
+    answer,
+    lookup,
+    refusing,
+    request,
+    stored,
+    update,
+)
+from tests.operate.exposition import wait_for, wait_until_ready
+from tests.support.gateway import Gateway, free_port
+from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Script, Upstream, reply
+
+T = TypeVar("T")
+
+ALERTS = DEPLOY / "grafana/alerts.yaml"
+RULES: dict[str, dict[str, Any]] = {
+    rule["alert"]: rule for group in yaml.safe_load(ALERTS.read_text())["groups"] for rule in group["rules"]
+}
+DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
+UNIT_TESTS = sorted(Path(__file__).parent.glob("alerts_*.yaml"))
+WAIT = 60.0
+"""Seconds for anything to happen; most takes two or three."""
+SCRAPE_INTERVAL = "15s"
+"""What Grafana takes a data source's to be unless it is told otherwise."""
+
+
+def promtool(*arguments: str, directory: Path) -> None:
+    command = [program("promtool", "Debian: prometheus"), *arguments]
+    done = subprocess.run(command, cwd=directory, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def shown_configuration() -> dict[str, Any]:
+    """The one in README.md."""
+    found = re.search(r"```yaml\n(.*?)```", (DEPLOY / "grafana/README.md").read_text(), re.DOTALL)
+    assert found
+    configuration: dict[str, Any] = yaml.safe_load(found[1])
+    return configuration
+
+
+def test_what_the_readme_shows_is_a_configuration(tmp_path: Path) -> None:
+    """Without a complaint of promtool's, about the rules neither, whose templates it expands."""
+    (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(shown_configuration()))
+    (tmp_path / "alerts.yaml").write_text(ALERTS.read_text())
+    promtool("check", "config", "--lint=all", "--lint-fatal", "prometheus.yml", directory=tmp_path)
+
+
+@pytest.mark.parametrize("file", UNIT_TESTS, ids=lambda path: path.stem)
+def test_when_alerts_fire(file: Path, tmp_path: Path) -> None:
+    """At which minute each alert begins and ends to fire, and what its summary says then."""
+    tests = yaml.safe_load(file.read_text())
+    tests["rule_files"] = [str(ALERTS)]
+    for test in tests["tests"]:
+        for check in test["alert_rule_test"]:
+            for alert in check["exp_alerts"]:
+                alert["exp_annotations"]["description"] = RULES[check["alertname"]]["annotations"]["description"]
+    (tmp_path / "tests.yaml").write_text(yaml.safe_dump(tests))
+    promtool("test", "rules", "tests.yaml", directory=tmp_path)
+
+
+def test_every_alert_is_tested() -> None:
+    """In one of the tests, it does not fire, then it fires, and then it does not."""
+    for name in RULES:
+        courses = []
+        for test in (test for file in UNIT_TESTS for test in yaml.safe_load(file.read_text())["tests"]):
+            checks = [check for check in test["alert_rule_test"] if check["alertname"] == name]
+            checks.sort(key=lambda check: int(re.sub(r"[mh]$", "", check["eval_time"])))
+            courses.append("".join("+" if check["exp_alerts"] else "-" for check in checks))
+        assert any(re.search(r"-\++-", course) for course in courses), name
+
+
+class Prometheus:
+    """A Prometheus that runs at ``url``."""
+
+    def __init__(self, url: str) -> None:
+        self._client = httpx.Client(base_url=f"{url}/api/v1/", trust_env=False, timeout=WAIT)
+
+    def get(self, path: str, **parameters: str | float) -> Any:
+        response = self._client.get(path, params=parameters)
+        assert response.status_code == 200, response.text
+        return response.json()["data"]
+
+    def query(self, expression: str) -> list[dict[str, Any]]:
+        """The series of a vector or matrix, now."""
+        found: list[dict[str, Any]] = self.get("query", query=expression)["result"]
+        return found
+
+    def alerts(self) -> list[dict[str, Any]]:
+        """Those that are pending or firing."""
+        found: list[dict[str, Any]] = self.get("alerts")["alerts"]
+        return found
+
+    def firing(self, name: str) -> list[dict[str, Any]]:
+        return [alert for alert in self.alerts() if (alert["labels"]["alertname"], alert["state"]) == (name, "firing")]
+
+    def wait_for(self, condition: Callable[[], T]) -> T:
+        """Ask again until ``condition()`` is true; its value."""
+        until = time.monotonic() + WAIT
+        while not (found := condition()):
+            assert time.monotonic() < until, self.get("targets")["activeTargets"] + self.alerts()
+            time.sleep(0.1)
+        return found
+
+    def close(self) -> None:
+        self._client.close()
+
+
+@contextlib.contextmanager
+def prometheus(directory: Path, *gateways: Gateway) -> Iterator[Prometheus]:
+    """One that has the rules, and has scraped each of the gateways once."""
+    rules = yaml.safe_load(ALERTS.read_text())
+    for rule in (rule for group in rules["groups"] for rule in group["rules"]):
+        minutes = int(rule["for"][:-1]) * {"m": 1, "h": 60}[rule["for"][-1]]
+        rule["for"] = f"{minutes}s"
+    (directory / "alerts.yaml").write_text(yaml.safe_dump(rules))
+    configuration = shown_configuration()
+    (job,) = configuration["scrape_configs"]
+    assert job["scrape_interval"] == SCRAPE_INTERVAL
+    job["scrape_interval"] = "1s"
+    job["static_configs"] = [{"targets": [instance(gateway) for gateway in gateways]}]
+    configuration["global"] = {"evaluation_interval": "1s"}
+    (directory / "prometheus.yml").write_text(yaml.safe_dump(configuration))
+    port = free_port()
+    command = [
+        program("prometheus", "Debian: prometheus"),
+        f"--config.file={directory / 'prometheus.yml'}",
+        f"--storage.tsdb.path={directory / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    ]
+    with (
+        running(command, directory, port),
+        contextlib.closing(Prometheus(f"http://127.0.0.1:{port}")) as found,
+    ):
+        scraped = f"count(count by (instance) (sanitizer_decisions_total)) == {len(gateways)}"
+        found.wait_for(lambda: found.query(scraped))
+        yield found
+
+
+def instance(gateway: Gateway) -> str:
+    host, port = gateway.admin
+    return f"{host}:{port}"
+
+
+# --- the dashboard
+
+
+REQUESTS: dict[str, tuple[bytes, Script]] = {
+    "relayed": (request(), reply(OK)),
+    "a redirect": (request("PUT"), reply(answer("307 Temporary Redirect"))),
+    "refused by LiteLLM": (request("DELETE"), reply(answer("401 No"))),
+    "failed by LiteLLM": (request("PATCH"), reply(answer("500 Oh"))),
+    "upstream closes": (request("POST"), reply(CLOSE)),
+    "upstream does not answer": (request("POST"), reply(WAIT_CLOSED)),
+    "dropped, or observed": (update(), lookup(stored(["/a"]))),
+    "changed": (update(), lookup(stored(["/b"]), then=answer("403 No"))),
+    "absent": (update(b'{"key":"sk-1"}'), reply(OK)),
+    "unreadable": (update(b"{"), reply(OK)),
+    "unknown": (update(), lookup(answer("403 Forbidden"))),
+    "a lookup failed by LiteLLM": (update(), lookup(answer("500 Oh"))),
+    "a lookup unanswered": (update(), lookup(WAIT_CLOSED)),
+    "sent again": (SPEND, refusing("403 No", BUDGET, {"spend": 1.5}, b"spend")),
+    "a client that stalls": (b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9\r\n\r\nhalf", reply(OK)),
+}
+NOT_MADE = {"Out of file descriptors A", "Upstream errors and stalled clients C"}
+"""Queries whose counters stay 0 in this test."""
+HELD = "sum(sum_over_time(sanitizer_tunnels_in_flight[1m])) >= 3 and sum(sanitizer_requests_in_flight) == 1"
+"""A tunnel was open at three scrapes: for so long that a query with a point every quarter of a second shows it."""
+
+
+def make_traffic(prometheus: Prometheus, upstream: Upstream, gateway: Gateway, observing: Gateway) -> None:
+    """Every request to both gateways. Then a tunnel is open, and an answer awaited, until Prometheus has seen both."""
+    for message, script in REQUESTS.values():
+        upstream.script = script
+        for each in (gateway, observing):
+            each.ask(message)
+    go = threading.Event()
+
+    def hold(connection: Connection) -> None:
+        if connection.read_request().target == b"/ws":
+            connection.send(SWITCH)
+            connection.closed()
+        else:
+            assert go.wait(WAIT)
+            connection.send(OK)
+
+    upstream.script = hold
+    with gateway.connect() as tunnel, gateway.connect() as waiting:
+        tunnel.send(HANDSHAKE)
+        assert tunnel.read_head().status == 101
+        waiting.send(request())
+        prometheus.wait_for(lambda: prometheus.query(HELD))
+        go.set()
+        assert waiting.read_response().status == 200
+    for each in (gateway, observing):
+        numbers = wait_for(each, lambda n: n["sanitizer_requests_in_flight"] == n["sanitizer_tunnels_in_flight"] == 0)
+        ended = sum(number for name, number in numbers.items() if name.startswith("sanitizer_requests_total"))
+        total = f'sum(sanitizer_requests_total{{instance="{instance(each)}"}}) == {ended}'
+        prometheus.wait_for(lambda total=total: prometheus.query(total))  # type: ignore[misc]
+
+
+def filled_in(prometheus: Prometheus) -> Callable[[str], str]:
+    """Fills in a query's variables as Grafana does where everything is chosen, and the last minutes are shown.
+
+    A variable's values are those of the label that it asks for. Each is escaped for a regular expression in a PromQL
+    string; several are joined by `|`. `$__rate_interval` is four times the scrape interval.
+    """
+    variables = {"__rate_interval": "4s"}
+
+    def fill(text: str) -> str:
+        return re.sub(r"\$(\w+)", lambda match: variables[match[1]], text)
+
+    for variable in DASHBOARD["templating"]["list"]:
+        if variable["type"] == "query":
+            asked = re.fullmatch(r"label_values\((.*), (\w+)\)", variable["query"]["query"])
+            assert asked
+            values = prometheus.get(f"label/{asked[2]}/values", **{"match[]": fill(asked[1])})
+            assert values
+            escaped = [re.sub(r"[$^*{}\[\]'+?.()|]", r"\\\\\g<0>", value) for value in values]
+            variables[variable["name"]] = escaped[0] if len(escaped) == 1 else f"({'|'.join(escaped)})"
+    return fill
+
+
+def test_every_panel_shows_something(tmp_path: Path) -> None:
+    """After traffic of all sorts, each query has numbers, and not just zeros; its legend's labels have values."""
+    options = ("--stall-timeout", "1", "--response-timeout", "2", "--lookup-timeout", "0.5")
+    with (
+        Upstream() as upstream,
+        Gateway(upstream.url, *options, admin=True) as gateway,
+        Gateway(upstream.url, *options, "--mode", "observe", admin=True) as observing,
+        prometheus(tmp_path, gateway, observing) as found,
+    ):
+        start = time.time()
+        make_traffic(found, upstream, gateway, observing)
+        upstream.errors.clear()
+        fill = filled_in(found)
+        for panel in DASHBOARD["panels"]:
+            for target in panel["targets"]:
+                where = f"{panel['title']} {target['refId']}"
+                query = fill(target["expr"])
+                span = {"start": start, "end": time.time() + 1, "step": 0.25}
+                series = found.get("query_range", query=query, **span)["result"]
+                numbers = [float(number) for each in series for _, number in each["values"]]
+                finite = [number for number in numbers if math.isfinite(number)]
+                assert finite, f"{where} has no data: {query}"
+                assert any(finite) == (where not in NOT_MADE), f"{where}: {query}"
+                for label in re.findall(r"\{\{(\w+)\}\}", target["legendFormat"]):
+                    assert all(each["metric"][label] for each in series), where
+        decided = f'sum by (outcome) (sanitizer_decisions_total{{job=~"{fill("$job")}"}}) > 0'
+        assert {each["metric"]["outcome"] for each in found.query(decided)} == {
+            *("absent", "changed", "dropped", "observed", "unknown", "unreadable")
+        }
+
+
+# --- alerts
+
+
+def course(prometheus: Prometheus, name: str) -> dict[str, list[float]]:
+    """When each evaluation was at which the alert was pending, and when it was firing; seconds since the epoch."""
+    found: dict[str, list[float]] = defaultdict(list)
+    for each in prometheus.query(f'ALERTS{{alertname="{name}"}}[1h]'):
+        found[each["metric"]["alertstate"]] += [at for at, _ in each["values"]]
+    return found
+
+
+def test_not_ready(tmp_path: Path) -> None:
+    """With LiteLLM stopped the alert is pending, and then it fires. With LiteLLM back it is resolved."""
+    port = free_port()
+    with contextlib.ExitStack() as stack:
+        upstream = stack.enter_context(contextlib.ExitStack())
+        upstream.enter_context(Upstream(port=port))
+        gateway = stack.enter_context(Gateway(f"http://127.0.0.1:{port}", admin=True))
+        wait_until_ready(gateway)
+        found = stack.enter_context(prometheus(tmp_path, gateway))
+        found.wait_for(lambda: found.query("sanitizer_ready == 1") and not found.alerts())
+
+        stopped = time.time()
+        upstream.close()
+        (alert,) = found.wait_for(lambda: found.firing("SanitizerNotReady"))
+        assert alert["labels"]["severity"] == "critical"
+        assert alert["annotations"]["summary"] == f"{instance(gateway)} is not ready"
+
+        started = time.time()
+        upstream.enter_context(Upstream(port=port))
+        found.wait_for(lambda: found.query("sanitizer_ready == 1") and not found.alerts())
+        resolved = time.time()
+        at = course(found, "SanitizerNotReady")
+        assert stopped < min(at["pending"]) < min(at["firing"]) < resolved
+        print(
+            f"LiteLLM stopped at 0 s, pending at {min(at['pending']) - stopped:.1f}, firing at "
+            f"{min(at['firing']) - stopped:.1f}, LiteLLM started at {started - stopped:.1f}, last firing at "
+            f"{max(at['firing']) - stopped:.1f}, resolved by {resolved - stopped:.1f}"
+        )
+
+
+def test_one_of_two_is_down_and_then_both(tmp_path: Path) -> None:
+    """The one that is down is named while the other one is up. With both down, the alert is that there is none."""
+    with (
+        Upstream() as upstream,
+        Gateway(upstream.url, admin=True) as first,
+        Gateway(upstream.url, admin=True) as second,
+        prometheus(tmp_path, first, second) as found,
+    ):
+        first.stop()
+        (alert,) = found.wait_for(lambda: found.firing("SanitizerDown"))
+        assert alert["labels"]["instance"] == instance(first)
+        second.stop()
+        found.wait_for(lambda: found.firing("SanitizerAbsent") and not found.firing("SanitizerDown"))

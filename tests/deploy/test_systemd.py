@@ -13,6 +13,7 @@ import re
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import threading
 import time
@@ -21,6 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import trustme
 
 from tests.deploy.programs import DEPLOY, ROOT, program
 from tests.support.client import Client
@@ -31,6 +33,7 @@ from tests.support.wire import Cut
 UNIT = DEPLOY / "systemd" / "litellm-sanitizer.service"
 CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 DROP_IN = f"/etc/systemd/system/{UNIT.name}.d/test.conf"
+CERTIFICATE = "/etc/litellm-sanitizer.pem"
 EXPOSURE = 14
 """Ten times what `systemd-analyze security` rates the unit, as deploy/README.md says."""
 READY = b'{"status": "healthy", "db": "connected", "litellm_version": "1.83.13"}'
@@ -271,10 +274,37 @@ def test_confined(service: Service) -> None:
     assert others == {("CapEff:", 0), ("CapBnd:", 0), ("NoNewPrivs:", 1), ("Seccomp:", 2)}
 
 
-def test_reload(service: Service) -> None:
-    """`systemctl reload` asks each worker to load the certificate again."""
+def test_reload(service: Service, upstream: LiteLLM) -> None:
+    """`systemctl reload` loads a renewed certificate, whose key a group of the service can read."""
+    authority = trustme.CA()
+    context = ssl.create_default_context()
+    authority.configure_trust(context)
+
+    def renew() -> bytes:
+        made = authority.issue_cert("localhost")
+        chain, key = (pem.bytes().decode() for pem in (made.cert_chain_pems[0], made.private_key_pem))
+        service.run(f"umask 027; cat >{CERTIFICATE} <<'EOF'\n{chain}{key}EOF\nchgrp ssl-cert {CERTIFICATE}")
+        return ssl.PEM_cert_to_DER_cert(chain)
+
+    def presented() -> bytes | None:
+        with contextlib.suppress(OSError), Client(("127.0.0.1", service.port), context=context) as client:
+            assert isinstance(client.sock, ssl.SSLSocket)
+            return client.sock.getpeercert(True)
+        return None  # it may not have begun to listen yet
+
+    service.run("groupadd --system ssl-cert")
+    service.drop_in("SupplementaryGroups")
+    first = renew()
+    service.restart(*options(service, upstream), f"SANITIZER_SSL_CERTFILE={CERTIFICATE}")
+    service.wait_for(lambda: presented() == first)
+    process = service.show("MainPID")
+    second = renew()
     service.run(f"systemctl reload {UNIT.stem}")
-    service.wait_for(lambda: service.log().count("SIGHUP is ignored: there is no --ssl-certfile") == 2)
+    service.wait_for(lambda: presented() == second)
+    assert service.show("MainPID") == process
+    service.run(f"rm -r {Path(DROP_IN).parent} {CERTIFICATE}; systemctl daemon-reload")
+    service.restart(*options(service, upstream))
+    service.wait_for(service.serves)
 
 
 def test_crash(service: Service) -> None:

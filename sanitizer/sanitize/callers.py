@@ -2,9 +2,9 @@
 
 LiteLLM takes the key from the first of these fields that has a value, and of a field that is repeated from its first
 line: x-litellm-api-key (with or without a scheme), Authorization (with a scheme), API-Key, x-api-key, x-goog-api-key,
-Ocp-Apim-Subscription-Key (``get_api_key`` in ``proxy/auth/user_api_key_auth.py``, 1.92.0 to 1.110.0). A field that
-its ``litellm_key_header_name`` names is not known here. A credential that does not begin with ``sk-``, such as a JSON
-Web Token or a password, is not reported in any form.
+Ocp-Apim-Subscription-Key (``get_api_key`` in ``proxy/auth/user_api_key_auth.py``, read in 1.92.0 to 1.110.0; 1.83.13
+and 1.92.0 were asked). A field that its ``litellm_key_header_name`` names is not known here. A credential that does not
+begin with ``sk-``, such as a JSON Web Token or a password, is not reported in any form.
 """
 
 import re

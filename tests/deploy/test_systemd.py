@@ -117,6 +117,7 @@ class Machine:
         certificates = ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"] if Path(CERTIFICATES).exists() else []
         self.podman(
             *("run", "--detach", "--systemd=always", "--cap-add=SYS_ADMIN", "--security-opt=apparmor=unconfined"),
+            *("--rm", "--timeout=1800"),  # it does not outlive a run that was killed for long
             *("--network=host", f"--volume={ROOT}:/clone:ro", *certificates, "--workdir=/clone"),
             *("--name", self.name, self.name, "/lib/systemd/systemd"),
         )
@@ -126,7 +127,7 @@ class Machine:
     def remove(self) -> None:
         self.podman("rm", "--force", "--time=0", "--ignore", self.name)
         self.podman("rmi", "--force", self.name)
-        for line in Path("/proc/self/mounts").read_text().splitlines():
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             if line.split()[1].startswith(f"{self._folder}/"):  # podman's own, of its store
                 subprocess.run(["umount", line.split()[1]], timeout=TIMEOUT, check=True)
 
@@ -150,7 +151,9 @@ class Machine:
     def wait_for(self, condition: Callable[[], object]) -> None:
         until = time.monotonic() + TIMEOUT
         while not condition():
-            assert time.monotonic() < until, self.run(f"journalctl --no-pager | tail -50; systemctl status {UNIT.stem}")
+            assert time.monotonic() < until, self.run(
+                f"journalctl --no-pager | tail -50; systemctl status {UNIT.stem} || true"
+            )
             time.sleep(0.2)
 
 

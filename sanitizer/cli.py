@@ -68,7 +68,13 @@ def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentPa
         metavar="FILE",
         help="file with a LiteLLM key to ask with, the master key or any other; or the key in SANITIZER_CHECK_KEY",
     )
-    check.add_argument("--json", action="store_true", help="for machines")
+    check.add_argument(
+        "--json",
+        action="store_true",
+        help="for machines; `needed` is true if this LiteLLM release refuses fields that are unchanged, false if it "
+        "refuses none, so that the gateway can go, and null if that is not known: the release was not told, or is not "
+        "among those that this gateway knows",
+    )
     for option in OPTIONS:
         value: dict[str, Any] = (
             {"metavar": option.takes} if option.takes else {"action": "store_const", "const": "true"}

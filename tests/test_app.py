@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -139,6 +140,23 @@ async def test_counted_and_logged(
     ((_, access),) = [record for record in records if record[0] == "request"]
     assert (access["method"], access["path"], access["status"]) == (request_.method, request_.path, status)
     assert access["client"] == "192.0.2.7"
+
+
+async def test_caller(upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
+    """The line of a decision names the caller: the hash of its key, and where its request has come from."""
+    caplog.set_level(logging.INFO)
+    fields = [(b"x-forwarded-for", b"203.0.113.7"), (b"authorization", b"Bearer sk-caller")]
+    for proxies, addresses in (("", None), ("192.0.2.0/24", "203.0.113.7")):
+        gateway = create_app(load({"upstream": upstream.url, "trusted_proxies": proxies}, {}))
+        caplog.clear()
+        assert (await Request([b"{"], [*POST, *fields]).through(gateway)).sent[0]["status"] == 200
+        gateway.close()
+        (said,) = [vars(record)["fields"] for record in caplog.records if "unreadable" in record.getMessage()]
+        assert (said.get("caller"), said.get("client"), said.get("forwarded_for")) == (
+            hashlib.sha256(b"sk-caller").hexdigest()[:8],
+            "192.0.2.7",
+            addresses,
+        )
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ PARTS = {"slash": SECRETS["slash"].split("/")[1:], "jwt": SECRETS["jwt"].split("
 KEY = SECRETS["update"]
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
 PATH_HASH = hashlib.sha256(SECRETS["path"].encode()).hexdigest()
+CALLER_HASH = hashlib.sha256(SECRETS["header"].encode()).hexdigest()
 
 FIELDS = (
     "Host: example.test\r\n"
@@ -242,6 +243,7 @@ def assert_no_secret(text: str, where: str) -> None:
             assert part not in text, f"the {name} secret is in {where}"
     assert HASH not in text, f"the key's whole hash is in {where}"
     assert PATH_HASH not in text, f"the whole hash of the path's key is in {where}"
+    assert CALLER_HASH not in text, f"the whole hash of the caller's key is in {where}"
 
 
 def assert_no_secret_in_admin(gateway: Gateway) -> None:
@@ -302,6 +304,8 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
             accesses = [record for record in gateway.records if record["message"] == "request"]
             assert len(accesses) == 2 * len(CASES) + 1
             assert any("sk-***" in record.get("path", "") for record in accesses)
+            decisions = [record for record in gateway.records if "outcome" in record]
+            assert {record["caller"] for record in decisions} == {CALLER_HASH[:8]}
 
 
 def test_no_secret_while_upstream_is_away() -> None:

@@ -44,6 +44,8 @@ from sanitizer.settings import Settings
 
 SILENCE: Final = 5.0
 """Seconds after which a process that publishes nothing counts as hanging."""
+_WATCH_INTERVAL: Final = 1.0
+"""Seconds from one look at whether a process hangs to the next."""
 _LAST_ANSWERS: Final = 0.5
 """Seconds that answers under way have when the listener ends. After twice that, uvicorn cancels them with an error."""
 
@@ -178,7 +180,19 @@ class Admin:
     async def _serve(self) -> None:
         failure = "upstream is not probed any more, so /readyz may be wrong; restart the gateway and report this line"
         self._spawn(self._probe.run(), failure)
+        self._spawn(self._watch(), "a process that hangs will not be logged; report this line")
         await self._server.serve([self._listener])
+
+    async def _watch(self) -> None:
+        """Log each time that the gateway is no longer alive."""
+        known = None
+        while True:
+            reason = self.health.not_alive()
+            if reason is not None and known is None:
+                detail = "an event loop has hung for 5 s, and /livez answers 503 until it goes on; restart the gateway"
+                logs.event(logging.ERROR, reason, detail=detail)
+            known = reason
+            await asyncio.sleep(_WATCH_INTERVAL)
 
     def _on_probe(self, reason: str | None) -> None:
         if reason is not None:

@@ -16,7 +16,8 @@ _READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
 def handler_of(client: Client, request: Request, interceptor: Interceptor, ask: Ask) -> Handler:
     """The handler of ``request``, which ``client`` has sent. ``ask`` sends the lookups of an interception."""
     if request.method == b"POST":
-        interception = interceptor.intercept(decoded_path(request.target), request.octets, request.outbound, ask)
+        path = decoded_path(request.target)
+        interception = interceptor.intercept(path, request.octets, request.outbound, ask, client.address)
         if interception is not None:
             return Intercepted(client, request, interception)
     if interceptor.writing is not None and request.method not in _READS:

@@ -58,6 +58,8 @@ class Client(Protocol):
 
     loop: asyncio.AbstractEventLoop
     transport: Transport
+    address: str | None
+    """Its IP address; None on a unix socket."""
     pool: Pool
     """Where requests go."""
     write_blocked: bool

@@ -35,7 +35,7 @@ class Interception(Protocol):
 
 
 class Interceptor(Protocol):
-    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets.
+    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets; ``client`` is an IP address.
 
     ``writing`` is called with the path of each request that is not intercepted, unless its method only reads. It
     returns a context in which that request has to run, or None. The property is None if no request ever needs one.
@@ -43,4 +43,6 @@ class Interceptor(Protocol):
 
     @property
     def writing(self) -> Callable[[str], AbstractContextManager[None] | None] | None: ...
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> Interception | None: ...
+    def intercept(
+        self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None
+    ) -> Interception | None: ...

@@ -17,6 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Final
 
+from sanitizer.sanitize.callers import caller_key, forwarded_for
 from sanitizer.sanitize.comparison import Comparison
 from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.gates import FIELDS, Gate
@@ -49,6 +50,9 @@ class Record:
 
     ``key_hash``: the first 8 hex digits of the key's SHA-256. ``lookups``: those made for it, in order. ``resent``: how
     many times it was sent again after a refusal.
+    ``caller_hash``: of the key that the request authenticates with, if it is one (`sanitizer.sanitize.callers`).
+    ``client``: the address that it has come from, None on a unix socket; ``forwarded_for``: the X-Forwarded-For that
+    LiteLLM gets, if that is another one.
     The decision's reason is ``client_left`` when the request was not forwarded because its client had left, and
     ``refused`` when the gateway answered it itself with an error, because its content is malformed.
     ``status``: of the response; None if none has begun. ``call_id``: LiteLLM's name for the request, from its
@@ -58,6 +62,9 @@ class Record:
     endpoint: str
     decision: Decision
     key_hash: str | None = None
+    caller_hash: str | None = None
+    client: str | None = None
+    forwarded_for: str | None = None
     lookups: tuple[Lookup, ...] = ()
     resent: int = 0
     status: int | None = None
@@ -105,14 +112,15 @@ class Sanitizer:
         """
         return self.stored.writing(None) if self._may_write.match(path) else None
 
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> "Interception | None":
+    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> "Interception | None":
         """The interception of a POST to ``path`` (decoded), or None: then the request is an ordinary one.
 
         ``head`` is the request's head in octets as it was received, ``outbound`` the one it is sent to LiteLLM with: a
-        start line, which may be empty, and field lines. ``ask`` sends lookups.
+        start line, which may be empty, and field lines. ``ask`` sends lookups. ``client`` is the address that the
+        request has come from, None on a unix socket.
         """
         target = self._targets.find(path)
-        return None if target is None else Interception(self, target, head, Caller(outbound, ask))
+        return None if target is None else Interception(self, target, head, Caller(outbound, ask, client))
 
 
 class Interception:
@@ -276,11 +284,16 @@ class Interception:
             return
         comparison = self._comparison
         key = comparison.submission.key if comparison is not None else None
+        caller = self._caller
+        own_key, forwarded = caller_key(caller.head), forwarded_for(caller.head)
         self._sanitizer.on_decision(
             Record(
                 endpoint=self._target.endpoint,
                 decision=decision,
                 key_hash=key_hash(key) if key is not None else None,
+                caller_hash=key_hash(own_key) if own_key is not None else None,
+                client=caller.client,
+                forwarded_for=forwarded if forwarded != caller.client else None,
                 lookups=tuple(comparison.lookups) if comparison is not None else (),
                 resent=comparison.resent if comparison is not None else 0,
                 status=status,

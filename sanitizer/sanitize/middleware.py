@@ -84,7 +84,8 @@ class SanitizerMiddleware:
             caller = self._caller(scope)
         except GatewayError:
             return None
-        return self.sanitizer.intercept(scope["path"], head, caller.head, caller.ask)
+        client = scope.get("client")
+        return self.sanitizer.intercept(scope["path"], head, caller.head, caller.ask, client[0] if client else None)
 
     def _writing(self, scope: Scope) -> AbstractContextManager[None] | None:
         writing = self.sanitizer.writing

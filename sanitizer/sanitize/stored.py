@@ -42,10 +42,12 @@ class Caller:
     """The caller of an intercepted request, as LiteLLM gets to know it.
 
     ``head`` is the head that the request is sent to LiteLLM with, in octets; ``ask`` sends a lookup as it is sent.
+    ``client`` is the address that the request has come from, None on a unix socket.
     """
 
     head: bytes
     ask: Ask
+    client: str | None = None
 
 
 class LookupOutcome(StrEnum):

@@ -116,7 +116,7 @@ def test_what_is_named_exists(path: Path) -> None:
     """Every variable, flag and path of the admin listener, as the code has them; and values that it takes."""
     text = path.read_text()
     assert set(re.findall(r"\bSANITIZER_[A-Z_]+\b", text)) <= PARSE.keys()
-    for name, value in re.findall(r"(SANITIZER_[A-Z_]+)(?:=|: |\n\s+value: )\"?([^\s\"`$#]+)", text):
+    for name, value in re.findall(r"(SANITIZER_[A-Z_]+)(?:=|: |\n\s+value: )\"?([^\s\"`$#%]+)", text):
         PARSE[name](value)
     for line in re.findall(r"litellm-sanitizer (?:serve |check )?(--.*)", text):
         assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= FLAGS | {"--key-file", "--json"}, line

@@ -47,6 +47,7 @@ def test_admin(release: LiteLLM, checked: Any) -> None:
     assert ("custom lists" in words) is release.refuses_unchanged("custom")
     assert ("the empty list" in words) is release.refuses_unchanged("default")
     assert "in another order" in words
+    assert report["needed"] is True
 
 
 def test_user(release: LiteLLM, checked: Any) -> None:
@@ -60,6 +61,7 @@ def test_user(release: LiteLLM, checked: Any) -> None:
         "key": "ok",
     }
     assert (report["defects"] is not None) is told
+    assert report["needed"] is (True if told else None)
 
 
 @pytest.mark.parametrize(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,6 +21,7 @@ from tests.operate.exchanges import (
     KEY,
     SPEND,
     SWITCH,
+    UPDATE,
     lookup,
     refusing,
     request,
@@ -169,6 +172,7 @@ def test_decision(upstream: Upstream) -> None:
             "outcome": "dropped",
             "endpoint": "/key/update",
             "fields": "allowed_routes",
+            "client": "127.0.0.1",
             "status": 200,
             "call_id": "6f7c-1",
             "traceparent": TRACEPARENT,
@@ -193,9 +197,77 @@ def test_decision_after_a_refusal(upstream: Upstream) -> None:
             "endpoint": "/key/update",
             "fields": "spend",
             "after_refusal": "spend",
+            "client": "127.0.0.1",
             "status": 200,
         }
         assert [(line["path"], line["status"]) for line in accesses(gateway)] == [("/key/update", 200)]
+
+
+CALLER = "sk-caller"
+CALLER_HASH = hashlib.sha256(CALLER.encode()).hexdigest()[:8]
+TOKEN = "Bearer eyJhbGciOiJub25lIn0.eyJzdWIiOiJqd3QifQ.c2lnbmF0dXJl"
+CHAIN = "203.0.113.7, 10.0.0.1"
+
+
+@pytest.mark.parametrize("log_format", ["json", "text"])
+@pytest.mark.parametrize(
+    ("target", "fields", "proxies", "said"),
+    [
+        pytest.param(
+            "/key/update", f"x-api-key: {CALLER}", "", {"caller": CALLER_HASH, "client": "127.0.0.1"}, id="a key"
+        ),
+        pytest.param(
+            f"/key/{KEY}/regenerate",
+            f"Authorization: Bearer {CALLER}",
+            "",
+            {"caller": CALLER_HASH, "client": "127.0.0.1"},
+            id="a key that is regenerated",
+        ),
+        pytest.param(
+            "/key/update", f"Authorization: {TOKEN}", "", {"client": "127.0.0.1"}, id="a token of another kind"
+        ),
+        pytest.param(
+            "/key/update", f"X-Forwarded-For: {CHAIN}", "10.0.0.0/8", {"client": "127.0.0.1"}, id="an untrusted peer"
+        ),
+        pytest.param(
+            "/key/update",
+            f"X-Forwarded-For: {CHAIN}",
+            "127.0.0.1",
+            {"client": "127.0.0.1", "forwarded_for": CHAIN},
+            id="a trusted peer",
+        ),
+        pytest.param("/key/update", "X: y", "127.0.0.1", {"client": "127.0.0.1"}, id="a trusted peer says nothing"),
+    ],
+)
+def test_caller(
+    upstream: Upstream, log_format: str, target: str, fields: str, proxies: str, said: dict[str, str]
+) -> None:
+    """The line of each decision names the caller: the hash of its key, and where its request has come from."""
+    message = request("POST", target, UPDATE, f"Content-Type: application/json\r\n{fields}\r\n")
+    upstream.script = lookup(stored(["/a"]))
+    with Gateway(upstream.url, "--log-format", log_format, "--trusted-proxies", proxies) as gateway:
+        assert gateway.ask(message).status == 200
+        gateway.stop()
+        (line,) = [line for line in gateway.lines if " dropped" in line]
+        assert TOKEN.split(".")[-1] not in line
+        if log_format == "json":
+            found = json.loads(line)
+        else:
+            found = dict(part.split("=", 1) for part in line.split("  ") if "=" in part)
+        assert {name: found[name] for name in ("caller", "client", "forwarded_for") if name in found} == said
+
+
+def test_caller_on_a_unix_socket(upstream: Upstream, tmp_path: Path) -> None:
+    """A client there has no address, and what it says of one is not believed unless it is trusted."""
+    upstream.script = lookup(stored(["/a"]))
+    message = request("POST", "/key/update", UPDATE, f"Content-Type: application/json\r\nX-Forwarded-For: {CHAIN}\r\n")
+    for proxies, said in (("", None), ("unix", CHAIN)):
+        listen = ("--uds", str(tmp_path / "socket"))
+        with Gateway(upstream.url, "--trusted-proxies", proxies, listen=listen) as gateway:
+            assert gateway.ask(message).status == 200
+            gateway.stop()
+            (line,) = [record for record in gateway.records if record["message"] == "/key/update dropped"]
+            assert (line.get("client"), line.get("forwarded_for")) == (None, said)
 
 
 def test_decision_without_an_answer(upstream: Upstream) -> None:

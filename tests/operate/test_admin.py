@@ -134,7 +134,10 @@ def test_unix_socket(tmp_path: Path) -> None:
 
 
 def test_hanging_worker(upstream: Upstream) -> None:
-    """A worker whose event loop does not turn makes the gateway not live and not ready, until it turns again."""
+    """A worker whose event loop does not turn makes the gateway not live and not ready, until it turns again.
+
+    That is logged once.
+    """
     with Gateway(upstream.url, "--workers", "2", admin=True) as gateway:
         wait_until_ready(gateway)
         assert gateway.ask_admin("/livez").status == 200
@@ -145,11 +148,17 @@ def test_hanging_worker(upstream: Upstream) -> None:
             wait_until_ready(gateway, False, because="a process that serves is silent")
             live = gateway.ask_admin("/livez")
             assert (live.status, json.loads(live.body)["live"]) == (503, False)
+            gateway.wait_for_line("a process that serves is silent")
+            probes = len(upstream.connections)
+            upstream.wait_for(lambda: len(upstream.connections) >= probes + 2)  # two looks at the workers at least
         finally:
             for worker in workers:
                 os.kill(worker, signal.SIGCONT)
         wait_until_ready(gateway)
         assert gateway.ask_admin("/livez").status == 200
+        gateway.stop()
+        lines = [record for record in gateway.records if record["message"] == "a process that serves is silent"]
+        assert [line["level"] for line in lines] == ["error"]
 
 
 def test_busy(upstream: Upstream) -> None:

@@ -169,13 +169,15 @@ def test_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A release that is known to refuse nothing needs no gateway."""
+    """A release that is known to refuse nothing needs no gateway; of another one that is not known."""
     monkeypatch.setattr("sanitizer.operate.check.defects.GATES", ())
-    with running() as (_, url):
-        checked = Checked(capsys, "--upstream", url)
-    assert checked.status == 0
-    assert "LiteLLM 1.83.13 refuses nothing that is sent unchanged: it needs no gateway." in checked.words
-    assert "The gateway repairs" not in checked.words
+    for release, needed, said in (("1.83.13", False, "so it needs no gateway"), ("2.0.0", None, "as far as is known")):
+        with running(ready={**READY, "litellm_version": release}) as (_, url):
+            checked = Checked(capsys, "--upstream", url)
+            assert Checked(capsys, "--upstream", url, "--json").report["needed"] is needed
+        assert checked.status == 0
+        assert f"LiteLLM {release} refuses nothing that is sent unchanged, {said}." in checked.words
+        assert "The gateway repairs" not in checked.words
 
 
 def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
@@ -184,7 +186,7 @@ def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
         checked = Checked(capsys, "--upstream", url, "--key-file", key_file, "--json")
     assert checked.status == 0
     report = checked.report
-    assert (report["ok"], report["upstream"], report["release"]) == (True, url, "1.83.13")
+    assert (report["ok"], report["needed"], report["upstream"], report["release"]) == (True, True, url, "1.83.13")
     assert report["proven_on"] == NEWEST == "1.110.2"
     assert checked.findings() == [("connection", "ok"), ("release", "ok"), ("dashboard", "ok"), ("key", "ok")]
     fields = [(each["endpoint"], each["field"]) for each in report["defects"]]
@@ -291,6 +293,7 @@ def test_defects(
         rows = [each for each in defects if each["endpoint"] == endpoint and each[kind]]
         return [f"{each['field']} {len(each[kind])}" for each in rows]
 
+    assert checked.report["needed"] is (None if release in ("2.0.0", "1.83.4") else True)
     assert found("refused", "/key/update") == update
     assert found("fixed", "/key/update") == fixed
     for endpoint in ("/key/regenerate", "/key/{key}/regenerate"):
@@ -378,6 +381,7 @@ def test_release(
     assert said in text.words
     assert "\x1b" not in text.out
     assert (text.status, checked.report["release"]) == (0, release)
+    assert checked.report["needed"] is (None if checked.report["defects"] is None else True)
 
 
 @pytest.mark.parametrize(
@@ -599,7 +603,9 @@ def test_dead_port(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing listens."""
     with refusing_port() as port:
         checked = Checked(capsys, "--upstream", f"http://127.0.0.1:{port}")
+        report = Checked(capsys, "--upstream", f"http://127.0.0.1:{port}", "--json").report
     assert checked.status == 1
+    assert (report["ok"], report["needed"]) == (False, None)
     assert "PROBLEM connection no connection: Connection refused; does LiteLLM run" in checked.words
 
 

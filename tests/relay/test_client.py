@@ -1762,7 +1762,7 @@ def test_a_defect_of_the_interceptor() -> None:
     """A request that ends the connection with an exception is not counted as in flight for ever."""
 
     class Defective(Front):
-        def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> None:
+        def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> None:
             raise RuntimeError("a defect")
 
     with virtual_loop() as loop:

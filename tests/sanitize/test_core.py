@@ -130,7 +130,7 @@ async def play(
     records: list[Record] = []
     keys = keys or Keys()
     sanitizer = Sanitizer(keys, mode=mode, on_decision=records.append)
-    interception = sanitizer.intercept(path, HEAD, HEAD, ask_nobody)
+    interception = sanitizer.intercept(path, HEAD, HEAD, ask_nobody, None)
     assert isinstance(interception, Interception)
     body = json.dumps(sent).encode()
     assert interception.inspects

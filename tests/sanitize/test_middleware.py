@@ -110,6 +110,40 @@ async def test_which_request_it_was(
     assert [(each.call_id, each.traceparent, each.status) for each in app.records] == [(call_id, traceparent, 200)]
 
 
+@pytest.mark.parametrize(
+    ("more", "caller", "client", "forwarded"),
+    [
+        pytest.param({}, None, None, None, id="a server that does not say"),
+        pytest.param({"client": None}, None, None, None, id="a unix socket"),
+        pytest.param({"client": ("192.0.2.7", 1)}, None, "192.0.2.7", None, id="an address"),
+        pytest.param(
+            {"client": ("192.0.2.7", 1), "headers": [JSON, (b"x-forwarded-for", b"192.0.2.7")]},
+            None,
+            "192.0.2.7",
+            None,
+            id="an address that the server has from a proxy",
+        ),
+        pytest.param(
+            {"client": ("192.0.2.7", 1), "headers": [JSON, (b"x-forwarded-for", b"::1")]},
+            None,
+            "192.0.2.7",
+            "::1",
+            id="another one",
+        ),
+        pytest.param({"headers": [JSON, (b"x-api-key", KEY.encode())]}, HASH, None, None, id="a key"),
+        pytest.param({"headers": [JSON, (b"authorization", b"Bearer e.y.J")]}, None, None, None, id="another token"),
+    ],
+)
+async def test_caller(more: dict[str, Any], caller: str | None, client: str | None, forwarded: str | None) -> None:
+    """A report names the caller's key, by its hash, and the address in the scope."""
+    app = Sanitized(Upstream(), Lookups(ROUTES))
+    request = Client([update()], [JSON])
+    await app({**request.scope, **more}, request.receive, request.send)
+    assert [(each.caller_hash, each.client, each.forwarded_for) for each in app.records] == [
+        (caller, client, forwarded)
+    ]
+
+
 async def test_no_response() -> None:
     """An app that ends without a response is reported as well, once."""
 

@@ -56,9 +56,9 @@ class Core(Sanitizer):
         """Status and content of each answer that `next_body` was given."""
         self.heads: list[bytes] = []
 
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> Interception | None:
+    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> Interception | None:
         target = Targets(FIELDS, ("",)).find(path)
-        return None if target is None else _Scripted(self, target, head, Caller(outbound, ask))
+        return None if target is None else _Scripted(self, target, head, Caller(outbound, ask, client))
 
 
 class _Scripted(Interception):

@@ -51,7 +51,7 @@ class Front:
         assert client == PEER[0]
         self.told.append((method, target, status))
 
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask) -> None:
+    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> None:
         """No request is intercepted."""
 
     async def ask(self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:

@@ -39,6 +39,7 @@ class Recorder:
     ) -> None:
         self.loop = pool.loop
         self.pool = pool
+        self.address: str | None = None
         self.write_blocked = self.cross_origin = False
         self.write: Callable[[bytes], None] = self._write
         self.octets = head + b"\r\n"

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from enum import StrEnum
 
-from sanitizer.operate.check.defects import Defect
+from sanitizer.operate.check.defects import NEWEST_KNOWN, OLDEST_KNOWN, Defect, release_of
 from sanitizer.sanitize.gates import NEWEST
 
 
@@ -39,6 +39,14 @@ class Report:
 
     def add(self, check: str, result: Result, detail: str) -> None:
         self.findings.append(Finding(check, result, detail))
+
+    @property
+    def needed(self) -> bool | None:
+        """Whether LiteLLM refuses anything that is unchanged; None if its release is not known, or not in the table."""
+        release = release_of(self.release) if self.release is not None else None
+        if release is None or not OLDEST_KNOWN <= release <= NEWEST_KNOWN:
+            return None
+        return any(defect.refused for defect in self.defects or ())
 
     @property
     def problems(self) -> int:

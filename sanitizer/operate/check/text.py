@@ -16,7 +16,7 @@ _WIDTH: Final = 100
 
 def json_of(report: Report) -> str:
     """The report for machines."""
-    return json.dumps({"ok": not report.problems, **asdict(report)}, indent=2)
+    return json.dumps({"ok": not report.problems, "needed": report.needed, **asdict(report)}, indent=2)
 
 
 def text_of(report: Report, settings: Settings) -> str:
@@ -26,7 +26,7 @@ def text_of(report: Report, settings: Settings) -> str:
         word = "PROBLEM" if finding.result is Result.PROBLEM else finding.result
         lines += _item(f"{word:9}{finding.check:12}", finding.detail)
     if report.defects is not None:
-        lines += ["", *_defect_lines(report.defects, report.release, settings)]
+        lines += ["", *_defect_lines(report.defects, report, settings)]
     problems = report.problems
     lines += ["", "No problem." if not problems else "1 problem." if problems == 1 else f"{problems} problems."]
     if report.defects is None and not problems:
@@ -34,17 +34,18 @@ def text_of(report: Report, settings: Settings) -> str:
     return "\n".join(lines)
 
 
-def _defect_lines(defects: list[Defect], release: str | None, settings: Settings) -> Iterator[str]:
+def _defect_lines(defects: list[Defect], report: Report, settings: Settings) -> Iterator[str]:
     present = [defect for defect in defects if defect.refused]
     if not present:
-        yield f"LiteLLM {release} refuses nothing that is sent unchanged: it needs no gateway."
+        said = "as far as is known" if report.needed is None else "so it needs no gateway"
+        yield f"LiteLLM {report.release} refuses nothing that is sent unchanged, {said}."
         return
     why = "not in --fields" if settings.mode == "enforce" else f"--mode {settings.mode}"
 
     def refused(defect: Defect) -> str:
         return "; ".join(defect.refused) + ("" if defect.repaired else f" - NOT REPAIRED: {why}")
 
-    yield f"LiteLLM {release} refuses these fields, though unchanged, most of them from all but proxy admins:"
+    yield f"LiteLLM {report.release} refuses these fields, though unchanged, most of them from all but proxy admins:"
     yield from _by_endpoint(present, refused)
     if fixed := [defect for defect in defects if defect.fixed]:
         yield "Fixed in this release:"

@@ -1,0 +1,88 @@
+"""Which key a request authenticates with, as LiteLLM finds it, and where the request says that it has come from."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sanitizer.sanitize.callers import caller_key, forwarded_for
+
+
+def head(*lines: str) -> bytes:
+    return "".join(f"{line}\r\n" for line in ("POST /key/update HTTP/1.1", "Host: a", *lines)).encode("latin-1")
+
+
+KEYS = [
+    pytest.param(["Authorization: Bearer sk-1"], "sk-1", id="Authorization"),
+    pytest.param(["authorization:bearer sk-1"], "sk-1", id="Authorization, in lower case"),
+    pytest.param(["Authorization: \t Bearer sk-1 \t "], "sk-1", id="Authorization, with white space around it"),
+    pytest.param(["Authorization: Basic sk-1"], "sk-1", id="Authorization, Basic with a key in the clear"),
+    pytest.param(["API-Key: sk-1"], "sk-1", id="API-Key"),
+    pytest.param(["x-api-key: sk-1"], "sk-1", id="x-api-key"),
+    pytest.param(["x-goog-api-key: sk-1"], "sk-1", id="x-goog-api-key"),
+    pytest.param(["Ocp-Apim-Subscription-Key: sk-1"], "sk-1", id="Ocp-Apim-Subscription-Key"),
+    pytest.param(["x-litellm-api-key: sk-1"], "sk-1", id="x-litellm-api-key"),
+    pytest.param(["x-litellm-api-key: Bearer sk-1"], "sk-1", id="x-litellm-api-key, with a scheme"),
+    pytest.param(["x-api-key: sk-a/b c\xe9"], "sk-a/b c\xe9", id="a key of odd characters"),
+    pytest.param(["x-api-key: sk-1", "x-api-key: sk-2"], "sk-1", id="the first of two lines"),
+    pytest.param(["API-Key:", "x-api-key: sk-1"], "sk-1", id="an empty field counts as missing"),
+    pytest.param(["Authorization:  ", "x-api-key: sk-1"], "sk-1", id="so does one of white space"),
+    pytest.param(["X: sk-1", "x-api-key2: sk-1", "my-x-api-key: sk-1"], None, id="other fields"),
+    pytest.param(["X: a\x0bx-api-key: sk-1"], None, id="a name within a value"),
+    pytest.param([], None, id="none"),
+    # no key, which goes before a key in a later field all the same
+    pytest.param(["Authorization: Bearer eyJhbGci.e30.c2ln", "x-api-key: sk-1"], None, id="a JSON Web Token"),
+    pytest.param(["Authorization: Basic dXNlcjpwYXNz", "x-api-key: sk-1"], None, id="a password"),
+    pytest.param(["Authorization: sk-1", "x-api-key: sk-2"], None, id="Authorization without a scheme"),
+    pytest.param(["Authorization: Digest sk-1"], None, id="another scheme"),
+    pytest.param(["Authorization: Bearer  sk-1"], None, id="two spaces, which LiteLLM does not read either"),
+    pytest.param(["Authorization: BEARER sk-1"], None, id="in capitals, which LiteLLM does not read either"),
+    pytest.param(["Authorization: Bearer SK-1"], None, id="another prefix"),
+    pytest.param(["x-api-key: Bearer sk-1"], None, id="a scheme where there is none"),
+    pytest.param(["x-litellm-api-key: secret", "Authorization: Bearer sk-1"], None, id="x-litellm-api-key, no key"),
+]
+
+
+@pytest.mark.parametrize(("lines", "key"), KEYS)
+def test_key(lines: list[str], key: str | None) -> None:
+    """The key that LiteLLM would find, if it begins with sk-."""
+    assert caller_key(head(*lines)) == key
+
+
+ORDER = ["x-litellm-api-key", "Authorization", "API-Key", "x-api-key", "x-goog-api-key", "Ocp-Apim-Subscription-Key"]
+
+
+@pytest.mark.parametrize("first", range(len(ORDER)))
+def test_order(first: int) -> None:
+    """LiteLLM's order, in whatever order the fields come."""
+    lines = [f"{name}: {'Bearer ' if name == 'Authorization' else ''}sk-{name}" for name in ORDER[first:]]
+    assert caller_key(head(*lines)) == caller_key(head(*reversed(lines))) == f"sk-{ORDER[first]}"
+
+
+@given(st.lists(st.tuples(st.sampled_from([*ORDER, "X"]), st.text("sk- \tBearer:é", max_size=12)), max_size=8))
+def test_any_fields(fields: list[tuple[str, str]]) -> None:
+    """Whatever the fields, what is found is the end of a value, and begins as a key does."""
+    found = caller_key(head(*(f"{name}: {value}" for name, value in fields)))
+    if found is not None:
+        assert found.startswith("sk-")
+        assert any(value.strip(" \t").endswith(found) for _, value in fields)
+
+
+@pytest.mark.parametrize(
+    ("lines", "addresses"),
+    [
+        pytest.param([], None, id="none"),
+        pytest.param(["X-Forwarded-For: 192.0.2.1"], "192.0.2.1", id="one"),
+        pytest.param(["x-forwarded-for:2001:db8::1 , [::1]:80 "], "2001:db8::1 , [::1]:80", id="two"),
+        pytest.param(["X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: ::1"], "192.0.2.1, ::1", id="in two lines"),
+        pytest.param(["X-Forwarded-For:"], None, id="empty"),
+        pytest.param(["X-Forwarded-For: sk-1"], None, id="a key"),
+        pytest.param(["X-Forwarded-For: unknown"], None, id="a name"),
+        pytest.param([f"X-Forwarded-For: {', '.join(['192.0.2.1'] * 24)}"], None, id="too long"),
+        pytest.param(["X-Forwarded-For2: 192.0.2.1"], None, id="another field"),
+    ],
+)
+def test_forwarded_for(lines: list[str], addresses: str | None) -> None:
+    """Addresses, and nothing that may be something else."""
+    assert forwarded_for(head(*lines)) == addresses

@@ -43,7 +43,7 @@ def free_port() -> int:
 class Gateway:
     """A running gateway in front of ``upstream`` (a URL). ``lines`` is what it has written to stderr so far.
 
-    With ``admin`` it has an admin listener, at the address `admin`; else none.
+    With ``admin`` it has an admin listener, at the address `admin`; else none. ``admin_port`` says on which port.
 
     Environment variables of the test run that would set options are not passed on.
     """
@@ -55,13 +55,14 @@ class Gateway:
         face: Face = "fast",
         listen: tuple[str, ...] = ("--port", "0"),
         admin: bool = False,
+        admin_port: int = 0,
     ) -> None:
         self.face = face
         arguments = [*MODULES[face], "--upstream", upstream, *listen, *options]
         if face == "fast" and "--log-format" not in options:
             arguments += ["--log-format", "json"]
         for attempt in range(ADMIN_ATTEMPTS):
-            self.admin = ("127.0.0.1", free_port() if admin else 0)
+            self.admin = ("127.0.0.1", admin_port or (free_port() if admin else 0))
             try:
                 self._start([*arguments, "--admin-port", str(self.admin[1])] if face == "fast" else arguments)
                 return

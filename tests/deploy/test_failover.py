@@ -21,7 +21,7 @@ import pytest
 from tests.deploy import proxies
 from tests.deploy.proxies import FILES, command, configure, gateway_options, running
 from tests.support.client import Client, Response
-from tests.support.gateway import Gateway, free_port
+from tests.support.gateway import Gateway, reserved_port
 from tests.support.upstream import CLOSE, OK, RESET, Connection, Script, Upstream, reply
 from tests.support.wire import Cut, Wire
 
@@ -70,8 +70,8 @@ def status(client: Client) -> int:
 @pytest.fixture(params=FILES)
 def chain(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chain]:
     """Nothing listens at the gateway's ports yet."""
-    file, port, gateway, admin = request.param, free_port(), free_port(), free_port()
-    with Upstream() as litellm:
+    file: str = request.param
+    with Upstream() as litellm, reserved_port() as port, reserved_port() as gateway, reserved_port() as admin:
         ports = {proxies.LITELLM: litellm.port, proxies.GATEWAY: gateway, proxies.ADMIN: admin, proxies.PROXY: port}
         made = Chain(file, ("127.0.0.1", port), litellm, gateway, admin)
         with running(command(Path(file).stem, tmp_path, configure(file, tmp_path, ports)), tmp_path, port):

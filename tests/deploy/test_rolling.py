@@ -45,11 +45,13 @@ class Load(Visitor):
 
     async def load(self, stop: asyncio.Event, kinds: list[str]) -> None:
         plays = {kind: play for kind, (play, _) in self.kinds.items()} | {"key/update": self.update}
-        while not stop.is_set():
-            self.kind, self.id, self.stage = self.random.choice(kinds), f"{next(self.numbers)}", ""
-            await self.once(plays[self.kind])
-            await asyncio.sleep(self.random.expovariate(1 / PAUSE))
-        self.hang_up()
+        try:
+            while not stop.is_set():
+                self.kind, self.id, self.stage = self.random.choice(kinds), f"{next(self.numbers)}", ""
+                await self.once(plays[self.kind])
+                await asyncio.sleep(self.random.expovariate(1 / PAUSE))
+        finally:  # a test that fails cancels this
+            self.hang_up()
 
 
 LASTING = ["JSON", "JSON POST", "SSE", "upload", "upload, chunked", "upload, Expect", "key/update"]

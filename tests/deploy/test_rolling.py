@@ -213,12 +213,14 @@ async def replace_gateways(directory: Path, ledger: Ledger) -> Runs:
         async with load(port, ledger, KINDS):
             for number, slot in enumerate(slots * 2):
                 held = Held(port, slot.name, f"held-{number}", stack)
-                await held.begin()
+                async with asyncio.timeout(PATIENCE):
+                    await held.begin()
                 is_down = new_line(log, f"/{slot.name} is DOWN")
                 slot.process.send(signal.SIGTERM)
                 await until(is_down)
                 await until(slot.refuses)
-                await held.end()
+                async with asyncio.timeout(PATIENCE):
+                    await held.end()
                 await slot.stop()
                 is_up = new_line(log, f"/{slot.name} is UP")
                 await slot.start()

@@ -26,7 +26,15 @@ hypothesis.settings.load_profile("untimed")
 
 WORKERS = 4
 LITELLM = "tests/litellm"
-LONGEST = (LITELLM, "tests/names", "tests/operate/test_admin.py", "tests/relay/test_stalls.py", "tests/soak")
+LONGEST = (
+    LITELLM,
+    "tests/names",
+    "tests/deploy/test_rolling.py",
+    "tests/deploy/test_failover.py",
+    "tests/operate/test_admin.py",
+    "tests/relay/test_stalls.py",
+    "tests/soak",
+)
 """What takes longest, and so begins first."""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import os
@@ -27,6 +26,7 @@ from sanitizer.listeners import (
     refuse_handshakes,
     stop_listening,
 )
+from tests.support.gateway import reserved_port
 
 
 @pytest.fixture
@@ -257,15 +257,6 @@ def test_port_in_use_by_another_program() -> None:
         port = other.getsockname()[1]
         with pytest.raises(OSError, match="in use"), listen_tcp("127.0.0.1", port):
             pass
-
-
-@contextlib.contextmanager
-def reserved_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that is given to nobody who does not ask for it."""
-    with socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        yield reserved.getsockname()[1]
 
 
 def test_many_gateways_at_once() -> None:

@@ -1,15 +1,20 @@
-"""Proxies that run for a test."""
+"""Proxies that run for a test, with the configurations in deploy/proxies."""
 
 import contextlib
+import re
+import shlex
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from tests.deploy.programs import envoy, program
+from tests.deploy.programs import DEPLOY, envoy, program
 
-START_TIMEOUT = 30.0
+START_TIMEOUT = 60.0
+FILES = ["nginx.conf", "haproxy.cfg", "envoy.yaml"]
+PROXY, LITELLM, GATEWAY, ADMIN = 8080, 4000, 4001, 9464
+"""The ports of loopback that stand in the files; the last is the gateway's admin listener's."""
 
 NGINX = """\
 daemon off;
@@ -26,6 +31,24 @@ http {{
     include {configuration};
 }}
 """
+
+
+def configure(file: str, directory: Path, ports: dict[int, int]) -> Path:
+    """Write a copy of ``file`` into ``directory`` in which ``ports`` have taken the place of those that stand there."""
+    text = (DEPLOY / "proxies" / file).read_text()
+    shown = re.compile(r"(127\.0\.0\.1:|port_value: |check port )(\d+)\b")
+    copy = directory / file
+    copy.write_text(shown.sub(lambda found: found[1] + str(ports[int(found[2])]), text))
+    return copy
+
+
+def gateway_options(file: str) -> list[str]:
+    """What ``file`` says that the gateway must be started with, without ``--upstream``."""
+    found = re.search(
+        r"^# .*litellm-sanitizer --upstream \S+(.*)$", (DEPLOY / "proxies" / file).read_text(), re.MULTILINE
+    )
+    assert found
+    return shlex.split(found[1])
 
 
 def command(name: str, directory: Path, configuration: Path) -> list[str]:

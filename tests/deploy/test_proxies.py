@@ -2,19 +2,19 @@
 
 Only what can need repair goes to the gateway; all else reaches LiteLLM as a proxy before LiteLLM must let it.
 
-What is substituted: the three addresses, and what lets it run without root and leave nothing behind.
+What is substituted: the ports, and what lets it run without root and leave nothing behind.
 """
 
 import ipaddress
-import re
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
-from tests.deploy.programs import DEPLOY
-from tests.deploy.proxies import command, running
+from tests.deploy import proxies
+from tests.deploy.proxies import FILES, command, configure, running
 from tests.support.client import Client, ask
 from tests.support.gateway import free_port
 from tests.support.upstream import CLOSE, Connection, Upstream, reply
@@ -36,23 +36,15 @@ def answers(name: bytes) -> Upstream:
     return Upstream(reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(name), name)))
 
 
-@pytest.fixture(scope="module", params=["nginx.conf", "haproxy.cfg", "envoy.yaml"])
+@pytest.fixture(scope="module", params=FILES)
 def proxy(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Proxy]:
-    file = DEPLOY / "proxies" / request.param
-    name = file.stem
+    file: str = request.param
+    name = Path(file).stem
     directory = tmp_path_factory.mktemp(name)
     port = free_port()
-    with answers(GATEWAY) as gateway, answers(LITELLM) as litellm:
-        text = file.read_text()
-        for shown, real in ((4000, litellm.port), (4001, gateway.port), (8080, port)):
-            text, count = re.subn(
-                rf"127\.0\.0\.1:{shown}\b|(?<=address: 127\.0\.0\.1, port_value: ){shown}\b",
-                lambda match, shown=shown, real=real: match[0].replace(str(shown), str(real)),  # type: ignore[misc]
-                text,
-            )
-            assert count == 1, shown
-        configuration = directory / request.param
-        configuration.write_text(text)
+    with answers(GATEWAY) as gateway, answers(LITELLM) as litellm, answers(b"ready") as admin:
+        ports = {proxies.LITELLM: litellm.port, proxies.GATEWAY: gateway.port, proxies.ADMIN: admin.port}
+        configuration = configure(file, directory, {**ports, proxies.PROXY: port})
         with running(command(name, directory, configuration), directory, port):
             yield Proxy(name, ("127.0.0.1", port), gateway, litellm)
 

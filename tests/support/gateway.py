@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
@@ -40,10 +41,19 @@ def free_port() -> int:
     raise OSError("no free port")
 
 
+@contextlib.contextmanager
+def reserved_port() -> Iterator[int]:
+    """A port of 127.0.0.1 that is given to nobody who does not ask for it. Who sets SO_REUSEADDR can listen there."""
+    with socket.socket() as reserved:
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        reserved.bind(("127.0.0.1", 0))
+        yield reserved.getsockname()[1]
+
+
 class Gateway:
     """A running gateway in front of ``upstream`` (a URL). ``lines`` is what it has written to stderr so far.
 
-    With ``admin`` it has an admin listener, at the address `admin`; else none.
+    With ``admin`` it has an admin listener, at the address `admin`; else none. ``admin_port`` says on which port.
 
     Environment variables of the test run that would set options are not passed on.
     """
@@ -55,13 +65,14 @@ class Gateway:
         face: Face = "fast",
         listen: tuple[str, ...] = ("--port", "0"),
         admin: bool = False,
+        admin_port: int = 0,
     ) -> None:
         self.face = face
         arguments = [*MODULES[face], "--upstream", upstream, *listen, *options]
         if face == "fast" and "--log-format" not in options:
             arguments += ["--log-format", "json"]
         for attempt in range(ADMIN_ATTEMPTS):
-            self.admin = ("127.0.0.1", free_port() if admin else 0)
+            self.admin = ("127.0.0.1", admin_port or (free_port() if admin else 0))
             try:
                 self._start([*arguments, "--admin-port", str(self.admin[1])] if face == "fast" else arguments)
                 return

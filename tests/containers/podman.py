@@ -40,8 +40,8 @@ runroot = "{folder}/run"
 class Podman:
     """Runs podman, and what else is to run beside it. A context manager; ``folder`` is removed at the end.
 
-    What is ``bridged`` runs in a network namespace of its own, where podman's networks and published ports are. It
-    reaches no other network. All else has the machine's network.
+    That is in a network namespace, where podman's networks and published ports are; it reaches no other network. What
+    runs ``on_host`` has the machine's network instead.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -68,15 +68,15 @@ class Podman:
         assert self._world.stdout.readline() == b"ready\n"
         self._pid = only_child(only_child(self._world.pid))
 
-    def command(self, *arguments: str, bridged: bool = False) -> list[str]:
+    def command(self, *arguments: str, on_host: bool = False) -> list[str]:
         """The command that runs ``arguments`` inside, in the project's folder."""
         inside = [self._nsenter, "--target", str(self._pid), "--mount", "--pid", f"--wd={ROOT}"]
-        return [*inside, *(["nsenter", "--net=/run/bridged"] if bridged else []), *arguments]
+        return [*inside, *([] if on_host else ["nsenter", "--net=/run/bridged"]), *arguments]
 
     def run(
         self,
         *arguments: str,
-        bridged: bool = False,
+        on_host: bool = False,
         check: bool = True,
         timeout: float = TIMEOUT,
         environment: dict[str, str] | None = None,
@@ -88,7 +88,7 @@ class Podman:
             AssertionError: it ended with another status than 0, if ``check``.
         """
         done = subprocess.run(
-            self.command(*arguments, bridged=bridged),
+            self.command(*arguments, on_host=on_host),
             env=self.environment | (environment or {}),
             input=stdin,
             capture_output=True,
@@ -99,15 +99,15 @@ class Podman:
         assert not check or done.returncode == 0, f"{arguments}\n{done.stdout}{done.stderr}"
         return done
 
-    def __call__(self, *arguments: str, bridged: bool = False, timeout: float = TIMEOUT) -> str:
+    def __call__(self, *arguments: str, on_host: bool = False, timeout: float = TIMEOUT) -> str:
         """Run podman to its end: its standard output."""
-        return self.run("podman", *arguments, bridged=bridged, timeout=timeout).stdout.strip()
+        return self.run("podman", *arguments, on_host=on_host, timeout=timeout).stdout.strip()
 
     def build(self, tag: str, context: Path, *options: str) -> None:
         """Build an image, with this machine's network and certificate authorities."""
         trusted = ["--volume", f"{CERTIFICATES}:{CERTIFICATES}:ro"] if Path(CERTIFICATES).exists() else []
         arguments = ["--format", "docker", "--network", "host", *trusted, *options, "--tag", tag, str(context)]
-        self("build", *arguments, timeout=BUILD_TIMEOUT)
+        self("build", *arguments, on_host=True, timeout=BUILD_TIMEOUT)
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
         """What podman knows of a ``container`` or an ``image``."""

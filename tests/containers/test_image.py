@@ -102,7 +102,8 @@ def running(podman: Podman, image: Image, upstream: Upstream, *arguments: str) -
         "SANITIZER_SHUTDOWN_GRACE": "20",
     }
     options = [option for name, value in variables.items() for option in ("--env", f"{name}={value}")]
-    name = podman("run", "--detach", "--network", "host", *DEPLOYED, *options, image.name, *arguments)
+    command = ["run", "--detach", "--network", "host", *DEPLOYED, *options, image.name, *arguments]
+    name = podman(*command, on_host=True)
     try:
         started = Running(podman, name, port)
         podman.wait_for(name, lambda: "listening on" in started.log)

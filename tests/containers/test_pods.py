@@ -80,14 +80,14 @@ class Pod:
 
     def play(self) -> None:
         alias = ":alias=litellm" if self.overlay == "sidecar" else ""
-        self.podman("kube", "play", "--network", NETWORK + alias, str(self._file), bridged=True)
+        self.podman("kube", "play", "--network", NETWORK + alias, str(self._file))
 
     def probe(self, container: str, kind: str) -> bool:
         """Ask what a kubelet would."""
         asked = self.containers[container][kind]["httpGet"]
         (port,) = [each["hostPort"] for each in self.containers[container]["ports"] if each["name"] == asked["port"]]
         curl = ["curl", "--silent", "--fail", "--output", "/dev/null", f"http://127.0.0.1:{port}{asked['path']}"]
-        return self.podman.run(*curl, bridged=True, check=False).returncode == 0
+        return self.podman.run(*curl, check=False).returncode == 0
 
     def wait_for(self, container: str, kind: str, timeout: float = TIMEOUT) -> None:
         self.podman.wait_for(f"{self.name}-{container}", lambda: self.probe(container, kind), timeout)
@@ -96,7 +96,7 @@ class Pod:
         """The answer to POST /key/update at a container's port, as it came."""
         url = f"http://127.0.0.1:{PORTS[self.overlay] + port}/key/update"
         fields = ["-H", f"Authorization: Bearer {key}", "-H", "Content-Type: application/json"]
-        return self.podman.run("curl", "-si", url, *fields, "-d", json.dumps(body), bridged=True).stdout
+        return self.podman.run("curl", "-si", url, *fields, "-d", json.dumps(body)).stdout
 
 
 @pytest.fixture(scope="module")
@@ -111,13 +111,13 @@ def pods(podman: Podman, images: Images) -> Iterator[dict[str, Pod]]:
     # as podman reads it, which is not as it stores one that it has played
     data = {name: base64.b64encode(value.encode()).decode() for name, value in SECRET.items()}
     podman.run("podman", "secret", "create", "litellm", "-", stdin=json.dumps(data))
-    podman("network", "create", NETWORK, bridged=True)
+    podman("network", "create", NETWORK)
     options = [
         option
         for name, value in {"DB": "litellm", "USER": "litellm", "PASSWORD": "litellm"}.items()
         for option in ("--env", f"POSTGRES_{name}={value}")
     ]
-    podman("run", "--detach", "--name", "postgres", "--network", NETWORK, *options, postgres, bridged=True)
+    podman("run", "--detach", "--name", "postgres", "--network", NETWORK, *options, postgres)
     try:
         ready = ("podman", "exec", "postgres", "pg_isready", "--user", "litellm")
         podman.wait_for("postgres", lambda: podman.run(*ready, check=False).returncode == 0)
@@ -126,14 +126,14 @@ def pods(podman: Podman, images: Images) -> Iterator[dict[str, Pod]]:
         made["sidecar"].wait_for("litellm", "startupProbe", 4 * TIMEOUT)
         options = ["--env", "GATEWAY=http://litellm:4001", "--env", f"LITELLM_MASTER_KEY={MASTER}"]
         options += ["--volume", f"{DEPLOY / 'compose/setup.py'}:/setup.py:ro", "--entrypoint", "python3"]
-        said = podman("run", "--rm", "--network", NETWORK, *options, setup, "/setup.py", bridged=True)
+        said = podman("run", "--rm", "--network", NETWORK, *options, setup, "/setup.py")
         assert said.startswith("ready")
         yield made
     finally:
         for pod in made.values():
             podman.run("podman", "pod", "rm", "--force", "--time", "0", pod.name, check=False)
         podman("rm", "--force", "--time", "0", "postgres")
-        podman("network", "rm", NETWORK, bridged=True)
+        podman("network", "rm", NETWORK)
         podman("secret", "rm", "litellm")
 
 
@@ -177,7 +177,7 @@ def test_it_ends_within_its_grace(pods: dict[str, Pod], overlay: str) -> None:
     """SIGTERM, and its status is 0 before the grace is over, after which it would be killed."""
     pod = pods[overlay]
     grace = pod.spec["terminationGracePeriodSeconds"]
-    pod.podman("stop", "--time", str(grace), pod.gateway, bridged=True, timeout=grace + TIMEOUT)
+    pod.podman("stop", "--time", str(grace), pod.gateway, timeout=grace + TIMEOUT)
     assert pod.podman.inspect("container", pod.gateway)["State"]["ExitCode"] == 0
     assert "Traceback" not in pod.podman.log(pod.gateway)
-    pod.podman("start", pod.gateway, bridged=True)
+    pod.podman("start", pod.gateway)

@@ -51,9 +51,7 @@ class Compose:
     def __call__(self, *arguments: str, check: bool = True) -> str:
         """podman-compose's standard output."""
         command = [*self._command, *arguments]
-        return self.podman.run(
-            *command, bridged=True, check=check, timeout=2 * TIMEOUT, environment=self._environment
-        ).stdout
+        return self.podman.run(*command, check=check, timeout=2 * TIMEOUT, environment=self._environment).stdout
 
     def container(self, service: str) -> str:
         return f"{PROJECT['name']}_{service}_1"
@@ -108,11 +106,11 @@ def test_past_the_gateway_it_is_the_bug(compose: Compose) -> None:
 
 def test_through_the_gateway_it_is_repaired(compose: Compose) -> None:
     """README's second command, at the published port: 200, with the header, and the change is stored."""
-    answer = compose.podman.run(*shown("curl -si http://127.0.0.1:4000/key/update"), bridged=True).stdout
+    answer = compose.podman.run(*shown("curl -si http://127.0.0.1:4000/key/update")).stdout
     assert answer.startswith("HTTP/1.1 200 "), answer
     assert 'x-litellm-sanitizer: dropped; fields="allowed_routes"\n' in answer
     read = "http://127.0.0.1:4000/key/info?key=sk-compose-llm-api-key"
-    stored = compose.podman.run("curl", "-s", read, "-H", "Authorization: Bearer sk-compose-owner", bridged=True).stdout
+    stored = compose.podman.run("curl", "-s", read, "-H", "Authorization: Bearer sk-compose-owner").stdout
     info = yaml.safe_load(stored)["info"]
     assert (info["models"], info["allowed_routes"]) == (["another-mock"], ["llm_api_routes"])
 
@@ -132,7 +130,7 @@ def test_litellm_knows_the_client(compose: Compose) -> None:
     """LiteLLM believes the gateway's X-Forwarded-For: its access log has the client, not the gateway."""
     gateway = compose.podman.inspect("container", compose.container("gateway"))["NetworkSettings"]["Networks"]
     ((address,),) = [[each["IPAddress"]] for each in gateway.values()]
-    compose.podman.run("curl", "-s", "http://127.0.0.1:4000/who-asks", bridged=True)
+    compose.podman.run("curl", "-s", "http://127.0.0.1:4000/who-asks")
     litellm = compose.container("litellm")
     compose.podman.wait_for(litellm, lambda: "GET /who-asks" in compose.podman.log(litellm))
     (line,) = [line for line in compose.podman.log(litellm).splitlines() if "GET /who-asks" in line]

@@ -1,7 +1,7 @@
 #!/bin/sh
-# world.sh FOLDER: namespaces for containers, of which nothing is left: process ids, mounts with a copy of /run, and a network
-# namespace, /run/bridged. It says "ready", and ends when its standard input does, which is when whatever started it has
-# closed it or has ended in any way. Then it removes its containers, and FOLDER.
+# world.sh FOLDER: namespaces for containers, of which nothing is left: process ids, mounts with a copy of /run, and a
+# network, /run/bridged. It says "ready", and ends when its standard input does, which is when the program that started it
+# has closed it or has ended in any way. Then it removes its containers, and FOLDER.
 set -eu
 export FOLDER=$1
 unshare --mount --pid --fork --kill-child --mount-proc sh -euc '
@@ -13,7 +13,6 @@ unshare --mount --pid --fork --kill-child --mount-proc sh -euc '
   unshare --net=/run/bridged ip link set lo up
   echo ready
   cat >/dev/null
-  podman pod rm --all --force --time 0 >/dev/null
-  podman rm --all --force --time 0 >/dev/null
+  exec nsenter --net=/run/bridged sh -c "podman pod rm --all --force --time 0; podman rm --all --force --time 0" >/dev/null
 ' || true
 exec rm -rf "$FOLDER"

@@ -118,9 +118,12 @@ class Podman:
         done = self.run("podman", "logs", *options, container)
         return done.stdout + done.stderr
 
-    def is_healthy(self, container: str) -> bool:
-        """Run its health check once. podman leaves that to timers of systemd, which is not here."""
-        return self.run("podman", "healthcheck", "run", container, check=False).returncode == 0
+    def is_healthy(self, container: str, *, on_host: bool = False) -> bool:
+        """Run its health check once. podman leaves that to timers of systemd, which is not here.
+
+        ``on_host`` is for a container with the machine's network: a check takes that from podman.
+        """
+        return self.run("podman", "healthcheck", "run", container, on_host=on_host, check=False).returncode == 0
 
     def wait_for(self, container: str, condition: Callable[[], object], timeout: float = TIMEOUT) -> None:
         """Wait until ``condition()`` is true.

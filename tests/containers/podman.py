@@ -51,7 +51,9 @@ class Podman:
         self._nsenter = program("nsenter", "Debian: util-linux")
         self.folder = folder
         (folder / "tmp").mkdir()
-        self.environment = {name: value for name, value in os.environ.items() if not name.startswith("SANITIZER_")}
+        self.environment = {
+            name: value for name, value in os.environ.items() if not name.startswith(("SANITIZER_", "LITELLM_"))
+        }
         self.environment["TMPDIR"] = str(folder / "tmp")
         for variable, text in (("CONTAINERS_CONF", CONTAINERS_CONF), ("CONTAINERS_STORAGE_CONF", STORAGE_CONF)):
             file = folder / variable.lower()

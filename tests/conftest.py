@@ -26,8 +26,10 @@ hypothesis.settings.load_profile("untimed")
 
 WORKERS = 4
 LITELLM = "tests/litellm"
+CONTAINERS = "tests/containers"
 LONGEST = (
     LITELLM,
+    CONTAINERS,
     "tests/names",
     "tests/deploy/test_rolling.py",
     "tests/deploy/test_failover.py",
@@ -69,11 +71,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """The tests of a file share a process, for many share a gateway; so do all tests on a LiteLLM."""
+    """Tests of a file share a process, for many share a gateway; so do all on a LiteLLM, and all with containers."""
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = nodeid.partition("::")[0]
-        return LITELLM if file.startswith(LITELLM) else file
+        return next((folder for folder in (LITELLM, CONTAINERS) if file.startswith(folder)), file)
 
 
 @pytest.hookimpl(optionalhook=True)

@@ -1,10 +1,9 @@
 #!/bin/sh
-# base.sh FILE [PACKAGE...]: a base for the image where no image registry is reached: this Debian release, its Python, and
-# the packages named. The image's builder takes gcc, libc6-dev and python3-dev.
+# base.sh SUITE FILE [PACKAGE...]: a base for the image where no image registry is reached: a release of Debian, its Python,
+# and the packages named.
 set -eu
-. /etc/os-release
-FILE=$1
-shift
+SUITE=$1 FILE=$2
+shift 2
 exec mmdebstrap --variant=minbase --include="python3-minimal python3-venv ca-certificates $*" \
   --aptopt='Acquire::Languages "none"' --dpkgopt='path-exclude=/usr/share/man/*' --dpkgopt='path-exclude=/usr/share/locale/*' \
-  "$VERSION_CODENAME" "$FILE"
+  "$SUITE" "$FILE"

@@ -1,11 +1,13 @@
-"""deploy/compose: the file by the Compose specification, and what it would do, by hand, with a real LiteLLM."""
+"""deploy/compose: the file by the Compose specification, and its `setup`. containers/test_project.py brings it up."""
 
+import contextlib
 import hashlib
+import json
 import os
 import re
-import shlex
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -13,12 +15,14 @@ import httpx
 import pytest
 import yaml
 
-from tests.deploy.programs import DEPLOY, program
+from tests.deploy.programs import DEPLOY
 from tests.litellm.actors import bearer
-from tests.support.gateway import Gateway
+from tests.support.upstream import Connection, Upstream, reply
+from tests.support.wire import Request
 
 FILE = DEPLOY / "compose/compose.yaml"
-OWNER, KEY = "sk-compose-owner", "sk-compose-llm-api-key"
+READY = "ready: owner sk-compose-owner, key sk-compose-llm-api-key"
+TIMEOUT = 60.0
 
 
 def text() -> str:
@@ -59,57 +63,118 @@ def test_what_the_gateway_runs_with() -> None:
     assert int(gateway["stop_grace_period"].removesuffix("s")) >= 30 + 10
 
 
-@pytest.fixture
-def pair() -> Iterator[tuple[str, str, str]]:
-    """LiteLLM's URL, the gateway's before it, and the master key; what `setup` makes is removed at the end."""
-    litellm, master = os.environ.get("LITELLM_URL"), os.environ.get("LITELLM_MASTER_KEY")
-    if not litellm or not master:
+class Answers:
+    """What ``setup`` asks LiteLLM for, carried out: as LiteLLM was seen to answer, or by the LiteLLM at ``url``."""
+
+    def __init__(self, url: str | None = None, master: str = "sk-master") -> None:
+        self.url = url
+        self.master = master
+        self.keys = {f"Bearer {master}"}
+        self.users: list[str] = []
+
+    def __call__(self, request: Request) -> bytes:
+        """The answer to ``request``, as it is sent."""
+        caller = (request.get(b"authorization") or b"").decode()
+        path = request.target.decode()
+        if self.url is None:
+            status, content = self._as_seen(path, caller, json.loads(request.body)), b"{}"
+        else:
+            headers = {"Authorization": caller, "Content-Type": "application/json"}
+            answer = httpx.post(self.url + path, content=request.body, headers=headers, trust_env=False, timeout=60)
+            status, content = answer.status_code, answer.content
+        return b"HTTP/1.1 %d Said\r\nContent-Length: %d\r\n\r\n%s" % (status, len(content), content)
+
+    def _as_seen(self, path: str, caller: str, body: dict[str, Any]) -> int:
+        if caller not in self.keys:
+            return 401
+        if path == "/key/generate":
+            self.keys.add(f"Bearer {body['key']}")
+            return 200
+        if body["user_id"] in self.users:
+            return 409
+        self.users.append(body["user_id"])
+        return 200
+
+
+@pytest.fixture(params=["as LiteLLM was seen to answer", "LiteLLM"])
+def litellm(request: pytest.FixtureRequest) -> Iterator[Answers]:
+    if request.param != "LiteLLM":
+        yield Answers()
+        return
+    url, master = os.environ.get("LITELLM_URL"), os.environ.get("LITELLM_MASTER_KEY")
+    if not url or not master:
         pytest.skip("LITELLM_URL and LITELLM_MASTER_KEY name no LiteLLM (see tests/litellm/rig/README.md)")
-    with Gateway(litellm) as gateway:
-        yield litellm, gateway.url, master
-    httpx.post(
-        f"{litellm}/user/delete", json={"user_ids": ["ada"]}, headers=bearer(master), trust_env=False, timeout=60
-    )
+    with httpx.Client(base_url=url, headers=bearer(master), trust_env=False, timeout=TIMEOUT) as admin:
+        admin.post("/user/delete", json={"user_ids": ["ada"]})  # from another run
+        yield Answers(url, master)
+        admin.post("/user/delete", json={"user_ids": ["ada"]}).raise_for_status()
 
 
-def commands() -> list[str]:
-    """The README's commands that try the bug and its repair."""
-    blocks: list[str] = re.findall(r"```sh\n(.*?)```", (DEPLOY / "README.md").read_text(), re.DOTALL)
-    return [block for block in blocks if "/key/update" in block]
+@contextlib.contextmanager
+def setup(upstream: Upstream, master: str) -> Iterator[subprocess.Popen[str]]:
+    """deploy/compose/setup.py, at work."""
+    with subprocess.Popen(
+        [sys.executable, str(DEPLOY / "compose/setup.py")],
+        env={"GATEWAY": upstream.url, "LITELLM_MASTER_KEY": master},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
-def test_the_bug_and_its_repair_as_the_readme_shows_them(pair: tuple[str, str, str]) -> None:
-    """`setup`, twice as after a restart; then 403 past the gateway, 200 through it, and the change is stored."""
-    litellm, gateway, master = pair
-    curl = program("curl", "Debian: curl")
-    environment = {"GATEWAY": gateway, "LITELLM_MASTER_KEY": master}
-    for _ in range(2):
-        done = subprocess.run(
-            [sys.executable, str(DEPLOY / "compose/setup.py")],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=120,
-            check=False,
-        )
-        assert (done.returncode, done.stdout) == (0, f"ready: owner {OWNER}, key {KEY}\n"), done.stderr
-    shown = (DEPLOY / "README.md").read_text()
-    assert done.stdout.strip() in shown
+STEPS = ["the user", "the owner's key", "the key of type LLM API"]
 
-    past, through = commands()
-    past = past.replace("docker compose run --rm curl", curl).replace("http://litellm:4000", litellm)
-    through = through.replace("curl", curl, 1).replace("http://127.0.0.1:4000", gateway)
-    refused, repaired = (
-        subprocess.run(
-            shlex.split(command.replace("\\\n", " ")), capture_output=True, text=True, timeout=120, check=True
-        ).stdout
-        for command in (past, through)
-    )
-    assert refused.startswith("HTTP/1.1 403 "), refused
-    assert "Only proxy admins can set `allowed_routes`" in refused
-    assert repaired.startswith("HTTP/1.1 200 "), repaired
-    assert 'x-litellm-sanitizer: dropped; fields="allowed_routes"' in repaired
 
-    params = {"key": hashlib.sha256(KEY.encode()).hexdigest()}
-    answer = httpx.get(f"{litellm}/key/info", params=params, headers=bearer(master), trust_env=False, timeout=60)
-    assert answer.json()["info"]["models"] == ["another-mock"]
+@pytest.mark.parametrize("carried_out", [False, True], ids=["before it is carried out", "after it was carried out"])
+@pytest.mark.parametrize("step", range(len(STEPS)), ids=STEPS)
+def test_setup_after_an_interruption(litellm: Answers, step: int, carried_out: bool) -> None:
+    """`setup` is killed at each request that it makes; run again, twice, it ends well, and all is there."""
+    interrupted = threading.Event()
+
+    def script(connection: Connection) -> None:
+        request = connection.read_request()
+        if len(upstream.requests) <= step or interrupted.is_set():
+            connection.send(litellm(request))
+        else:
+            if carried_out:
+                litellm(request)
+            interrupted.set()
+
+    with Upstream(script) as upstream:
+        with setup(upstream, litellm.master) as process:
+            assert interrupted.wait(TIMEOUT)
+        for _ in range(2):
+            with setup(upstream, litellm.master) as process:
+                said, _ = process.communicate(timeout=TIMEOUT)
+                assert (process.returncode, said) == (0, READY + "\n")
+        owner, key = re.findall(r"sk-[\w-]+", READY)
+        if litellm.url is None:
+            assert (litellm.users, litellm.keys) == (
+                ["ada"],
+                {f"Bearer {litellm.master}", f"Bearer {owner}", f"Bearer {key}"},
+            )
+        else:
+            params = {"key": hashlib.sha256(key.encode()).hexdigest()}
+            answer = httpx.get(
+                f"{litellm.url}/key/info", params=params, headers=bearer(owner), trust_env=False, timeout=60
+            )
+            info = answer.raise_for_status().json()["info"]
+            assert (info["user_id"], info["models"], info["allowed_routes"]) == ("ada", ["mock"], ["llm_api_routes"])
+
+
+def test_setup_tells_what_was_refused() -> None:
+    """Any other answer ends it, and is shown."""
+    refused = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 7\r\n\r\nno key."
+    with Upstream(reply(refused)) as upstream, setup(upstream, "sk-master") as process:
+        said, _ = process.communicate(timeout=TIMEOUT)
+    assert (process.returncode, said) == (1, "POST /user/new: 401 no key.\n")
+    assert len(upstream.requests) == 1
+
+
+def test_the_readme_says_what_setup_does() -> None:
+    """The line by which a reader knows that it has ended."""
+    assert f"`{READY}`" in (DEPLOY / "README.md").read_text()

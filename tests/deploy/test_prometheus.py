@@ -25,6 +25,7 @@ from tests.deploy.programs import DEPLOY, program
 from tests.deploy.proxies import running
 from tests.operate.exchanges import (
     BUDGET,
+    CUT,
     HANDSHAKE,
     SPEND,
     SWITCH,
@@ -198,7 +199,7 @@ HELD = "sum(sum_over_time(sanitizer_tunnels_in_flight[1m])) >= 3 and sum(sanitiz
 
 
 def make_traffic(prometheus: Prometheus, upstream: Upstream, gateway: Gateway, observing: Gateway) -> None:
-    """Every request to both gateways. Then a tunnel is open, and an answer awaited, until Prometheus has seen both."""
+    """Every request to both gateways. Then a tunnel and half an answer are held until Prometheus has seen both."""
     for message, script in REQUESTS.values():
         upstream.script = script
         for each in (gateway, observing):
@@ -210,8 +211,9 @@ def make_traffic(prometheus: Prometheus, upstream: Upstream, gateway: Gateway, o
             connection.send(SWITCH)
             connection.closed()
         else:
+            connection.send(CUT)
             assert go.wait(WAIT)
-            connection.send(OK)
+            connection.send(b" whole")
 
     upstream.script = hold
     with gateway.connect() as tunnel, gateway.connect() as waiting:

@@ -103,10 +103,14 @@ class Prometheus:
     """A Prometheus that runs at ``url``."""
 
     def __init__(self, url: str) -> None:
-        self._client = httpx.Client(base_url=f"{url}/api/v1/", trust_env=False, timeout=WAIT)
+        self._client = httpx.Client(base_url=url, trust_env=False, timeout=WAIT)
+
+    def is_ready(self) -> bool:
+        """It accepts connections a little earlier, and answers 503."""
+        return self._client.get("/-/ready").status_code == 200
 
     def get(self, path: str, **parameters: str | float) -> Any:
-        response = self._client.get(path, params=parameters)
+        response = self._client.get(f"/api/v1/{path}", params=parameters)
         assert response.status_code == 200, response.text
         return response.json()["data"]
 
@@ -162,6 +166,7 @@ def prometheus(directory: Path, *gateways: Gateway) -> Iterator[Prometheus]:
         running(command, directory, port),
         contextlib.closing(Prometheus(f"http://127.0.0.1:{port}")) as found,
     ):
+        found.wait_for(found.is_ready)
         scraped = f"count(count by (instance) (sanitizer_decisions_total)) == {len(gateways)}"
         found.wait_for(lambda: found.query(scraped))
         yield found

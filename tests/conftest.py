@@ -33,6 +33,7 @@ LONGEST = (
     "tests/names",
     "tests/deploy/test_rolling.py",
     "tests/deploy/test_failover.py",
+    "tests/deploy/test_prometheus.py",
     "tests/operate/test_admin.py",
     "tests/relay/test_stalls.py",
     "tests/soak",

@@ -102,6 +102,7 @@ class Pod:
 @pytest.fixture(scope="module")
 def pods(podman: Podman, images: Images) -> Iterator[dict[str, Pod]]:
     """Both pods, LiteLLM in the first of them, and in it a user, their key and one of type "LLM API"."""
+    program("catatonit", "Debian: catatonit")  # podman's own process in each pod
     made = {overlay: Pod(podman, overlay) for overlay in PORTS}
     for name, container in made["sidecar"].containers.items():
         image = images.litellm("localhost/litellm") if name == "litellm" else images.gateway("trixie")

@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, ExitStack
 from dataclasses import dataclass
 from typing import Final
 
-from sanitizer.sanitize.callers import caller_key, forwarded_for
+from sanitizer.sanitize.callers import address_of, caller_key, forwarded_for
 from sanitizer.sanitize.comparison import Comparison
 from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.gates import FIELDS, Gate
@@ -51,8 +51,8 @@ class Record:
     ``key_hash``: the first 8 hex digits of the key's SHA-256. ``lookups``: those made for it, in order. ``resent``: how
     many times it was sent again after a refusal.
     ``caller_hash``: of the key that the request authenticates with, if it is one (`sanitizer.sanitize.callers`).
-    ``client``: the address that it has come from, None on a unix socket; ``forwarded_for``: the X-Forwarded-For that
-    LiteLLM gets, if that is another one.
+    ``client``: the address that it has come from, None on a unix socket; ``forwarded_for``: the last addresses of the
+    X-Forwarded-For that LiteLLM gets, if that is another one.
     The decision's reason is ``client_left`` when the request was not forwarded because its client had left, and
     ``refused`` when the gateway answered it itself with an error, because its content is malformed.
     ``status``: of the response; None if none has begun. ``call_id``: LiteLLM's name for the request, from its
@@ -285,15 +285,15 @@ class Interception:
         comparison = self._comparison
         key = comparison.submission.key if comparison is not None else None
         caller = self._caller
-        own_key, forwarded = caller_key(caller.head), forwarded_for(caller.head)
+        own_key, client, forwarded = caller_key(caller.head), address_of(caller.client), forwarded_for(caller.head)
         self._sanitizer.on_decision(
             Record(
                 endpoint=self._target.endpoint,
                 decision=decision,
                 key_hash=key_hash(key) if key is not None else None,
                 caller_hash=key_hash(own_key) if own_key is not None else None,
-                client=caller.client,
-                forwarded_for=forwarded if forwarded != caller.client else None,
+                client=client,
+                forwarded_for=forwarded if forwarded != client else None,
                 lookups=tuple(comparison.lookups) if comparison is not None else (),
                 resent=comparison.resent if comparison is not None else 0,
                 status=status,

@@ -259,7 +259,7 @@ def filled_in(prometheus: Prometheus) -> Callable[[str], str]:
 
 def test_every_panel_shows_something(tmp_path: Path) -> None:
     """After traffic of all sorts, each query has numbers, and not just zeros; its legend's labels have values."""
-    options = ("--stall-timeout", "1", "--response-timeout", "2", "--lookup-timeout", "0.5")
+    options = ("--stall-timeout", "1", "--response-timeout", "5", "--lookup-timeout", "2")
     with (
         Upstream() as upstream,
         Gateway(upstream.url, *options, admin=True) as gateway,

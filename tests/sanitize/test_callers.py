@@ -24,6 +24,21 @@ KEYS = [
     pytest.param(["Ocp-Apim-Subscription-Key: sk-1"], "sk-1", id="Ocp-Apim-Subscription-Key"),
     pytest.param(["x-litellm-api-key: sk-1"], "sk-1", id="x-litellm-api-key"),
     pytest.param(["x-litellm-api-key: Bearer sk-1"], "sk-1", id="x-litellm-api-key, with a scheme"),
+    # LiteLLM removes a scheme wherever it is, and reads the credential of an AWS signature
+    pytest.param(["Authorization: Bearer Bearer sk-1"], "sk-1", id="a scheme that is repeated"),
+    pytest.param(["Authorization: Bearer sk-Bearer 1"], "sk-1", id="a scheme within a key"),
+    pytest.param(["x-litellm-api-key: bearer sk-bearer 1"], "sk-1", id="a scheme within x-litellm-api-key"),
+    pytest.param(["Authorization: Bearer Basic sk-1"], None, id="another scheme after a scheme"),
+    pytest.param(
+        ["Authorization: AWS4-HMAC-SHA256 Credential=Bearer sk-1/20260101/eu/x, Signature=2"], "sk-1", id="a signature"
+    ),
+    pytest.param(["x-litellm-api-key: AWS4-HMAC-SHA256 Credential=sk-1/2"], "sk-1", id="a signature without a scheme"),
+    pytest.param(
+        ["Authorization: AWS4-HMAC-SHA256 Credential=sk-2/2, Credential=Bearer sk-1/2"], "sk-1", id="two credentials"
+    ),
+    pytest.param(["Authorization: AWS4-HMAC-SHA256 Credential=AKIA/2"], None, id="a signature of another key"),
+    pytest.param(["Authorization: AWS4-HMAC-SHA256 sk-1"], None, id="a signature without a credential"),
+    pytest.param(["x-api-key: sk-Bearer 1"], "sk-Bearer 1", id="no scheme where there is none"),
     pytest.param(["x-api-key: sk-a/b c\xe9"], "sk-a/b c\xe9", id="a key of odd characters"),
     pytest.param(["x-api-key: sk-1", "x-api-key: sk-2"], "sk-1", id="the first of two lines"),
     pytest.param(["API-Key:", "x-api-key: sk-1"], "sk-1", id="an empty field counts as missing"),
@@ -62,11 +77,12 @@ def test_order(first: int) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([*ORDER, "X"]), st.text("sk- \tBearer:é", max_size=12)), max_size=8))
 def test_any_fields(fields: list[tuple[str, str]]) -> None:
-    """Whatever the fields, what is found is the end of a value, and begins as a key does."""
+    """Whatever the fields, what is found is the end of a value less its schemes, and begins as a key does."""
     found = caller_key(head(*(f"{name}: {value}" for name, value in fields)))
     if found is not None:
         assert found.startswith("sk-")
-        assert any(value.strip(" \t").endswith(found) for _, value in fields)
+        ends = [value.strip(" \t") for _, value in fields]
+        assert any(end.endswith(found) or end.replace("Bearer ", "").endswith(found) for end in ends)
 
 
 @pytest.mark.parametrize(
@@ -74,15 +90,25 @@ def test_any_fields(fields: list[tuple[str, str]]) -> None:
     [
         pytest.param([], None, id="none"),
         pytest.param(["X-Forwarded-For: 192.0.2.1"], "192.0.2.1", id="one"),
-        pytest.param(["x-forwarded-for:2001:db8::1 , [::1]:80 "], "2001:db8::1 , [::1]:80", id="two"),
+        pytest.param(["x-forwarded-for:2001:db8::1 , [::1]:80 "], "2001:db8::1, [::1]:80", id="two"),
         pytest.param(["X-Forwarded-For: 192.0.2.1", "X-Forwarded-For: ::1"], "192.0.2.1, ::1", id="in two lines"),
         pytest.param(["X-Forwarded-For:"], None, id="empty"),
         pytest.param(["X-Forwarded-For: sk-1"], None, id="a key"),
         pytest.param(["X-Forwarded-For: unknown"], None, id="a name"),
-        pytest.param([f"X-Forwarded-For: {', '.join(['192.0.2.1'] * 24)}"], None, id="too long"),
+        pytest.param(["X-Forwarded-For: 192.0.2.1, unknown"], None, id="a name in the end"),
+        pytest.param(["X-Forwarded-For: unknown, 192.0.2.1"], "192.0.2.1", id="an address after a name"),
+        pytest.param(["X-Forwarded-For: sk-1, ::1,192.0.2.1"], "::1, 192.0.2.1", id="addresses after a key"),
+        pytest.param(["X-Forwarded-For: a", "X-Forwarded-For: ::1"], "::1", id="after a line of something else"),
+        pytest.param(["X-Forwarded-For: 0badc0de0badc0de0badc0de"], None, id="hex digits alone"),
+        pytest.param([f"X-Forwarded-For: {'1.' * 40}"], None, id="too long for an address"),
+        pytest.param(
+            [f"X-Forwarded-For: {', '.join(f'192.0.2.{number}' for number in range(200))}"],
+            ", ".join(f"192.0.2.{number}" for number in range(192, 200)),
+            id="the last of many",
+        ),
         pytest.param(["X-Forwarded-For2: 192.0.2.1"], None, id="another field"),
     ],
 )
 def test_forwarded_for(lines: list[str], addresses: str | None) -> None:
-    """Addresses, and nothing that may be something else."""
+    """The last addresses, whatever a client has put before them, and nothing that may be something else."""
     assert forwarded_for(head(*lines)) == addresses

@@ -117,6 +117,9 @@ async def test_which_request_it_was(
         pytest.param({"client": None}, None, None, None, id="a unix socket"),
         pytest.param({"client": ("192.0.2.7", 1)}, None, "192.0.2.7", None, id="an address"),
         pytest.param(
+            {"client": ("1.1.1.1  caller=0", 0)}, None, None, None, id="what a server has from X-Forwarded-For"
+        ),
+        pytest.param(
             {"client": ("192.0.2.7", 1), "headers": [JSON, (b"x-forwarded-for", b"192.0.2.7")]},
             None,
             "192.0.2.7",

@@ -124,6 +124,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if parsed.command == "check":
         from sanitizer.operate.check import run as check
 
+        for name in unknown_variables(os.environ):
+            print(mask(f"litellm-sanitizer: {name}: no such option, ignored"), file=sys.stderr)
         try:
             status = check(settings, key, as_json=parsed.json)
             sys.stdout.flush()

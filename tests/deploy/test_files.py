@@ -117,7 +117,8 @@ def test_what_is_named_exists(path: Path) -> None:
     text = path.read_text()
     assert set(re.findall(r"\bSANITIZER_[A-Z_]+\b", text)) <= PARSE.keys()
     for name, value in re.findall(r"(SANITIZER_[A-Z_]+)(?:=|: |\n\s+value: )\"?([^\s\"`$#%]+)", text):
-        PARSE[name](value)
+        if not value.startswith("/etc/"):  # a file of the operator's
+            PARSE[name](value)
     for line in re.findall(r"litellm-sanitizer (?:serve |check )?(--.*)", text):
         assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= FLAGS | {"--key-file", "--json"}, line
 

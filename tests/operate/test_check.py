@@ -599,6 +599,16 @@ def test_endless(capsys: pytest.CaptureFixture[str]) -> None:
     assert (checked.status, "something answers, but not as LiteLLM does: 200" in checked.words) == (1, True)
 
 
+def test_misspelled_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A variable that looks like an option is named, apart from the report."""
+    monkeypatch.setenv("SANITIZER_WORKRS", "2")
+    monkeypatch.setenv("SANITIZER_CHECK_KEY", KEY)
+    with running(info={KEY: 200}) as (_, url):
+        checked = Checked(capsys, "--upstream", url, "--json")
+    assert checked.err == "litellm-sanitizer: SANITIZER_WORKRS: no such option, ignored\n"
+    assert checked.report["ok"]
+
+
 def test_dead_port(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing listens."""
     with refusing_port() as port:

@@ -34,20 +34,27 @@ STOP_TIMEOUT = 40.0
 
 def free_port() -> int:
     """A port of loopback on which nobody listens, and which no outgoing connection is given: it stays free."""
-    for _ in range(100):
-        port = random.SystemRandom().randrange(15_000, 32_000)  # Hypothesis seeds the module's own
-        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
-            return port
-    raise OSError("no free port")
+    with reserved_port() as port:
+        return port
 
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port of 127.0.0.1 that is given to nobody who does not ask for it. Who sets SO_REUSEADDR can listen there."""
+    """A port of loopback that no other call is given meanwhile. Who sets SO_REUSEADDR can listen there.
+
+    It is below those that outgoing connections are given, of whatever local address: one of these would keep a listener
+    on all addresses away.
+    """
     with socket.socket() as reserved:
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        reserved.bind(("127.0.0.1", 0))
-        yield reserved.getsockname()[1]
+        for _ in range(100):
+            port = random.SystemRandom().randrange(15_000, 32_000)  # Hypothesis seeds the module's own
+            with contextlib.suppress(OSError):
+                reserved.bind(("127.0.0.1", port))  # fails if anybody has it, also without listening
+                break
+        else:
+            raise OSError("no free port")
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from now on others may have it too
+        yield port
 
 
 class Gateway:

@@ -27,8 +27,9 @@ if [ ${#need[@]} -gt 0 ]; then
   export DEBIAN_FRONTEND=noninteractive
   { apt-get update -q && apt-get install -y -q --no-install-recommends "${need[@]}"; } >"$RIG/apt.log" 2>&1 </dev/null || { tail -20 "$RIG/apt.log" >&2; exit 1; }
 fi
-# uv brings certificates of its own, and so trusts no authority of the machine's, as pip and npm may be told to
-[ ! -e /etc/ssl/certs/ca-certificates.crt ] || export UV_SYSTEM_CERTS=true
+# uv and npm bring certificates of their own, and so trust no authority of the machine's
+TRUSTED=/etc/ssl/certs/ca-certificates.crt
+[ ! -e "$TRUSTED" ] || export UV_SYSTEM_CERTS=true NODE_EXTRA_CA_CERTS="${NODE_EXTRA_CA_CERTS:-$TRUSTED}"
 [ -x "$TOOLS/bin/uv" ] || { python3 -m venv "$TOOLS" && "$TOOLS/bin/pip" install -q --disable-pip-version-check uv; }
 NPM=npm
 if ! command -v npm >/dev/null || ! node -e 'const [a, b] = process.versions.node.split("."); process.exit(a > 18 || (a == 18 && b >= 19) ? 0 : 1)'; then
@@ -44,7 +45,7 @@ fi
 if ! cmp -s "$HERE/engine/package-lock.json" "$ENGINE/installed"; then
   mkdir -p "$ENGINE"; cp "$HERE"/engine/package*.json "$ENGINE/"
   say "npm ci"
-  $NPM --prefix "$ENGINE" ci --ignore-scripts --no-audit --no-fund --silent </dev/null >&2
+  $NPM --prefix "$ENGINE" ci --ignore-scripts --no-audit --no-fund --loglevel=error </dev/null >&2
   cp "$HERE/engine/package-lock.json" "$ENGINE/installed"
 fi
 for f in query-engine schema-sql.mjs; do # only if need be: another proxy may be about to run it

@@ -7,14 +7,17 @@ secrets: they are for trying the bug on one's own machine.
 
 import json
 import os
+import time
 import urllib.error
 import urllib.request
 
 OWNER, KEY = "sk-compose-owner", "sk-compose-llm-api-key"
+AWAY = (502, 503, 504)
+TRIES = 60
 
 
 def post(path: str, caller: str, body: dict[str, object]) -> tuple[int, str]:
-    """Status and content of LiteLLM's answer."""
+    """Status and content of LiteLLM's answer; 503 if the gateway can't be reached."""
     request = urllib.request.Request(  # noqa: S310 - http, to the other service
         os.environ["GATEWAY"] + path,
         json.dumps(body).encode(),
@@ -26,6 +29,8 @@ def post(path: str, caller: str, body: dict[str, object]) -> tuple[int, str]:
     except urllib.error.HTTPError as error:
         with error:
             return error.code, error.read().decode(errors="replace")
+    except OSError as error:
+        return 503, str(error)
 
 
 def main() -> int:
@@ -36,7 +41,11 @@ def main() -> int:
         ("/key/generate", OWNER, {"key": KEY, "key_type": "llm_api", "models": ["mock"]}),
     ]
     for path, caller, body in steps:
-        status, content = post(path, caller, body)
+        for _ in range(TRIES):
+            status, content = post(path, caller, body)
+            if status not in AWAY:
+                break
+            time.sleep(1)  # names and services of a project that has just started may be away for a moment
         if status not in (200, 409):
             print(f"POST {path}: {status} {content}")
             return 1

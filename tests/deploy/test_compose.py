@@ -129,6 +129,26 @@ def setup(upstream: Upstream, master: str) -> Iterator[subprocess.Popen[str]]:
 STEPS = ["the user", "the owner's key", "the key of type LLM API"]
 
 
+def test_setup_while_litellm_is_away() -> None:
+    """`setup` asks again where the gateway answers for a LiteLLM that it can't reach, or breaks off."""
+    litellm = Answers()
+
+    def script(connection: Connection) -> None:
+        request = connection.read_request()
+        match len(upstream.requests):
+            case 1:
+                connection.send(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 2\r\n\r\n{}")
+            case 2:
+                connection.close()
+            case _:
+                connection.send(litellm(request))
+
+    with Upstream(script) as upstream, setup(upstream, litellm.master) as process:
+        assert "ready: owner" in process.communicate(timeout=TIMEOUT)[0]
+        assert process.returncode == 0
+    assert len(upstream.requests) == 2 + len(STEPS)
+
+
 @pytest.mark.parametrize("carried_out", [False, True], ids=["before it is carried out", "after it was carried out"])
 @pytest.mark.parametrize("step", range(len(STEPS)), ids=STEPS)
 def test_setup_after_an_interruption(litellm: Answers, step: int, carried_out: bool) -> None:

@@ -13,7 +13,8 @@ import urllib.request
 
 OWNER, KEY = "sk-compose-owner", "sk-compose-llm-api-key"
 AWAY = (502, 503, 504)
-TRIES = 60
+PATIENCE = 60.0
+"""Seconds in which a request is sent again while LiteLLM or the gateway is away, as both are when a project starts."""
 
 
 def post(path: str, caller: str, body: dict[str, object]) -> tuple[int, str]:
@@ -41,11 +42,11 @@ def main() -> int:
         ("/key/generate", OWNER, {"key": KEY, "key_type": "llm_api", "models": ["mock"]}),
     ]
     for path, caller, body in steps:
-        for _ in range(TRIES):
+        until = time.monotonic() + PATIENCE
+        status, content = post(path, caller, body)
+        while status in AWAY and time.monotonic() < until:
+            time.sleep(1)
             status, content = post(path, caller, body)
-            if status not in AWAY:
-                break
-            time.sleep(1)  # names and services of a project that has just started may be away for a moment
         if status not in (200, 409):
             print(f"POST {path}: {status} {content}")
             return 1

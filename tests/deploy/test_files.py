@@ -20,7 +20,11 @@ UNREAD = {"grafana", "__pycache__"}
 SHOWN = [DOCKERFILE, *sorted(path for path in DEPLOY.rglob("*") if path.is_file() and not UNREAD & {*path.parts})]
 
 FLAGS = {option.flag for option in OPTIONS}
-PARSE = {variable: option.parse for option in OPTIONS for variable in option.variables} | {"SANITIZER_PURE": switch}
+PARSE = {variable: option.parse for option in OPTIONS for variable in option.variables} | {
+    "SANITIZER_PURE": switch,
+    "SANITIZER_LOOKUP_KEY": str,
+    "SANITIZER_CHECK_KEY": str,
+}
 PORTS = {str(option.default) for option in OPTIONS if option.name in ("port", "admin_port")}
 
 
@@ -120,7 +124,7 @@ def test_what_is_named_exists(path: Path) -> None:
         if not value.startswith("/etc/"):  # a file of the operator's
             PARSE[name](value)
     for line in re.findall(r"litellm-sanitizer (?:serve |check )?(--.*)", text):
-        assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= FLAGS | {"--key-file", "--json"}, line
+        assert set(re.findall(r"(?<!\S)--[a-z-]+", line)) <= FLAGS | {"--key-file", "--json", "--version"}, line
 
 
 def test_every_port_is_the_codes_own() -> None:

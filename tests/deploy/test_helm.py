@@ -324,7 +324,7 @@ def test_it_is_the_sidecar_of_the_overlay(case: Case) -> None:
             }
         elif name not in ("image", "ports"):
             assert container[name] == overlay[name]
-    assert container["image"] == "ghcr.io/example/litellm-sanitizer:0.1.0"
+    assert container["image"] == "ghcr.io/example/litellm-sanitizer:0.2.0"
     assert container["restartPolicy"] == "Always"
     assert template["spec"]["initContainers"] == [container]
     assert template["spec"]["containers"][0]["lifecycle"] == patch["containers"][0]["lifecycle"]

@@ -201,7 +201,7 @@ def test_what_every_gateway_runs_with(overlay: str) -> None:
 def test_the_image_can_be_named_in_one_place(overlay: str) -> None:
     """The overlay's `images` entry decides, and no tag floats."""
     ((_, container),) = gateways(overlay)
-    assert container["image"] == "ghcr.io/example/litellm-sanitizer:0.1.0"
+    assert container["image"] == "ghcr.io/example/litellm-sanitizer:0.2.0"
     assert "ghcr.io/example/litellm-sanitizer" in (KUBERNETES / overlay / "kustomization.yaml").read_text()
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from sanitizer.cli import main
 from tests.litellm.actors import LiteLLM
+from tests.support.gateway import ROOT
 
 
 @pytest.fixture
@@ -48,6 +51,17 @@ def test_admin(release: LiteLLM, checked: Any) -> None:
     assert ("the empty list" in words) is release.refuses_unchanged("default")
     assert "in another order" in words
     assert report["needed"] is True
+
+
+def test_command_of_the_readme(
+    release: LiteLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The command in README says what the release refuses."""
+    (command,) = re.findall(r"^litellm-sanitizer (check .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "admin.key").write_text(release.master_key)
+    assert main(shlex.split(command.replace("http://127.0.0.1:4000", release.url))) == 0
+    assert "allowed_routes" in capsys.readouterr().out
 
 
 def test_user(release: LiteLLM, checked: Any) -> None:

@@ -3,7 +3,7 @@
 The same is done with a key on which an admin has set a vector store: LiteLLM refuses its owner what it shows them.
 
 It needs Debian's `chromium` or a Chrome. Pictures of what the user sees at the end are left in artifacts/dashboard.
-README shows one pair, made anew by
+README.md beside this file shows one pair, made anew by
 
     .venv/bin/pytest tests/litellm/test_dashboard.py -k 1.83.13 &&
         cp artifacts/dashboard/1.83.13-{direct,gateway}.png tests/litellm/screenshots/

@@ -7,6 +7,8 @@ whatever is not unchanged gets LiteLLM's answer as it is.
 
 from __future__ import annotations
 
+import re
+import subprocess
 import time
 from typing import Any
 
@@ -25,13 +27,35 @@ from tests.litellm.actors import (
     update,
 )
 from tests.litellm.answers import assert_same_answer, outcome
-from tests.litellm.conftest import everywhere
+from tests.litellm.conftest import before, everywhere
+from tests.support.gateway import ROOT
 
 DROPPED = 'dropped; fields="allowed_routes"'
 
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
     return {name for name in before.keys() | after.keys() if before.get(name) != after.get(name)}
+
+
+def test_commands_of_the_readme(release: LiteLLM) -> None:
+    """The commands in README make a user and a key, and edit the key: LiteLLM refuses, the gateway repairs."""
+    (commands,) = re.findall(r"^```sh\n(post\(\).*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    with before(release) as gateway:
+        ours = {
+            "http://127.0.0.1:4000": release.url,
+            "http://127.0.0.1:4001": gateway.url,
+            "sk-1234": release.master_key,
+        }
+        for printed, own in ours.items():
+            assert printed in commands
+            commands = commands.replace(printed, own)
+        done = subprocess.run(
+            ["bash", "-euo", "pipefail", "-c", commands], capture_output=True, text=True, timeout=120, check=False
+        )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert re.findall(r"^HTTP/1\.1 (\d+)", done.stdout, re.MULTILINE) == ["403", "200"]
+    assert "Only proxy admins can set" in done.stdout
+    assert 'x-litellm-sanitizer: dropped; fields="allowed_routes,permissions"' in done.stdout
 
 
 @everywhere

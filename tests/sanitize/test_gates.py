@@ -46,8 +46,9 @@ def test_table(endpoint: str, before: set[tuple[str, int]], after: set[tuple[str
 
 
 def test_readme() -> None:
-    """README's table of what LiteLLM refuses names every field."""
-    table = (ROOT / "README.md").read_text().partition("| field | releases | refused from |")[2].partition("\n\n")[0]
+    """The table of what LiteLLM refuses, in tests/litellm/README.md, names every field."""
+    page = (ROOT / "tests/litellm/README.md").read_text()
+    table = page.partition("| field | releases | who is refused |")[2].partition("\n\n")[0]
     assert {field for field in FIELDS if f"`{field}`" not in table} == set()
 
 

@@ -49,7 +49,7 @@ _SO_DETACH_FILTER: Final = 27
 """Linux's values (asm-generic/socket.h), for which the module `socket` has no constants."""
 _NO_SYN: Final = (
     (0x30, 0, 0, 13),  # load the octet of the TCP header that has SYN and ACK (RFC 9293 section 3.1)
-    (0x54, 0, 0, 0x12),  # mask these two bits
+    (0x54, 0, 0, 0x12),  # clear all other bits
     (0x15, 0, 1, 0x02),  # SYN without ACK starts a handshake:
     (0x06, 0, 0, 0),  # drop it
     (0x06, 0, 0, 0xFFFFFFFF),  # accept everything else
@@ -123,7 +123,7 @@ def stop_listening(listener: socket.socket) -> None:
     """Stop a worker's own socket from listening, so that new connections go to the other workers.
 
     This also affects the copies of the socket in other processes. A socket that workers share continues to listen.
-    `socket.listen` starts listening again, on the same port.
+    A later `socket.listen` makes it listen on the same port again.
     """
     if _is_linux_tcp(listener) and listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
         address = listener.getsockname()

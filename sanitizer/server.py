@@ -51,6 +51,7 @@ from sanitizer.relay.client import ClientConnection
 from sanitizer.supervisor import END_DRAIN, RELOAD, STOP_SIGNALS
 
 _MAX_ACCEPTING: Final = 5.0
+"""The longest time in the state ACCEPTING, in seconds."""
 _HANDSHAKE_TIME: Final = 1.0
 """Seconds in which handshakes in progress can complete. A lost SYN-ACK is sent again after one second."""
 _TLS_SHUTDOWN_TIMEOUT: Final = 86_400.0
@@ -85,11 +86,11 @@ class Server:
         self._descriptors = descriptors.Watch(gateway.out_of_descriptors)
         self._publish_timer: asyncio.TimerHandle | None = None
         self._parent = multiprocessing.parent_process()
-        self._worker = os.getpid() if self._parent else None
+        self._worker = os.getpid() if self._parent else None  # for the log
 
     def run(self) -> int:
         """Serve until a signal stops the server. Returns the exit status. Must be called in the main thread."""
-        # until the event loop handles them, because an exception during its creation would leave it half initialized
+        # blocked until the event loop handles them: an exception while it is created would leave it half initialized
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(self._run())
@@ -135,7 +136,7 @@ class Server:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOP_SIGNALS, RELOAD])
         if self._parent is not None:
             loop.add_signal_handler(END_DRAIN, self._end_drain.set)
-            # a worker must not outlive its parent, even if that was killed
+            # a worker must not outlive its parent, even if the parent was killed
             loop.add_reader(self._parent.sentinel, self._on_parent_exit, self._parent.sentinel)
 
     def _on_signal(self, number: int) -> None:
@@ -177,10 +178,10 @@ class Server:
         if settings.ssl_certfile:
             self._tls = tls_context(settings.ssl_certfile, settings.ssl_keyfile)
         self._gateway.start()
-        # a client connection itself limits how long closing may take; by default, the event loop would discard data
-        # that the client has not read after 30 s
+        # `ClientConnection` has its own limit for closing; by default, the event loop would discard unread data after
+        # 30 s
         server = await asyncio.get_running_loop().create_server(
-            self._accepted,
+            self._make_protocol,
             sock=self._listener,
             ssl=self._tls,
             ssl_shutdown_timeout=None if self._tls is None else _TLS_SHUTDOWN_TIMEOUT,
@@ -191,7 +192,7 @@ class Server:
         self._descriptors.start()
         return server
 
-    def _accepted(self) -> ClientConnection:
+    def _make_protocol(self) -> ClientConnection:
         self._descriptors.accepted()
         return ClientConnection(self._gateway)
 

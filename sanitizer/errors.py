@@ -3,7 +3,7 @@
 ::
 
     GatewayError                 has an HTTP status and an error type in LiteLLM's style
-    |-- BadRequest          400  request framing that two parsers could read differently
+    |-- BadRequest          400  a request that is malformed, or that two parsers could read differently
     |-- HeadTooLarge        431  request head over the limit
     |-- LoopDetected        508  the request came back to this gateway
     |-- ClientNotSending    408  the client has stopped sending the request's content
@@ -44,7 +44,7 @@ class GatewayError(Exception):
 
 
 class BadRequest(GatewayError):
-    """Request framing that two parsers could read differently (RFC 9112 sections 6.3 and 11.2)."""
+    """The request is malformed, or two parsers could read it differently (RFC 9112 sections 6.3 and 11.2)."""
 
     status = 400
     kind = "bad_request"

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
     """Run the gateway until a signal stops it. Returns the exit status: 0, or 1 if it can't start.
 
-    ``unknown`` are environment variables that are named like options but are none. Each is logged as a warning.
+    ``unknown`` are environment variables that are named like options but are not options. Each is logged as a warning.
     """
     logs.configure(settings.log_level, settings.log_format)
     _exit_at_signals()

@@ -1,4 +1,4 @@
-"""Where upstream listens, and which peers are trusted to say where a request came from."""
+"""Upstream's address, and the peers whose forwarding fields are trusted."""
 
 import ipaddress
 import re
@@ -10,12 +10,12 @@ from urllib.parse import urlsplit
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 _DEFAULT_PORTS: Final = {"http": 80, "https": 443}
-_TAKES: Final = "takes http://host[:port], https://host[:port] or unix:/path, without a path, query or user"
+_ADDRESS_FORMS: Final = "takes http://host[:port], https://host[:port] or unix:/path, without a path, query or user"
 
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where upstream listens: ``scheme`` is http or https; ``uds`` the path of a unix socket, if it is one."""
+    """The address on which upstream listens. ``scheme`` is http or https, ``uds`` the path of a Unix socket or None."""
 
     scheme: str
     host: str
@@ -33,31 +33,31 @@ class Address:
 
 
 def in_brackets(host: str) -> str:
-    """``host`` as it stands in a URL: an IPv6 address in brackets, anything else as it is."""
+    """Return ``host`` as it is written in a URL: an IPv6 address in brackets, anything else unchanged."""
     return f"[{host}]" if ":" in host else host
 
 
 def plain_ip(text: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address:
-    """The address that a socket gives for its peer, without an IPv6 zone, and IPv4 if it is IPv4-mapped.
+    """Parse an address as `socket.getpeername` returns it. An IPv6 zone is removed, and IPv4-mapped becomes IPv4.
 
-    Raises `ValueError` if ``text`` is no address.
+    Raises `ValueError` if ``text`` is not an IP address.
     """
     address = ipaddress.ip_address(text.partition("%")[0])
     return (address.ipv4_mapped or address) if isinstance(address, ipaddress.IPv6Address) else address
 
 
 def parse_address(text: str) -> Address:
-    """The address in a URL, or in ``unix:/path``. Raises `ValueError`, which says what is taken."""
+    """Parse ``http[s]://host[:port]`` or ``unix:/path``. Raises `ValueError` for anything else."""
     if text.startswith("unix:"):
         path = text.removeprefix("unix:").removeprefix("//")
         if not path.startswith("/"):
-            raise ValueError(_TAKES)
+            raise ValueError(_ADDRESS_FORMS)
         return Address("http", "localhost", 80, path)
     try:
         url = urlsplit(text)
         port = url.port
     except ValueError:
-        raise ValueError(_TAKES) from None
+        raise ValueError(_ADDRESS_FORMS) from None
     if (
         url.scheme not in _DEFAULT_PORTS
         or not url.hostname
@@ -70,12 +70,12 @@ def parse_address(text: str) -> Address:
         or not _encodable(url.hostname)
         or re.search(r"[\x00-\x20\x7f]", text)
     ):
-        raise ValueError(_TAKES)
+        raise ValueError(_ADDRESS_FORMS)
     return Address(url.scheme, url.hostname, port or _DEFAULT_PORTS[url.scheme])
 
 
 def _encodable(host: str) -> bool:
-    """Whether a name can be looked up at all: no empty label, none of more than 63 characters."""
+    """Whether a name can be looked up: it has no empty label, and none with more than 63 characters."""
     try:
         return bool(host.encode("idna"))
     except UnicodeError:
@@ -84,7 +84,10 @@ def _encodable(host: str) -> bool:
 
 @dataclass(frozen=True, slots=True)
 class TrustedProxies:
-    """Peers whose X-Forwarded-*, Forwarded and X-Real-IP are passed on as they are."""
+    """The peers whose X-Forwarded-*, Forwarded and X-Real-IP fields are passed on unchanged.
+
+    ``unix`` says whether this includes all peers on a Unix socket.
+    """
 
     networks: tuple[Network, ...] = ()
     unix: bool = False
@@ -97,15 +100,15 @@ class TrustedProxies:
             return False
         try:
             address = ipaddress.ip_address(peer)
-        except ValueError:  # a server that names its peers otherwise ("testclient")
+        except ValueError:  # an ASGI server may give a name instead of an address ("testclient")
             return False
         return any(address in network for network in self.networks)
 
 
 def parse_trusted_proxies(names: Collection[str]) -> TrustedProxies:
-    """The peers in ``names``: CIDRs, addresses, or ``unix`` for all peers on a unix socket.
+    """Parse CIDRs, IP addresses, and ``unix`` for all peers on a Unix socket.
 
-    Raises `ValueError`, which says what is taken.
+    Raises `ValueError` for anything else.
     """
     networks: list[Network] = []
     for name in names:

@@ -1,4 +1,4 @@
-"""The gateway: the sanitizer before the relay, made from the options. Itself an ASGI app."""
+"""The gateway: the sanitizer in front of the relay, configured by the options. It is also an ASGI app."""
 
 import logging
 import os
@@ -31,15 +31,16 @@ from sanitizer.settings import Settings, load
 
 
 def make_pseudonym() -> bytes:
-    """This gateway's name in Via: random, so that only a request that has passed here carries it."""
+    """Return a name for this gateway in Via. It is random, so that only a request that passed through here has it."""
     return b"litellm-sanitizer-" + secrets.token_hex(8).encode()
 
 
 class Gateway:
-    """The gateway that client connections belong to; also an ASGI app, for other servers.
+    """Everything that the client connections of one process share. It is also an ASGI app, for other servers.
 
-    ``pseudonym``: this gateway's name in Via; workers of one gateway share it. `start` makes `pool`, and what needs
-    it, where an event loop runs: in the lifespan's startup, or by the first request where a server has none.
+    ``pseudonym`` is the gateway's name in Via, which its workers share. `start` creates `pool` and the objects that
+    depend on it, because they need a running event loop. An ASGI server calls it through the lifespan's startup, or
+    with the first request if it does not support lifespan.
     """
 
     pool: Pool
@@ -91,9 +92,9 @@ class Gateway:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        status, since, returned = CLIENT_LEFT, perf_counter(), False
+        status, started, returned = CLIENT_LEFT, perf_counter(), False
 
-        async def counted(message: Message) -> None:
+        async def send_noting_status(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
@@ -101,22 +102,23 @@ class Gateway:
 
         self.counters.in_flight += 1
         try:
-            await self._app(scope, receive, counted)
+            await self._app(scope, receive, send_noting_status)
             returned = True
         finally:
             if not returned and status == CLIENT_LEFT:
-                status = 500  # the server's answer
+                status = 500  # the server's response to an exception
             method = scope["method"].encode()
             self.counters.ended(method, status)
             if self.on_ended is not None:
                 client = scope.get("client")
-                seconds = perf_counter() - since
+                seconds = perf_counter() - started
                 self.on_ended(client[0] if client else None, method, request_target(scope), status, seconds)
 
     def start(self) -> None:
-        """Make what needs a running event loop. Does nothing the second time, unless the first has failed.
+        """Create the objects that need a running event loop. Does nothing if they exist already.
 
-        Raises `OSError` if a file that the settings name can't be read any more. Whatever it raises, nothing runs then.
+        Raises `OSError` if a file named in the settings can no longer be read. After any exception, no timer is left
+        running, and `start` can be called again.
         """
         if self._started:
             return
@@ -138,12 +140,12 @@ class Gateway:
             caller=lambda scope: Caller(relay.outbound_head(scope), ask),
             stall_timeout=settings.stall_timeout,
         )
-        # last, for its timer must not go on if anything else can't be made
+        # last, so that no timer is left running if anything above fails
         self._sweep = StallSweep(settings.stall_timeout, lambda: chain(self.connections, pool.watched()))
         self._started = True
 
     def close(self) -> None:
-        """Drop all connections to upstream, and log what has not been yet."""
+        """Close all connections to upstream, and log the failures that are counted but not logged yet."""
         if self._started:
             self._sweep.close()
             self.pool.close()
@@ -180,7 +182,7 @@ class Gateway:
 
 
 def create_app(settings: Settings | None = None) -> Gateway:
-    """The gateway for ``settings``, by default those of the environment; for any ASGI server."""
+    """Return a gateway for any ASGI server. ``settings`` are by default those of the environment."""
     return Gateway(settings or load({}, os.environ))
 
 
@@ -189,7 +191,12 @@ def _lookup_key(settings: Settings) -> Callable[[], str | None] | None:
         path = settings.lookup_key_file
 
         def failed(reason: str) -> None:
-            logs.event(logging.WARNING, "the lookup key file gives no key; the last one is kept", file=path, why=reason)
+            logs.event(
+                logging.WARNING,
+                "no key can be read from the lookup key file; the last one stays in use",
+                file=path,
+                why=reason,
+            )
 
         return KeyFile(path, failed)
     return (lambda: settings.lookup_key) if settings.lookup_key is not None else None
@@ -235,7 +242,7 @@ def _log_access(client: str | None, method: bytes, target: bytes, status: int, s
         "request",
         method=method.decode("latin-1") or None,
         path=logs.path_of(target) or None,
-        status=499 if status == CLIENT_LEFT else status,  # nginx's number for it, in the metrics too
+        status=499 if status == CLIENT_LEFT else status,  # as in nginx, and as in the metrics
         ms=round(seconds * 1000, 1),
         client=client,
     )

@@ -1,10 +1,11 @@
-"""The descriptors that a process may have: each open file and each connection is one.
+"""The file descriptors of the process: each open file and each connection needs one.
 
 Cases, before the code:
 
-* The public side has used up all descriptors that it may have. A connection to upstream fails with `OSError`. A
-  connection of a client is closed at once by uvloop's event loop, which reports that nowhere: `Watch` sees it instead.
-* The admin listener accepts a connection meanwhile: it takes a descriptor of the reserve, which nothing else may use.
+* The public side has used up all descriptors that it may use. A connection to upstream fails with `OSError`. A client's
+  connection is closed at once by uvloop's event loop, which does not report this, so `Watch` detects it.
+* The admin listener accepts a connection in this situation: it takes a descriptor from a reserve that nothing else may
+  use.
 """
 
 import asyncio
@@ -20,18 +21,21 @@ from typing import Final, TypeVar
 _T = TypeVar("_T")
 
 RESERVE: Final = 160
-"""Descriptors that only the admin listener may use. It has at most 64 connections, and accepts 64 in one turn."""
+"""Descriptors that only the admin listener may use. It has at most 64 connections, and accepts up to 64 at once."""
 ADVICE: Final = "raise the limit of open files (ulimit -n, LimitNOFILE=), or run more --workers"
-"""Advice for the operator when there are too few."""
+"""Logged advice for the operator when the descriptors are used up."""
 NONE_LEFT: Final = (errno.EMFILE, errno.ENFILE)
-"""Error numbers of a process, or a whole system, that can have no further descriptor."""
+"""The error numbers if the limit of the process, or of the whole system, is reached."""
 _WATCH_INTERVAL: Final = 1.0
-_raising: Final = threading.Lock()
-"""Held while the limit is raised, so that no other thread takes the reserve for room."""
+_limit_lock: Final = threading.Lock()
+"""Held while the limit is raised, so that `none_left` in another thread does not count the reserve."""
 
 
 def raise_limit(reserve: int) -> None:
-    """Raise the soft limit of descriptors to the hard one, less ``reserve``: the usual 1024 are 500 streams."""
+    """Raise the soft limit to the hard limit minus ``reserve``, but at least to half of the hard limit.
+
+    The usual soft limit, 1024, allows only some 500 streams.
+    """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(hard - reserve, hard // 2), hard))
@@ -42,18 +46,18 @@ def take_from_reserve(take: Callable[[], _T]) -> _T:
 
     Raises `OSError` if no descriptor is left.
 
-    The limit is that of the whole process, so it is raised by one place at a time, which ``take`` fills at once: a
-    public side with connections waiting would fill whatever else there is. A place can be lost all the same: the public
-    side has been faster, or a call under way, such as accept(2), keeps it for its result, so that it only looks free.
-    Then the next place is tried.
+    The limit applies to the whole process, and the public side would use any descriptor that it allows. So the limit is
+    raised just far enough for one descriptor, which ``take`` uses at once. The attempt can still fail: the public side
+    may use that descriptor first, or a call in progress, such as accept(2), may have reserved it for its result, so
+    that it only looks free. The next descriptor is then tried.
     """
-    with _raising:
+    with _limit_lock:
         soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
         try:
-            for place in range(soft, hard):
-                if _is_open(place):
+            for descriptor in range(soft, hard):
+                if _is_open(descriptor):
                     continue
-                resource.setrlimit(resource.RLIMIT_NOFILE, (place + 1, hard))
+                resource.setrlimit(resource.RLIMIT_NOFILE, (descriptor + 1, hard))
                 try:
                     return take()
                 except OSError as error:
@@ -73,8 +77,8 @@ def _is_open(descriptor: int) -> bool:
 
 
 def none_left() -> bool:
-    """Whether the process can't have a further descriptor now. One of the reserve does not count."""
-    with _raising:
+    """Whether the public side has no descriptor left. The reserve does not count."""
+    with _limit_lock:
         try:
             socket.socket(socket.AF_UNIX).close()
         except OSError as error:
@@ -83,15 +87,18 @@ def none_left() -> bool:
 
 
 def ran_out(error: Exception) -> bool:
-    """Whether ``error`` came about because no descriptor was left. The error of a name's look-up does not say so."""
+    """Whether ``error`` occurred because no descriptor was left.
+
+    The error of a failed name lookup does not show this, so whether any is left now is tested too.
+    """
     return (isinstance(error, OSError) and error.errno in NONE_LEFT) or none_left()
 
 
 class Watch:
-    """Calls ``report`` when no descriptor is left, and then once a second while that lasts.
+    """Calls ``report`` when no descriptor is left, and then once per second while that lasts.
 
-    It looks when a connection has been accepted, which may have taken the last one, and every second from `start` on,
-    because connections to upstream and files take descriptors too.
+    It checks whenever a connection was accepted, which may have taken the last descriptor. It also checks every second
+    after `start`, because connections to upstream and files use descriptors too.
     """
 
     def __init__(self, report: Callable[[], None]) -> None:
@@ -100,18 +107,18 @@ class Watch:
         self._timer: asyncio.TimerHandle | None = None
 
     def start(self) -> None:
-        """Begin to look, where an event loop runs."""
-        self._look()
+        """Start the checks. Needs a running event loop."""
+        self._check()
 
     def accepted(self) -> None:
-        """A connection has been accepted. If it took the last descriptor, further ones are closed unseen."""
+        """Check after a connection was accepted: if it took the last descriptor, the next ones are closed silently."""
         if not self._reported and none_left():
-            self._look()
+            self._check()
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = asyncio.get_running_loop().call_later(_WATCH_INTERVAL, self._look)
+        self._timer = asyncio.get_running_loop().call_later(_WATCH_INTERVAL, self._check)
         self._reported = none_left()
         if self._reported:
             self._report()

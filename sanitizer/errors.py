@@ -1,14 +1,14 @@
-"""Every error the gateway answers by itself.
+"""The errors for which the gateway sends a response of its own.
 
 ::
 
-    GatewayError                 knows its HTTP status and LiteLLM-style error type
-    |-- BadRequest          400  request framing that two parsers could read differently
+    GatewayError                 has an HTTP status and an error type in LiteLLM's style
+    |-- BadRequest          400  a request that is malformed, or that two parsers could read differently
     |-- HeadTooLarge        431  request head over the limit
     |-- LoopDetected        508  the request came back to this gateway
-    |-- ClientNotSending    408  the client has stopped sending its request's content
-    |-- ClientNotReading         the client has stopped reading: its connection is reset, no status can be sent
-    |-- PoolExhausted       503  no upstream connection came free in time
+    |-- ClientNotSending    408  the client has stopped sending the request's content
+    |-- ClientNotReading         the client has stopped reading: its connection is reset, as no status can be sent
+    |-- PoolExhausted       503  no upstream connection became free in time
     |-- OutOfDescriptors    503  no descriptor was left for a connection to upstream
     |-- UpstreamTimeout     504
     |   |-- ConnectTimeout       no connection within the connect timeout
@@ -16,19 +16,19 @@
     |   `-- UpstreamNotReading   upstream has stopped reading the request
     `-- UpstreamError       502
         |-- UpstreamUnreachable  refused, unresolvable, certificate not trusted, ...
-        `-- UpstreamBroken       closed, reset or not HTTP, before the response was whole
+        `-- UpstreamBroken       closed, reset or not HTTP, before the response was complete
 
-    ResponseCut                  upstream broke off after the response head had gone to the client: no status
-                                 can be sent any more, the client's connection has to be aborted
+    ResponseCut                  upstream's response ended early, after its head was sent to the client: it is too
+                                 late for another status, so the client's connection has to be aborted
 
-Messages are the client's to read: they never name an internal address.
+The client reads the messages, so they never contain an internal address.
 """
 
 import json
 
 
 class GatewayError(Exception):
-    """A request that the gateway answers itself: ``status`` is an HTTP status, ``kind`` a metric label."""
+    """An error for which the gateway sends its own response: ``status`` is the HTTP status, ``kind`` a metric label."""
 
     status = 500
     kind = "internal"
@@ -38,13 +38,13 @@ class GatewayError(Exception):
         super().__init__(message or self.message)
 
     def body(self) -> bytes:
-        """The JSON content of the answer, in LiteLLM's shape (``code`` is a string), which OpenAI SDKs read."""
+        """Return the JSON content of the response, in LiteLLM's shape, which OpenAI SDKs read. ``code`` is a string."""
         error = {"message": f"litellm-sanitizer: {self}", "type": self.kind, "param": None, "code": str(self.status)}
         return json.dumps({"error": error}).encode()
 
 
 class BadRequest(GatewayError):
-    """Request framing that two parsers could read differently (RFC 9112 sections 6.3 and 11.2)."""
+    """The request is malformed, or two parsers could read it differently (RFC 9112 sections 6.3 and 11.2)."""
 
     status = 400
     kind = "bad_request"
@@ -52,7 +52,7 @@ class BadRequest(GatewayError):
 
 
 class HeadTooLarge(GatewayError):
-    """The request head is larger than the gateway reads (RFC 6585 section 5)."""
+    """The request head is larger than the limit (RFC 6585 section 5)."""
 
     status = 431
     kind = "head_too_large"
@@ -60,7 +60,7 @@ class HeadTooLarge(GatewayError):
 
 
 class LoopDetected(GatewayError):
-    """The request has already passed this gateway, or too many like it (RFC 9110 section 7.6.3)."""
+    """The request has already passed through this gateway, or through too many others (RFC 9110 section 7.6.3)."""
 
     status = 508
     kind = "loop_detected"
@@ -68,22 +68,22 @@ class LoopDetected(GatewayError):
 
 
 class ClientNotSending(GatewayError):
-    """The client has sent nothing of its request's content for the stall timeout (RFC 9110 section 15.5.9)."""
+    """The client has sent nothing more of the content during the stall timeout (RFC 9110 section 15.5.9)."""
 
     status = 408
     kind = "client_not_sending"
-    message = "the request's content has stopped coming"
+    message = "the client has stopped sending the request's content"
 
 
 class ClientNotReading(GatewayError):
-    """The client has taken nothing of what waits for it for the stall timeout: its connection is reset."""
+    """The client has read nothing during the stall timeout although data waits for it. Its connection is reset."""
 
     kind = "client_not_reading"
     message = "the client has stopped reading"
 
 
 class PoolExhausted(GatewayError):
-    """No upstream connection came free within the connect timeout."""
+    """No upstream connection became free within the connect timeout."""
 
     status = 503
     kind = "pool_exhausted"
@@ -91,7 +91,7 @@ class PoolExhausted(GatewayError):
 
 
 class OutOfDescriptors(GatewayError):
-    """The process has no descriptor left for a connection to upstream. This is no failure of upstream's."""
+    """The process has no descriptor left for a connection to upstream, which itself has not failed."""
 
     status = 503
     kind = "descriptors"
@@ -99,7 +99,7 @@ class OutOfDescriptors(GatewayError):
 
 
 class UpstreamTimeout(GatewayError):
-    """Upstream did not answer in time."""
+    """Upstream did not respond in time."""
 
     status = 504
     kind = "timeout"
@@ -107,21 +107,21 @@ class UpstreamTimeout(GatewayError):
 
 
 class ConnectTimeout(UpstreamTimeout):
-    """No connection to upstream within the connect timeout."""
+    """No connection to upstream was established within the connect timeout."""
 
     kind = "connect_timeout"
     message = "upstream could not be reached in time"
 
 
 class ResponseTimeout(UpstreamTimeout):
-    """No response head from upstream within the response timeout."""
+    """Upstream sent no response head within the response timeout."""
 
     kind = "response_timeout"
     message = "upstream did not answer in time"
 
 
 class UpstreamNotReading(UpstreamTimeout):
-    """Upstream has taken nothing of the request for the stall timeout, and has not begun to answer."""
+    """Upstream has read nothing of the request during the stall timeout, and has not started its response."""
 
     kind = "upstream_not_reading"
     message = "upstream has stopped reading the request"
@@ -136,18 +136,18 @@ class UpstreamError(GatewayError):
 
 
 class UpstreamUnreachable(UpstreamError):
-    """No connection to upstream: refused, not resolved, or its certificate is not trusted."""
+    """No connection to upstream: it was refused, the name was not resolved, or the certificate is not trusted."""
 
     kind = "unreachable"
     message = "upstream is unreachable"
 
 
 class UpstreamBroken(UpstreamError):
-    """Upstream closed or reset the connection, or sent what is not HTTP, before its answer was whole."""
+    """Upstream closed or reset the connection, or sent something other than HTTP, before its response was complete."""
 
     kind = "broken"
-    message = "upstream broke off"
+    message = "upstream closed the connection before its response was complete"
 
 
 class ResponseCut(Exception):
-    """Upstream broke off after the response head had gone out; the client's connection must be aborted."""
+    """Upstream's response ended early, after its head was sent; the client's connection must be aborted."""

@@ -1,9 +1,9 @@
-"""The command ``serve``: the listeners, the admin listener, and one process that serves or several under a supervisor.
+"""The command ``serve``: opens the listeners, and serves in this process or in workers under a supervisor.
 
-The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`. Every process that
-serves publishes its numbers twice a second, a worker through a pipe. Without the listener none does.
+The admin listener runs in a thread of the process that was started, see `sanitizer.operate.admin`. If there is one,
+every serving process publishes its metrics twice per second. A worker does so through a pipe.
 
-The log says where the gateway listens when every process serves.
+The address of the gateway is logged once every process serves.
 """
 
 from __future__ import annotations
@@ -33,18 +33,18 @@ if TYPE_CHECKING:
 
 
 def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
-    """Run the gateway until it is told to stop. Returns the exit status: 0, or 1 when it can't start.
+    """Run the gateway until a signal stops it. Returns the exit status: 0, or 1 if it can't start.
 
-    ``unknown``: variables that look like options of ours and are none, to warn of.
+    ``unknown`` are environment variables that are named like options but are not options. Each is logged as a warning.
     """
     logs.configure(settings.log_level, settings.log_format)
     _exit_at_signals()
-    # workers have no admin listener, and their parent, which has it, has no public side
+    # workers have no admin listener, and their parent, which has one, accepts no public connections
     descriptors.raise_limit(descriptors.RESERVE if settings.admin_port and settings.workers == 1 else 0)
     with contextlib.ExitStack() as stack:
-        # from now on a signal waits until a `Server` or a `Supervisor` can end all this in good order
+        # from now on, signals stay pending until a `Server` or a `Supervisor` can shut down cleanly
         signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
-        where = settings.uds or authority(settings.host, settings.port)
+        address = settings.uds or authority(settings.host, settings.port)
         admin_listener = None
         try:
             listener = stack.enter_context(
@@ -52,11 +52,11 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
             )
             listeners = stack.enter_context(for_workers(listener, settings.workers))
             if settings.admin_port:
-                where = f"{authority(settings.admin_host, settings.admin_port)} (--admin-port)"
+                address = f"{authority(settings.admin_host, settings.admin_port)} (--admin-port)"
                 admin_listener = stack.enter_context(listen_tcp(settings.admin_host, settings.admin_port))
         except OSError as error:
             reason = (error.strerror or str(error)).partition(" (while")[0]
-            print(f"litellm-sanitizer: can't listen on {where}: {reason}", file=sys.stderr)
+            print(f"litellm-sanitizer: can't listen on {address}: {reason}", file=sys.stderr)
             return 1
         for name in unknown:
             logs.event(logging.WARNING, "no such option, ignored", variable=name)
@@ -71,7 +71,7 @@ def serve(settings: Settings, unknown: Sequence[str] = ()) -> int:
 
 
 def _admin(settings: Settings, listener: socket.socket) -> Admin:
-    """The admin listener. Raises `OSError`. Its modules take some 6 MiB, which a process without it need not have."""
+    """Create the admin listener. Raises `OSError`. Its modules use about 6 MiB, so only this function imports them."""
     from sanitizer.operate.admin import Admin
 
     return Admin(settings, listener)
@@ -98,12 +98,12 @@ def _serve(
 def _work(
     settings: Settings, pseudonym: bytes, listener: socket.socket, report: Connection, pipe: Connection | None
 ) -> None:
-    """Serve in a worker process, until the process ends."""
+    """Serve in a worker process, and exit."""
     logs.configure(settings.log_level, settings.log_format)
     _exit_at_signals()
 
     def on_serving() -> None:
-        with contextlib.suppress(BrokenPipeError):  # the parent is gone, and this process about to follow it
+        with contextlib.suppress(BrokenPipeError):  # the parent has died, and this process will stop too
             report.send(os.getpid())
 
     publish = PipeWriter(pipe) if pipe else None
@@ -129,7 +129,7 @@ def _log_listening(settings: Settings, listener: socket.socket, admin_listener: 
 
 
 def _exit_at_signals() -> None:
-    """Until there is something to drain, a signal to stop ends the process, without a traceback."""
+    """Make the stop signals end the process without a traceback, as long as there is nothing to drain."""
     for number in STOP_SIGNALS:
         signal.signal(number, lambda *_: sys.exit(0))
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOP_SIGNALS)

@@ -1,23 +1,23 @@
-"""Listening sockets, TCP and Unix, and the TLS context of the public one.
+"""Listening sockets, TCP and Unix, and the TLS context of the public listener.
 
-The kernel spreads new TCP connections over the sockets that listen on one port with SO_REUSEPORT, by a hash of both
-addresses. Each socket has a queue of its own, of the connections that are complete and not yet accepted; when the
-socket is closed, the kernel resets those. Cases, before the code:
+With SO_REUSEPORT, the kernel distributes new TCP connections among the sockets that listen on one port, by a hash of
+both addresses. Each socket has its own queue of connections that are established but not yet accepted. When the socket
+is closed, the kernel resets them. Cases, before the code:
 
-* Another process, be it a gateway of the same user, listens on the port: binding fails. The first socket therefore
-  listens before it gets the option. What remains: after that, a program of the same user that sets SO_REUSEPORT before
-  it binds can share the port, which the kernel has no means to forbid. No gateway does so.
-* A client has begun its handshake when the listener is to be closed: its connection would be reset as soon as the
-  client has it. `refuse_handshakes` therefore comes some time before that.
+* Another process, such as a gateway of the same user, listens on the port: binding must fail. The first socket
+  therefore binds and listens before it gets the option. After that, a program of the same user that sets SO_REUSEPORT
+  before it binds can share the port. The kernel has no means to prevent this, but no gateway does so.
+* A client has started its TCP handshake when the listener is about to be closed: its connection would be reset as soon
+  as it is established. `refuse_handshakes` is therefore called some time before the listener is closed.
 
-A Unix socket is a file that outlives the process that made it. Cases, before the code:
+A Unix socket is a file that outlives the process that created it. Cases, before the code:
 
-* A process that was killed has left its socket behind: no process accepts there, and the next one replaces it.
-* Another process listens there: its socket stays, and binding fails.
-* Another process has replaced the socket while this one drained: the file is the other's, and stays at the end. It may
-  have the same inode number, but not the same time.
-* Another process starts or ends on the same path at the same time: each holds a lock on the folder while it looks at
-  the file and acts on what it has seen.
+* A process was killed and has left its socket behind: no process accepts there, so the next process replaces it.
+* Another process listens there: its socket is kept, and binding fails.
+* Another process has replaced the socket while this one drained: the file belongs to the other process and is kept. It
+  may have the same inode number, but not the same modification time.
+* Another process starts or exits on the same path at the same time: each holds a lock on the folder while it checks the
+  file and acts on the result.
 """
 
 import contextlib
@@ -40,26 +40,26 @@ from sanitizer.descriptors import NONE_LEFT
 from sanitizer.keepalive import probe_when_silent
 
 BACKLOG: Final = 2048
-"""Connections that the kernel completes before they are accepted."""
+"""Limit of established connections that wait in the kernel to be accepted."""
 _LOCK_TIMEOUT: Final = 1.0
 """Seconds to wait for the lock on a socket's folder. A gateway holds it only for a few system calls."""
 _LINUX: Final = sys.platform == "linux"
 _SO_ATTACH_FILTER: Final = 26
 _SO_DETACH_FILTER: Final = 27
-"""Linux's numbers (asm-generic/socket.h), which the module `socket` does not name."""
+"""Linux's values (asm-generic/socket.h), for which the module `socket` has no constants."""
 _NO_SYN: Final = (
-    (0x30, 0, 0, 13),  # load the octet of a TCP header that has SYN and ACK (RFC 9293 section 3.1)
-    (0x54, 0, 0, 0x12),  # keep these two
-    (0x15, 0, 1, 0x02),  # SYN alone begins a handshake:
+    (0x30, 0, 0, 13),  # load the octet of the TCP header that has SYN and ACK (RFC 9293 section 3.1)
+    (0x54, 0, 0, 0x12),  # clear all other bits
+    (0x15, 0, 1, 0x02),  # SYN without ACK starts a handshake:
     (0x06, 0, 0, 0),  # drop it
-    (0x06, 0, 0, 0xFFFFFFFF),  # keep all else
+    (0x06, 0, 0, 0xFFFFFFFF),  # accept everything else
 )
-"""A socket filter in classic BPF; of each ``struct sock_filter`` the code, the two jumps, the operand."""
+"""A socket filter in classic BPF: for each ``struct sock_filter``, the code, the two jumps and the operand."""
 
 
 @contextlib.contextmanager
 def listen_tcp(host: str, port: int, *, reuse_port: bool = False) -> Iterator[socket.socket]:
-    """A socket that listens on the first address of ``host``, closed at the end. Raises `OSError`."""
+    """Listen on the first address of ``host``. The socket is closed on exit. Raises `OSError`."""
     family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     dual = host == "::" and socket.has_dualstack_ipv6()
     with socket.create_server(
@@ -71,9 +71,10 @@ def listen_tcp(host: str, port: int, *, reuse_port: bool = False) -> Iterator[so
 
 @contextlib.contextmanager
 def for_workers(first: socket.socket, count: int) -> Iterator[list[socket.socket]]:
-    """A listening socket for each of ``count`` workers: ``first``, and others on its port, closed at the end.
+    """Return a listening socket for each of ``count`` workers: ``first``, and others on its port, closed on exit.
 
-    A Unix socket is shared by all, as is that of a platform that does not spread connections. Raises `OSError`.
+    The workers share ``first`` if it is a Unix socket, or if the platform does not distribute connections. Raises
+    `OSError`.
     """
     with contextlib.ExitStack() as stack:
         listeners = [first] * count
@@ -85,49 +86,50 @@ def for_workers(first: socket.socket, count: int) -> Iterator[list[socket.socket
             except OSError as error:
                 if error.errno in NONE_LEFT:
                     raise
-                stack.close()  # this kernel, a sandbox's perhaps, has no such option, or takes it only before `bind`
+                stack.close()  # some sandboxes lack the option, or support it only before `bind`
                 with contextlib.suppress(OSError):
                     _set_reuse_port(first, False)
         yield listeners
 
 
 def refuse_handshakes(listener: socket.socket) -> None:
-    """Let no new connection begin; those that have begun can still be completed, and are to be accepted.
+    """Block new TCP handshakes. Those that have started can still complete, and must then be accepted.
 
-    The kernel drops the SYN of a new one. The client repeats it after a second (RFC 6298 section 2), and by then is
-    refused, or gets to a successor. Does nothing where the kernel can't do this.
+    The kernel drops the SYN of a new handshake. The client repeats it after a second (RFC 6298 section 2), and is then
+    refused, or reaches a successor. Does nothing if the kernel does not support this.
     """
     if _is_linux_tcp(listener):
         octets = array("B", b"".join(struct.pack("HBBI", *step) for step in _NO_SYN))
         program = struct.pack("HP", len(_NO_SYN), octets.buffer_info()[0])  # struct sock_fprog
-        with contextlib.suppress(OSError):  # a sandbox may have no socket filters
+        with contextlib.suppress(OSError):  # some sandboxes have no socket filters
             listener.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, program)
 
 
 def allow_handshakes(listener: socket.socket) -> None:
-    """Undo `refuse_handshakes`, which a process that had the socket before may have called."""
+    """Undo `refuse_handshakes`, which a previous process with this socket may have called."""
     if _is_linux_tcp(listener):
-        with contextlib.suppress(OSError):  # there is no filter
+        with contextlib.suppress(OSError):  # there was no filter
             listener.setsockopt(socket.SOL_SOCKET, _SO_DETACH_FILTER, 0)
 
 
 def has_waiting(listener: socket.socket) -> bool:
-    """Whether a connection waits to be accepted. None does on a socket that has stopped (POLLHUP)."""
+    """Whether a connection waits to be accepted. False for a socket that no longer listens (POLLHUP)."""
     poll = select.poll()
     poll.register(listener, select.POLLIN)
     return any(event == select.POLLIN for _, event in poll.poll(0))
 
 
 def stop_listening(listener: socket.socket) -> None:
-    """End a worker's own socket also for the processes that have copies of it, so that connections go to the others.
+    """Stop a worker's own socket from listening, so that new connections go to the other workers.
 
-    One that workers share goes on. `socket.listen` begins anew, on the same port.
+    This also affects the copies of the socket in other processes. A socket that workers share continues to listen.
+    A later `socket.listen` makes it listen on the same port again.
     """
     if _is_linux_tcp(listener) and listener.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
         address = listener.getsockname()
-        with contextlib.suppress(OSError):  # another process that has a copy has ended it
+        with contextlib.suppress(OSError):  # another process has already stopped it through its copy
             listener.shutdown(socket.SHUT_RDWR)
-            # `shutdown` has given up a port that the kernel chose; of any other, `bind` says that it is bound (EINVAL)
+            # `shutdown` releases a port that the kernel chose; any other is still bound, and `bind` fails with EINVAL
             listener.bind(address)
 
 
@@ -136,68 +138,71 @@ def _set_reuse_port(listener: socket.socket, reuse: bool) -> None:
 
 
 def _is_linux_tcp(listener: socket.socket) -> bool:
-    """Whether the kernel may filter what comes, and spread it. Elsewhere SO_REUSEPORT is missing or spreads nothing."""
+    """Whether the kernel can filter and distribute connections to ``listener``.
+
+    On other platforms, SO_REUSEPORT is missing or does not distribute connections.
+    """
     return _LINUX and listener.family != socket.AF_UNIX
 
 
 @contextlib.contextmanager
 def listen_unix(path: str) -> Iterator[socket.socket]:
-    """A Unix socket that listens at ``path``, closed and removed at the end. Raises `OSError`."""
+    """Listen on a Unix socket at ``path``. It is closed and removed on exit. Raises `OSError`."""
     with socket.socket(socket.AF_UNIX) as listener:
         with _locked(os.path.dirname(path) or "."):
             _unlink_if_stale(path)
             listener.bind(path)
-            made = _identity(path)
+            identity = _identity(path)
             listener.listen(BACKLOG)
         try:
-            os.chmod(path, 0o666)  # noqa: S103 - as uvicorn and nginx: the folder decides who may connect
+            os.chmod(path, 0o666)  # noqa: S103 - as in uvicorn and nginx, the folder decides who may connect
             yield listener
         finally:
             with contextlib.suppress(OSError), _locked(os.path.dirname(path) or "."):
-                if _identity(path) == made:
+                if _identity(path) == identity:
                     os.unlink(path)
 
 
 def address_of(listener: socket.socket) -> str:
-    """The address that a TCP socket listens on, as it stands in a URL."""
+    """Return the address on which a TCP socket listens, as written in a URL."""
     return authority(*listener.getsockname()[:2])
 
 
 def authority(host: str, port: int) -> str:
-    """``host`` and ``port`` as they stand in a URL."""
+    """Return ``host`` and ``port`` as written in a URL."""
     return f"{in_brackets(host)}:{port}"
 
 
 def tls_context(certfile: str, keyfile: str | None) -> ssl.SSLContext:
-    """The context of a TLS listener with this certificate chain. ``keyfile``: None if the key is in ``certfile``.
+    """Return the context of a TLS listener with this certificate chain.
 
-    Raises `OSError`, of which `ssl.SSLError` is a subclass.
+    ``keyfile`` is None if the key is in ``certfile``. Raises `OSError`, of which `ssl.SSLError` is a subclass.
     """
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    # without a password given here, OpenSSL would ask the terminal for that of an encrypted key
+    # without a password, OpenSSL would prompt on the terminal for that of an encrypted key
     context.load_cert_chain(certfile, keyfile, password="")
     context.set_alpn_protocols(["http/1.1"])
     return context
 
 
 def reload_certificate(context: ssl.SSLContext, certfile: str, keyfile: str | None) -> None:
-    """Present this certificate chain to the connections that are made on ``context`` from now on.
+    """Use this certificate chain for all later handshakes on ``context``.
 
-    Raises `OSError`; then nothing has changed. Another context loads the files, and each handshake changes to it: a
-    context that has loaded a chain but not its key could complete no handshake any more.
+    Raises `OSError`, and then changes nothing. The files are loaded into a new context, to which each handshake
+    switches, because a context that has loaded a chain but not its key could not complete any handshake.
     """
-    fresh = tls_context(certfile, keyfile)
+    new_context = tls_context(certfile, keyfile)
 
-    def present(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
-        connection.context = fresh
+    def switch_context(connection: ssl.SSLObject, _name: str | None, _context: ssl.SSLContext) -> None:
+        connection.context = new_context
 
-    context.sni_callback = present  # called in each handshake, even if the client names no server
+    context.sni_callback = switch_context  # called in each handshake, even without SNI
 
 
 def _unlink_if_stale(path: str) -> None:
-    """Remove a socket on which no process listens. If one does, the socket stays, and `bind` will fail.
+    """Remove the socket at ``path`` if no process listens on it. Otherwise it stays, and `bind` will fail.
 
-    Raises `FileExistsError` if it is no socket that is there.
+    Raises `FileExistsError` if ``path`` is not a socket.
     """
     with contextlib.suppress(FileNotFoundError), socket.socket(socket.AF_UNIX) as probe:
         if not stat.S_ISSOCK(os.stat(path).st_mode):
@@ -210,18 +215,18 @@ def _unlink_if_stale(path: str) -> None:
         except ConnectionRefusedError:
             os.unlink(path)
         except BlockingIOError:
-            pass  # a process listens there, but does not accept at the moment
+            pass  # a process listens there, but its queue is full
 
 
 def _identity(path: str) -> tuple[int, int, int]:
-    """Identifies a socket among all that are made at ``path``. A change of its owner or mode does not change this."""
+    """Identify a socket among all that are created at ``path``. Changing its owner or mode does not change this."""
     status = os.stat(path)
     return status.st_dev, status.st_ino, status.st_mtime_ns
 
 
 @contextlib.contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """Hold a lock on ``folder``, which other gateways then wait for. A folder that can't be locked is not an error."""
+    """Hold a lock on ``folder``, for which other gateways wait. It is not an error if the folder can't be locked."""
     with contextlib.ExitStack() as stack:
         with contextlib.suppress(OSError):
             descriptor = os.open(folder, os.O_RDONLY)
@@ -231,9 +236,9 @@ def _locked(folder: str) -> Iterator[None]:
 
 
 def _lock(descriptor: int) -> None:
-    """Lock an open folder. Gives up after `_LOCK_TIMEOUT`, for then no gateway holds the lock."""
-    until = time.monotonic() + _LOCK_TIMEOUT
-    while time.monotonic() < until:
+    """Lock an open folder. Gives up after `_LOCK_TIMEOUT`, because no gateway holds the lock that long."""
+    deadline = time.monotonic() + _LOCK_TIMEOUT
+    while time.monotonic() < deadline:
         with contextlib.suppress(BlockingIOError):
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return

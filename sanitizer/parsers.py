@@ -1,6 +1,6 @@
-"""The parsers of the options: each function turns an option's text into its value, or makes a function that does.
+"""Parsers for the values of options: each function converts text to a value, or returns a function that does.
 
-They raise `ValueError`, which says what the option takes.
+They raise `ValueError` with a message that says which values the option takes.
 """
 
 import contextlib
@@ -18,10 +18,10 @@ from sanitizer.sanitize.lookup_key import read_key
 _Text = TypeVar("_Text", bound=str)
 
 
-def integer(low: int, high: int, what: str) -> Callable[[str], int]:
+def integer(low: int, high: int, description: str) -> Callable[[str], int]:
     def parse(text: str) -> int:
         if not re.fullmatch(r"[0-9]{1,9}", text) or not low <= int(text) <= high:
-            raise ValueError(f"takes {what}, {low} to {high}")
+            raise ValueError(f"takes {description}, {low} to {high}")
         return int(text)
 
     return parse
@@ -54,9 +54,9 @@ def size(text: str) -> int:
 
 def choice(*choices: _Text) -> Callable[[str], _Text]:
     def parse(text: str) -> _Text:
-        for each in choices:
-            if text == each:
-                return each
+        for value in choices:
+            if text == value:
+                return value
         raise ValueError(f"takes {', '.join(choices[:-1])} or {choices[-1]}")
 
     return parse
@@ -92,7 +92,7 @@ def prefixes(text: str) -> tuple[str, ...]:
 
 
 def host(text: str) -> str:
-    """A name or an address to listen on. An IPv6 address may stand in brackets, as in a URL."""
+    """Parse a name or an address to listen on. An IPv6 address may be in brackets, as in a URL."""
     match = re.fullmatch(r"\[(.*)]|([^][]*)", text)
     with contextlib.suppress(ValueError):
         if match is not None:

@@ -1,14 +1,14 @@
-"""The addresses of upstream's name, as the system finds them.
+"""Resolves upstream's host name.
 
-``getaddrinfo`` is the only way to look a name up as every other program does: by ``/etc/hosts``, ``nsswitch.conf`` and
-search domains. It blocks for as long as ``resolv.conf`` says. So it is called on a daemon thread, which does not keep
-the process from ending. Cases, before the code that branches on them:
+Only ``getaddrinfo`` resolves a name as every other program does: with ``/etc/hosts``, ``nsswitch.conf`` and search
+domains. It can block for as long as ``resolv.conf`` allows, so it is called on a daemon thread, which does not keep the
+process from exiting. Cases, before the code that branches on them:
 
-* Connections that are wanted during a look-up share its outcome.
-* A look-up fails, or takes longer than `LIMIT`: the last addresses are used for as long as `KEPT`. While that lasts, a
-  connection does not wait for the look-up that it begins.
-* The answer is that there is no such name: the last addresses are forgotten, for this is no failure (RFC 8767 section
-  4). They may belong to another server by now, and requests carry keys.
+* Connections that need the name during a lookup share the result of that lookup.
+* A lookup fails, or takes longer than `TIMEOUT`: the last known addresses are used for up to `MAX_STALE`. During that
+  time, a connection starts a lookup but does not wait for it.
+* The name does not exist: the last known addresses are discarded, because this is a valid answer and not a failure
+  (RFC 8767 section 4). They may now belong to another server, and requests carry keys.
 """
 
 import asyncio
@@ -21,83 +21,86 @@ from time import monotonic
 from typing import Any, Final
 
 AddrInfo = tuple[int, int, int, str, tuple[Any, ...]]
-"""One address, as ``getaddrinfo`` gives it."""
-Outcome = list[AddrInfo] | str
-"""The outcome of a look-up: addresses, or why there are none. It is no exception, for perhaps no task waits for it."""
+"""One address, as ``getaddrinfo`` returns it."""
+Result = list[AddrInfo] | str
+"""The result of a lookup: addresses, or the reason why there are none.
 
-LIMIT: Final = 10.0
-"""Seconds that a connection waits for a look-up."""
-KEPT: Final = 300.0
-"""Seconds from the first failure during which the last addresses are used."""
+The reason is not an exception, because asyncio would log one that no task retrieves.
+"""
+
+TIMEOUT: Final = 10.0
+"""Seconds that a connection waits for a lookup."""
+MAX_STALE: Final = 300.0
+"""Seconds after the first failure during which the last known addresses are used."""
 _NO_SUCH_NAME: Final = frozenset(
     getattr(socket, name) for name in ("EAI_NONAME", "EAI_NODATA", "EAI_ADDRFAMILY") if hasattr(socket, name)
 )
 
 
 class LookupFailed(OSError):
-    """A name has no address, or none was found in time. The message is for the operator and does not name it."""
+    """The name could not be resolved. The message is for the operator, and does not contain the name."""
 
     def __init__(self, reason: str) -> None:
         super().__init__(f"the name in --upstream can't be resolved: {reason}")
 
 
 class Resolver:
-    """Looks up one name, with one look-up at a time. May be used from several event loops."""
+    """Resolves one name, with one lookup at a time. Can be used from several event loops."""
 
     def __init__(self, host: str, port: int) -> None:
         self._host = host
         self._port = port
-        self._lock = threading.Lock()  # for what follows
-        self._lookup: Future[Outcome] | None = None  # the one under way
-        self._last: list[AddrInfo] = []
+        self._lock = threading.Lock()  # guards the next three attributes
+        self._lookup: Future[Result] | None = None  # in progress
+        self._last_addresses: list[AddrInfo] = []
         self._failing_since: float | None = None
-        self._wanted: SimpleQueue[Future[Outcome]] = SimpleQueue()
-        threading.Thread(target=self._work, name="resolver", daemon=True).start()
+        self._queue: SimpleQueue[Future[Result]] = SimpleQueue()
+        threading.Thread(target=self._run, name="resolver", daemon=True).start()
 
     async def addresses(self) -> list[AddrInfo]:
-        """The addresses of the name. Raises `LookupFailed`."""
+        """Return the addresses of the name. Raises `LookupFailed`."""
         with self._lock:
-            lookup = self._lookup or self._begin()
-            last = self._usable()
-        if last:
-            return last
-        found: Outcome
+            lookup = self._lookup or self._start_lookup()
+            stale = self._stale_addresses()
+        if stale:
+            return stale
+        found: Result
         try:
-            async with asyncio.timeout(LIMIT):
+            async with asyncio.timeout(TIMEOUT):
                 found = await asyncio.wrap_future(lookup)
         except TimeoutError:
-            found = f"no answer within {LIMIT:g} s"
+            found = f"no answer within {TIMEOUT:g} s"
             with self._lock:
                 if self._lookup is lookup:
-                    self._fail()
+                    self._record_failure()
         if isinstance(found, list):
             return found
         with self._lock:
-            last = self._usable()
-        if not last:
+            stale = self._stale_addresses()
+        if not stale:
             raise LookupFailed(found)
-        return last
+        return stale
 
-    def _begin(self) -> Future[Outcome]:
-        self._lookup = lookup = Future[Outcome]()
-        lookup.set_running_or_notify_cancel()  # from now on a caller that gives up waiting cannot cancel it
-        self._wanted.put(lookup)
+    def _start_lookup(self) -> Future[Result]:
+        self._lookup = lookup = Future[Result]()
+        lookup.set_running_or_notify_cancel()  # so that a caller that stops waiting does not cancel it for the others
+        self._queue.put(lookup)
         return lookup
 
-    def _fail(self) -> None:
+    def _record_failure(self) -> None:
         if self._failing_since is None:
             self._failing_since = monotonic()
 
-    def _usable(self) -> list[AddrInfo]:
-        """The last addresses, if look-ups fail and have not failed for too long."""
+    def _stale_addresses(self) -> list[AddrInfo]:
+        """Return the last known addresses if lookups have been failing for less than `MAX_STALE`, otherwise none."""
         since = self._failing_since
-        return self._last if since is not None and monotonic() - since < KEPT else []
+        return self._last_addresses if since is not None and monotonic() - since < MAX_STALE else []
 
-    def _work(self) -> None:
-        """Look the name up whenever it is wanted; runs on the thread."""
+    def _run(self) -> None:
+        """Do the lookups in the queue. Runs on the resolver's thread."""
         while True:
-            lookup = self._wanted.get()
-            found: Outcome
+            lookup = self._queue.get()
+            found: Result
             no_such_name = False
             try:
                 found = list[AddrInfo](socket.getaddrinfo(self._host, self._port, type=socket.SOCK_STREAM))
@@ -109,14 +112,14 @@ class Resolver:
             with self._lock:
                 self._lookup = None
                 if isinstance(found, str) and not no_such_name:
-                    self._fail()
+                    self._record_failure()
                 else:
-                    self._last = [] if isinstance(found, str) else found
+                    self._last_addresses = [] if isinstance(found, str) else found
                     self._failing_since = None
             lookup.set_result(found)
 
 
 @functools.cache
 def resolver_of(host: str, port: int) -> Resolver:
-    """The one resolver of this process for a name, which all connections to it share."""
+    """Return the process's resolver for this name, which all connections share."""
     return Resolver(host, port)

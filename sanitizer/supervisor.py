@@ -1,19 +1,18 @@
 """Worker processes: started, replaced when they die, and drained together.
 
-Each worker has a listening socket of its own, over which the kernel spreads new connections; a Unix socket is shared by
-all. The supervisor holds all of these sockets open, so that the connections in the queue of a worker that dies wait for
+Each worker has its own listening socket, and the kernel distributes new connections among them. A Unix socket is shared
+by all workers. The supervisor keeps all of these sockets open: if a worker dies, the connections in its queue wait for
 its successor, which gets the same socket. A worker that hangs is not replaced: the connections in its queue wait until
-it goes on, or is killed. When the drain begins, the supervisor closes its copies, for there are no successors any more:
-what still waits for one is reset.
+it continues or is killed. When the drain starts, the supervisor closes its copies, because no successor will follow,
+and the connections that still wait for one are reset.
 
-Each worker reports when it serves. If one exits with status 1 before all have done so, the gateway can't start.
+Each worker reports when it serves. If one exits with status 1 before all have reported, the gateway can't start.
 
-Signals to stop go to the supervisor, which passes them on. A terminal's Ctrl-C and a service manager may send them to
-every process of the gateway as well, so that a worker gets them twice. A worker therefore takes a repeated signal for
-the same one, and only the supervisor, which gets each of them once, decides that a drain is to end early: it sends the
-workers `END_DRAIN`.
+Stop signals are sent to the supervisor, which passes them on. A terminal's Ctrl-C or a service manager may send them to
+every process of the gateway, so that a worker receives them twice. A worker therefore ignores a repeated signal. Only
+the supervisor, which receives each signal once, decides to end a drain early. It then sends `END_DRAIN` to the workers.
 
-`RELOAD` is passed on too, whenever it comes. A process keeps it blocked until it can handle it.
+`RELOAD` is passed on at any time. Each process blocks it until it can handle it.
 """
 
 import contextlib
@@ -33,25 +32,25 @@ from typing import Final
 from sanitizer.operate import logs
 
 STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
-"""The first of them starts the drain."""
+"""The first of these that is received starts the drain."""
 END_DRAIN: Final = signal.SIGUSR1
-"""Ends the drain of a worker."""
+"""Tells a worker to end its drain."""
 RELOAD: Final = signal.SIGHUP
-"""Lets every process that serves load its certificate and key again."""
+"""Tells every serving process to reload its certificate and key."""
 _RESTART_PAUSE: Final = 1.0
-"""Seconds before a dead worker is replaced: one that dies at its start must not take the whole machine."""
-_PATIENCE: Final = 5.0
-"""Seconds beyond the grace in which workers may end by themselves, before they are killed."""
+"""Seconds before a dead worker is replaced, so that workers that die at startup do not occupy the whole machine."""
+_KILL_DELAY: Final = 5.0
+"""Seconds after the grace period before workers that have not exited are killed."""
 
 
 class Supervisor:
-    """Runs a worker process for each of ``listeners``, which it closes when they drain.
+    """Runs a worker process for each of ``listeners``, which are closed when the drain starts.
 
-    ``work`` is called in each process, with its listener, the pipe to which it has to send its process id when it
-    serves, and the pipe to write snapshots to; it has to unblock SIGINT and `RELOAD` when it can take them. ``grace``
-    is what a worker may take to drain, in seconds. ``on_serving`` is called when all serve for the first time, and
-    ``on_stop`` when the first signal has come. ``add_worker`` is called with the other end of each pipe for snapshots;
-    if it is None, there are no such pipes.
+    ``work`` is called in each worker with its listener, the pipe to which it must send its process id once it serves,
+    and the pipe for its snapshots. It must unblock SIGINT and `RELOAD` once it can handle them. ``grace`` is the time
+    in seconds that a worker may take to drain. ``on_serving`` is called when all workers serve for the first time, and
+    ``on_stop`` when the first stop signal is received. ``add_worker`` is called with the read end of the pipe for each
+    worker's snapshots. If it is None, there are no such pipes.
     """
 
     def __init__(
@@ -71,40 +70,41 @@ class Supervisor:
         self._add_worker = add_worker
         self._on_stop = on_stop
         self._signals: list[int] = []
-        self._reload = False  # has come, and has not been passed on
-        self._workers: list[SpawnProcess] = []  # in the order of their listeners
+        self._reload = False  # whether `RELOAD` has to be passed on
+        self._workers: list[SpawnProcess] = []  # in the order of `_listeners`
         self._reports, self._report = self._spawn.Pipe(duplex=False)
-        self._serving: set[int] = set()  # process ids
-        self._woken, self._wake = socket.socketpair()
-        self._woken.setblocking(False)
-        self._wake.setblocking(False)
+        self._serving: set[int] = set()  # process ids of the workers that have reported
+        self._wakeup_reader, self._wakeup_writer = socket.socketpair()
+        self._wakeup_reader.setblocking(False)
+        self._wakeup_writer.setblocking(False)
 
     def run(self) -> int:
-        """Run the workers until a signal says stop and they have drained. Returns the exit status: 1 if one can't
-        start, else 0.
+        """Run the workers until a stop signal is received and they have drained.
+
+        Returns the exit status: 0, or 1 if a worker can't start.
         """
-        with self._woken, self._wake, self._reports, self._report:
-            signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        with self._wakeup_reader, self._wakeup_writer, self._reports, self._report:
+            signal.set_wakeup_fd(self._wakeup_writer.fileno(), warn_on_full_buffer=False)
             for number in STOP_SIGNALS:
-                signal.signal(number, self._signalled)
-            signal.signal(RELOAD, self._asked_to_reload)
+                signal.signal(number, self._on_stop_signal)
+            signal.signal(RELOAD, self._on_reload_signal)
             try:
-                # else the first start would start it, and unblock the signals for that
+                # otherwise the first worker's start would start it, and that would unblock the signals
                 resource_tracker.ensure_running()
                 signal.pthread_sigmask(signal.SIG_UNBLOCK, [*STOP_SIGNALS, RELOAD])
                 for listener in self._listeners:
                     if not self._signals:
                         self._workers.append(self._start(listener))
-                began = False
+                all_served = False
                 while not self._signals:
                     self._wait(self._workers)
-                    dead = {place: worker for place, worker in enumerate(self._workers) if worker.exitcode is not None}
-                    if not began and any(worker.exitcode == 1 for worker in dead.values()):
+                    dead = {index: worker for index, worker in enumerate(self._workers) if worker.exitcode is not None}
+                    if not all_served and any(worker.exitcode == 1 for worker in dead.values()):
                         return 1  # it has logged why
                     if dead and not self._signals:
                         self._replace(dead)
-                    if not began and not self._signals and self._serving.issuperset(w.pid for w in self._workers):
-                        began = True
+                    if not all_served and not self._signals and self._serving.issuperset(w.pid for w in self._workers):
+                        all_served = True
                         self._on_serving()
                 self._drain()
             except OSError as error:
@@ -118,19 +118,19 @@ class Supervisor:
                 signal.set_wakeup_fd(-1)
         return 0
 
-    def _signalled(self, number: int, _: FrameType | None) -> None:
+    def _on_stop_signal(self, number: int, _: FrameType | None) -> None:
         self._signals.append(number)
 
-    def _asked_to_reload(self, _: int, __: FrameType | None) -> None:
+    def _on_reload_signal(self, _: int, __: FrameType | None) -> None:
         self._reload = True
 
     def _wait(self, workers: Iterable[SpawnProcess] = (), timeout: float | None = None) -> None:
-        """Wait until one of ``workers`` has ended, one has begun to serve, a signal has come, or ``timeout`` seconds
-        have passed.
+        """Wait until one of ``workers`` exits, one reports that it serves, a signal is received, or ``timeout`` (in
+        seconds) expires.
         """
-        wait([self._woken, self._reports, *(worker.sentinel for worker in workers)], timeout)
+        wait([self._wakeup_reader, self._reports, *(worker.sentinel for worker in workers)], timeout)
         with contextlib.suppress(BlockingIOError):
-            self._woken.recv(4096)
+            self._wakeup_reader.recv(4096)
         while self._reports.poll():
             self._serving.add(self._reports.recv())
         if self._reload:
@@ -143,19 +143,19 @@ class Supervisor:
         """Start a worker. Raises `OSError`."""
         if self._add_worker is None:
             return self._start_with(listener, None)
-        ours, theirs = self._spawn.Pipe(duplex=False)
-        with theirs:  # closed here, so that the pipe ends with the worker
+        reader, writer = self._spawn.Pipe(duplex=False)
+        with writer:  # closed in this process, so that the pipe is closed when the worker exits
             try:
-                worker = self._start_with(listener, theirs)
+                worker = self._start_with(listener, writer)
             except OSError:
-                ours.close()
+                reader.close()
                 raise
-        self._add_worker(ours)
+        self._add_worker(reader)
         return worker
 
     def _start_with(self, listener: socket.socket, pipe: Connection | None) -> SpawnProcess:
         worker = self._spawn.Process(target=self._work, args=(listener, self._report, pipe))
-        # the worker inherits this; SIGTERM is not blocked, so that it ends at once a worker that is still starting
+        # the worker inherits this; SIGTERM is not blocked, so that it kills a worker that is still starting
         blocked = (signal.SIGINT, RELOAD)
         signal.pthread_sigmask(signal.SIG_BLOCK, blocked)
         try:
@@ -165,43 +165,44 @@ class Supervisor:
         return worker
 
     def _replace(self, dead: Mapping[int, SpawnProcess]) -> None:
-        """Start a successor for each of ``dead``, in its place, unless a signal comes."""
+        """Start successors for ``dead``, by their index in `_workers`, unless a stop signal is received."""
         for worker in dead.values():
-            level, what = (logging.ERROR, "died") if worker.exitcode else (logging.WARNING, "ended")  # it was told to
-            logs.event(level, f"a worker has {what}, starting another", worker=worker.pid, exit_status=worker.exitcode)
+            # a worker exits with status 0 if it was sent a stop signal itself
+            level, verb = (logging.ERROR, "died") if worker.exitcode else (logging.WARNING, "ended")
+            logs.event(level, f"a worker has {verb}, starting another", worker=worker.pid, exit_status=worker.exitcode)
         self._pause()
-        places = list(dead)
-        while places and not self._signals:
+        indexes = list(dead)
+        while indexes and not self._signals:
             try:
-                self._workers[places[0]] = self._start(self._listeners[places[0]])
-                del places[0]
-            except OSError as error:  # the others serve on
+                self._workers[indexes[0]] = self._start(self._listeners[indexes[0]])
+                del indexes[0]
+            except OSError as error:  # the other workers continue to serve
                 logs.event(logging.ERROR, "can't start a worker", reason=error.strerror or str(error))
                 self._pause()
 
     def _pause(self) -> None:
-        """Let `_RESTART_PAUSE` pass, unless a signal comes."""
-        until = time.monotonic() + _RESTART_PAUSE
-        while not self._signals and (remaining := until - time.monotonic()) > 0:
+        """Wait for `_RESTART_PAUSE`, or until a stop signal is received."""
+        deadline = time.monotonic() + _RESTART_PAUSE
+        while not self._signals and (remaining := deadline - time.monotonic()) > 0:
             self._wait(timeout=remaining)
 
     def _drain(self) -> None:
-        """Pass signals on until all workers have ended, or have had more than enough time."""
-        deadline = time.monotonic() + self._grace + _PATIENCE
+        """Pass stop signals on until all workers have exited, or until it is time for `run` to kill the rest."""
+        deadline = time.monotonic() + self._grace + _KILL_DELAY
         if self._on_stop is not None:
             self._on_stop()
         for listener in self._listeners:
             listener.close()
-        passed = 0
-        while working := [worker for worker in self._workers if worker.exitcode is None]:
-            while passed < len(self._signals):
-                number = END_DRAIN if passed else self._signals[0]
-                passed += 1
-                for worker in working:
+        passed_on = 0
+        while running := [worker for worker in self._workers if worker.exitcode is None]:
+            while passed_on < len(self._signals):
+                number = END_DRAIN if passed_on else self._signals[0]
+                passed_on += 1
+                for worker in running:
                     if worker.pid is not None:
                         os.kill(worker.pid, number)
             if (remaining := deadline - time.monotonic()) <= 0:
-                for worker in working:
+                for worker in running:
                     logs.event(logging.ERROR, "a worker does not end, killing it", worker=worker.pid)
                 break
-            self._wait(working, remaining)
+            self._wait(running, remaining)

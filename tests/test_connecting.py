@@ -11,7 +11,7 @@ import trustme
 
 from sanitizer import connecting, keepalive
 from sanitizer.address import Address, parse_address
-from sanitizer.connecting import Connector, in_turn
+from sanitizer.connecting import Connector, rotated
 from sanitizer.listeners import listen_tcp
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.pool import Pool
@@ -38,12 +38,12 @@ def hosts(addresses: list[AddrInfo]) -> list[str]:
     ],
 )
 def test_order(turn: int, expected: list[str]) -> None:
-    """Each turn begins with another address, in whatever order they came; the system's preferred family stays first."""
+    """Each rotation begins with another address, whatever the order; the system's preferred family stays first."""
     for found in (
         ["fd00::2", "10.0.0.3", "fd00::1", "10.0.0.1", "10.0.0.2"],
         ["fd00::1", "fd00::2", "10.0.0.2", "10.0.0.1", "10.0.0.3"],
     ):
-        assert hosts(in_turn([info(host) for host in found], turn)) == expected
+        assert hosts(rotated([info(host) for host in found], turn)) == expected
 
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "http://[::1]:{port}"])

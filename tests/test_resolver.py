@@ -13,7 +13,7 @@ import pytest
 import uvloop
 
 from sanitizer import resolver
-from sanitizer.resolver import KEPT, AddrInfo, LookupFailed, Resolver, resolver_of
+from sanitizer.resolver import MAX_STALE, AddrInfo, LookupFailed, Resolver, resolver_of
 
 GOOD: list[AddrInfo] = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.2", 4000))]
 NEW: list[AddrInfo] = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.3", 4000))]
@@ -137,7 +137,7 @@ async def test_failures_have_words(system: System, names: Resolver, error: Excep
 
 async def test_too_long(system: System, names: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
     """A look-up that does not end is waited for as long as that may take; the process is not stuck with it."""
-    monkeypatch.setattr(resolver, "LIMIT", 0.01)
+    monkeypatch.setattr(resolver, "TIMEOUT", 0.01)
     system.answer.clear()
     for _ in range(2):
         with pytest.raises(LookupFailed, match="no answer within"):
@@ -150,9 +150,9 @@ async def test_too_long(system: System, names: Resolver, monkeypatch: pytest.Mon
 async def test_the_last_addresses(system: System, names: Resolver) -> None:
     """While look-ups fail, the last addresses are used, for a time that begins with the first failure."""
     await names.addresses()
-    system.now += 10 * KEPT
+    system.now += 10 * MAX_STALE
     system.outcome = AGAIN
-    for elapsed in (0, KEPT / 2, KEPT / 2 - 1):
+    for elapsed in (0, MAX_STALE / 2, MAX_STALE / 2 - 1):
         system.now += elapsed
         assert await names.addresses() == GOOD
         await behind(names)
@@ -187,10 +187,10 @@ async def test_the_last_addresses_when_it_takes_too_long(
 ) -> None:
     """A look-up that does not end is a failure too: it is waited for once."""
     await names.addresses()
-    monkeypatch.setattr(resolver, "LIMIT", 0.01)
+    monkeypatch.setattr(resolver, "TIMEOUT", 0.01)
     system.answer.clear()
     assert await names.addresses() == GOOD
-    monkeypatch.setattr(resolver, "LIMIT", 1000.0)
+    monkeypatch.setattr(resolver, "TIMEOUT", 1000.0)
     async with asyncio.timeout(AT_ONCE):
         assert await names.addresses() == GOOD
     system.answer.set()

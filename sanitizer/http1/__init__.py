@@ -1,1 +1,1 @@
-"""HTTP/1 without sockets: what an intermediary reads in a message, and what it writes (RFC 9110, RFC 9112)."""
+"""HTTP/1 without sockets: how an intermediary reads and writes messages (RFC 9110, RFC 9112)."""

@@ -1,12 +1,13 @@
-"""Forwarding fields: which ones pass on to upstream, and which ones the gateway writes itself.
+"""The request head for upstream: hop-by-hop fields are removed, forwarding fields and Via are added.
 
 Facts enforced here (RFC 9110):
 
-* 7.6.3: a gateway adds itself to Via on requests; seeing itself there, it is in a loop.
-* 6.5.1: a trailer must not frame, route or authenticate, for some recipients merge trailers into the head's fields.
-* 10.1.1: in HTTP/1.0 an expectation of 100 (Continue) is to be ignored.
+* 7.6.3: a gateway adds itself to Via in requests. A request that already names it there has looped.
+* 6.5.1: trailers must not contain fields for framing, routing or authentication, because some recipients merge them
+  into the header fields.
+* 10.1.1: a 100-continue expectation in an HTTP/1.0 request is ignored.
 
-The forwarding fields are X-Forwarded-*, Forwarded and X-Real-IP. Those of a peer that is not trusted are replaced.
+The forwarding fields are X-Forwarded-*, Forwarded and X-Real-IP. If the peer is not trusted, they are replaced.
 """
 
 import contextlib
@@ -22,17 +23,17 @@ from sanitizer.http1.heads import HOP_BY_HOP, Head, field_lines
 
 _FORWARDING: Final = (b"forwarded", b"x-real-ip", b"x-forwarded-[^:]*")
 _PSEUDONYM: Final = b"litellm-sanitizer-"
-_GATEWAYS_IN_LINE: Final = 8
+_MAX_GATEWAYS: Final = 8
 
-_READ: Final = field_lines((*HOP_BY_HOP, *_FORWARDING, b"content-length", b"host", b"origin", b"via"))
-_DROPPED: Final = {
+_INSPECTED: Final = field_lines((*HOP_BY_HOP, *_FORWARDING, b"content-length", b"host", b"origin", b"via"))
+_REMOVED: Final = {
     True: field_lines(HOP_BY_HOP),  # if the peer is trusted
     False: field_lines((*HOP_BY_HOP, *_FORWARDING)),
 }
 HOST: Final = field_lines((b"host",))
-"""The Host lines of a head, each with the CRLF before it."""
+"""Matches a Host line, including the CRLF before it."""
 EXPECTS_CONTINUE: Final = re.compile(rb"\r\nexpect:[ \t]*100-continue[ \t]*(?=\r\n)", re.IGNORECASE)
-"""The line of a head by which its sender may wait for a 100 before it sends the content (RFC 9110 section 10.1.1)."""
+"""Matches an Expect: 100-continue line, including the CRLF before it (RFC 9110 section 10.1.1)."""
 _BUFFERING: Final = b"\r\nx-accel-buffering:"
 _NOT_IN_TRAILERS: Final = re.compile(
     rb"(?:"
@@ -44,9 +45,10 @@ _NOT_IN_TRAILERS: Final = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """The sender of a request: ``address`` is an IP address as text, None on a unix socket; ``scheme`` is the one used.
+    """The sender of a request.
 
-    ``trusted``: its forwarding fields are passed on. ``lines``: the field lines that say where its requests come from.
+    ``address`` is its IP address as text, None on a Unix socket. ``scheme`` is http or https. ``trusted`` says whether
+    its forwarding fields are passed on. ``lines`` are the X-Forwarded-For and X-Forwarded-Proto lines that describe it.
     """
 
     address: bytes | None
@@ -56,11 +58,11 @@ class Peer:
 
 
 class Forwarding:
-    """Writes the heads for upstream.
+    """Writes the request heads for upstream.
 
-    ``pseudonym`` is this gateway's name in Via, the same in all its workers. ``host`` is the Host that upstream gets;
-    None: the client's. ``on_untrusted`` is called once, with the address of the first peer that is not trusted and says
-    that it was asked by https: most likely it is a load balancer that should be trusted.
+    ``pseudonym`` is this gateway's name in Via, the same in all its workers. ``host`` is the value of Host that is sent
+    upstream, None for the client's own. ``on_untrusted`` is called once, with the address of the first untrusted peer
+    that sends ``X-Forwarded-Proto: https`` over plain HTTP. It most likely is a load balancer that should be trusted.
     """
 
     def __init__(
@@ -78,9 +80,9 @@ class Forwarding:
         self.peer = lru_cache(1024)(self._peer)
 
     def _peer(self, host: str | None, scheme: str) -> Peer:
-        """The `Peer` at ``host``; an IPv4 address that came in on an IPv6 socket is the IPv4 address."""
+        """Return the `Peer` at ``host``. An IPv4-mapped IPv6 address is taken as the IPv4 address."""
         if host:
-            with contextlib.suppress(ValueError):  # a server that names its peers otherwise
+            with contextlib.suppress(ValueError):  # an ASGI server may give a name instead of an address
                 host = str(plain_ip(host))
         address = host.encode() if host else None
         lines = b"X-Forwarded-For: %b\r\n" % address if address else b""
@@ -88,21 +90,22 @@ class Forwarding:
         return Peer(address, self._trusted_proxies.trusts(host or None), scheme.encode(), lines)
 
     def outbound(self, octets: bytes, peer: Peer, version: bytes = b"1.1") -> tuple[Head, bytes]:
-        """Read the head of a request that ``peer`` has sent in HTTP/``version``.
+        """Read a request head that ``peer`` has sent in HTTP/``version``, and write the head for upstream.
 
-        Returns what it says, and the head for upstream: what is end-to-end, where the request came from, and Via. A
-        trusted peer's forwarding fields pass as they are. X-Forwarded-For, -Proto and -Host are written where they are
-        missing or the peer is not trusted, for LiteLLM's own server believes them from 127.0.0.1. X-Forwarded-Host
-        tells the Host that came. Content-Length passes, Transfer-Encoding does not. Raises `LoopDetected`.
+        Returns the parsed head, and the head for upstream, which has the end-to-end fields, the forwarding fields and
+        Via. A trusted peer's forwarding fields pass unchanged. X-Forwarded-For, -Proto and -Host are added where they
+        are missing or the peer is not trusted, because LiteLLM's own server trusts them from 127.0.0.1.
+        X-Forwarded-Host is the Host that the client sent. Content-Length is kept, Transfer-Encoding is not. Raises
+        `LoopDetected`.
 
-        An HTTP/1.0 client's expectation of a 100 is dropped: upstream gets the request in HTTP/1.1, and would not know
-        that the expectation is to be ignored.
+        A 100-continue expectation of an HTTP/1.0 client is removed: upstream gets the request in HTTP/1.1, so it could
+        not know that it must ignore the expectation.
         """
         head = Head()
         drop = claims_https = False
-        passed: list[bytes] = []  # names of forwarding fields
+        passed: list[bytes] = []  # names of the forwarding fields that pass
         via: list[bytes] = []
-        for name, value in _READ.findall(octets):
+        for name, value in _INSPECTED.findall(octets):
             name = name.lower()
             if name == b"host":
                 head.host = value.rstrip(b" \t")
@@ -122,7 +125,7 @@ class Forwarding:
                 drop = True
                 claims_https |= name == b"x-forwarded-proto" and value.rstrip(b" \t").lower() == b"https"
         if drop:
-            head.drop(octets, _DROPPED[peer.trusted])
+            head.drop(octets, _REMOVED[peer.trusted])
         else:
             head.octets = octets
         if via:
@@ -132,7 +135,7 @@ class Forwarding:
         return head, self._write(head, peer, passed, version)
 
     def _write(self, head: Head, peer: Peer, passed: Sequence[bytes], version: bytes) -> bytes:
-        """The head for upstream; ``passed``: the names of the forwarding fields in it."""
+        """Return the head for upstream. ``passed`` are the names of the forwarding fields that it already has."""
         octets = head.octets if version != b"1.0" else EXPECTS_CONTINUE.sub(b"", head.octets)
         if self._host is not None:
             octets = HOST.sub(self._host, octets)
@@ -157,15 +160,15 @@ class Forwarding:
             if self._pseudonym in value:
                 raise LoopDetected
             gateways += value.count(_PSEUDONYM)
-        if gateways > _GATEWAYS_IN_LINE:
+        if gateways > _MAX_GATEWAYS:
             raise LoopDetected("the request has passed more than 8 gateways; check the --upstream of each")
 
 
 def buffering_is_set(head: bytes) -> bool:
-    """Whether the head of a response itself tells nginx whether to buffer the response."""
+    """Whether a response head has X-Accel-Buffering, which tells nginx whether to buffer the response."""
     return _BUFFERING in head.lower()
 
 
 def passed_trailers(lines: bytes) -> bytes:
-    """The trailers of a response that are passed on, out of ``lines``, each with its CRLF."""
+    """Return those of a response's trailer lines that are passed on. Each line includes its CRLF."""
     return b"".join([line for line in lines.splitlines(keepends=True) if not _NOT_IN_TRAILERS.match(line)])

@@ -1,17 +1,17 @@
-"""Requests as an intermediary understands them, and the heads that it sends upstream for them.
+"""Requests as an intermediary reads them, and the heads that it sends upstream for them.
 
 Facts enforced here:
 
-* RFC 9112 section 3: a request line is method, target and version, with one space between them.
-* RFC 9112 section 3.2: in HTTP/1.1 there is exactly one Host, and it is valid. A target is a path, an http URL (whose
-  authority takes the place of Host) or, for OPTIONS, ``*``. CONNECT is for proxies.
-* RFC 9110 section 7.2: Host is a host and perhaps a port. A value that two servers could read differently is refused.
-  Such a value has a delimiter of RFC 3986 section 2.2 that no host has, or a comma: a recipient may have joined two
-  Host lines with it (RFC 9110 section 5.3). Other values pass, as they do at LiteLLM, even if RFC 3986 does not call
-  them hosts. Envoy's health checks send the name of a cluster, such as ``outbound|4000||litellm``.
-* RFC 9112 section 9.3: a connection persists unless Connection says close. HTTP/1.0's keep-alive is not offered.
+* RFC 9112 section 3: a request line consists of method, target and version, separated by single spaces.
+* RFC 9112 section 3.2: an HTTP/1.1 request has exactly one Host field, and its value is valid. The target is a path, an
+  http URL (whose authority replaces Host) or, for OPTIONS, ``*``. CONNECT is for proxies.
+* RFC 9110 section 7.2: Host is a host, optionally followed by a port. A value that two servers could read differently
+  is rejected: one with a delimiter of RFC 3986 section 2.2 that no host has, or with a comma, because a recipient may
+  have joined two Host lines with it (RFC 9110 section 5.3). Other values pass, as upstream accepts them, even if they
+  are not hosts in RFC 3986. Envoy's health checks send the name of a cluster, such as ``outbound|4000||litellm``.
+* RFC 9112 section 9.3: a connection persists unless Connection has ``close``. HTTP/1.0's keep-alive is not supported.
 * RFC 9110 section 7.8: a server may ignore Upgrade. This one ignores it in a request with content, in HTTP/1.0, and
-  with a method other than GET. It always ignores h2c, by which anything could pass the sanitizer.
+  with a method other than GET. It always ignores h2c, because HTTP/2 requests would bypass the sanitizer.
 """
 
 import re
@@ -29,10 +29,10 @@ _VERSIONS: Final = {b"HTTP/1.1": b"1.1", b"HTTP/1.0": b"1.0"}
 
 
 class Request(NamedTuple):
-    """A request: its head in ``octets``, with the target in origin form, and what that says.
+    """A request head and its parts.
 
-    ``outbound`` is the head for upstream. ``version`` is 1.1 or 1.0; ``length`` that of the content; ``upgrade`` the
-    protocols that are asked for, empty if the connection can't be upgraded.
+    ``octets`` is the head with its target in origin form, and ``outbound`` the head for upstream. ``version`` is 1.1 or
+    1.0, ``length`` the length of the content, and ``upgrade`` the protocols in Upgrade, empty if it is ignored.
     """
 
     octets: bytes
@@ -47,25 +47,25 @@ class Request(NamedTuple):
 
     @property
     def expects_continue(self) -> bool:
-        """Whether the client may wait for a 100 before it sends the content (RFC 9110 section 10.1.1)."""
+        """Whether the client may wait for a 100 response before it sends the content (RFC 9110 section 10.1.1)."""
         return self.version == b"1.1" and EXPECTS_CONTINUE.search(self.octets) is not None
 
     @property
     def repeatable(self) -> bool:
-        """Whether the head can come again, with any value of Content-Length, and mean the same but for that value."""
+        """Whether the head can be reused for a request that differs only in the value of Content-Length."""
         if self.version != b"1.1" or self.length is CHUNKED:
             return False
-        if self.method == b"GET" and self.head.upgrade:  # which counts or not, depending on the length
+        if self.method == b"GET" and self.head.upgrade:  # it is ignored or not, depending on the length
             return False
         return not self.expects_continue
 
 
 class Repeat(NamedTuple):
-    """A head that a client sends again: what upstream is to get for it is known already.
+    """The cached outbound head of a client that repeats its request heads.
 
-    Clients send one head after another that differs in the value of Content-Length alone. A head that is equal, octet
-    by octet, to one that has been judged, but for other digits in that place, says the same and needs no second
-    judgement. Kept are that head, and the head for upstream, each before and after those digits.
+    The heads that a client sends on one connection often differ only in the value of Content-Length. A head that equals
+    one that was already read, octet by octet except for those digits, has the same meaning and is not parsed again.
+    The inbound and the outbound head are stored, each split into the parts before and after the digits.
     """
 
     before: bytes
@@ -78,7 +78,7 @@ class Repeat(NamedTuple):
 
     @classmethod
     def of(cls, request: Request) -> "Repeat":
-        """A request that is `Request.repeatable`."""
+        """Cache the heads of ``request``, which must be `Request.repeatable`."""
         octets, outbound = request.octets, request.outbound
         match, passed = _LENGTH.search(octets), _LENGTH.search(outbound)
         if match is None or passed is None:
@@ -87,7 +87,7 @@ class Repeat(NamedTuple):
         return cls(*parts, request.method, request.keep_alive, True)
 
     def match(self, octets: bytes) -> tuple[bytes, int] | None:
-        """The head for upstream and the content's length, if ``octets`` is this head again."""
+        """Return the head for upstream and the length of the content, or None if ``octets`` is another head."""
         if not self.has_length:
             return (self.outbound_before, 0) if octets == self.before else None
         begin, end = len(self.before), len(octets) - len(self.after)
@@ -100,9 +100,10 @@ class Repeat(NamedTuple):
 
 
 def read_request(octets: bytes, peer: Peer, forwarding: Forwarding, authority: bytes) -> Request:
-    """Read a head, which a parser has let through, of a request from ``peer``.
+    """Read the head of a request from ``peer``, which a `HeadReader` has accepted.
 
-    ``authority``: upstream's, which stands for a Host that is missing. Raises `BadRequest` or `LoopDetected`.
+    ``authority`` is upstream's ``host[:port]``, sent as Host if a request has none. Raises `BadRequest` or
+    `LoopDetected`.
     """
     parts = octets[: octets.index(b"\r\n")].split(b" ")
     if len(parts) != 3:
@@ -132,7 +133,10 @@ def read_request(octets: bytes, peer: Peer, forwarding: Forwarding, authority: b
 
 
 def check_host(host: bytes | None, hosts: int, version: bytes) -> None:
-    """Raise `BadRequest` where there is more than one Host, none in HTTP/1.1, or one that names no host."""
+    """Raise `BadRequest` for more than one Host line, for none in HTTP/1.1, and for an invalid value.
+
+    ``hosts`` is the number of Host lines, and ``host`` the value of one of them, None if there is none.
+    """
     if hosts > 1 or (not hosts and version == b"1.1"):
         raise BadRequest("exactly one Host is needed")
     if host and not _HOST_VALUE.fullmatch(host):
@@ -140,21 +144,22 @@ def check_host(host: bytes | None, hosts: int, version: bytes) -> None:
 
 
 def other_protocol(octets: bytes) -> str:
-    """A message that names the protocol that ``octets`` begin, and says what to do; empty for a protocol not known."""
-    if octets.startswith((b"PROXY ", b"\0\r\nQUIT\n")):  # the CRLFs before that are skipped
+    """Return a message that names the protocol of ``octets`` and says what to do, or "" if it is not recognized."""
+    # the signature of version 2 begins with CRLFs, which the client connection has skipped (RFC 9112 section 2.2)
+    if octets.startswith((b"PROXY ", b"\0\r\nQUIT\n")):
         return (
-            "a PROXY protocol header came before the request; switch it off in the load balancer, and let it send "
-            "X-Forwarded-For (--trusted-proxies)"
+            "PROXY protocol header received; turn it off in the load balancer, and let it send X-Forwarded-For instead "
+            "(--trusted-proxies)"
         )
     if octets == b"\x16" or octets.startswith(b"\x16\x03"):
-        return "TLS came, but this port speaks plain HTTP; use http:// here, or give the gateway --ssl-certfile"
+        return "TLS received on a port for plain HTTP; use http:// here, or give the gateway --ssl-certfile"
     if octets.startswith(b"PRI * HTTP/2.0\r\n"):
-        return "HTTP/2 came, but the gateway speaks HTTP/1.1; let the load balancer use that towards it"
+        return "HTTP/2 received, but the gateway speaks HTTP/1.1; let the load balancer use HTTP/1.1 towards it"
     return ""
 
 
 def decoded_path(target: bytes) -> str:
-    """The path of a target, percent-decoded, as LiteLLM matches it against its routes."""
+    """Return the path of a target, percent-decoded, as upstream matches it against its routes."""
     return unquote(target.decode("latin-1").partition("?")[0].partition("#")[0])
 
 
@@ -164,7 +169,10 @@ def _without_h2c(protocols: bytes) -> bytes:
 
 
 def _origin_form(method: bytes, target: bytes, version: bytes, octets: bytes) -> tuple[bytes, bytes]:
-    """Target and head of a request whose target is not a path: an absolute target's authority takes Host's place."""
+    """Convert a request whose target is an http URL: the authority of the URL replaces Host (RFC 9112 section 3.2.2).
+
+    Returns the target and the head. The target ``*`` of OPTIONS is left as it is; any other raises `BadRequest`.
+    """
     hosts = HOST.findall(octets)
     check_host(hosts[0][1].rstrip(b" \t") if hosts else None, len(hosts), version)
     if target == b"*" and method == b"OPTIONS":
@@ -173,7 +181,7 @@ def _origin_form(method: bytes, target: bytes, version: bytes, octets: bytes) ->
     if method == b"CONNECT" or not separator or scheme.lower() not in (b"http", b"https"):
         raise BadRequest("target is neither a path nor an http URL")
     authority, slash, path = rest.partition(b"/")
-    if authority[:1] in (b"", b":"):  # which Host may have, but not a target (RFC 9110 section 4.2.1)
+    if authority[:1] in (b"", b":"):  # valid in Host, but not in a URL (RFC 9110 section 4.2.1)
         raise BadRequest("target names no host")
     target = slash + path or b"/"
     lines = octets[octets.index(b"\r\n") :]

@@ -1,4 +1,4 @@
-"""The responses that the gateway gives itself, for its errors."""
+"""The error responses that the gateway itself sends."""
 
 from http import HTTPStatus
 
@@ -7,10 +7,10 @@ from sanitizer.http1.heads import Fields, encode_head
 
 
 def error_fields(error: GatewayError, keep_alive: bool, cross_origin: bool) -> tuple[Fields, bytes]:
-    """The field lines and the content of the response for ``error``. The status is the error's own.
+    """Return the field lines and the content of the response for ``error``. The status is ``error.status``.
 
-    ``keep_alive``: the client's connection stays open after it. ``cross_origin``: the request has an Origin. A browser
-    then lets the page read only a response that allows it, as LiteLLM's responses do.
+    ``keep_alive`` says whether the client's connection stays open. ``cross_origin`` says whether the request has an
+    Origin field: a browser then lets the page read only a response that allows it, as upstream's responses do.
     """
     content = error.body()
     fields = [(b"Content-Type", b"application/json"), (b"Content-Length", b"%d" % len(content))]
@@ -24,7 +24,7 @@ def error_fields(error: GatewayError, keep_alive: bool, cross_origin: bool) -> t
 def error_response(
     error: GatewayError, keep_alive: bool, cross_origin: bool, method: bytes = b"GET"
 ) -> tuple[bytes, bytes]:
-    """The head and the content of the response for ``error`` to a request of this method, see `error_fields`."""
+    """Return the head and the content of the response for ``error`` to a ``method`` request, see `error_fields`."""
     fields, content = error_fields(error, keep_alive, cross_origin)
     phrase = HTTPStatus(error.status).phrase.encode()
     head = encode_head(b"HTTP/1.1 %d %b" % (error.status, phrase), fields)

@@ -1,4 +1,4 @@
-"""Message heads: found in a stream of octets, judged, read and written."""
+"""Message heads: found in a stream of octets, validated, read and written."""
 
 import httptools
 import pytest

@@ -466,7 +466,9 @@ def _wait_in_vain(world: World) -> None:
         ),
         pytest.param(_never_connect, "connect_timeout", "upstream could not be reached in time", id="no connection"),
         pytest.param(_never_answer, "response_timeout", "upstream did not answer in time", id="no answer"),
-        pytest.param(_break_off, "broken", "upstream broke off", id="broken"),
+        pytest.param(
+            _break_off, "broken", "upstream closed the connection before its response was complete", id="broken"
+        ),
         pytest.param(_wait_in_vain, "pool_exhausted", "all upstream connections are busy; try again", id="all busy"),
     ],
 )

@@ -30,36 +30,36 @@ _CONTINUE_TIMEOUT: Final = 1.0
 """Seconds to wait for upstream's 100 (Continue) before the content is sent all the same (RFC 9110 section 10.1.1)."""
 
 
-class Answer(Exchange):
+class AsgiExchange(Exchange):
     """An exchange whose response a coroutine takes piece by piece."""
 
-    __slots__ = ("_content", "_continued", "_failure", "_last", "_reader", "_size", "_writer")
+    __slots__ = ("_content", "_content_waiter", "_continued", "_failure", "_last", "_response_waiter", "_size")
 
     def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length) -> None:
         super().__init__(pool, method, head, length)
-        self._reader: asyncio.Future[None] | None = None  # done when more of the response has come
-        self._writer: asyncio.Future[None] | None = None  # done when content may be sent, or is not wanted any more
+        self._response_waiter: asyncio.Future[None] | None = None  # done when more of the response has come
+        self._content_waiter: asyncio.Future[None] | None = None  # done when content may be sent, or is not wanted
         self._continued = False
         self._content: list[bytes] = []
         self._size = 0
         self._last = False
         self._failure: BaseException | None = None
 
-    async def wants_content(self) -> None:
+    async def wait_for_continue(self) -> None:
         """Wait until upstream asks for the content (100) or answers without it."""
         while not self._continued and self.response is None and not self.done:
-            self._writer = self.pool.loop.create_future()
-            await self._writer
+            self._content_waiter = self.pool.loop.create_future()
+            await self._content_waiter
 
-    async def unblocked(self) -> None:
+    async def wait_unblocked(self) -> None:
         """Wait until more content may be sent, or none is wanted any more."""
-        self._writer = self.pool.loop.create_future()
-        await self._writer
+        self._content_waiter = self.pool.loop.create_future()
+        await self._content_waiter
 
     async def head(self) -> Response | None:
         """The response's head; None when the client has left. Raises `GatewayError`, or what `receive` has raised."""
         while self.response is None and not self.done:
-            await self._more()
+            await self._wait_for_more()
         if self.response is None and self._failure is not None:
             raise self._failure
         return self.response
@@ -67,7 +67,7 @@ class Answer(Exchange):
     async def content(self) -> tuple[bytes, bool] | None:
         """Content that has come, and whether it is the last; None when the client has left. Raises `ResponseCut`."""
         while not self._content and not self.done:
-            await self._more()
+            await self._wait_for_more()
         if self._failure is not None and not self._content:
             cut = ResponseCut()
             cut.__cause__ = self._failure  # compiled code leaves it out of ``raise ... from``
@@ -82,18 +82,18 @@ class Answer(Exchange):
 
     def cancel(self) -> None:
         super().cancel()
-        self._wake(self._reader)
-        self._wake(self._writer)
+        self._wake(self._response_waiter)
+        self._wake(self._content_waiter)
 
-    def give_up(self, failure: BaseException) -> None:
+    def fail_request(self, failure: BaseException) -> None:
         """The request can't be read any further, because of ``failure``."""
         if not self.done:
             self._failure = failure
             self.cancel()
 
-    async def _more(self) -> None:
-        self._reader = self.pool.loop.create_future()
-        await self._reader
+    async def _wait_for_more(self) -> None:
+        self._response_waiter = self.pool.loop.create_future()
+        await self._response_waiter
 
     def _wake(self, waiting: asyncio.Future[None] | None) -> None:
         if waiting is not None and not waiting.done():
@@ -102,7 +102,7 @@ class Answer(Exchange):
     def on_interim(self, head: bytes) -> None:
         if head.startswith(b"HTTP/1.1 100"):
             self._continued = True
-            self._wake(self._writer)
+            self._wake(self._content_waiter)
 
     def on_response(self, response: Response) -> None:
         if response.status > 599:  # uvicorn has no status line for it, and would fail without an answer
@@ -110,7 +110,7 @@ class Answer(Exchange):
             self.fail(UpstreamBroken("upstream's status is above 599"))
             return
         if not self.request_complete:
-            self._wake(self._writer)
+            self._wake(self._content_waiter)
 
     def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
         if data:
@@ -119,17 +119,17 @@ class Answer(Exchange):
             if self._size > _BUFFERED and not last:
                 self.pause_reading()
         self._last = last
-        self._wake(self._reader)
+        self._wake(self._response_waiter)
         if last:
-            self._wake(self._writer)
+            self._wake(self._content_waiter)
 
     def on_error(self, error: GatewayError) -> None:
         self._failure = error
-        self._wake(self._reader)
-        self._wake(self._writer)
+        self._wake(self._response_waiter)
+        self._wake(self._content_waiter)
 
     def on_unblocked(self) -> None:
-        self._wake(self._writer)
+        self._wake(self._content_waiter)
 
 
 class Relay:
@@ -156,33 +156,33 @@ class Relay:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"Relay has no answer to an ASGI scope of type {scope['type']!r}")
-        answer: Answer | None = None
+        exchange: AsgiExchange | None = None
         try:
             head, length = self._outbound(scope)
-            answer = Answer(self._pool, scope["method"].encode(), head, length)
-            await self._exchange(answer, scope, receive, send)
+            exchange = AsgiExchange(self._pool, scope["method"].encode(), head, length)
+            await self._exchange(exchange, scope, receive, send)
         except GatewayError as error:
             peer = _client_address(scope)
             if isinstance(error, ClientNotSending):
                 self._counters.stall(error, peer)
             elif isinstance(error, BadRequest | LoopDetected):
                 self._counters.refuse(error, peer)
-            await _send_error(send, error, scope, not_sent=answer is None or not answer.transmitted)
+            await _send_error(send, error, scope, not_sent=exchange is None or not exchange.transmitted)
 
-    async def _exchange(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _exchange(self, exchange: AsgiExchange, scope: Scope, receive: Receive, send: Send) -> None:
         def done(reader: asyncio.Task[None]) -> None:
             if not reader.cancelled() and (failure := reader.exception()) is not None:
-                answer.give_up(failure)
+                exchange.fail_request(failure)
 
         expects_continue = _expects_continue(scope)
-        reader = self._pool.loop.create_task(_read_client(answer, receive, expects_continue, self._stall_timeout))
+        reader = self._pool.loop.create_task(_read_client(exchange, receive, expects_continue, self._stall_timeout))
         reader.add_done_callback(done)
         try:
             # after the reader's first turn: a head and the content that has come with it are to be one write
-            self._pool.loop.call_soon(answer.start)
-            await _respond(answer, send, scope["http_version"])
+            self._pool.loop.call_soon(exchange.start)
+            await _respond(exchange, send, scope["http_version"])
         finally:
-            answer.cancel()
+            exchange.cancel()
             reader.cancel()  # not waited for: that a write is over is to be known before the client's next request
 
     def outbound_head(self, scope: MutableMapping[str, Any]) -> bytes:
@@ -242,18 +242,18 @@ def _expects_continue(scope: Scope) -> bool:
     return False
 
 
-def _pass_on(answer: Answer, message: Message) -> bool:
+def _forward(exchange: AsgiExchange, message: Message) -> bool:
     """Send upstream what the client has sent; False when it has left, which ends the exchange."""
     if message["type"] == "http.disconnect":
-        answer.cancel()
+        exchange.cancel()
         return False
-    if not answer.request_complete:
-        answer.send(bytes(message.get("body", b"")), last=not message.get("more_body", False))
+    if not exchange.request_complete:
+        exchange.send(bytes(message.get("body", b"")), last=not message.get("more_body", False))
     return True
 
 
-async def _respond(answer: Answer, send: Send, version: str) -> None:
-    response = await answer.head()
+async def _respond(exchange: AsgiExchange, send: Send, version: str) -> None:
+    response = await exchange.head()
     if response is None:
         return
     headers = [(name.lower(), value) for name, value in head_fields(response.head)]
@@ -266,14 +266,16 @@ async def _respond(answer: Answer, send: Send, version: str) -> None:
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     last = False
     while not last:
-        piece = await answer.content()
+        piece = await exchange.content()
         if piece is None:
             return
         data, last = piece
         await send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
-async def _read_client(answer: Answer, receive: Receive, expects_continue: bool, stall_timeout: float | None) -> None:
+async def _read_client(
+    exchange: AsgiExchange, receive: Receive, expects_continue: bool, stall_timeout: float | None
+) -> None:
     """Send the client's content upstream as it comes; end the exchange when the client leaves.
 
     Raises `ClientNotSending` if nothing comes for ``stall_timeout`` although content is due.
@@ -282,19 +284,19 @@ async def _read_client(answer: Answer, receive: Receive, expects_continue: bool,
         # `receive` makes the server answer 100, which is upstream's to say
         try:
             async with asyncio.timeout(_CONTINUE_TIMEOUT):
-                await answer.wants_content()
+                await exchange.wait_for_continue()
         except TimeoutError:
             pass
-    while _pass_on(answer, await _receive(answer, receive, stall_timeout)):
-        while answer.blocked and not answer.request_complete:
-            await answer.unblocked()
+    while _forward(exchange, await _receive(exchange, receive, stall_timeout)):
+        while exchange.blocked and not exchange.request_complete:
+            await exchange.wait_unblocked()
 
 
-async def _receive(answer: Answer, receive: Receive, stall_timeout: float | None) -> Message:
+async def _receive(exchange: AsgiExchange, receive: Receive, stall_timeout: float | None) -> Message:
     while True:
         try:
-            async with asyncio.timeout(None if answer.request_complete else stall_timeout):
+            async with asyncio.timeout(None if exchange.request_complete else stall_timeout):
                 return await receive()
         except TimeoutError:
-            if answer.response is None:
+            if exchange.response is None:
                 raise ClientNotSending from None

@@ -56,14 +56,14 @@ from sanitizer.relay.closing import Closing
 from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.deadline import Deadline
-from sanitizer.relay.dispatch import handler_of
+from sanitizer.relay.dispatch import make_handler
 from sanitizer.relay.handler import Handler, Pause
 from sanitizer.relay.interception import Ask, Interceptor
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.pool import Pool
 from sanitizer.relay.proxied import Proxied
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, has_left, received, untaken
+from sanitizer.relay.transport import Transport, octets_received, peer_has_closed, unacknowledged
 from sanitizer.relay.writer import Writer
 
 HEAD_LIMIT: Final = 64 * 1024
@@ -74,9 +74,9 @@ LINGER: Final = 5.0
 """Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
 LINGER_LIMIT: Final = 30.0
 """Seconds after which they begin no more: nginx's ``lingering_time``. A client could go on sending for ever."""
-_NEW_HEADS: Final = 8
+_NEW_HEADS_LIMIT: Final = 8
 """Heads on one connection that are remembered; a client that never repeats one is not worth it."""
-_PIPELINED: Final = 64 * 1024
+_PIPELINED_LIMIT: Final = 64 * 1024
 """Bytes of requests waiting for their turn; beyond, the client is not read, and so not seen to leave."""
 
 
@@ -128,21 +128,21 @@ class ClientConnection(asyncio.Protocol):
         self.cross_origin = False  # the current request has an Origin, as the head that it repeats, if it repeats one
         self._writer: Writer
         self.write: Callable[[bytes], None]  # a call less for each piece than a method
-        self._heads = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
+        self._head_reader = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
         self._handler: Handler | None = None  # of the current request
-        self._body: Reader | None = None  # of its content
+        self._content_reader: Reader | None = None  # of its content
         self._pipelined = b""  # what has come behind it
         self._received = 0  # octets of content, of all requests
         self._awaits_continue = False  # the client need not send the content yet
         self._on_ended = gateway.on_ended
-        self._arrived = 0.0  # when its head was whole, and its target; kept for `on_ended` alone
+        self._began_at = 0.0  # when its head was whole, and its target; kept for `on_ended` alone
         self._target = b""
         self._repeat: Repeat | None = None  # the head before this one
         self._new_heads = 0  # heads that were none
         self._pauses: set[Pause] = set()
         self._deadline = Deadline(self.loop, self._expire)
         self._linger_end = 0.0
-        self._untaken: int | None = None  # octets, when the deadline last came
+        self._unacknowledged: int | None = None  # octets, when the deadline last came
         self._closing: Closing | None = None
 
     def _enter(self, state: State) -> None:
@@ -193,13 +193,13 @@ class ClientConnection(asyncio.Protocol):
         if state is _RECEIVING or ((state is _IDLE or state is _HEAD) and not self.write_blocked):
             self._read(data)
         elif state is _IDLE or state is _HEAD or state is _ANSWERING:
-            self._wait(self._pipelined + data)
+            self._defer(self._pipelined + data)
         elif state is _LINGERING:  # it goes on sending, and reads its response after that
             self._deadline.extend(min(LINGER, self._linger_end - self.loop.time()))
 
     def eof_received(self) -> bool:
         if self.state is not _LINGERING and self.state is not _CLOSING:
-            self._leave()
+            self._client_left()
         return False
 
     def pause_writing(self) -> None:
@@ -233,15 +233,15 @@ class ClientConnection(asyncio.Protocol):
     def check(self) -> Pending | None:
         """What the client, or upstream for it, has still to do. Also acts on a client that has left unnoticed."""
         state = self.state
-        if self._pauses and state is not _LINGERING and state is not _CLOSING and has_left(self.transport):
-            self._leave()
+        if self._pauses and state is not _LINGERING and state is not _CLOSING and peer_has_closed(self.transport):
+            self._client_left()
         if self.transport.get_write_buffer_size():
             return Pending(self._writer.progress, self._not_reading)
         handler = self._handler
         if handler is None:
             return None
-        if self.state is _RECEIVING and not self._awaits_continue and not self._pauses and not handler.begun:
-            return Pending(self._received + received(self.transport), self._not_sending)
+        if self.state is _RECEIVING and not self._awaits_continue and not self._pauses and not handler.response_started:
+            return Pending(self._received + octets_received(self.transport), self._not_sending)
         return handler.pending()
 
     def _not_reading(self) -> None:
@@ -251,7 +251,7 @@ class ClientConnection(asyncio.Protocol):
     def _not_sending(self) -> None:
         error = ClientNotSending()
         self.gateway.counters.stall(error, self.address)
-        self._reject(error)
+        self._respond_with_error(error)
 
     # What a handler calls
 
@@ -278,11 +278,11 @@ class ClientConnection(asyncio.Protocol):
         """Whether the connection can take another request after the response to the current one."""
         return keep_alive and self.state is not _RECEIVING and not self.gateway.draining
 
-    def answered(self, handler: Handler, keep_alive: bool) -> None:
+    def response_sent(self, handler: Handler, keep_alive: bool) -> None:
         """The response to the current request is whole and written."""
         if self.state is _CLOSING:
             return  # it has been reset in this very turn; `connection_lost` counts the request
-        self._untaken = None
+        self._unacknowledged = None
         self._handler = None
         self._count(handler.method, handler.status)
         if self.state is _RECEIVING:
@@ -294,7 +294,7 @@ class ClientConnection(asyncio.Protocol):
             if self._pipelined and not self.write_blocked:
                 self._read_pipelined()
 
-    def become_tunnel(self, handler: Handler, upstream: End) -> None:
+    def become_tunnel(self, handler: Handler, upstream: TunnelEnd) -> None:
         """Join the connection to the end that upstream's connection has become; the current request is over."""
         gateway = self.gateway
         self._handler = None
@@ -303,7 +303,7 @@ class ClientConnection(asyncio.Protocol):
         self._deadline.cancel()
         self._writer.flush()
         self.resume("pipelined")
-        end = End(self.transport, gateway.keepalive_timeout, self._tunnel_stalled, self._tunnel_lost)
+        end = TunnelEnd(self.transport, gateway.keepalive_timeout, self._tunnel_stalled, self._tunnel_lost)
         gateway.connections.add(end)  # first, so that a drain does not find that none is open
         gateway.connections.discard(self)
         gateway.counters.tunnels += 1
@@ -317,7 +317,7 @@ class ClientConnection(asyncio.Protocol):
     def _tunnel_stalled(self) -> None:
         self.gateway.counters.stall(ClientNotReading(), self.address)
 
-    def _tunnel_lost(self, end: End, broken_off: bool) -> None:
+    def _tunnel_lost(self, end: TunnelEnd, broken_off: bool) -> None:
         self.gateway.connections.discard(end)
         self.gateway.counters.tunnels -= 1
 
@@ -335,16 +335,16 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(error)
             return
         if rest:
-            self._wait(rest)
+            self._defer(rest)
         handler = self._handler
         # not before now, so that a head and the content that has come with it are one write
         if handler is not None and not handler.started:
             handler.start()
 
-    def _wait(self, data: bytes) -> None:
+    def _defer(self, data: bytes) -> None:
         """Let ``data`` wait until the current request is answered."""
         self._pipelined = data
-        if len(data) > _PIPELINED:
+        if len(data) > _PIPELINED_LIMIT:
             self.pause("pipelined")
 
     def _read_pipelined(self) -> None:
@@ -366,15 +366,15 @@ class ClientConnection(asyncio.Protocol):
                 again = self._repeat.match(head)
                 if again is not None:
                     if self._on_ended is not None:
-                        self._log_later(head)
-                    self._begin_again(self._repeat, *again)
+                        self._remember_for_log(head)
+                    self._begin_repeat(self._repeat, *again)
                     return data[end + 2 :]
         try:
-            found = self._heads.feed(data)
+            found = self._head_reader.feed(data)
         except Oversized:
             raise HeadTooLarge from None
         except Malformed as malformed:
-            raise BadRequest(other_protocol(self._heads.held) or f"malformed request: {malformed}") from None
+            raise BadRequest(other_protocol(self._head_reader.held) or f"malformed request: {malformed}") from None
         if found is None:
             if self.state is _IDLE:
                 self._enter(_HEAD)
@@ -382,7 +382,7 @@ class ClientConnection(asyncio.Protocol):
         head, rest = found
         self._repeat = None
         if self._on_ended is not None:
-            self._log_later(head)
+            self._remember_for_log(head)
         try:
             self._begin(head)
         except GatewayError as error:
@@ -395,26 +395,26 @@ class ClientConnection(asyncio.Protocol):
         gateway = self.gateway
         request = read_request(head, self.peer, gateway.forwarding, self.pool.authority)
         self.cross_origin = request.head.has_origin
-        self._handler = handler = handler_of(self, request, gateway.interceptor, gateway.ask)
+        self._handler = handler = make_handler(self, request, gateway.interceptor, gateway.ask)
         ordinary = type(handler) is Proxied and request.octets is head
-        if ordinary and request.repeatable and self._new_heads < _NEW_HEADS:
+        if ordinary and request.repeatable and self._new_heads < _NEW_HEADS_LIMIT:
             self._new_heads += 1
             self._repeat = Repeat.of(request)
         gateway.counters.in_flight += 1  # not before there is a handler, whose end is counted whatever happens
         if request.length:
-            self._body = reader(request.length)
+            self._content_reader = reader(request.length)
             self._awaits_continue = request.expects_continue
             self._enter(_RECEIVING)
         else:
             self._enter(_ANSWERING)
             handler.end()
 
-    def _begin_again(self, repeat: Repeat, outbound: bytes, length: int) -> None:
+    def _begin_repeat(self, repeat: Repeat, outbound: bytes, length: int) -> None:
         """Begin to handle a request whose head repeats the one before it."""
         self.gateway.counters.in_flight += 1
         self._handler = handler = Proxied(self, repeat.method, outbound, length, repeat.keep_alive)
         if length:
-            self._body = LengthReader(length)
+            self._content_reader = LengthReader(length)
             self._enter(_RECEIVING)
         else:
             self._enter(_ANSWERING)
@@ -422,7 +422,7 @@ class ClientConnection(asyncio.Protocol):
 
     def _read_content(self, data: bytes) -> bytes | None:
         """Read content of the current request; returns what follows its end, None until then."""
-        handler, body = self._handler, self._body
+        handler, body = self._handler, self._content_reader
         assert handler is not None  # noqa: S101 - for the type checker
         assert body is not None  # noqa: S101
         if data:
@@ -443,7 +443,7 @@ class ClientConnection(asyncio.Protocol):
 
     # The end of a request
 
-    def _leave(self) -> None:
+    def _client_left(self) -> None:
         """The client has left: it still gets the responses to earlier requests, and nothing else."""
         if self._cancel():
             self.abort()
@@ -455,35 +455,35 @@ class ClientConnection(asyncio.Protocol):
         handler, self._handler = self._handler, None
         if handler is None:
             return False
-        begun = handler.begun
+        response_started = handler.response_started
         handler.cancel()
         self._count(handler.method, handler.status)
-        return begun
+        return response_started
 
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
         """Refuse a request that can't be relayed; ``head`` is its own, if known."""
-        if self._reject(error, head):
+        if self._respond_with_error(error, head):
             self.gateway.counters.refuse(error, self.address)
 
-    def _reject(self, error: GatewayError, head: bytes = b"") -> bool:
+    def _respond_with_error(self, error: GatewayError, head: bytes = b"") -> bool:
         """Answer a request with ``error``, and read no further. Returns False if a response has begun: it is cut."""
         handler, self._handler = self._handler, None
         method = head.partition(b" ")[0] if handler is None else handler.method
         if handler is not None:
             # the head was good, the content is not: what upstream has got of it must not be taken for whole
-            begun = handler.begun
-            if not begun:
+            response_started = handler.response_started
+            if not response_started:
                 handler.status = error.status
             handler.cancel()
             self._count(handler.method, handler.status)
-            if begun:
+            if response_started:
                 self.abort()
                 return False
         else:
-            self.cross_origin = has_origin(head or self._heads.held)
+            self.cross_origin = has_origin(head or self._head_reader.held)
             self.gateway.counters.in_flight += 1
             if not head:
-                self._arrived, self._target = perf_counter(), b""
+                self._began_at, self._target = perf_counter(), b""
             self._count(method, error.status)
         answer, content = error_response(error, False, self.cross_origin, method)
         self._writer.write(answer + b"\r\n" + content)
@@ -494,11 +494,11 @@ class ClientConnection(asyncio.Protocol):
         """Count a request that has ended: each comes here once."""
         self.gateway.counters.ended(method, status)
         if self._on_ended is not None:
-            self._on_ended(self.address, method, self._target, status, perf_counter() - self._arrived)
+            self._on_ended(self.address, method, self._target, status, perf_counter() - self._began_at)
 
-    def _log_later(self, head: bytes) -> None:
+    def _remember_for_log(self, head: bytes) -> None:
         """Keep what `on_ended` is called with for the request with this head."""
-        self._arrived = perf_counter()
+        self._began_at = perf_counter()
         _, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         self._target = rest.rpartition(b" ")[0]
 
@@ -518,8 +518,8 @@ class ClientConnection(asyncio.Protocol):
 
     def _expire(self) -> None:
         """The time of the current state is over."""
-        before, self._untaken = self._untaken, untaken(self.transport)
-        if self._untaken and (before is None or self._untaken < before):  # the client takes what was written, if slowly
+        before, self._unacknowledged = self._unacknowledged, unacknowledged(self.transport)
+        if self._unacknowledged and (before is None or self._unacknowledged < before):  # it takes what was written
             self._deadline.set(self.gateway.keepalive_timeout)
         else:
             self._close()

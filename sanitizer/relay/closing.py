@@ -11,27 +11,27 @@ Cases, before the code that branches on them:
 import asyncio
 from typing import Final
 
-from sanitizer.relay.transport import Transport, reset, untaken
+from sanitizer.relay.transport import Transport, reset, unacknowledged
 
-_CLOSE_NOTIFY: Final = 0.125
+_TLS_INTERVAL: Final = 0.125
 """Seconds from one look to the next at whether the peer of a TLS connection has taken all."""
 
 
 class Closing:
     """Closes ``transport`` when its peer has taken all, or none of it for ``timeout`` seconds."""
 
-    __slots__ = ("_loop", "_timeout", "_timer", "_tls_timer", "_transport", "_untaken")
+    __slots__ = ("_loop", "_timeout", "_timer", "_tls_timer", "_transport", "_unacknowledged")
 
     def __init__(self, transport: Transport, timeout: float) -> None:
         self._loop = asyncio.get_running_loop()
         self._transport = transport
         self._timeout = timeout
-        self._untaken = untaken(transport)
-        self._timer = self._loop.call_later(timeout, self._look)
+        self._unacknowledged = unacknowledged(transport)
+        self._timer = self._loop.call_later(timeout, self._check)
         self._tls_timer: asyncio.TimerHandle | None = None
         transport.close()
         if transport.get_extra_info("sslcontext"):
-            self._tls_timer = self._loop.call_later(_CLOSE_NOTIFY, self._end_tls)
+            self._tls_timer = self._loop.call_later(_TLS_INTERVAL, self._end_tls)
 
     def cancel(self) -> None:
         """Look no more: the connection is lost."""
@@ -39,10 +39,10 @@ class Closing:
         if self._tls_timer is not None:
             self._tls_timer.cancel()
 
-    def _look(self) -> None:
-        before, self._untaken = self._untaken, untaken(self._transport)
-        if 0 < self._untaken < before:
-            self._timer = self._loop.call_later(self._timeout, self._look)
+    def _check(self) -> None:
+        before, self._unacknowledged = self._unacknowledged, unacknowledged(self._transport)
+        if 0 < self._unacknowledged < before:
+            self._timer = self._loop.call_later(self._timeout, self._check)
         else:
             reset(self._transport)
 
@@ -51,8 +51,8 @@ class Closing:
 
         Then what uvloop may have kept has followed by now, the close_notify too.
         """
-        remaining = untaken(self._transport)
+        remaining = unacknowledged(self._transport)
         if taken and not remaining:
             self._transport.abort()
         else:
-            self._tls_timer = self._loop.call_later(_CLOSE_NOTIFY, self._end_tls, not remaining)
+            self._tls_timer = self._loop.call_later(_TLS_INTERVAL, self._end_tls, not remaining)

@@ -44,13 +44,13 @@ from sanitizer.errors import GatewayError, UpstreamBroken, UpstreamNotReading
 from sanitizer.http1.bodies import UNTIL_CLOSE, Length, Reader, reader, response_length
 from sanitizer.http1.heads import HeadReader, Malformed, read_response_head
 from sanitizer.keepalive import probe_when_silent
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, end_is_announced, progress, read_rest, untaken
+from sanitizer.relay.transport import Transport, end_is_announced, progress, read_remaining, unacknowledged
 
 _HEAD_LIMIT: Final = 256 * 1024
 """Bytes of an upstream's response head: beyond, it is broken."""
-_SMALL: Final = 16 * 1024
+_ALWAYS_ACCEPTED: Final = 16 * 1024
 """Bytes of a request that any upstream's kernel takes, so that it need not be asked."""
 
 
@@ -98,19 +98,19 @@ class Receiver(Protocol):
     def on_interim(self, head: bytes) -> None:
         """The head of a 1xx response other than 101 has come."""
 
-    def respond(self, response: Response) -> None:
+    def response_received(self, response: Response) -> None:
         """The final response's head has come."""
 
     def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
         """Content has come, and more is to come: ``last`` is False, and ``trailers`` empty."""
 
-    def complete(self, content: bytes, trailers: bytes) -> None:
+    def response_complete(self, content: bytes, trailers: bytes) -> None:
         """The rest of the content has come. The connection is no longer the receiver's."""
 
-    def switch(self, response: Response, data: bytes) -> None:
+    def protocol_switched(self, response: Response, data: bytes) -> None:
         """Upstream has switched protocols; ``data`` are the first octets after its head."""
 
-    def lost(self, error: GatewayError, *, unanswered: bool) -> None:
+    def connection_lost(self, error: GatewayError, *, unanswered: bool) -> None:
         """The connection is gone before the response was whole.
 
         ``unanswered``: it had been idle, and not an octet of a response has come, so that upstream may have closed it
@@ -143,23 +143,23 @@ class Owner(Protocol):
 class Connection(asyncio.Protocol):
     """One connection to upstream.
 
-    ``reused``: it has been idle, so that upstream may have closed it meanwhile. ``idle_since`` and ``renew_at`` are
+    ``reused``: it has been idle, so that upstream may have closed it meanwhile. ``idle_since`` and ``expires_at`` are
     times of the event loop, for the pool.
     """
 
     __slots__ = (
-        "_body",
-        "_first",
-        "_heads",
+        "_content_reader",
+        "_first_content",
+        "_head_reader",
         "_keeps_alive",
         "_length",
         "_owner",
         "_poll",
         "_reading_paused",
         "_written",
+        "expires_at",
         "idle_since",
         "receiver",
-        "renew_at",
         "reused",
         "state",
         "transport",
@@ -170,16 +170,16 @@ class Connection(asyncio.Protocol):
         self.receiver: Receiver | None = None
         self.state = _CONNECTING
         self.reused = False
-        self.idle_since = self.renew_at = 0.0
+        self.idle_since = self.expires_at = 0.0
         self.write_paused = False
         self._owner = owner
         self._poll = select.poll()
         self._reading_paused = False
         self._written = 0  # octets of the current request
-        self._heads = HeadReader(httptools.HttpResponseParser, _HEAD_LIMIT)
+        self._head_reader = HeadReader(httptools.HttpResponseParser, _HEAD_LIMIT)
         self._length: Length = 0  # of the current response
-        self._body: Reader
-        self._first: tuple[bytes, bytes | None] | None = None  # read of what has come with the head
+        self._content_reader: Reader
+        self._first_content: tuple[bytes, bytes | None] | None = None  # read of what has come with the head
         self._keeps_alive = False
 
     # What a receiver calls
@@ -227,7 +227,7 @@ class Connection(asyncio.Protocol):
         self.state = _CLOSED
         self.transport.abort()
 
-    def become_end(self, end: End) -> None:
+    def become_tunnel_end(self, end: TunnelEnd) -> None:
         """The connection has become the ``end`` of a tunnel, which has been joined to the other end."""
         self.receiver = None
         self.state = _TUNNEL
@@ -281,7 +281,7 @@ class Connection(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self.receiver is not None and self.state is not _ATTACHED:
-            for data in read_rest(self.transport):
+            for data in read_remaining(self.transport):
                 self.data_received(data)
                 if self.receiver is None:
                     break
@@ -305,7 +305,7 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self, receiver: Receiver, data: bytes) -> bytes | None:
         """Read a head; returns what follows it, None if that isn't for the receiver or the head is not complete."""
-        found = self._heads.feed(data)
+        found = self._head_reader.feed(data)
         if found is None:
             return None
         octets, rest = found
@@ -321,24 +321,24 @@ class Connection(asyncio.Protocol):
             if not receiver.upgrade or head.upgrade is None:
                 raise UpstreamBroken("protocols switched unasked")
             octets += b"Connection: Upgrade\r\nUpgrade: " + head.upgrade + b"\r\n"
-            receiver.switch(Response(status, octets, 0), rest)
+            receiver.protocol_switched(Response(status, octets, 0), rest)
             return None
         if status < 200:
             receiver.on_interim(octets)
             return rest or None
         self._length = length = response_length(receiver.method, status, head)
-        self._body = reader(length)
-        self._first = self._body.feed(rest)  # before the head passes: if malformed, the answer is an error
+        self._content_reader = reader(length)
+        self._first_content = self._content_reader.feed(rest)  # before the head: if malformed, the answer is an error
         options = head.connection
         self._keeps_alive = b"close" not in options and (version == b"HTTP/1.1" or b"keep-alive" in options)
         self.state = _CONTENT
-        receiver.respond(Response(status, octets, length))
+        receiver.response_received(Response(status, octets, length))
         return rest
 
     def _read_content(self, receiver: Receiver, data: bytes) -> None:
         """Read content. At its end give the connection back, or close it, and then call the receiver."""
-        content, rest = self._first or self._body.feed(data)
-        self._first = None
+        content, rest = self._first_content or self._content_reader.feed(data)
+        self._first_content = None
         if rest is None:
             receiver.on_content(content, False, b"")
             return
@@ -348,11 +348,11 @@ class Connection(asyncio.Protocol):
         else:
             self.resume_reading()
             self.become_idle()  # first, so that the receiver's next request can take the connection
-        receiver.complete(content, self._body.trailers)
+        receiver.response_complete(content, self._content_reader.trailers)
 
     def _has_sent_all(self, receiver: Receiver) -> bool:
         """Whether upstream has the whole request. An upstream that answers without having read it may well close."""
-        return receiver.request_complete and (self._written <= _SMALL or not untaken(self.transport))
+        return receiver.request_complete and (self._written <= _ALWAYS_ACCEPTED or not unacknowledged(self.transport))
 
     def become_idle(self) -> None:
         """Give the connection to the pool: no receiver needs it now."""
@@ -371,7 +371,7 @@ class Connection(asyncio.Protocol):
         receiver, unanswered = self.receiver, self._unanswered
         self.close()
         if receiver is not None:
-            receiver.lost(error, unanswered=unanswered)
+            receiver.connection_lost(error, unanswered=unanswered)
 
     def _end(self, *, in_order: bool) -> None:
         """Upstream has ended the connection, which ends a response that lasts until then, if it was ``in_order``."""
@@ -382,8 +382,8 @@ class Connection(asyncio.Protocol):
         if receiver is None:
             return
         if not whole:
-            receiver.lost(UpstreamBroken(), unanswered=unanswered)
+            receiver.connection_lost(UpstreamBroken(), unanswered=unanswered)
             return
         if not end_is_announced(self.transport):
             self._owner.count_unannounced_end()
-        receiver.complete(b"", b"")
+        receiver.response_complete(b"", b"")

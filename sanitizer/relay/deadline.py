@@ -24,7 +24,7 @@ class Deadline:
         if self._timer is None or self._timer.when() > self._when:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(self._when, self._look)
+            self._timer = self._loop.call_at(self._when, self._check)
 
     def extend(self, seconds: float) -> None:
         """Let the time not come before ``seconds`` from now."""
@@ -41,11 +41,11 @@ class Deadline:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         if self._when == _NEVER:
             return
         if self._loop.time() < self._when:
-            self._timer = self._loop.call_at(self._when, self._look)
+            self._timer = self._loop.call_at(self._when, self._check)
         else:
             self._expire()

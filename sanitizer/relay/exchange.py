@@ -31,7 +31,7 @@ from sanitizer.relay.connection import Connection, Response
 from sanitizer.relay.pool import Pool
 
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
-_KEPT: Final = 64 * 1024
+_REPLAY_LIMIT: Final = 64 * 1024
 """Bytes of an idempotent request kept, so that it can be sent once more."""
 
 
@@ -59,11 +59,11 @@ class Exchange:
     """
 
     __slots__ = (
-        "_kept",
-        "_kept_size",
+        "_created_at",
         "_remaining",
+        "_replay",
+        "_replay_size",
         "_retried",
-        "_since",
         "_timer",
         "_unsent",
         "chunked",
@@ -89,11 +89,11 @@ class Exchange:
         self.transmitted = False
         self.request_complete = length == 0  # the whole request has been handed over by `send`
         self._retried = False
-        self._since = perf_counter()
+        self._created_at = perf_counter()
         self._remaining = length if isinstance(length, int) else 0  # octets of content still to come
         self._unsent: list[bytes] = [head]
-        self._kept: list[bytes] | None = [head] if method in _IDEMPOTENT else None
-        self._kept_size = len(head)  # counted along: a body may come byte by byte
+        self._replay: list[bytes] | None = [head] if method in _IDEMPOTENT else None
+        self._replay_size = len(head)  # counted along: a body may come byte by byte
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -124,11 +124,11 @@ class Exchange:
             if self._remaining < 0 or (last and self._remaining):
                 raise BadRequest("the content does not fit its Content-Length")
         self.request_complete = last or (not self.chunked and not self._remaining)
-        if self._kept is not None:
-            self._kept.append(framed)
-            self._kept_size += len(framed)
-            if self._kept_size > _KEPT:
-                self._kept = None
+        if self._replay is not None:
+            self._replay.append(framed)
+            self._replay_size += len(framed)
+            if self._replay_size > _REPLAY_LIMIT:
+                self._replay = None
         if self.connection is None or not self.transmitted:
             self._unsent.append(framed)
         elif framed:
@@ -177,37 +177,37 @@ class Exchange:
 
     # What the connection calls
 
-    def respond(self, response: Response) -> None:
+    def response_received(self, response: Response) -> None:
         self._stop_timer()
-        self.pool.seconds.observe(perf_counter() - self._since)
-        self._kept = None
+        self.pool.seconds.observe(perf_counter() - self._created_at)
+        self._replay = None
         self.state = _ANSWERED
         self.response = response
         self.on_response(response)
 
-    def complete(self, content: bytes, trailers: bytes) -> None:
+    def response_complete(self, content: bytes, trailers: bytes) -> None:
         self.connection = None
         self._finish()
         self.on_content(content, True, trailers)
 
-    def switch(self, response: Response, data: bytes) -> None:
-        self.pool.seconds.observe(perf_counter() - self._since)
+    def protocol_switched(self, response: Response, data: bytes) -> None:
+        self.pool.seconds.observe(perf_counter() - self._created_at)
         self.state = _ANSWERED
         self.response = response
         self.on_tunnel(response, data)
 
-    def lost(self, error: GatewayError, *, unanswered: bool) -> None:
+    def connection_lost(self, error: GatewayError, *, unanswered: bool) -> None:
         self.connection = None
         if unanswered and not self.transmitted:
             # upstream had closed it while it was idle, as it may have closed all others; in a turn of its own
             self.state = _WAITING
             self.pool.loop.call_soon(self.start)
-        elif self._retried or (self.transmitted and not (unanswered and self._kept is not None)):
+        elif self._retried or (self.transmitted and not (unanswered and self._replay is not None)):
             self.fail(error)
         else:
             self._retried = True
-            if self._kept is not None:
-                self._unsent = [b"".join(self._kept)]
+            if self._replay is not None:
+                self._unsent = [b"".join(self._replay)]
             self.transmitted = False
             self._stop_timer()
             self.state = _WAITING
@@ -222,7 +222,7 @@ class Exchange:
             return
         octets = b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0]
         if not connection.send_request(octets):
-            self.lost(UpstreamBroken(), unanswered=connection.reused)
+            self.connection_lost(UpstreamBroken(), unanswered=connection.reused)
             return
         self.state = _SENT
         self.transmitted = True
@@ -243,7 +243,7 @@ class Exchange:
 
     def _finish(self) -> None:
         self.state = _DONE
-        self._kept = None
+        self._replay = None
         self._unsent = []
         self._stop_timer()
 

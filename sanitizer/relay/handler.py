@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Literal, Protocol
 
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.pool import Pool
 from sanitizer.relay.stalls import Pending
 from sanitizer.relay.transport import Transport
@@ -25,7 +25,7 @@ class Handler(Protocol):
     started: bool
 
     @property
-    def begun(self) -> bool:
+    def response_started(self) -> bool:
         """Whether some of the response has been written."""
 
     def start(self) -> None:
@@ -79,10 +79,10 @@ class Client(Protocol):
     def stays_open(self, keep_alive: bool) -> bool:
         """Whether the connection can take another request after the response to the current one."""
 
-    def answered(self, handler: Handler, keep_alive: bool) -> None:
+    def response_sent(self, handler: Handler, keep_alive: bool) -> None:
         """The response to the current request is whole and written."""
 
-    def become_tunnel(self, handler: Handler, upstream: End) -> None:
+    def become_tunnel(self, handler: Handler, upstream: TunnelEnd) -> None:
         """Join the connection to the end that upstream's connection has become; the current request is over."""
 
     def abort(self) -> None:

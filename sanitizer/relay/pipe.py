@@ -26,7 +26,7 @@ from enum import Enum
 
 from sanitizer.relay.closing import Closing
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, end_is_announced, has_left, progress, read_rest, reset
+from sanitizer.relay.transport import Transport, end_is_announced, peer_has_closed, progress, read_remaining, reset
 
 
 class _State(Enum):
@@ -40,7 +40,7 @@ class _State(Enum):
 _OPEN, _ENDED, _CLOSING, _LOST = _State
 
 
-class End(asyncio.Protocol):
+class TunnelEnd(asyncio.Protocol):
     """One end of a tunnel.
 
     ``close_timeout``: seconds for which a peer may take nothing while its side is closed. ``on_stalled`` is called when
@@ -60,14 +60,14 @@ class End(asyncio.Protocol):
         "transport",
     )
 
-    _other: "End"
+    _other: "TunnelEnd"
 
     def __init__(
         self,
         transport: Transport,
         close_timeout: float,
         on_stalled: Callable[[], None],
-        on_lost: Callable[["End", bool], None],
+        on_lost: Callable[["TunnelEnd", bool], None],
     ) -> None:
         self.transport = transport
         self._close_timeout = close_timeout
@@ -78,7 +78,7 @@ class End(asyncio.Protocol):
         self._paused = False
         self._written = 0  # octets
 
-    def join(self, other: "End") -> None:
+    def join(self, other: "TunnelEnd") -> None:
         """Make a tunnel of this end and the ``other``."""
         self._other, other._other = other, self
         self.transport.set_protocol(self)
@@ -105,7 +105,7 @@ class End(asyncio.Protocol):
 
     def check(self) -> Pending | None:
         """What the peer has still to take. Also acts on one that has left unnoticed."""
-        if self._paused and has_left(self.transport, half_close=False):
+        if self._paused and peer_has_closed(self.transport, half_close=False):
             self.abort()
         if not self.transport.get_write_buffer_size():
             return None
@@ -138,7 +138,7 @@ class End(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         broken_off = False
         if self._state is not _CLOSING:
-            for data in read_rest(self.transport):
+            for data in read_remaining(self.transport):
                 self.data_received(data)
             broken_off = exc is not None or not end_is_announced(self.transport)
         self._state = _LOST

@@ -35,7 +35,7 @@ from sanitizer.errors import (
 from sanitizer.relay.advice import NO_CLOSE_NOTIFY, advise
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.counters import Histogram
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.stalls import Watched
 from sanitizer.relay.writer import Outbox
 
@@ -56,7 +56,7 @@ _TUNNEL_CLOSE_TIMEOUT: Final = 60.0
 """Seconds for which upstream may take nothing of what a tunnel's client has sent before it left."""
 
 
-class Request(Protocol):
+class Requester(Protocol):
     """A request that wants a connection; an `sanitizer.relay.exchange.Exchange`."""
 
     @property
@@ -102,22 +102,22 @@ class Pool:
         self._connector = Connector(address, tls, connect_timeout)
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
-        self._max = max_connections
+        self._max_connections = max_connections
         self._on_error = on_error
         self._idle = idle = deque[Connection]()
-        self._made = made = set[Connection]()
+        self._established = established = set[Connection]()
         # with at most one exchange at work, there are no other writes to wait for
-        self.outbox = Outbox(self.loop, lambda: len(made) - len(idle) < 2)
-        self._tunnels: set[End] = set()
-        self._connecting: dict[Connection, tuple[asyncio.Task[None], Request]] = {}
-        self._waiting: deque[tuple[Request, asyncio.TimerHandle]] = deque()
+        self.outbox = Outbox(self.loop, lambda: len(established) - len(idle) < 2)
+        self._tunnels: set[TunnelEnd] = set()
+        self._connecting: dict[Connection, tuple[asyncio.Task[None], Requester]] = {}
+        self._waiting: deque[tuple[Requester, asyncio.TimerHandle]] = deque()
         self._closing = False
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     @property
     def open(self) -> int:
         """How many connections there are: busy, idle, being made, or tunnels."""
-        return len(self._made) + len(self._connecting) + len(self._tunnels)
+        return len(self._established) + len(self._connecting) + len(self._tunnels)
 
     @property
     def connecting(self) -> int:
@@ -126,50 +126,50 @@ class Pool:
 
     @property
     def idle(self) -> int:
-        """How many connections wait for a request."""
+        """How many connections wait for a requester."""
         return len(self._idle)
 
     def watched(self) -> Iterator[Watched]:
         """The connections that the stall sweep looks at."""
-        return chain(tuple(self._made), tuple(self._tunnels))
+        return chain(tuple(self._established), tuple(self._tunnels))
 
     # What an exchange calls
 
-    def acquire(self, request: Request) -> asyncio.TimerHandle | None:
+    def acquire(self, requester: Requester) -> asyncio.TimerHandle | None:
         """Attach ``request`` to an idle connection at once, or else as `connect` does."""
         idle = self._idle
         while idle:
             connection = idle.pop()
             if self.loop.time() - connection.idle_since < self._keepalive and not connection.transport.is_closing():
-                request.attach(connection)
+                requester.attach(connection)
                 return None
             connection.close()
-        return self.connect(request)
+        return self.connect(requester)
 
-    def connect(self, request: Request) -> asyncio.TimerHandle | None:
+    def connect(self, requester: Requester) -> asyncio.TimerHandle | None:
         """Attach ``request`` to a new connection, or to the first that comes free while all are taken.
 
         Returns the timer by which ``request`` fails meanwhile, if there is one. After `close` it fails, in a turn of
         its own: it may be one of many, each begun by the end of another.
         """
         if self._closing:
-            return self.loop.call_later(0, request.fail, UpstreamUnreachable(_CLOSED))
-        request.on_blocked()
-        if self._max is not None and self.open >= self._max:
+            return self.loop.call_later(0, requester.fail, UpstreamUnreachable(_CLOSED))
+        requester.on_blocked()
+        if self._max_connections is not None and self.open >= self._max_connections:
             while self._waiting and self._waiting[0][0].done:
                 self._waiting.popleft()
-            timer = self.loop.call_later(self._connect_timeout, request.fail, PoolExhausted())
-            self._waiting.append((request, timer))
+            timer = self.loop.call_later(self._connect_timeout, requester.fail, PoolExhausted())
+            self._waiting.append((requester, timer))
             return timer
         connection = Connection(self)
-        task = self.loop.create_task(self._connect(connection, request))
-        self._connecting[connection] = task, request
+        task = self.loop.create_task(self._connect(connection, requester))
+        self._connecting[connection] = task, requester
         return None
 
-    def make_end(self, connection: Connection) -> End:
+    def make_tunnel_end(self, connection: Connection) -> TunnelEnd:
         """An end of a tunnel in place of a connection on which upstream has switched protocols."""
-        end = End(connection.transport, _TUNNEL_CLOSE_TIMEOUT, self._tunnel_stalled, self._tunnel_lost)
-        self._made.discard(connection)
+        end = TunnelEnd(connection.transport, _TUNNEL_CLOSE_TIMEOUT, self._tunnel_stalled, self._tunnel_lost)
+        self._established.discard(connection)
         self._tunnels.add(end)
         return end
 
@@ -186,12 +186,12 @@ class Pool:
         if connection.transport.is_closing():
             return
         now = self.loop.time()
-        if now >= connection.renew_at:
+        if now >= connection.expires_at:
             connection.close()
             return
-        request = self._next_waiting() if self._waiting else None
-        if request is not None:
-            request.attach(connection)
+        requester = self._next_waiting() if self._waiting else None
+        if requester is not None:
+            requester.attach(connection)
             return
         connection.idle_since = now
         self._idle.append(connection)
@@ -200,7 +200,7 @@ class Pool:
 
     def closed(self, connection: Connection) -> None:
         """A connection is gone: the next request that waits for one may make a new one."""
-        self._made.discard(connection)
+        self._established.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._slot_free()
@@ -213,7 +213,7 @@ class Pool:
     def _tunnel_stalled(self) -> None:
         self.count_error(UpstreamNotReading())
 
-    def _tunnel_lost(self, end: End, broken_off: bool) -> None:
+    def _tunnel_lost(self, end: TunnelEnd, broken_off: bool) -> None:
         self._tunnels.discard(end)
         if broken_off:
             self.count_error(UpstreamBroken())
@@ -228,13 +228,13 @@ class Pool:
             self._sweep_timer.cancel()
         connecting = tuple(self._connecting.values())
         self._connecting.clear()  # a task that is cancelled before it begins never fails its request
-        for task, request in connecting:
+        for task, requester in connecting:
             task.cancel()
-            if not request.done:
-                request.fail(UpstreamUnreachable(_CLOSED))
+            if not requester.done:
+                requester.fail(UpstreamUnreachable(_CLOSED))
         while (waiting := self._next_waiting()) is not None:
             waiting.fail(UpstreamUnreachable(_CLOSED))
-        for connection in tuple(self._made):
+        for connection in tuple(self._established):
             if connection.receiver is not None:
                 connection.receiver.fail(UpstreamBroken(_CLOSED))
             else:
@@ -243,17 +243,17 @@ class Pool:
             end.abort()
 
     def _slot_free(self) -> None:
-        if not self._closing and (self._max is None or self.open < self._max):
-            request = self._next_waiting()
-            if request is not None:
-                self.connect(request)
+        if not self._closing and (self._max_connections is None or self.open < self._max_connections):
+            requester = self._next_waiting()
+            if requester is not None:
+                self.connect(requester)
 
-    def _next_waiting(self) -> Request | None:
+    def _next_waiting(self) -> Requester | None:
         while self._waiting:
-            request, timer = self._waiting.popleft()
-            if not request.done:
+            requester, timer = self._waiting.popleft()
+            if not requester.done:
                 timer.cancel()
-                return request
+                return requester
         return None
 
     def _sweep(self) -> None:
@@ -265,7 +265,7 @@ class Pool:
         if self._idle:
             self._sweep_timer = self.loop.call_later(max(self._idle[0].idle_since - limit, 0.1), self._sweep)
 
-    async def _connect(self, connection: Connection, request: Request) -> None:
+    async def _connect(self, connection: Connection, requester: Requester) -> None:
         error: GatewayError | None = UpstreamUnreachable()  # also the outcome of an exception that is not expected here
         try:
             await self._connector.connect(lambda: connection)
@@ -273,29 +273,29 @@ class Pool:
         except TimeoutError:
             error = ConnectTimeout()
         except (OSError, ValueError) as cause:  # ssl.SSLError is one; the other: a name that IDNA can't encode
-            error = _not_connected(cause)
+            error = _connect_error(cause)
         finally:
             self._connecting.pop(connection, None)
-            self._connected(connection, request, error)
+            self._connected(connection, requester, error)
 
-    def _connected(self, connection: Connection, request: Request, error: GatewayError | None) -> None:
+    def _connected(self, connection: Connection, requester: Requester, error: GatewayError | None) -> None:
         """Use a connection that has been made for ``request``, or could not be made because of ``error``."""
         if error is None and not connection.transport.is_closing():
             # at random, so that connections that were made together are not all renewed together
-            connection.renew_at = self.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
-            self._made.add(connection)
-            user = self._next_waiting() if request.done else request
+            connection.expires_at = self.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
+            self._established.add(connection)
+            user = self._next_waiting() if requester.done else requester
             if user is None:
                 connection.become_idle()
             else:
                 user.attach(connection)
             return
-        if not request.done:
-            request.fail(error or UpstreamBroken())  # without an error it has been made, and lost since
+        if not requester.done:
+            requester.fail(error or UpstreamBroken())  # without an error it has been made, and lost since
         self._slot_free()
 
 
-def _not_connected(cause: Exception) -> GatewayError:
+def _connect_error(cause: Exception) -> GatewayError:
     """The error of a connection that could not be made because of ``cause``."""
     error = OutOfDescriptors() if descriptors.ran_out(cause) else UpstreamUnreachable()
     error.__cause__ = cause

@@ -48,7 +48,7 @@ class Proxied(Exchange):
     # Handler
 
     @property
-    def begun(self) -> bool:
+    def response_started(self) -> bool:
         """Whether some of the response has been written."""
         return self.response is not None
 
@@ -111,7 +111,7 @@ class Proxied(Exchange):
         if data:
             self.client.write(data)
         if last:
-            self.answered()
+            self.response_sent()
 
     def on_error(self, error: GatewayError) -> None:
         client = self.client
@@ -122,7 +122,7 @@ class Proxied(Exchange):
         self.keep_alive = client.stays_open(self.keep_alive)
         head, content = error_response(error, self.keep_alive, client.cross_origin, self.method)
         client.write(self.head_to_client(error.status, head) + b"\r\n" + content)
-        self.answered()
+        self.response_sent()
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
         if self.client.transport.is_closing():  # its loss may be on the way already, and would not reach an end
@@ -133,20 +133,20 @@ class Proxied(Exchange):
         connection = self.connection
         assert connection is not None  # noqa: S101 - for the type checker
         self._finish()
-        end = self.pool.make_end(connection)
+        end = self.pool.make_tunnel_end(connection)
         self.client.become_tunnel(self, end)
-        connection.become_end(end)
+        connection.become_tunnel_end(end)
 
     def head_to_client(self, status: int, head: bytes) -> bytes:
         """The head that the client gets for ``head``, less what frames its content."""
         return head
 
-    def answered(self) -> None:
+    def response_sent(self) -> None:
         """The response is whole and written."""
-        self.client.answered(self, self.keep_alive)
+        self.client.response_sent(self, self.keep_alive)
 
 
-class Writing(Proxied):
+class ProxiedWrite(Proxied):
     """Handles a request that is relayed inside of ``writing``, from its head to its end."""
 
     __slots__ = ("_writing",)

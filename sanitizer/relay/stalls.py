@@ -20,17 +20,17 @@ import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
-_PARTS: Final = 4
+_SWEEPS_PER_TIMEOUT: Final = 4
 """Sweeps in one timeout."""
-_INTERVAL: Final = 15.0
+_DEFAULT_INTERVAL: Final = 15.0
 """Seconds from one sweep to the next where there is no timeout."""
 
 
 class Pending(NamedTuple):
-    """What a peer has still to do. ``progress`` changes when it does some of it; else ``give_up`` is called."""
+    """What a peer has still to do. ``progress`` changes when it does some of it; else ``on_stall`` is called."""
 
     progress: int
-    give_up: Callable[[], None]
+    on_stall: Callable[[], None]
 
 
 class Watched(Protocol):
@@ -48,8 +48,8 @@ class StallSweep:
 
     def __init__(self, timeout: float | None, connections: Callable[[], Iterable[Watched]]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._limit = None if timeout is None else _PARTS
-        self._interval = _INTERVAL if timeout is None else timeout / _PARTS
+        self._limit = None if timeout is None else _SWEEPS_PER_TIMEOUT
+        self._interval = _DEFAULT_INTERVAL if timeout is None else timeout / _SWEEPS_PER_TIMEOUT
         self._connections = connections
         self._seen: dict[Watched, tuple[Pending, int]] = {}  # and the sweeps without progress
         self._timer = self._loop.call_later(self._interval, self._sweep)
@@ -68,7 +68,7 @@ class StallSweep:
             before, sweeps = self._seen.get(connection, (None, 0))
             sweeps = sweeps + 1 if pending == before else 0
             if sweeps == self._limit:
-                pending.give_up()
+                pending.on_stall()
             else:
                 seen[connection] = pending, sweeps
         self._seen = seen

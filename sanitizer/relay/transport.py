@@ -55,7 +55,7 @@ def progress(transport: Transport, written: int) -> int:
     return written - transport.get_write_buffer_size() + _tcp_info(transport, _BYTES_ACKED)
 
 
-def received(transport: Transport) -> int:
+def octets_received(transport: Transport) -> int:
     """How many octets the kernel has received from the peer; 0 where the kernel does not say."""
     return _tcp_info(transport, _BYTES_RECEIVED)
 
@@ -71,7 +71,7 @@ def _tcp_info(transport: Transport, where: slice) -> int:
     return int.from_bytes(info[where], sys.byteorder)
 
 
-def untaken(transport: Transport) -> int:
+def unacknowledged(transport: Transport) -> int:
     """How many octets have been written that the peer's kernel has not taken."""
     size = transport.get_write_buffer_size()
     sock = transport.get_extra_info("socket")
@@ -80,7 +80,7 @@ def untaken(transport: Transport) -> int:
     return size
 
 
-def has_left(transport: Transport, *, half_close: bool = True) -> bool:
+def peer_has_closed(transport: Transport, *, half_close: bool = True) -> bool:
     """Whether the peer has reset the connection or, with ``half_close``, ended its side; octets may still be unread."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
@@ -90,7 +90,7 @@ def has_left(transport: Transport, *, half_close: bool = True) -> bool:
     return any(events & (select.POLLERR | _RDHUP) for _, events in poll.poll(0))
 
 
-def read_rest(transport: Transport) -> Iterator[bytes]:
+def read_remaining(transport: Transport) -> Iterator[bytes]:
     """What has come on a connection before it was lost, and has not been handed over.
 
     Octets stay behind when a write has found the reset before they were read, or when uvloop ends a TLS connection

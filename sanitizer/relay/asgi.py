@@ -102,9 +102,9 @@ class AsgiExchange(Exchange):
         self._response_waiter = self.pool.loop.create_future()
         await self._response_waiter
 
-    def _wake(self, waiting: asyncio.Future[None] | None) -> None:
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
+    def _wake(self, waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def on_interim(self, head: bytes) -> None:
         if head.startswith(b"HTTP/1.1 100"):
@@ -167,7 +167,7 @@ class Relay:
         try:
             head, length = self._outbound(scope)
             exchange = AsgiExchange(self._pool, scope["method"].encode(), head, length)
-            await self._exchange(exchange, scope, receive, send)
+            await self._relay(exchange, scope, receive, send)
         except GatewayError as error:
             peer = _client_address(scope)
             if isinstance(error, ClientNotSending):
@@ -176,13 +176,13 @@ class Relay:
                 self._counters.refuse(error, peer)
             await _send_error(send, error, scope, not_sent=exchange is None or not exchange.transmitted)
 
-    async def _exchange(self, exchange: AsgiExchange, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _relay(self, exchange: AsgiExchange, scope: Scope, receive: Receive, send: Send) -> None:
         def done(reader: asyncio.Task[None]) -> None:
             if not reader.cancelled() and (failure := reader.exception()) is not None:
                 exchange.fail_request(failure)
 
         expects_continue = _expects_continue(scope)
-        reader = self._pool.loop.create_task(_read_client(exchange, receive, expects_continue, self._stall_timeout))
+        reader = self._pool.loop.create_task(_forward_content(exchange, receive, expects_continue, self._stall_timeout))
         reader.add_done_callback(done)
         try:
             # after the reader's first step, so that a head and the content received with it are sent in one write
@@ -251,7 +251,7 @@ def _expects_continue(scope: Scope) -> bool:
     return False
 
 
-def _forward(exchange: AsgiExchange, message: Message) -> bool:
+def _forward_message(exchange: AsgiExchange, message: Message) -> bool:
     """Forward content that the client has sent. If it has disconnected, cancels the exchange and returns False."""
     if message["type"] == "http.disconnect":
         exchange.cancel()
@@ -269,7 +269,7 @@ async def _respond(exchange: AsgiExchange, send: Send, version: str) -> None:
     if response.status in (204, 304):
         headers = [line for line in headers if line[0] != b"content-length"]
     if version == "1.0" and isinstance(response.length, Framing) and not buffering_is_set(response.head):
-        # uvicorn with httptools sends it chunked nevertheless, which nginx accepts; with h11, closing ends it
+        # uvicorn with httptools sends it chunked nevertheless, which nginx accepts; with h11, the close ends it
         advise(HTTP_1_0_STREAM)
         headers.append((b"x-accel-buffering", b"no"))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
@@ -282,7 +282,7 @@ async def _respond(exchange: AsgiExchange, send: Send, version: str) -> None:
         await send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
-async def _read_client(
+async def _forward_content(
     exchange: AsgiExchange, receive: Receive, expects_continue: bool, stall_timeout: float | None
 ) -> None:
     """Forward the client's content as it is received. If the client disconnects, cancels the exchange.
@@ -296,7 +296,7 @@ async def _read_client(
                 await exchange.wait_for_continue()
         except TimeoutError:
             pass
-    while _forward(exchange, await _receive(exchange, receive, stall_timeout)):
+    while _forward_message(exchange, await _receive(exchange, receive, stall_timeout)):
         while exchange.blocked and not exchange.request_complete:
             await exchange.wait_unblocked()
 

@@ -30,11 +30,11 @@ Cases, before the code that branches on them:
 * Two parsers could read a request differently: it is refused, and the connection is closed.
 * The client disconnects, even if only by a FIN: the connection to upstream is closed at once. After a FIN, the client
   still gets the responses to earlier requests, if it reads them in time. If the response to the current request has
-  started, however, the connection is reset, so that the response cannot be taken for complete.
+  started, however, the connection is reset, so that the response cannot be mistaken for a complete one.
 * The client reads slowly: as long as it reads some of its response now and then, it is given more time. If it reads
-  nothing, the connection is reset, so that the response cannot be taken for complete.
+  nothing, the connection is reset, so that the response cannot be mistaken for a complete one.
 * Upstream breaks off in the middle of a response: the client's connection is reset, so that the response cannot be
-  taken for complete.
+  mistaken for a complete one.
 * The client stalls (`sanitizer.relay.stalls`): if nothing of a response has been written, it gets a 408. Otherwise the
   connection is reset.
 * The client disconnects while reading from it is paused: `check` detects that.
@@ -77,8 +77,8 @@ LINGER: Final = 5.0
 """Seconds that a client has to read its response. They start again whenever it sends more, which is dropped."""
 LINGER_LIMIT: Final = 30.0
 """Seconds of lingering in all, like nginx's ``lingering_time``, because a client could go on sending for ever."""
-_NEW_HEADS_LIMIT: Final = 8
-"""After this many new heads on a connection, no head is remembered any more: the client rarely repeats one."""
+_REMEMBERED_HEADS_LIMIT: Final = 8
+"""Heads that are remembered on one connection. A client that has sent more of them than this rarely repeats one."""
 _PIPELINED_LIMIT: Final = 64 * 1024
 """Bytes of pipelined requests. If there are more, reading is paused, and a disconnect is not reported."""
 
@@ -127,7 +127,7 @@ class ClientConnection(asyncio.Protocol):
         self.transport: Transport
         self.peer: Peer
         self.state = _IDLE
-        self.write_blocked = False  # the client reads more slowly than is written to it
+        self.write_blocked = False  # the write buffer is full, because the client reads slowly
         self.cross_origin = False  # the current request has an Origin field; a repeated head leaves it as it is
         self._writer: Writer
         self.write: Callable[[bytes], None]  # the writer's method, which saves a call for each piece
@@ -141,7 +141,7 @@ class ClientConnection(asyncio.Protocol):
         self._began_at = 0.0  # when the current request's head was complete; for `on_ended` only, like its target
         self._target = b""
         self._repeat: Repeat | None = None  # the previous request's head, if it can be repeated
-        self._new_heads = 0  # how many heads repeated no other
+        self._remembered_heads = 0  # how many heads have been remembered
         self._pauses: set[Pause] = set()
         self._deadline = Deadline(self.loop, self._expire)
         self._linger_end = 0.0
@@ -180,7 +180,7 @@ class ClientConnection(asyncio.Protocol):
                 self.abort()
         if self.peer.address is not None:
             self.address = self.peer.address.decode()  # an IPv4 client's address in IPv4 form, even on an IPv6 socket
-        if self.gateway.connections.shutting_down:  # its TLS handshake was completed after the call for all others
+        if self.gateway.connections.shutting_down:  # its TLS handshake ended after `Connections.shutdown`
             self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -202,7 +202,7 @@ class ClientConnection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         if self.state is not _LINGERING and self.state is not _CLOSING:
-            self._client_left()
+            self._client_disconnected()
         return False
 
     def pause_writing(self) -> None:
@@ -227,7 +227,7 @@ class ClientConnection(asyncio.Protocol):
             self._close()
 
     def abort(self) -> None:
-        """Reset the connection, so that the response cannot be taken for complete."""
+        """Reset the connection, so that the response cannot be mistaken for a complete one."""
         self._enter(_CLOSING)
         self._writer.reset()
 
@@ -240,7 +240,7 @@ class ClientConnection(asyncio.Protocol):
         """
         state = self.state
         if self._pauses and state is not _LINGERING and state is not _CLOSING and peer_has_closed(self.transport):
-            self._client_left()
+            self._client_disconnected()
         if self.transport.get_write_buffer_size():
             return Pending(self._writer.progress, self._not_reading)
         handler = self._handler
@@ -403,8 +403,8 @@ class ClientConnection(asyncio.Protocol):
         self.cross_origin = request.head.has_origin
         self._handler = handler = make_handler(self, request, gateway.interceptor, gateway.ask)
         ordinary = type(handler) is Proxied and request.octets is head
-        if ordinary and request.repeatable and self._new_heads < _NEW_HEADS_LIMIT:
-            self._new_heads += 1
+        if ordinary and request.repeatable and self._remembered_heads < _REMEMBERED_HEADS_LIMIT:
+            self._remembered_heads += 1
             self._repeat = Repeat.of(request)
         gateway.counters.in_flight += 1  # only now: the end of a request that has a handler is always counted
         if request.length:
@@ -449,7 +449,7 @@ class ClientConnection(asyncio.Protocol):
 
     # The end of a request
 
-    def _client_left(self) -> None:
+    def _client_disconnected(self) -> None:
         """Handle a disconnect. The client may still read the responses to earlier requests, but nothing else."""
         if self._cancel():
             self.abort()
@@ -479,7 +479,7 @@ class ClientConnection(asyncio.Protocol):
         handler, self._handler = self._handler, None
         method = head.partition(b" ")[0] if handler is None else handler.method
         if handler is not None:
-            # the head was valid, but the content is not: upstream must not take what it has received for complete
+            # the content is malformed or has stalled: upstream must not mistake what it has received for all of it
             response_started = handler.response_started
             if not response_started:
                 handler.status = error.status

@@ -3,8 +3,8 @@
 Cases, before the code that branches on them:
 
 * The peer acknowledges some of the pending octets now and then: it is given more time.
-* The peer acknowledges none of them: the connection is reset, so that the peer cannot take what it has received for
-  complete.
+* The peer acknowledges none of them: the connection is reset, so that what it has received cannot be mistaken for
+  everything.
 * In TLS, the peer has acknowledged everything, including the close_notify, but does not send its own: the connection is
   aborted. uvloop would wait for the peer's close_notify, which an idle client does not send.
 """

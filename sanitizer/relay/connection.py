@@ -240,8 +240,8 @@ class Connection(asyncio.Protocol):
     def check(self) -> Pending | None:
         """How far upstream is with the request, for the stall sweep.
 
-        Returns None if upstream has read all that was written, or once it responds: it may then leave the rest of the
-        request unread.
+        Returns None if nothing waits to be sent. Also returns None once the response has started, because upstream may
+        then leave the rest of the request unread.
         """
         if self.state is _CONTENT or not self.transport.get_write_buffer_size():
             return None
@@ -264,7 +264,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         receiver = self.receiver
-        if receiver is None or self.state is _ATTACHED:  # no request has been sent
+        if receiver is None or self.state is _ATTACHED:  # it responds to no request
             self._break(UpstreamBroken())
             return
         if self.state is _WAITING:
@@ -281,7 +281,7 @@ class Connection(asyncio.Protocol):
 
     def eof_received(self) -> bool:
         self.transport.abort()  # returning False would first wait until everything is written, which may never happen
-        self._end(in_order=True)
+        self._end(orderly=True)
         return False
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -294,7 +294,7 @@ class Connection(asyncio.Protocol):
             self.transport.get_protocol().connection_lost(exc)
             return
         self._owner.closed(self)
-        self._end(in_order=exc is None)
+        self._end(orderly=exc is None)
 
     def pause_writing(self) -> None:
         self.write_paused = True
@@ -382,10 +382,10 @@ class Connection(asyncio.Protocol):
         if receiver is not None:
             receiver.connection_lost(error, unanswered=unanswered)
 
-    def _end(self, *, in_order: bool) -> None:
-        """Handle the end of the connection. ``in_order``: it is not a reset, so it may complete a response."""
+    def _end(self, *, orderly: bool) -> None:
+        """Handle the end of the connection. An ``orderly`` one, which is not a reset, may complete a response."""
         receiver, unanswered = self.receiver, self._unanswered
-        complete = in_order and self.state is _CONTENT and self._length is UNTIL_CLOSE
+        complete = orderly and self.state is _CONTENT and self._length is UNTIL_CLOSE
         self.receiver = None
         self.state = _CLOSED
         if receiver is None:

@@ -53,9 +53,9 @@ _NEW, _WAITING, _ATTACHED, _SENT, _ANSWERED, _DONE = State
 class Exchange:
     """One request to upstream and its response. Subclasses define the ``on_...`` methods.
 
-    ``method`` and ``head`` are octets. ``length`` is how the content is framed that is passed to `send`. ``upgrade``
-    says that the head asks for an upgrade, so that a 101 is allowed and opens a tunnel. ``response`` is set when its
-    head has been received. ``transmitted`` is whether any of the request has been written.
+    ``method`` and ``head`` are octets. ``length`` is the framing of the content that is passed to `send`.
+    ``upgrade`` says that the head asks for an upgrade, so that a 101 is allowed and opens a tunnel. ``response`` is set
+    when its head has been received. ``transmitted`` is whether any of the request has been written.
     """
 
     __slots__ = (
@@ -110,7 +110,7 @@ class Exchange:
             self._timer = self.pool.acquire(self) or self._timer
 
     def send(self, data: bytes, last: bool = False) -> None:
-        """Send content of the request. ``last`` says that it is the last of it.
+        """Send content of the request. ``last`` means that no more follows.
 
         Raises `BadRequest` if the content is longer or shorter than the request's Content-Length.
         """
@@ -160,7 +160,7 @@ class Exchange:
     # What the pool calls
 
     def attach(self, connection: Connection) -> None:
-        """Use ``connection``. The head, and the content that there is by then, are sent at the end of the iteration."""
+        """Use ``connection``. At the end of this event loop iteration the head is sent, and the content so far."""
         self._stop_timer()
         self.connection = connection
         self.state = _ATTACHED
@@ -199,8 +199,8 @@ class Exchange:
     def connection_lost(self, error: GatewayError, *, unanswered: bool) -> None:
         self.connection = None
         if unanswered and not self.transmitted:
-            # upstream closed the connection while it was idle, and may have closed all other idle ones; `call_soon`,
-            # because there may be many, and calls would nest
+            # upstream closed the connection while it was idle, and may have closed all other idle ones; not called
+            # directly, because there may be many, and the calls would nest
             self.state = _WAITING
             self.pool.loop.call_soon(self.start)
         elif self._retried or (self.transmitted and not (unanswered and self._replay is not None)):

@@ -17,8 +17,8 @@ class Handler(Protocol):
     """Handles one request of a client connection, from its head to the end of its response.
 
     ``status`` is the status of the response once it is known, and `CLIENT_LEFT` until then. ``started`` is whether
-    `start` has been called. The client connection calls it after the first `content` or `end`, so that a head and the
-    content received together with it are sent in one write.
+    `start` has been called. The client connection first passes on the content that was received together with the head,
+    by `content` and `end`, so that both are sent in one write.
     """
 
     method: bytes
@@ -67,10 +67,11 @@ class Client(Protocol):
     pool: Pool
     """The connections to upstream."""
     write_blocked: bool
+    """Whether the write buffer is full, because the client reads slowly."""
     cross_origin: bool
     """Whether the current request has an Origin field."""
     write: Callable[[bytes], None]
-    """Sends octets to the client at the end of this iteration of the event loop."""
+    """Sends octets to the client, at the latest at the end of this event loop iteration."""
 
     def write_interim(self, head: bytes) -> None:
         """Send the head of a 1xx response."""
@@ -91,4 +92,4 @@ class Client(Protocol):
         """End the current request, and make the connection a tunnel to ``upstream``."""
 
     def abort(self) -> None:
-        """Reset the connection, so that the client cannot take the response for complete."""
+        """Reset the connection, so that the response cannot be mistaken for a complete one."""

@@ -19,8 +19,8 @@ Cases, before the code that branches on them:
   is closed.
 * One peer reads slowly: nothing more is read from the other. If it accepts nothing for the stall timeout, its
   connection is reset.
-* A peer resets its connection while reading from it is paused: the stall sweep detects that. It ignores a FIN, because
-  a half-closed tunnel goes on.
+* A peer resets its connection while reading from it is paused: the stall sweep detects that. The sweep ignores a FIN,
+  because a half-closed tunnel remains open.
 """
 
 import asyncio

@@ -49,7 +49,7 @@ class Watched(Protocol):
 
 
 class StallSweep:
-    """Checks all ``connections`` regularly until `close`, and calls ``on_stall`` for those that stall.
+    """Checks all ``connections`` regularly until `close`, and calls `Pending.on_stall` when a peer has stalled.
 
     ``timeout`` is in seconds; None means that no peer stalls. Must be created while an event loop is running.
     """

@@ -68,7 +68,7 @@ class Writer:
         self._written = 0  # octets
 
     def write(self, data: bytes) -> None:
-        """Send ``data`` at the end of this iteration of the event loop, or at once."""
+        """Send ``data``, at the latest at the end of this event loop iteration."""
         if len(data) > _BULK:
             self._outbox.flush()
             self._write(data)
@@ -86,12 +86,15 @@ class Writer:
             self._transport.write_eof()
 
     def close(self, timeout: float) -> Closing:
-        """Close the connection when the client has acknowledged everything, or nothing for ``timeout`` seconds."""
+        """Close the connection as `Closing` does, with the same ``timeout``."""
         self._outbox.flush()
         return Closing(self._transport, timeout)
 
     def reset(self) -> None:
-        """Reset the connection, so that a response cannot be taken for complete. What was written of it may arrive."""
+        """Reset the connection, so that a response cannot be mistaken for a complete one.
+
+        What was written of the response may still arrive.
+        """
         self._outbox.flush()
         reset(self._transport)
 

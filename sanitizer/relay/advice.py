@@ -5,7 +5,7 @@ from functools import cache
 from typing import Final
 
 HTTP_1_0_STREAM: Final = (
-    "an HTTP/1.0 client gets an answer that only the end of the connection can end, which nginx would hold back; the "
+    "an HTTP/1.0 client gets a response that ends only when the connection closes, which nginx would buffer; the "
     "gateway has added 'X-Accel-Buffering: no' to it; if the client is nginx, set 'proxy_http_version 1.1;' and "
     "'proxy_set_header Connection \"\";', or 'proxy_buffering off;'"
 )
@@ -14,12 +14,13 @@ HTTP_1_0_UPGRADE: Final = (
     "7.8), so the request was relayed without it; if the client is nginx, set 'proxy_http_version 1.1;'"
 )
 NO_CLOSE_NOTIFY: Final = (
-    "upstream has ended an answer of unknown length without TLS's close_notify; the answer was passed on as whole, but "
-    "someone between could have cut it; sanitizer_upstream_unannounced_ends_total counts such answers"
+    "upstream has ended a response of unknown length without TLS's close_notify; the response was relayed as complete, "
+    "but an attacker on the path could have truncated it; sanitizer_upstream_unannounced_ends_total counts such "
+    "responses"
 )
 
 
 @cache
 def advise(advice: str) -> None:
-    """Log ``advice`` as a warning, the first time."""
+    """Log ``advice`` as a warning, the first time that it is given."""
     logging.getLogger("sanitizer").warning(advice)

@@ -1,8 +1,8 @@
 """The relay as an ASGI app. It works under any ASGI server, streams both ways, and buffers at most 64 KiB each way.
 
-What ASGI can't carry, and the command's own server can: a target that ends in an empty query (``/a?``), reason
-phrases, the case of field names, trailers, interim responses (103), HTTP/1.0 clients (servers send them chunked),
-upgrades, the Content-Length of a 304, which uvicorn refuses, and status codes above 599.
+The command's own server can relay some things that ASGI has no way to express: a target that ends in an empty query
+(``/a?``), reason phrases, the case of field names, trailers, interim responses (103), responses to HTTP/1.0 clients
+(servers send them chunked), upgrades, the Content-Length of a 304 (uvicorn refuses it), and status codes above 599.
 """
 
 import asyncio
@@ -25,52 +25,59 @@ from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.pool import Pool
 
 _BUFFERED: Final = 64 * 1024
-"""Bytes of a response held for a slow client before reading from upstream stops."""
+"""Bytes of a response that are buffered for a slow client. If there are more, reading from upstream is paused."""
 _CONTINUE_TIMEOUT: Final = 1.0
-"""Seconds to wait for upstream's 100 (Continue) before the content is sent all the same (RFC 9110 section 10.1.1)."""
+"""Seconds to wait for upstream's 100 (Continue); after that the content is sent anyway (RFC 9110 section 10.1.1)."""
 
 
-class Answer(Exchange):
-    """An exchange whose response a coroutine takes piece by piece."""
+class AsgiExchange(Exchange):
+    """An exchange whose response a coroutine awaits piece by piece."""
 
-    __slots__ = ("_content", "_continued", "_failure", "_last", "_reader", "_size", "_writer")
+    __slots__ = ("_content", "_content_waiter", "_continued", "_failure", "_last", "_response_waiter", "_size")
 
     def __init__(self, pool: Pool, method: bytes, head: bytes, length: Length) -> None:
         super().__init__(pool, method, head, length)
-        self._reader: asyncio.Future[None] | None = None  # done when more of the response has come
-        self._writer: asyncio.Future[None] | None = None  # done when content may be sent, or is not wanted any more
+        # the first is done when more of the response is there, the second when content may be sent or is not needed
+        self._response_waiter: asyncio.Future[None] | None = None
+        self._content_waiter: asyncio.Future[None] | None = None
         self._continued = False
         self._content: list[bytes] = []
         self._size = 0
         self._last = False
         self._failure: BaseException | None = None
 
-    async def wants_content(self) -> None:
-        """Wait until upstream asks for the content (100) or answers without it."""
+    async def wait_for_continue(self) -> None:
+        """Wait until upstream asks for the content with a 100, or responds without it."""
         while not self._continued and self.response is None and not self.done:
-            self._writer = self.pool.loop.create_future()
-            await self._writer
+            self._content_waiter = self.pool.loop.create_future()
+            await self._content_waiter
 
-    async def unblocked(self) -> None:
-        """Wait until more content may be sent, or none is wanted any more."""
-        self._writer = self.pool.loop.create_future()
-        await self._writer
+    async def wait_unblocked(self) -> None:
+        """Wait until more content may be sent, or no more is needed."""
+        self._content_waiter = self.pool.loop.create_future()
+        await self._content_waiter
 
     async def head(self) -> Response | None:
-        """The response's head; None when the client has left. Raises `GatewayError`, or what `receive` has raised."""
+        """The response's head, or None if the client has disconnected.
+
+        Raises `GatewayError`, or the exception that the ASGI server's ``receive`` has raised.
+        """
         while self.response is None and not self.done:
-            await self._more()
+            await self._wait_for_more()
         if self.response is None and self._failure is not None:
             raise self._failure
         return self.response
 
     async def content(self) -> tuple[bytes, bool] | None:
-        """Content that has come, and whether it is the last; None when the client has left. Raises `ResponseCut`."""
+        """Content received so far, and whether it is the last, or None if the client has disconnected.
+
+        Raises `ResponseCut` if the exchange has failed.
+        """
         while not self._content and not self.done:
-            await self._more()
+            await self._wait_for_more()
         if self._failure is not None and not self._content:
             cut = ResponseCut()
-            cut.__cause__ = self._failure  # compiled code leaves it out of ``raise ... from``
+            cut.__cause__ = self._failure  # compiled code does not set it for ``raise ... from``
             raise cut
         if self.done and not self._last and self._failure is None:
             return None
@@ -82,35 +89,35 @@ class Answer(Exchange):
 
     def cancel(self) -> None:
         super().cancel()
-        self._wake(self._reader)
-        self._wake(self._writer)
+        self._wake(self._response_waiter)
+        self._wake(self._content_waiter)
 
-    def give_up(self, failure: BaseException) -> None:
-        """The request can't be read any further, because of ``failure``."""
+    def fail_request(self, failure: BaseException) -> None:
+        """End the exchange, because reading the request has failed with ``failure``."""
         if not self.done:
             self._failure = failure
             self.cancel()
 
-    async def _more(self) -> None:
-        self._reader = self.pool.loop.create_future()
-        await self._reader
+    async def _wait_for_more(self) -> None:
+        self._response_waiter = self.pool.loop.create_future()
+        await self._response_waiter
 
-    def _wake(self, waiting: asyncio.Future[None] | None) -> None:
-        if waiting is not None and not waiting.done():
-            waiting.set_result(None)
+    def _wake(self, waiter: asyncio.Future[None] | None) -> None:
+        if waiter is not None and not waiter.done():
+            waiter.set_result(None)
 
     def on_interim(self, head: bytes) -> None:
         if head.startswith(b"HTTP/1.1 100"):
             self._continued = True
-            self._wake(self._writer)
+            self._wake(self._content_waiter)
 
     def on_response(self, response: Response) -> None:
-        if response.status > 599:  # uvicorn has no status line for it, and would fail without an answer
+        if response.status > 599:  # uvicorn has no status line for it, and would fail without a response
             self.response = None
             self.fail(UpstreamBroken("upstream's status is above 599"))
             return
         if not self.request_complete:
-            self._wake(self._writer)
+            self._wake(self._content_waiter)
 
     def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
         if data:
@@ -119,24 +126,24 @@ class Answer(Exchange):
             if self._size > _BUFFERED and not last:
                 self.pause_reading()
         self._last = last
-        self._wake(self._reader)
+        self._wake(self._response_waiter)
         if last:
-            self._wake(self._writer)
+            self._wake(self._content_waiter)
 
     def on_error(self, error: GatewayError) -> None:
         self._failure = error
-        self._wake(self._reader)
-        self._wake(self._writer)
+        self._wake(self._response_waiter)
+        self._wake(self._content_waiter)
 
     def on_unblocked(self) -> None:
-        self._wake(self._writer)
+        self._wake(self._content_waiter)
 
 
 class Relay:
     """An ASGI app that relays requests over the connections of ``pool``.
 
-    ``counters`` counts the requests that it refuses, and the clients that stall. ``stall_timeout``: seconds for which a
-    client may send nothing of content that is due; None: no limit.
+    ``counters`` counts the requests that it refuses, and the clients that stall. ``stall_timeout`` is how many seconds
+    a client may send nothing of content that is due; None means no limit.
     """
 
     def __init__(
@@ -149,51 +156,52 @@ class Relay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "websocket":
-            # upgrades are tunnelled by the command's own server alone, see sanitizer.relay.client
+            # only the command's own server tunnels upgrades, see sanitizer.relay.client
             await send(
                 {"type": "websocket.close", "code": 1011, "reason": "upgrades need litellm-sanitizer's own server"}
             )
             return
         if scope["type"] != "http":
-            raise RuntimeError(f"Relay has no answer to an ASGI scope of type {scope['type']!r}")
-        answer: Answer | None = None
+            raise RuntimeError(f"Relay does not support ASGI scopes of type {scope['type']!r}")
+        exchange: AsgiExchange | None = None
         try:
             head, length = self._outbound(scope)
-            answer = Answer(self._pool, scope["method"].encode(), head, length)
-            await self._exchange(answer, scope, receive, send)
+            exchange = AsgiExchange(self._pool, scope["method"].encode(), head, length)
+            await self._relay(exchange, scope, receive, send)
         except GatewayError as error:
             peer = _client_address(scope)
             if isinstance(error, ClientNotSending):
                 self._counters.stall(error, peer)
             elif isinstance(error, BadRequest | LoopDetected):
                 self._counters.refuse(error, peer)
-            await _send_error(send, error, scope, not_sent=answer is None or not answer.transmitted)
+            await _send_error(send, error, scope, not_sent=exchange is None or not exchange.transmitted)
 
-    async def _exchange(self, answer: Answer, scope: Scope, receive: Receive, send: Send) -> None:
+    async def _relay(self, exchange: AsgiExchange, scope: Scope, receive: Receive, send: Send) -> None:
         def done(reader: asyncio.Task[None]) -> None:
             if not reader.cancelled() and (failure := reader.exception()) is not None:
-                answer.give_up(failure)
+                exchange.fail_request(failure)
 
         expects_continue = _expects_continue(scope)
-        reader = self._pool.loop.create_task(_read_client(answer, receive, expects_continue, self._stall_timeout))
+        reader = self._pool.loop.create_task(_forward_content(exchange, receive, expects_continue, self._stall_timeout))
         reader.add_done_callback(done)
         try:
-            # after the reader's first turn: a head and the content that has come with it are to be one write
-            self._pool.loop.call_soon(answer.start)
-            await _respond(answer, send, scope["http_version"])
+            # after the reader's first step, so that a head and the content received with it are sent in one write
+            self._pool.loop.call_soon(exchange.start)
+            await _respond(exchange, send, scope["http_version"])
         finally:
-            answer.cancel()
-            reader.cancel()  # not waited for: that a write is over is to be known before the client's next request
+            exchange.cancel()
+            # not awaited: the caller must know that a write is over before the client's next request is handled
+            reader.cancel()
 
     def outbound_head(self, scope: MutableMapping[str, Any]) -> bytes:
-        """The head that a request of this scope is sent upstream with. Raises `BadRequest` or `LoopDetected`."""
+        """The head with which a request of this scope is forwarded. Raises `BadRequest` or `LoopDetected`."""
         return self._outbound(scope)[0]
 
     def _outbound(self, scope: MutableMapping[str, Any]) -> tuple[bytes, Length]:
         peer = self._forwarding.peer(_client_address(scope), scope.get("scheme", "http"))
         version = scope["http_version"].encode()
         start_line = scope["method"].encode() + b" " + request_target(scope) + b" HTTP/1.1"
-        # ASGI allows other iterables than pairs, and compiled code does not
+        # ASGI allows a field to be any iterable of two items; compiled code requires a tuple
         fields = [(name, value) for name, value in scope["headers"]]
         head, octets = self._forwarding.outbound(checked_head(start_line, fields), peer, version)
         if scope["method"] == "CONNECT":
@@ -208,17 +216,18 @@ class Relay:
 
 
 def request_target(scope: MutableMapping[str, Any]) -> bytes:
-    """The request target of a scope in octets as they were sent (RFC 9112 section 3.2)."""
+    """The request target of a scope, in the octets that were sent (RFC 9112 section 3.2)."""
     path: bytes = scope.get("raw_path") or quote(scope["path"], safe="/:@!$&'()*+,;=~").encode()
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
 
 async def _send_error(send: Send, error: GatewayError, scope: Scope, not_sent: bool) -> None:
-    """Answer a request with an error of the gateway's own.
+    """Send an error response of the gateway's own.
 
-    ``not_sent``: nothing of the request has been sent to upstream, which `sanitizer.sanitize.middleware` wants to know.
+    ``not_sent`` means that nothing of the request has been sent to upstream. It is added to the message for
+    `sanitizer.sanitize.answer`.
     """
-    # what follows on this connection can't be trusted, or may never come; HTTP/2 has no such field
+    # the octets that follow on this connection can't be trusted, or may never be sent; HTTP/2 has no such field
     close = isinstance(error, BadRequest | LoopDetected | ClientNotSending) and scope["http_version"] in ("1.0", "1.1")
     cross_origin = any(name == b"origin" for name, _ in scope["headers"])
     fields, content = error_fields(error, not close, cross_origin)
@@ -234,7 +243,7 @@ def _client_address(scope: MutableMapping[str, Any]) -> str | None:
 
 
 def _expects_continue(scope: Scope) -> bool:
-    if scope["http_version"] == "1.0":  # then it is to be ignored (RFC 9110 section 10.1.1)
+    if scope["http_version"] == "1.0":  # the expectation must be ignored (RFC 9110 section 10.1.1)
         return False
     for name, value in scope["headers"]:
         if name == b"expect":
@@ -242,59 +251,61 @@ def _expects_continue(scope: Scope) -> bool:
     return False
 
 
-def _pass_on(answer: Answer, message: Message) -> bool:
-    """Send upstream what the client has sent; False when it has left, which ends the exchange."""
+def _forward_message(exchange: AsgiExchange, message: Message) -> bool:
+    """Forward content that the client has sent. If it has disconnected, cancels the exchange and returns False."""
     if message["type"] == "http.disconnect":
-        answer.cancel()
+        exchange.cancel()
         return False
-    if not answer.request_complete:
-        answer.send(bytes(message.get("body", b"")), last=not message.get("more_body", False))
+    if not exchange.request_complete:
+        exchange.send(bytes(message.get("body", b"")), last=not message.get("more_body", False))
     return True
 
 
-async def _respond(answer: Answer, send: Send, version: str) -> None:
-    response = await answer.head()
+async def _respond(exchange: AsgiExchange, send: Send, version: str) -> None:
+    response = await exchange.head()
     if response is None:
         return
     headers = [(name.lower(), value) for name, value in head_fields(response.head)]
     if response.status in (204, 304):
         headers = [line for line in headers if line[0] != b"content-length"]
     if version == "1.0" and isinstance(response.length, Framing) and not buffering_is_set(response.head):
-        # uvicorn's httptools sends it chunked even so, which nginx takes; servers with h11 end it with the connection
+        # uvicorn with httptools sends it chunked nevertheless, which nginx accepts; with h11, the close ends it
         advise(HTTP_1_0_STREAM)
         headers.append((b"x-accel-buffering", b"no"))
     await send({"type": "http.response.start", "status": response.status, "headers": headers})
     last = False
     while not last:
-        piece = await answer.content()
+        piece = await exchange.content()
         if piece is None:
             return
         data, last = piece
         await send({"type": "http.response.body", "body": data, "more_body": not last})
 
 
-async def _read_client(answer: Answer, receive: Receive, expects_continue: bool, stall_timeout: float | None) -> None:
-    """Send the client's content upstream as it comes; end the exchange when the client leaves.
+async def _forward_content(
+    exchange: AsgiExchange, receive: Receive, expects_continue: bool, stall_timeout: float | None
+) -> None:
+    """Forward the client's content as it is received. If the client disconnects, cancels the exchange.
 
-    Raises `ClientNotSending` if nothing comes for ``stall_timeout`` although content is due.
+    Raises `ClientNotSending` if nothing is received for ``stall_timeout`` although content is due.
     """
     if expects_continue:
-        # `receive` makes the server answer 100, which is upstream's to say
+        # calling `receive` makes the server send a 100, but only upstream may decide that
         try:
             async with asyncio.timeout(_CONTINUE_TIMEOUT):
-                await answer.wants_content()
+                await exchange.wait_for_continue()
         except TimeoutError:
             pass
-    while _pass_on(answer, await _receive(answer, receive, stall_timeout)):
-        while answer.blocked and not answer.request_complete:
-            await answer.unblocked()
+    while _forward_message(exchange, await _receive(exchange, receive, stall_timeout)):
+        while exchange.blocked and not exchange.request_complete:
+            await exchange.wait_unblocked()
 
 
-async def _receive(answer: Answer, receive: Receive, stall_timeout: float | None) -> Message:
+async def _receive(exchange: AsgiExchange, receive: Receive, stall_timeout: float | None) -> Message:
     while True:
         try:
-            async with asyncio.timeout(None if answer.request_complete else stall_timeout):
+            async with asyncio.timeout(None if exchange.request_complete else stall_timeout):
                 return await receive()
         except TimeoutError:
-            if answer.response is None:
+            if exchange.response is None:
                 raise ClientNotSending from None

@@ -1,18 +1,18 @@
-"""A client connection: reads requests, gives each to a handler, and writes what the handler answers, socket to socket.
+"""A client connection: it reads requests, passes each of them to a handler, and writes the handler's response.
 
-An ordinary request is handled by a `Proxied`, which is an `Exchange`, and by nothing more: no task, no ASGI scope, no
-future. What the sanitizer intercepts is handled by an `Intercepted`. An upgrade is relayed like an ordinary request.
-When upstream has switched protocols, the two connections become a tunnel, see `sanitizer.relay.pipe`.
+An ordinary request is handled by a `Proxied`, which is an `Exchange`: there is no task, no ASGI scope and no future. A
+request that the sanitizer intercepts is handled by an `Intercepted`. A request for an upgrade is relayed like an
+ordinary request; when upstream has switched protocols, the two connections become a tunnel (`sanitizer.relay.pipe`).
 
 =========  ================================================  ================================================
 State      What it waits for                                 The next states
 =========  ================================================  ================================================
 IDLE       a request                                         HEAD, RECEIVING, ANSWERING, LINGERING, CLOSING
 HEAD       the rest of a request's head                      RECEIVING, ANSWERING, LINGERING, CLOSING
-RECEIVING  the rest of a request's content, and its answer   ANSWERING, LINGERING, CLOSING
-ANSWERING  the answer to a request that is whole             IDLE, CLOSING, TUNNEL
-LINGERING  the client to read an answer, and to end          CLOSING
-CLOSING    the client to take all that was written
+RECEIVING  the rest of the content, and the response         ANSWERING, LINGERING, CLOSING
+ANSWERING  the response to a complete request                IDLE, CLOSING, TUNNEL
+LINGERING  the client to read the response and close         CLOSING
+CLOSING    the client to acknowledge what was written
 TUNNEL     nothing: the connection is an end of a tunnel
 CLOSED     nothing: the connection is lost
 =========  ================================================  ================================================
@@ -21,20 +21,23 @@ Every state but TUNNEL leads to CLOSED as well.
 
 Cases, before the code that branches on them:
 
-* A request comes before the one before it is answered (pipelining, RFC 9112 section 9.3.2): its octets wait, unread, so
-  that answers keep their order. The socket is read on, else a client that leaves would go unseen, up to a limit.
-* The response is whole before the request is: it says ``Connection: close``, what still comes is read and dropped for a
-  while, but no longer than `LINGER_LIMIT`, so that the client gets to read the response (RFC 9112 section 9.6).
-* A request that two parsers could read differently is refused, and the connection closed.
-* The client leaves, by FIN too: upstream's connection is closed at once. After a FIN the client still gets what was
-  answered before, if it takes it in time; but if the response to the current request has begun, the connection is
-  reset, so that the response can't be taken for whole.
-* The client reads slowly: while it takes some of its response now and then, it is given more time; if it takes none,
-  the connection is reset, so that the response can't be taken for whole.
-* Upstream breaks off in mid-response: the client's connection is reset, so that no response can be taken for whole.
-* The client stalls, see `sanitizer.relay.stalls`: if nothing of an answer has been written, it gets 408; else the
+* A request is received before the response to the previous one is sent (pipelining, RFC 9112 section 9.3.2): its octets
+  are kept unparsed, so that the responses keep their order. Up to a limit, the socket is still read, because only then
+  is a disconnect reported.
+* The response is complete before the request is: it says ``Connection: close``. What the client still sends is read and
+  dropped for a while, but no longer than `LINGER_LIMIT`, so that the client can read the response (RFC 9112 section
+  9.6).
+* Two parsers could read a request differently: it is refused, and the connection is closed.
+* The client disconnects, even if only by a FIN: the connection to upstream is closed at once. After a FIN, the client
+  still gets the responses to earlier requests, if it reads them in time. If the response to the current request has
+  started, however, the connection is reset, so that the response cannot be mistaken for a complete one.
+* The client reads slowly: as long as it reads some of its response now and then, it is given more time. If it reads
+  nothing, the connection is reset, so that the response cannot be mistaken for a complete one.
+* Upstream breaks off in the middle of a response: the client's connection is reset, so that the response cannot be
+  mistaken for a complete one.
+* The client stalls (`sanitizer.relay.stalls`): if nothing of a response has been written, it gets a 408. Otherwise the
   connection is reset.
-* The client leaves while it is not read: `check` finds out.
+* The client disconnects while reading from it is paused: `check` detects that.
 """
 
 import asyncio
@@ -56,28 +59,28 @@ from sanitizer.relay.closing import Closing
 from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters, OnEnded
 from sanitizer.relay.deadline import Deadline
-from sanitizer.relay.dispatch import handler_of
+from sanitizer.relay.dispatch import make_handler
 from sanitizer.relay.handler import Handler, Pause
 from sanitizer.relay.interception import Ask, Interceptor
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.pool import Pool
 from sanitizer.relay.proxied import Proxied
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, has_left, received, untaken
+from sanitizer.relay.transport import Transport, octets_received, peer_has_closed, unacknowledged
 from sanitizer.relay.writer import Writer
 
 HEAD_LIMIT: Final = 64 * 1024
 """Bytes of a request head; a larger one is answered with 431."""
 HEAD_TIMEOUT: Final = 30.0
-"""Seconds from a head's first byte to its last; then the connection is closed."""
+"""Seconds from a head's first byte to its last; after that the connection is closed."""
 LINGER: Final = 5.0
-"""Seconds in which a client may read its response. They begin anew when it sends more, which is dropped."""
+"""Seconds that a client has to read its response. They start again whenever it sends more, which is dropped."""
 LINGER_LIMIT: Final = 30.0
-"""Seconds after which they begin no more: nginx's ``lingering_time``. A client could go on sending for ever."""
-_NEW_HEADS: Final = 8
-"""Heads on one connection that are remembered; a client that never repeats one is not worth it."""
-_PIPELINED: Final = 64 * 1024
-"""Bytes of requests waiting for their turn; beyond, the client is not read, and so not seen to leave."""
+"""Seconds of lingering in all, like nginx's ``lingering_time``, because a client could go on sending for ever."""
+_REMEMBERED_HEADS_LIMIT: Final = 8
+"""Heads that are remembered on one connection. A client that has sent more of them than this rarely repeats one."""
+_PIPELINED_LIMIT: Final = 64 * 1024
+"""Bytes of pipelined requests. If there are more, reading is paused, and a disconnect is not reported."""
 
 
 class State(Enum):
@@ -93,29 +96,29 @@ class State(Enum):
     CLOSED = "closed"
 
 
-# members read off the class are slow
+# looking up a member on the enum class is slow
 _IDLE, _HEAD, _RECEIVING, _ANSWERING, _LINGERING, _CLOSING, _TUNNEL, _CLOSED = State
 
 
 class Gateway(Protocol):
-    """What a client connection needs of the gateway that it belongs to."""
+    """The gateway that a client connection belongs to."""
 
     pool: Pool
     forwarding: Forwarding
     counters: Counters
     connections: Connections
-    """Those that are open: each adds itself, and discards itself when it is lost."""
+    """The open client connections. Each adds itself when it is made, and removes itself when lost."""
     draining: bool
     on_ended: OnEnded | None
     keepalive_timeout: float
     interceptor: Interceptor
-    """Asked about every POST."""
+    """Decides which requests are intercepted."""
     ask: Ask
-    """Sends lookups to upstream."""
+    """Sends the lookups of an interception to upstream."""
 
 
 class ClientConnection(asyncio.Protocol):
-    """One client connection. The server calls `shutdown` and `abort`, the stall sweep `check`."""
+    """One client connection. The server calls `shutdown` and `abort`, and the stall sweep calls `check`."""
 
     def __init__(self, gateway: Gateway) -> None:
         self.gateway = gateway
@@ -124,29 +127,29 @@ class ClientConnection(asyncio.Protocol):
         self.transport: Transport
         self.peer: Peer
         self.state = _IDLE
-        self.write_blocked = False  # the client reads more slowly than is written to it
-        self.cross_origin = False  # the current request has an Origin, as the head that it repeats, if it repeats one
+        self.write_blocked = False  # the write buffer is full, because the client reads slowly
+        self.cross_origin = False  # the current request has an Origin field; a repeated head leaves it as it is
         self._writer: Writer
-        self.write: Callable[[bytes], None]  # a call less for each piece than a method
-        self._heads = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
+        self.write: Callable[[bytes], None]  # the writer's method, which saves a call for each piece
+        self._head_reader = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
         self._handler: Handler | None = None  # of the current request
-        self._body: Reader | None = None  # of its content
-        self._pipelined = b""  # what has come behind it
+        self._content_reader: Reader | None = None  # of the current request
+        self._pipelined = b""  # octets received after the current request
         self._received = 0  # octets of content, of all requests
-        self._awaits_continue = False  # the client need not send the content yet
+        self._awaits_continue = False  # the client may wait for a 100 before it sends the content
         self._on_ended = gateway.on_ended
-        self._arrived = 0.0  # when its head was whole, and its target; kept for `on_ended` alone
+        self._began_at = 0.0  # when the current request's head was complete; for `on_ended` only, like its target
         self._target = b""
-        self._repeat: Repeat | None = None  # the head before this one
-        self._new_heads = 0  # heads that were none
+        self._repeat: Repeat | None = None  # the previous request's head, if it can be repeated
+        self._remembered_heads = 0  # how many heads have been remembered
         self._pauses: set[Pause] = set()
         self._deadline = Deadline(self.loop, self._expire)
         self._linger_end = 0.0
-        self._untaken: int | None = None  # octets, when the deadline last came
+        self._unacknowledged: int | None = None  # octets, when the deadline last expired
         self._closing: Closing | None = None
 
     def _enter(self, state: State) -> None:
-        """Change the state. Each state has its own time; when that is over, the connection is closed."""
+        """Change the state, and set the deadline at which the connection is closed in this state, if there is one."""
         self.state = state
         if state is _IDLE:
             self._deadline.set(self.gateway.keepalive_timeout)
@@ -173,11 +176,11 @@ class ClientConnection(asyncio.Protocol):
         self._enter(_IDLE)
         if sock is not None and sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if self.address is None:  # reset before it was accepted: its request must not go on as from nowhere
+            if self.address is None:  # reset before it was accepted; its request cannot be forwarded without an address
                 self.abort()
         if self.peer.address is not None:
-            self.address = self.peer.address.decode()  # an IPv4 client's, on an IPv6 socket too
-        if self.gateway.connections.shutting_down:  # its TLS handshake has ended after all others were told
+            self.address = self.peer.address.decode()  # an IPv4 client's address in IPv4 form, even on an IPv6 socket
+        if self.gateway.connections.shutting_down:  # its TLS handshake ended after `Connections.shutdown`
             self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -193,13 +196,13 @@ class ClientConnection(asyncio.Protocol):
         if state is _RECEIVING or ((state is _IDLE or state is _HEAD) and not self.write_blocked):
             self._read(data)
         elif state is _IDLE or state is _HEAD or state is _ANSWERING:
-            self._wait(self._pipelined + data)
-        elif state is _LINGERING:  # it goes on sending, and reads its response after that
+            self._defer(self._pipelined + data)
+        elif state is _LINGERING:  # clients may read the response only when they have sent everything
             self._deadline.extend(min(LINGER, self._linger_end - self.loop.time()))
 
     def eof_received(self) -> bool:
         if self.state is not _LINGERING and self.state is not _CLOSING:
-            self._leave()
+            self._client_disconnected()
         return False
 
     def pause_writing(self) -> None:
@@ -217,31 +220,34 @@ class ClientConnection(asyncio.Protocol):
     # What the server calls
 
     def shutdown(self) -> None:
-        """Take no further request; close as soon as the current one is answered."""
+        """Take no further request, and close when the response to the current one is sent."""
         if self._handler is not None:
             self._handler.close_after_response()
         elif self.state is _IDLE:
             self._close()
 
     def abort(self) -> None:
-        """Reset the connection, so that the response can't be taken for whole."""
+        """Reset the connection, so that the response cannot be mistaken for a complete one."""
         self._enter(_CLOSING)
         self._writer.reset()
 
     # What the stall sweep calls
 
     def check(self) -> Pending | None:
-        """What the client, or upstream for it, has still to do. Also acts on a client that has left unnoticed."""
+        """What the connection waits for the client or upstream to do, for the stall sweep; None if for nothing.
+
+        Also detects a client that has disconnected while reading is paused.
+        """
         state = self.state
-        if self._pauses and state is not _LINGERING and state is not _CLOSING and has_left(self.transport):
-            self._leave()
+        if self._pauses and state is not _LINGERING and state is not _CLOSING and peer_has_closed(self.transport):
+            self._client_disconnected()
         if self.transport.get_write_buffer_size():
             return Pending(self._writer.progress, self._not_reading)
         handler = self._handler
         if handler is None:
             return None
-        if self.state is _RECEIVING and not self._awaits_continue and not self._pauses and not handler.begun:
-            return Pending(self._received + received(self.transport), self._not_sending)
+        if self.state is _RECEIVING and not self._awaits_continue and not self._pauses and not handler.response_started:
+            return Pending(self._received + octets_received(self.transport), self._not_sending)
         return handler.pending()
 
     def _not_reading(self) -> None:
@@ -251,7 +257,7 @@ class ClientConnection(asyncio.Protocol):
     def _not_sending(self) -> None:
         error = ClientNotSending()
         self.gateway.counters.stall(error, self.address)
-        self._reject(error)
+        self._respond_with_error(error)
 
     # What a handler calls
 
@@ -262,13 +268,13 @@ class ClientConnection(asyncio.Protocol):
         self._writer.write(head + b"\r\n")
 
     def pause(self, reason: Pause) -> None:
-        """Read nothing until `resume` is called with the same reason."""
+        """Stop reading until `resume` is called with the same reason."""
         if not self._pauses and not self.transport.is_closing():
             self.transport.pause_reading()
         self._pauses.add(reason)
 
     def resume(self, reason: Pause) -> None:
-        """Go on reading, if there is no other reason not to."""
+        """Resume reading, unless it is paused for another reason."""
         if reason in self._pauses:
             self._pauses.remove(reason)
             if not self._pauses and not self.transport.is_closing():
@@ -278,11 +284,11 @@ class ClientConnection(asyncio.Protocol):
         """Whether the connection can take another request after the response to the current one."""
         return keep_alive and self.state is not _RECEIVING and not self.gateway.draining
 
-    def answered(self, handler: Handler, keep_alive: bool) -> None:
-        """The response to the current request is whole and written."""
+    def response_sent(self, handler: Handler, keep_alive: bool) -> None:
+        """Called when the response to the current request is complete and written."""
         if self.state is _CLOSING:
-            return  # it has been reset in this very turn; `connection_lost` counts the request
-        self._untaken = None
+            return  # the connection has just been reset; `connection_lost` counts the request
+        self._unacknowledged = None
         self._handler = None
         self._count(handler.method, handler.status)
         if self.state is _RECEIVING:
@@ -294,8 +300,8 @@ class ClientConnection(asyncio.Protocol):
             if self._pipelined and not self.write_blocked:
                 self._read_pipelined()
 
-    def become_tunnel(self, handler: Handler, upstream: End) -> None:
-        """Join the connection to the end that upstream's connection has become; the current request is over."""
+    def become_tunnel(self, handler: Handler, upstream: TunnelEnd) -> None:
+        """End the current request, and make the connection a tunnel to ``upstream``."""
         gateway = self.gateway
         self._handler = None
         self._count(handler.method, handler.status)
@@ -303,8 +309,8 @@ class ClientConnection(asyncio.Protocol):
         self._deadline.cancel()
         self._writer.flush()
         self.resume("pipelined")
-        end = End(self.transport, gateway.keepalive_timeout, self._tunnel_stalled, self._tunnel_lost)
-        gateway.connections.add(end)  # first, so that a drain does not find that none is open
+        end = TunnelEnd(self.transport, gateway.keepalive_timeout, self._tunnel_stalled, self._tunnel_lost)
+        gateway.connections.add(end)  # first, so that a drain never finds that no connection is open
         gateway.connections.discard(self)
         gateway.counters.tunnels += 1
         end.join(upstream)
@@ -317,14 +323,14 @@ class ClientConnection(asyncio.Protocol):
     def _tunnel_stalled(self) -> None:
         self.gateway.counters.stall(ClientNotReading(), self.address)
 
-    def _tunnel_lost(self, end: End, broken_off: bool) -> None:
+    def _tunnel_lost(self, end: TunnelEnd, broken_off: bool) -> None:
         self.gateway.connections.discard(end)
         self.gateway.counters.tunnels -= 1
 
     # Reading
 
     def _read(self, data: bytes) -> None:
-        """Read a request, or more of it, and let what follows wait for its answer."""
+        """Read a request, or more of it, and defer the octets after it."""
         try:
             rest: bytes | None = data
             if self._handler is None:
@@ -335,27 +341,27 @@ class ClientConnection(asyncio.Protocol):
             self._refuse(error)
             return
         if rest:
-            self._wait(rest)
+            self._defer(rest)
         handler = self._handler
-        # not before now, so that a head and the content that has come with it are one write
+        # only now, so that a head and the content received together with it are sent in one write
         if handler is not None and not handler.started:
             handler.start()
 
-    def _wait(self, data: bytes) -> None:
-        """Let ``data`` wait until the current request is answered."""
+    def _defer(self, data: bytes) -> None:
+        """Keep ``data`` until the response to the current request is sent."""
         self._pipelined = data
-        if len(data) > _PIPELINED:
+        if len(data) > _PIPELINED_LIMIT:
             self.pause("pipelined")
 
     def _read_pipelined(self) -> None:
-        if self.transport.is_closing():  # the client has left in this very turn: no request of its is begun any more
+        if self.transport.is_closing():  # the client has just disconnected
             return
         data, self._pipelined = self._pipelined, b""
         self.resume("pipelined")
         self._read(data)
 
     def _read_head(self, data: bytes) -> bytes | None:
-        """Read a head; returns what follows it, None if it is not complete. Raises `GatewayError`."""
+        """Read a head. Returns the octets after it, or None if it is not complete. Raises `GatewayError`."""
         if self.state is _IDLE:
             data = data.lstrip(b"\r\n")  # RFC 9112 section 2.2
             if not data:
@@ -366,15 +372,15 @@ class ClientConnection(asyncio.Protocol):
                 again = self._repeat.match(head)
                 if again is not None:
                     if self._on_ended is not None:
-                        self._log_later(head)
-                    self._begin_again(self._repeat, *again)
+                        self._remember_for_log(head)
+                    self._begin_repeat(self._repeat, *again)
                     return data[end + 2 :]
         try:
-            found = self._heads.feed(data)
+            found = self._head_reader.feed(data)
         except Oversized:
             raise HeadTooLarge from None
         except Malformed as malformed:
-            raise BadRequest(other_protocol(self._heads.held) or f"malformed request: {malformed}") from None
+            raise BadRequest(other_protocol(self._head_reader.held) or f"malformed request: {malformed}") from None
         if found is None:
             if self.state is _IDLE:
                 self._enter(_HEAD)
@@ -382,7 +388,7 @@ class ClientConnection(asyncio.Protocol):
         head, rest = found
         self._repeat = None
         if self._on_ended is not None:
-            self._log_later(head)
+            self._remember_for_log(head)
         try:
             self._begin(head)
         except GatewayError as error:
@@ -391,45 +397,45 @@ class ClientConnection(asyncio.Protocol):
         return rest
 
     def _begin(self, head: bytes) -> None:
-        """Begin to handle the request with this head. Raises `GatewayError` if it can't be relayed."""
+        """Start to handle the request with this head. Raises `GatewayError` if it can't be relayed."""
         gateway = self.gateway
         request = read_request(head, self.peer, gateway.forwarding, self.pool.authority)
         self.cross_origin = request.head.has_origin
-        self._handler = handler = handler_of(self, request, gateway.interceptor, gateway.ask)
+        self._handler = handler = make_handler(self, request, gateway.interceptor, gateway.ask)
         ordinary = type(handler) is Proxied and request.octets is head
-        if ordinary and request.repeatable and self._new_heads < _NEW_HEADS:
-            self._new_heads += 1
+        if ordinary and request.repeatable and self._remembered_heads < _REMEMBERED_HEADS_LIMIT:
+            self._remembered_heads += 1
             self._repeat = Repeat.of(request)
-        gateway.counters.in_flight += 1  # not before there is a handler, whose end is counted whatever happens
+        gateway.counters.in_flight += 1  # only now: the end of a request that has a handler is always counted
         if request.length:
-            self._body = reader(request.length)
+            self._content_reader = reader(request.length)
             self._awaits_continue = request.expects_continue
             self._enter(_RECEIVING)
         else:
             self._enter(_ANSWERING)
             handler.end()
 
-    def _begin_again(self, repeat: Repeat, outbound: bytes, length: int) -> None:
-        """Begin to handle a request whose head repeats the one before it."""
+    def _begin_repeat(self, repeat: Repeat, outbound: bytes, length: int) -> None:
+        """Start to handle a request whose head repeats the previous one."""
         self.gateway.counters.in_flight += 1
         self._handler = handler = Proxied(self, repeat.method, outbound, length, repeat.keep_alive)
         if length:
-            self._body = LengthReader(length)
+            self._content_reader = LengthReader(length)
             self._enter(_RECEIVING)
         else:
             self._enter(_ANSWERING)
             handler.end()
 
     def _read_content(self, data: bytes) -> bytes | None:
-        """Read content of the current request; returns what follows its end, None until then."""
-        handler, body = self._handler, self._body
+        """Read content of the current request. Returns the octets after its end, or None if it is not complete."""
+        handler, content_reader = self._handler, self._content_reader
         assert handler is not None  # noqa: S101 - for the type checker
-        assert body is not None  # noqa: S101
+        assert content_reader is not None  # noqa: S101
         if data:
             self._received += len(data)
             self._awaits_continue = False
         try:
-            content, rest = body.feed(data)
+            content, rest = content_reader.feed(data)
         except Oversized as oversized:
             raise HeadTooLarge(str(oversized)) from None
         except Malformed as malformed:
@@ -443,83 +449,86 @@ class ClientConnection(asyncio.Protocol):
 
     # The end of a request
 
-    def _leave(self) -> None:
-        """The client has left: it still gets the responses to earlier requests, and nothing else."""
+    def _client_disconnected(self) -> None:
+        """Handle a disconnect. The client may still read the responses to earlier requests, but nothing else."""
         if self._cancel():
             self.abort()
         else:
-            self._close()  # when the responses to earlier requests are written
+            self._close()  # which first writes the responses to earlier requests
 
     def _cancel(self) -> bool:
-        """The client has left: cancel the current request. Returns whether its response had begun."""
+        """Cancel the current request, because the client has disconnected. Returns whether its response had started."""
         handler, self._handler = self._handler, None
         if handler is None:
             return False
-        begun = handler.begun
+        response_started = handler.response_started
         handler.cancel()
         self._count(handler.method, handler.status)
-        return begun
+        return response_started
 
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
-        """Refuse a request that can't be relayed; ``head`` is its own, if known."""
-        if self._reject(error, head):
+        """Refuse and count a request that can't be relayed. ``head`` is empty if it could not be read."""
+        if self._respond_with_error(error, head):
             self.gateway.counters.refuse(error, self.address)
 
-    def _reject(self, error: GatewayError, head: bytes = b"") -> bool:
-        """Answer a request with ``error``, and read no further. Returns False if a response has begun: it is cut."""
+    def _respond_with_error(self, error: GatewayError, head: bytes = b"") -> bool:
+        """Send an error response, and read no further request.
+
+        Returns False if another response has already started. In that case the connection is reset.
+        """
         handler, self._handler = self._handler, None
         method = head.partition(b" ")[0] if handler is None else handler.method
         if handler is not None:
-            # the head was good, the content is not: what upstream has got of it must not be taken for whole
-            begun = handler.begun
-            if not begun:
+            # the content is malformed or has stalled: upstream must not mistake what it has received for all of it
+            response_started = handler.response_started
+            if not response_started:
                 handler.status = error.status
             handler.cancel()
             self._count(handler.method, handler.status)
-            if begun:
+            if response_started:
                 self.abort()
                 return False
         else:
-            self.cross_origin = has_origin(head or self._heads.held)
+            self.cross_origin = has_origin(head or self._head_reader.held)
             self.gateway.counters.in_flight += 1
             if not head:
-                self._arrived, self._target = perf_counter(), b""
+                self._began_at, self._target = perf_counter(), b""
             self._count(method, error.status)
-        answer, content = error_response(error, False, self.cross_origin, method)
-        self._writer.write(answer + b"\r\n" + content)
+        error_head, content = error_response(error, False, self.cross_origin, method)
+        self._writer.write(error_head + b"\r\n" + content)
         self._linger()
         return True
 
     def _count(self, method: bytes, status: int) -> None:
-        """Count a request that has ended: each comes here once."""
+        """Count a request that has ended. Called exactly once for each."""
         self.gateway.counters.ended(method, status)
         if self._on_ended is not None:
-            self._on_ended(self.address, method, self._target, status, perf_counter() - self._arrived)
+            self._on_ended(self.address, method, self._target, status, perf_counter() - self._began_at)
 
-    def _log_later(self, head: bytes) -> None:
-        """Keep what `on_ended` is called with for the request with this head."""
-        self._arrived = perf_counter()
+    def _remember_for_log(self, head: bytes) -> None:
+        """Keep the arguments of `on_ended` for the request with this head."""
+        self._began_at = perf_counter()
         _, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         self._target = rest.rpartition(b" ")[0]
 
     # Closing
 
     def _linger(self) -> None:
-        """Close, but let the client read its response first: what it still sends is dropped for a while."""
+        """Close the sending side, and drop what the client sends until it has had time to read the response."""
         self._enter(_LINGERING)
         self._writer.write_eof()
         for reason in tuple(self._pauses):
             self.resume(reason)
 
     def _close(self) -> None:
-        """Close when the client has taken all that was written."""
+        """Close when the client has acknowledged what was written."""
         self._enter(_CLOSING)
         self._closing = self._writer.close(self.gateway.keepalive_timeout)
 
     def _expire(self) -> None:
-        """The time of the current state is over."""
-        before, self._untaken = self._untaken, untaken(self.transport)
-        if self._untaken and (before is None or self._untaken < before):  # the client takes what was written, if slowly
+        """Close the connection when the deadline has passed, unless the client is still reading a response."""
+        before, self._unacknowledged = self._unacknowledged, unacknowledged(self.transport)
+        if self._unacknowledged and (before is None or self._unacknowledged < before):
             self._deadline.set(self.gateway.keepalive_timeout)
         else:
             self._close()

@@ -1,4 +1,4 @@
-"""The open client connections of a process, which a drain shuts down and waits for."""
+"""The open client connections of a process. A drain shuts them down and waits until they are closed."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,17 +8,17 @@ from sanitizer.relay.stalls import Watched
 
 
 class ClientConnection(Watched, Protocol):
-    """A connection that a server has accepted, as the server sees it."""
+    """A connection that a server has accepted, as the server uses it."""
 
     def shutdown(self) -> None:
-        """Take no further request, and close as soon as the one at work is answered."""
+        """Take no further request, and close when the response to the current one is sent."""
 
     def abort(self) -> None:
         """Reset the connection at once."""
 
 
 class Connections:
-    """The open client connections of one process. Each adds itself when it is made, and discards itself when lost."""
+    """The open client connections of one process. Each adds itself when it is made, and removes itself when lost."""
 
     def __init__(self) -> None:
         self.shutting_down = False
@@ -30,7 +30,7 @@ class Connections:
         return len(self._open)
 
     def __iter__(self) -> Iterator[ClientConnection]:
-        """Those that are open now; they may discard themselves meanwhile."""
+        """Iterate over a copy, because connections may remove themselves meanwhile."""
         return iter(tuple(self._open))
 
     def add(self, connection: ClientConnection) -> None:
@@ -43,7 +43,7 @@ class Connections:
             self._none_open.set()
 
     def shutdown(self) -> None:
-        """Shut down every connection. One that is added later has to do so itself."""
+        """Shut down every connection. A connection that is added later has to shut itself down."""
         self.shutting_down = True
         for connection in self:
             connection.shutdown()

@@ -1,4 +1,4 @@
-"""What the relay counts: plain numbers, which its event loop writes and any thread may read."""
+"""The relay's counters: plain numbers, which its event loop writes and any thread may read."""
 
 from bisect import bisect_left
 from collections.abc import Callable
@@ -7,22 +7,23 @@ from typing import Final
 from sanitizer.errors import ClientNotReading, ClientNotSending, GatewayError
 
 OnEnded = Callable[[str | None, bytes, bytes, int, float], None]
-"""Called with each request that has ended: the client's address, method, target, status or `CLIENT_LEFT`, and seconds.
-Of a request that could not be read there is neither method nor target."""
+"""Called when a request has ended, with the client's address, the method, the target, the status or `CLIENT_LEFT`, and
+the duration in seconds. Method and target are empty if the request could not be read."""
 
 OnClientError = Callable[[str, str, str | None], None]
-"""Called with the kind of an error that a client is responsible for, its detail, and the client's address."""
+"""Called with the kind and the detail of an error that a client is responsible for, and the client's address."""
 
 METHODS: Final = (b"GET", b"HEAD", b"POST", b"PUT", b"DELETE", b"CONNECT", b"OPTIONS", b"TRACE", b"PATCH")
-"""Methods that are counted by name (RFC 9110 section 9.3, RFC 5789); all others are one: clients choose them."""
+"""Methods that are counted by name (RFC 9110 section 9.3, RFC 5789). All others share one counter, because clients
+could send any number of them."""
 CLIENT_LEFT: Final = 0
-"""Stands for the status of a request whose client left before its response began."""
+"""Stands for the status of a request whose client disconnected before the response started."""
 SECONDS: Final[tuple[float, ...]] = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
-"""Upper bounds of `Histogram`. A management call takes milliseconds; an LLM that does not stream, up to minutes."""
+"""Upper bounds of `Histogram`. A management call takes milliseconds, and an LLM that does not stream up to minutes."""
 
 
 class Histogram:
-    """Durations, counted in ``counts``: one number for each of ``bounds`` (seconds), and one for what is longer."""
+    """A histogram of durations. ``counts`` has a number for each of ``bounds`` (seconds), and one for longer ones."""
 
     __slots__ = ("bounds", "counts", "sum")
 
@@ -37,13 +38,14 @@ class Histogram:
 
 
 class Counters:
-    """Requests by method and status, refused, in flight; tunnels open; clients cut because they stalled.
+    """Counts requests, tunnels, and clients that were disconnected because they stalled.
 
-    ``answers``: for each of `METHODS`, and ``b""`` for all others, how many requests have ended with a status of each
-    hundred; index 0 counts `CLIENT_LEFT`. A request ends when its response is whole or broken off, when it has become a
-    tunnel, or when its client has left. ``on_refused`` is called for each refusal, ``on_stalled`` for each client that
-    is cut. ``stalled``: for each kind of error, how many clients were cut. ``out_of_descriptors``: how often no
-    descriptor was left for a connection.
+    ``answers`` maps each of `METHODS`, and ``b""`` for all others, to the number of requests that have ended, by the
+    first digit of the status; index 0 counts `CLIENT_LEFT`. A request ends when its response is complete or broken off,
+    when it has become a tunnel, or when its client has disconnected. ``refused`` is how many of them the gateway has
+    refused. ``in_flight`` and ``tunnels`` are the numbers of requests and tunnels that are open. ``stalled`` maps each
+    kind of error to the number of clients disconnected because of it. ``out_of_descriptors`` is how often no descriptor
+    was left for a connection. ``on_refused`` is called for each refusal, ``on_stalled`` for each stalled client.
     """
 
     __slots__ = (
@@ -72,18 +74,18 @@ class Counters:
         return sum(map(sum, self.answers.values()))
 
     def ended(self, method: bytes, status: int) -> None:
-        """A request that was in flight has ended."""
+        """Count a request that was in flight and has ended."""
         self.in_flight -= 1
         self.answers.get(method, self._others)[status // 100] += 1
 
     def refuse(self, error: GatewayError, peer: str | None) -> None:
-        """A request of ``peer``'s is answered with ``error``, for which its sender is responsible."""
+        """Count a request that is refused with ``error``; ``peer`` is the address of its client."""
         self.refused += 1
         if self._on_refused is not None:
             self._on_refused(error.kind, str(error), peer)
 
     def stall(self, error: GatewayError, peer: str | None) -> None:
-        """The client at the address ``peer`` is cut because of ``error``."""
+        """Count a client that is disconnected because of ``error``; ``peer`` is its address."""
         self.stalled[error.kind] += 1
         if self._on_stalled is not None:
             self._on_stalled(error.kind, str(error), peer)

@@ -1,4 +1,4 @@
-"""A deadline that is moved often: a connection's, which each request moves twice."""
+"""A deadline that is cheap to move. Each request moves that of its client connection twice."""
 
 import asyncio
 from collections.abc import Callable
@@ -8,7 +8,11 @@ _NEVER: Final = float("inf")
 
 
 class Deadline:
-    """Calls ``expire`` when its time has come. Its timer is only ever moved forward, for that is what costs."""
+    """Calls ``expire`` when the deadline has passed.
+
+    Scheduling a timer is expensive. When the deadline is moved to a later time, the timer stays as it is and is
+    scheduled again when it fires. Only a deadline that is earlier than the timer replaces it.
+    """
 
     __slots__ = ("_expire", "_loop", "_timer", "_when")
 
@@ -19,33 +23,33 @@ class Deadline:
         self._timer: asyncio.TimerHandle | None = None
 
     def set(self, seconds: float) -> None:
-        """Let the time come in ``seconds``."""
+        """Set the deadline to ``seconds`` from now."""
         self._when = self._loop.time() + seconds
         if self._timer is None or self._timer.when() > self._when:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer = self._loop.call_at(self._when, self._look)
+            self._timer = self._loop.call_at(self._when, self._check)
 
     def extend(self, seconds: float) -> None:
-        """Let the time not come before ``seconds`` from now."""
+        """Move the deadline to ``seconds`` from now, unless it is later already."""
         self._when = max(self._when, self._loop.time() + seconds)
 
     def clear(self) -> None:
-        """Let the time not come."""
+        """Remove the deadline, but keep the timer for the next one."""
         self._when = _NEVER
 
     def cancel(self) -> None:
-        """Let the time not come, and keep no timer."""
+        """Remove the deadline and the timer."""
         self._when = _NEVER
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         self._timer = None
         if self._when == _NEVER:
             return
         if self._loop.time() < self._when:
-            self._timer = self._loop.call_at(self._when, self._look)
+            self._timer = self._loop.call_at(self._when, self._check)
         else:
             self._expire()

@@ -7,23 +7,23 @@ from sanitizer.relay.advice import HTTP_1_0_UPGRADE, advise
 from sanitizer.relay.handler import Client, Handler
 from sanitizer.relay.intercepted import Intercepted
 from sanitizer.relay.interception import Ask, Interceptor
-from sanitizer.relay.proxied import Proxied, Writing
+from sanitizer.relay.proxied import Proxied, ProxiedWrite
 
-_READS: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-"""Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
+_SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
+"""Safe methods (RFC 9110 section 9.2.1): such a request writes nothing."""
 
 
-def handler_of(client: Client, request: Request, interceptor: Interceptor, ask: Ask) -> Handler:
-    """The handler of ``request``, which ``client`` has sent. ``ask`` sends the lookups of an interception."""
+def make_handler(client: Client, request: Request, interceptor: Interceptor, ask: Ask) -> Handler:
+    """The handler of ``request``, which was received from ``client``. ``ask`` sends the lookups of an interception."""
     if request.method == b"POST":
         path = decoded_path(request.target)
         interception = interceptor.intercept(path, request.octets, request.outbound, ask, client.address)
         if interception is not None:
             return Intercepted(client, request, interception)
-    if interceptor.writing is not None and request.method not in _READS:
+    if interceptor.writing is not None and request.method not in _SAFE:
         writing = interceptor.writing(decoded_path(request.target))
         if writing is not None:
-            return Writing(writing, client, request)
+            return ProxiedWrite(writing, client, request)
     if request.version == b"1.0" and request.head.upgrade and b"upgrade" in request.head.connection:
         advise(HTTP_1_0_UPGRADE)
     return Proxied.of(client, request)

@@ -5,7 +5,7 @@ State     What it waits for                           The next states
 ========  ==========================================  ==================================
 NEW       `start`                                     WAITING, DONE
 WAITING   a connection                                ATTACHED, DONE
-ATTACHED  the end of the turn, to send its head       SENT, WAITING, DONE
+ATTACHED  the end of the event loop iteration         SENT, WAITING, DONE
 SENT      the response's head                         ANSWERED, WAITING, DONE
 ANSWERED  the rest of the response                    DONE
 DONE      nothing
@@ -13,11 +13,11 @@ DONE      nothing
 
 Cases, before the code that branches on them:
 
-* Upstream closes a pooled connection just as a request goes out on it, without a byte of answer: if the method is
-  idempotent and all that was sent is still held, it is sent once more on a new connection (RFC 9110 section 9.2.2);
-  a POST may have run and is never repeated.
-* The response ends before the request does: the response is whole, but the connection can't be used again.
-* The response breaks off: an answer can still be given before `on_response`, none after it.
+* Upstream closes a pooled connection just as a request is sent on it, without a byte of a response. If the method is
+  idempotent and a copy of everything sent is left, the request is sent once more, on a new connection (RFC 9110 section
+  9.2.2). A POST may have been carried out, and is never repeated.
+* The response ends before the request does: the response is complete, but the connection can't be used again.
+* The exchange fails: an error response can still be sent before `on_response`, but not after it.
 """
 
 import asyncio
@@ -31,8 +31,8 @@ from sanitizer.relay.connection import Connection, Response
 from sanitizer.relay.pool import Pool
 
 _IDEMPOTENT: Final = frozenset((b"GET", b"HEAD", b"OPTIONS", b"TRACE", b"PUT", b"DELETE"))
-_KEPT: Final = 64 * 1024
-"""Bytes of an idempotent request kept, so that it can be sent once more."""
+_REPLAY_LIMIT: Final = 64 * 1024
+"""Bytes of an idempotent request that are kept, so that it can be sent once more."""
 
 
 class State(Enum):
@@ -46,24 +46,24 @@ class State(Enum):
     DONE = "done"
 
 
-# members read off the class are slow
+# looking up a member on the enum class is slow
 _NEW, _WAITING, _ATTACHED, _SENT, _ANSWERED, _DONE = State
 
 
 class Exchange:
-    """One request to upstream and its response. Handlers derive from it and define the ``on_...`` methods.
+    """One request to upstream and its response. Subclasses define the ``on_...`` methods.
 
-    ``method`` and ``head`` are octets; ``length`` tells how the content that `send` brings is framed. ``upgrade``: the
-    head asks for one, so 101 is an answer and opens a tunnel. ``response`` is there as soon as its head is;
-    ``transmitted``: octets of the request have been written.
+    ``method`` and ``head`` are octets. ``length`` is the framing of the content that is passed to `send`.
+    ``upgrade`` says that the head asks for an upgrade, so that a 101 is allowed and opens a tunnel. ``response`` is set
+    when its head has been received. ``transmitted`` is whether any of the request has been written.
     """
 
     __slots__ = (
-        "_kept",
-        "_kept_size",
+        "_created_at",
         "_remaining",
+        "_replay",
+        "_replay_size",
         "_retried",
-        "_since",
         "_timer",
         "_unsent",
         "chunked",
@@ -87,13 +87,13 @@ class Exchange:
         self.response: Response | None = None
         self.state = _NEW
         self.transmitted = False
-        self.request_complete = length == 0  # the whole request has been handed over by `send`
+        self.request_complete = length == 0  # `send` has been called with all of the content
         self._retried = False
-        self._since = perf_counter()
-        self._remaining = length if isinstance(length, int) else 0  # octets of content still to come
+        self._created_at = perf_counter()
+        self._remaining = length if isinstance(length, int) else 0  # octets of content that `send` still expects
         self._unsent: list[bytes] = [head]
-        self._kept: list[bytes] | None = [head] if method in _IDEMPOTENT else None
-        self._kept_size = len(head)  # counted along: a body may come byte by byte
+        self._replay: list[bytes] | None = [head] if method in _IDEMPOTENT else None
+        self._replay_size = len(head)  # kept as a sum, because content may arrive byte by byte
         self._timer: asyncio.TimerHandle | None = None
 
     @property
@@ -104,15 +104,15 @@ class Exchange:
     # What a handler calls
 
     def start(self) -> None:
-        """Take a connection, or wait for one, and send the head. Can call `on_error` before it returns."""
+        """Get a connection, or wait for one, and send the head. May call `on_error` before it returns."""
         if self.state is not _DONE:
             self.state = _WAITING
             self._timer = self.pool.acquire(self) or self._timer
 
     def send(self, data: bytes, last: bool = False) -> None:
-        """Pass on content of the request; ``last`` ends it.
+        """Send content of the request. ``last`` means that no more follows.
 
-        Raises `BadRequest` if there is more or less of it than the request's Content-Length says.
+        Raises `BadRequest` if the content is longer or shorter than the request's Content-Length.
         """
         if self.state is _DONE or self.request_complete:
             return
@@ -124,11 +124,11 @@ class Exchange:
             if self._remaining < 0 or (last and self._remaining):
                 raise BadRequest("the content does not fit its Content-Length")
         self.request_complete = last or (not self.chunked and not self._remaining)
-        if self._kept is not None:
-            self._kept.append(framed)
-            self._kept_size += len(framed)
-            if self._kept_size > _KEPT:
-                self._kept = None
+        if self._replay is not None:
+            self._replay.append(framed)
+            self._replay_size += len(framed)
+            if self._replay_size > _REPLAY_LIMIT:
+                self._replay = None
         if self.connection is None or not self.transmitted:
             self._unsent.append(framed)
         elif framed:
@@ -137,7 +137,7 @@ class Exchange:
 
     @property
     def blocked(self) -> bool:
-        """Whether the handler should stop sending; `on_blocked` and `on_unblocked` are called when that changes."""
+        """Whether `send` should not be called for now. `on_blocked` and `on_unblocked` are called when that changes."""
         return self.state is not _DONE and (self.connection is None or self.connection.write_paused)
 
     def pause_reading(self) -> None:
@@ -146,12 +146,12 @@ class Exchange:
             self.connection.pause_reading()
 
     def resume_reading(self) -> None:
-        """Go on reading from upstream."""
+        """Resume reading from upstream."""
         if self.connection is not None:
             self.connection.resume_reading()
 
     def cancel(self) -> None:
-        """The client has left: give up, and let upstream know by closing its connection."""
+        """Give up, and close the connection to upstream, which tells upstream that nobody waits for the response."""
         if self.state is not _DONE:
             self._finish()
             if self.connection is not None:
@@ -160,7 +160,7 @@ class Exchange:
     # What the pool calls
 
     def attach(self, connection: Connection) -> None:
-        """Use ``connection``: send what has come, at the end of this turn of the event loop."""
+        """Use ``connection``. At the end of this event loop iteration the head is sent, and the content so far."""
         self._stop_timer()
         self.connection = connection
         self.state = _ATTACHED
@@ -168,7 +168,7 @@ class Exchange:
         self.pool.outbox.add(Exchange._transmit, self)
 
     def fail(self, error: GatewayError) -> None:
-        """The exchange can't go on because of ``error``."""
+        """End the exchange because of ``error``, and close its connection."""
         self._finish()
         self.pool.count_error(error)
         if self.connection is not None:
@@ -177,52 +177,53 @@ class Exchange:
 
     # What the connection calls
 
-    def respond(self, response: Response) -> None:
+    def response_received(self, response: Response) -> None:
         self._stop_timer()
-        self.pool.seconds.observe(perf_counter() - self._since)
-        self._kept = None
+        self.pool.seconds.observe(perf_counter() - self._created_at)
+        self._replay = None
         self.state = _ANSWERED
         self.response = response
         self.on_response(response)
 
-    def complete(self, content: bytes, trailers: bytes) -> None:
+    def response_complete(self, content: bytes, trailers: bytes) -> None:
         self.connection = None
         self._finish()
         self.on_content(content, True, trailers)
 
-    def switch(self, response: Response, data: bytes) -> None:
-        self.pool.seconds.observe(perf_counter() - self._since)
+    def protocol_switched(self, response: Response, data: bytes) -> None:
+        self.pool.seconds.observe(perf_counter() - self._created_at)
         self.state = _ANSWERED
         self.response = response
         self.on_tunnel(response, data)
 
-    def lost(self, error: GatewayError, *, unanswered: bool) -> None:
+    def connection_lost(self, error: GatewayError, *, unanswered: bool) -> None:
         self.connection = None
         if unanswered and not self.transmitted:
-            # upstream had closed it while it was idle, as it may have closed all others; in a turn of its own
+            # upstream closed the connection while it was idle, and may have closed all other idle ones; not called
+            # directly, because there may be many, and the calls would nest
             self.state = _WAITING
             self.pool.loop.call_soon(self.start)
-        elif self._retried or (self.transmitted and not (unanswered and self._kept is not None)):
+        elif self._retried or (self.transmitted and not (unanswered and self._replay is not None)):
             self.fail(error)
         else:
             self._retried = True
-            if self._kept is not None:
-                self._unsent = [b"".join(self._kept)]
+            if self._replay is not None:
+                self._unsent = [b"".join(self._replay)]
             self.transmitted = False
             self._stop_timer()
             self.state = _WAITING
             self._timer = self.pool.connect(self) or self._timer
 
-    # Its own
+    # Internal
 
     def _transmit(self) -> None:
-        """Send the head, and what has come of the content."""
+        """Send the head, and the content that `send` has been called with so far."""
         connection = self.connection
         if self.state is not _ATTACHED or connection is None:
             return
         octets = b"".join(self._unsent) if len(self._unsent) > 1 else self._unsent[0]
         if not connection.send_request(octets):
-            self.lost(UpstreamBroken(), unanswered=connection.reused)
+            self.connection_lost(UpstreamBroken(), unanswered=connection.reused)
             return
         self.state = _SENT
         self.transmitted = True
@@ -235,7 +236,7 @@ class Exchange:
                 self.on_unblocked()
 
     def _await_response(self) -> None:
-        """Limit the time to the response's head. It counts from the last byte sent: a long upload is no slow answer."""
+        """Limit the time to the response's head. It counts from the last byte sent: an upload may take longer."""
         timeout = self.pool.response_timeout
         if timeout is not None and self.response is None:
             self._stop_timer()
@@ -243,7 +244,7 @@ class Exchange:
 
     def _finish(self) -> None:
         self.state = _DONE
-        self._kept = None
+        self._replay = None
         self._unsent = []
         self._stop_timer()
 
@@ -252,29 +253,29 @@ class Exchange:
             self._timer.cancel()
             self._timer = None
 
-    # What a handler defines
+    # What a subclass defines
 
     def on_interim(self, head: bytes) -> None:
-        """The head of a 1xx response other than 101 has come."""
+        """Called with the head of each 1xx response other than 101."""
 
     def on_response(self, response: Response) -> None:
-        """The final response's head has come; `on_content` follows at once, if need be with nothing."""
+        """Called with the final response's head. `on_content` is called right after it, even if there is no content."""
         raise NotImplementedError
 
     def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
-        """Content of the response has come; with ``last`` the exchange is over."""
+        """Called with content of the response, which may be empty. When it is the last, the exchange is over."""
         raise NotImplementedError
 
     def on_error(self, error: GatewayError) -> None:
-        """The exchange has failed; before `on_response` an answer can still be given, after it none."""
+        """Called when the exchange has failed. If `on_response` has not been called, an error response can be sent."""
         raise NotImplementedError
 
     def on_blocked(self) -> None:
-        """There is no connection yet, or none any more, or upstream is slower: no more content should be sent."""
+        """Called when no more content should be sent: there is no connection, or upstream is slower."""
 
     def on_unblocked(self) -> None:
-        """More content of the request may be sent."""
+        """Called when more content may be sent."""
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
-        """Upstream has switched protocols; ``data`` are the first octets after its head."""
+        """Called when upstream has switched protocols. ``data`` is what was received after the head of the 101."""
         raise NotImplementedError

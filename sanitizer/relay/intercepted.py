@@ -1,29 +1,33 @@
-"""A request that is intercepted: its content is collected, and a task is asked what to send in its place.
+"""The handler of an intercepted request: it collects the content, and runs a task that decides what to send instead.
 
-What is sent then is sent as every other request is, and its answer passes as every other answer does, but for one
-field that tells what was decided. An answer with a status that the interception wants to see is held back until it is
-whole: a second task may then give another body to send, after which there is another answer.
+The request is then forwarded like any other, and the response is relayed like any other, except that it gets a field
+that reports the decision. A response with a status that the interception holds is held back until it is complete. A
+second task may then return another body. In that case the request is sent again with that body, and gets another
+response.
 
 ==========  ==================================================  =========================
 State       What it waits for                                   The next states
 ==========  ==================================================  =========================
-COLLECTING  the request's content, as long as it can be held    DECIDING, SENT
-DECIDING    the task that says what to send                     SENT
-SENT        the answer, to pass it on or to hold it back        HELD
-HELD        the task that says whether to send another body     SENT
+COLLECTING  the request's content, while it may be collected    DECIDING, SENT
+DECIDING    the task that decides what to send                  SENT
+SENT        the response, to relay it or to hold it back        HELD
+HELD        the task that decides whether to send another body  SENT
 DONE        nothing
 ==========  ==================================================  =========================
 
-Every state leads to DONE as well: the answer is written, or the client has left, which cancels what is under way.
+Every state leads to DONE as well: the response is written, or the client has disconnected, which cancels the task and
+the attempt in progress.
 
 Cases, before the code that branches on them:
 
-* The content is not to be inspected, or is found to be too large: it is sent on as it comes, and nothing is asked.
-* The answer that is held back breaks off, stalls, or is longer than the interception's ``held_limit``: it passes on as
-  far as it has come.
-* Another body can't be sent, because no connection can be had: the answer that was held back passes on.
-* The answers to further sends are confidential: instead of any but a 2xx the first answer passes on.
-* A task fails, which only a defect can cause: the request goes on as it came, and the event loop reports the failure.
+* The content is not to be inspected, or turns out to be too large: it is forwarded as it is received, without a task.
+* A held response breaks off, stalls, or has more content than the interception's ``held_limit``: what has been received
+  of it is relayed.
+* No connection is available for another body: the held response is relayed.
+* The responses to further attempts are confidential: unless such a response is a 2xx, the first response is relayed in
+  its place.
+* A task fails, which only a defect can cause: the request is forwarded, or the held response relayed, as it was
+  received. The event loop reports the failure.
 """
 
 import asyncio
@@ -55,27 +59,28 @@ class _State(Enum):
     DONE = "done"
 
 
-# members read off the class are slow
+# looking up a member on the enum class is slow
 _COLLECTING, _DECIDING, _SENT, _HELD, _DONE = _State
 
 
-class _Send(Proxied):
-    """The request as it is sent, once or again, and its answer, which may be held back.
+class _Attempt(Proxied):
+    """One attempt: the request as it is sent this time, and its response, which may be held back.
 
-    ``previous`` is the send whose answer is held back while this one is under way, ``first`` the first of those.
+    ``previous`` is the attempt before this one, whose response is held back meanwhile. ``first`` is the first attempt.
+    Both are None in the first attempt itself.
     """
 
-    __slots__ = ("_answer", "_answer_size", "_content", "_trailers", "first", "handler", "previous")
+    __slots__ = ("_held", "_held_content", "_held_size", "_held_trailers", "first", "handler", "previous")
 
-    def __init__(self, handler: "Intercepted", head: bytes, length: Length, previous: "_Send | None") -> None:
+    def __init__(self, handler: "Intercepted", head: bytes, length: Length, previous: "_Attempt | None") -> None:
         super().__init__(handler.client, handler.method, head, length, handler.keep_alive, handler.version)
         self.handler = handler
         self.previous = previous
-        self.first: _Send | None = (previous.first or previous) if previous is not None else None
-        self._answer: Response | None = None  # that is held back
-        self._content: list[bytes] = []
-        self._answer_size = 0
-        self._trailers = b""
+        self.first: _Attempt | None = (previous.first or previous) if previous is not None else None
+        self._held: Response | None = None  # while it is held back
+        self._held_content: list[bytes] = []
+        self._held_size = 0  # octets of content
+        self._held_trailers = b""
 
     def on_interim(self, head: bytes) -> None:
         if self.previous is None:
@@ -84,62 +89,62 @@ class _Send(Proxied):
     def on_response(self, response: Response) -> None:
         too_long = isinstance(response.length, int) and response.length > self.handler.interception.held_limit
         if not too_long and self.handler.interception.holds(response.status):
-            self._answer = response
-        elif 200 <= response.status < 300 or not self._give_way():
+            self._held = response
+        elif 200 <= response.status < 300 or not self._fall_back_to_first():
             super().on_response(response)
 
     def on_content(self, data: bytes, last: bool, trailers: bytes) -> None:
-        if self._answer is None:
+        if self._held is None:
             super().on_content(data, last, trailers)
             return
         if data:
-            self._content.append(data)
-            self._answer_size += len(data)
-        if self._answer_size > self.handler.interception.held_limit:
-            if not self._give_way():
-                self.pass_on(last, trailers)
+            self._held_content.append(data)
+            self._held_size += len(data)
+        if self._held_size > self.handler.interception.held_limit:
+            if not self._fall_back_to_first():
+                self.relay_held(last, trailers)
         elif last:
-            self._trailers = trailers
-            self.handler.held(self, self._answer, b"".join(self._content))
+            self._held_trailers = trailers
+            self.handler.response_held(self, self._held, b"".join(self._held_content))
 
     def on_error(self, error: GatewayError) -> None:
-        if self.response is not None and self._answer is None:  # the client has some of it
+        if self.response is not None and self._held is None:  # it is being relayed
             super().on_error(error)
             return
-        if self._give_way():
+        if self._fall_back_to_first():
             return
-        if self._answer is not None:
-            self.pass_on(False)
+        if self._held is not None:
+            self.relay_held(False)
         elif self.previous is not None and not self.transmitted:
-            self.handler.pass_on(self.previous)
+            self.handler.relay(self.previous)
             return
         super().on_error(error)
 
     def pending(self) -> Pending | None:
-        if self._answer is None or self.done:
+        if self._held is None or self.done:
             return None
-        return Pending(self._answer_size, self.release)
+        return Pending(self._held_size, self.stop_holding)
 
-    def release(self) -> None:
-        """Let an answer that is not whole pass on as far as it has come."""
-        if not self._give_way():
-            self.pass_on(False)
+    def stop_holding(self) -> None:
+        """Relay an incomplete response as it is received from now on, unless it is confidential."""
+        if not self._fall_back_to_first():
+            self.relay_held(False)
 
-    def _give_way(self) -> bool:
-        """Let the first answer be the client's, if this one is not for the client to see."""
+    def _fall_back_to_first(self) -> bool:
+        """Relay the first response if this one is confidential. Returns whether it is."""
         if self.first is None or not self.handler.interception.confidential:
             return False
         self.cancel()
-        self.handler.pass_on(self.first)
+        self.handler.relay(self.first)
         return True
 
-    def pass_on(self, last: bool, trailers: bytes = b"") -> None:
-        """Hold the answer back no longer."""
-        response, self._answer = self._answer, None
+    def relay_held(self, last: bool, trailers: bytes = b"") -> None:
+        """Stop holding the response back, and relay what has been received of it. ``last``: it is complete."""
+        response, self._held = self._held, None
         if response is not None:
             super().on_response(response)
-            content, self._content = b"".join(self._content), []
-            super().on_content(content, last, trailers or self._trailers)
+            content, self._held_content = b"".join(self._held_content), []
+            super().on_content(content, last, trailers or self._held_trailers)
 
     def head_to_client(self, status: int, head: bytes) -> bytes:
         handler = self.handler
@@ -147,8 +152,8 @@ class _Send(Proxied):
         value = handler.interception.answered(status, head)
         return with_field(head, handler.interception.field, value)
 
-    def answered(self) -> None:
-        self.handler.answered(self.keep_alive)
+    def response_sent(self) -> None:
+        self.handler.response_sent(self.keep_alive)
 
 
 class Intercepted:
@@ -164,76 +169,77 @@ class Intercepted:
         self.started = False
         self._state = _COLLECTING
         self._request = request
-        self._send: _Send | None = None
+        self._attempt: _Attempt | None = None
         self._task: asyncio.Task[bytes | None] | None = None
         if not interception.inspects:
-            self._send_as_it_comes()
+            self._stream()
 
     # Handler
 
     @property
-    def begun(self) -> bool:
+    def response_started(self) -> bool:
         return self.status != CLIENT_LEFT
 
     def start(self) -> None:
         self.started = True
-        if self._send is not None:
-            self._send.start()
+        if self._attempt is not None:
+            self._attempt.start()
         elif self._state is _DECIDING:
-            self._ask(self.interception.edit(), self._send_body)
+            self._run(self.interception.edit(), self._send_body)
         elif not self.interception.body and self._request.expects_continue:
             self.client.write_interim(b"HTTP/1.1 100 Continue\r\n")
 
     def content(self, data: bytes) -> None:
-        if self._send is not None:
-            self._send.content(data)
+        if self._attempt is not None:
+            self._attempt.content(data)
         elif self._state is _COLLECTING and not self.interception.collect(data):
-            send = self._send_as_it_comes()
-            send.content(self.interception.release())
+            attempt = self._stream()
+            attempt.content(self.interception.release())
             if self.started:
-                send.start()
+                attempt.start()
 
     def end(self) -> None:
-        if self._send is not None:
-            self._send.end()
+        if self._attempt is not None:
+            self._attempt.end()
         elif self._state is _COLLECTING:
             self._state = _DECIDING
             if self.started:
-                self._ask(self.interception.edit(), self._send_body)
+                self._run(self.interception.edit(), self._send_body)
 
     def close_after_response(self) -> None:
         self.keep_alive = False
-        if self._send is not None:
-            self._send.close_after_response()
+        if self._attempt is not None:
+            self._attempt.close_after_response()
 
     def cancel(self) -> None:
         self._state = _DONE
         if self._task is not None:
             self._task.cancel()
-        if self._send is not None:
-            self._send.cancel()
+        if self._attempt is not None:
+            self._attempt.cancel()
         self.interception.close("client_left" if self.status == CLIENT_LEFT else "refused", self.status or None)
 
     def pause_reading(self) -> None:
-        if self._send is not None:
-            self._send.pause_reading()
+        if self._attempt is not None:
+            self._attempt.pause_reading()
 
     def resume_reading(self) -> None:
-        if self._send is not None:
-            self._send.resume_reading()
+        if self._attempt is not None:
+            self._attempt.resume_reading()
 
     def pending(self) -> Pending | None:
-        return self._send.pending() if self._send is not None else None
+        return self._attempt.pending() if self._attempt is not None else None
 
     # Sending
 
-    def _send_as_it_comes(self) -> _Send:
+    def _stream(self) -> _Attempt:
+        """The only attempt at a request that is forwarded piece by piece, as it is received."""
         self._state = _SENT
-        self._send = _Send(self, self._request.outbound, self._request.length, None)
-        return self._send
+        self._attempt = _Attempt(self, self._request.outbound, self._request.length, None)
+        return self._attempt
 
-    def _send_body(self, body: bytes | None, previous: _Send | None = None) -> None:
-        """Send the request with ``body``; None: with the one that was collected."""
+    def _send_body(self, body: bytes | None, previous: _Attempt | None = None) -> None:
+        """Send the request with ``body``, or with the collected body if that is None."""
         head, length = self._request.outbound, self._request.length
         if body is None:
             body = self.interception.body
@@ -241,58 +247,59 @@ class Intercepted:
             length = len(body)
             match = _CONTENT_LENGTH.search(head)
             assert match is not None  # noqa: S101 - for the type checker
-            # not `sub`, which parses each new replacement
+            # not with `sub`, which parses every replacement that it has not seen before
             head = b"%b%d%b" % (head[: match.start(1)], length, head[match.end() :])
         self._state = _SENT
-        self._send = send = _Send(self, head, length, previous)
+        self._attempt = attempt = _Attempt(self, head, length, previous)
         if body:
-            send.content(body)
-        send.end()
-        send.start()
+            attempt.content(body)
+        attempt.end()
+        attempt.start()
 
-    def held(self, send: _Send, response: Response, content: bytes) -> None:
-        """The answer to ``send`` is whole and held back."""
+    def response_held(self, attempt: _Attempt, response: Response, content: bytes) -> None:
+        """Called when the response to ``attempt`` is complete and held back."""
         self._state = _HELD
-        question = self.interception.next_body(response.status, response.head, content)
-        self._ask(question, partial(self._send_next, send))
+        decision = self.interception.next_body(response.status, response.head, content)
+        self._run(decision, partial(self._send_next, attempt))
 
-    def _send_next(self, send: _Send, body: bytes | None) -> None:
+    def _send_next(self, attempt: _Attempt, body: bytes | None) -> None:
+        """Send the request with ``body``; if that is None, relay the response to ``attempt``, or the first one."""
         if body is not None:
-            self._send_body(body, send)
+            self._send_body(body, attempt)
         elif self.interception.confidential:
-            self.pass_on(send.first or send)
+            self.relay(attempt.first or attempt)
         else:
-            self.pass_on(send)
+            self.relay(attempt)
 
-    def pass_on(self, send: _Send) -> None:
-        """Let the answer to ``send``, which is whole, be the client's."""
-        self._send = send
-        send.keep_alive = send.keep_alive and self.keep_alive
-        send.pass_on(True)
+    def relay(self, attempt: _Attempt) -> None:
+        """Relay the response to ``attempt``, which is complete."""
+        self._attempt = attempt
+        attempt.keep_alive = attempt.keep_alive and self.keep_alive
+        attempt.relay_held(True)
 
-    def answered(self, keep_alive: bool) -> None:
-        """The answer is whole and written."""
+    def response_sent(self, keep_alive: bool) -> None:
+        """Called when the response is complete and written."""
         self._state = _DONE
-        self._send = None  # the two refer to each other: all of this request would wait for the garbage collector
+        self._attempt = None  # breaks the reference cycle, so that no garbage collection is needed for the request
         self.interception.close()
-        self.client.answered(self, keep_alive)
+        self.client.response_sent(self, keep_alive)
 
-    def _ask(self, question: Coroutine[Any, Any, bytes | None], act: Callable[[bytes | None], None]) -> None:
-        """Run ``question`` as a task, and ``act`` on the body that it returns."""
+    def _run(self, decision: Coroutine[Any, Any, bytes | None], act: Callable[[bytes | None], None]) -> None:
+        """Run ``decision`` as a task, and call ``act`` with the body that it returns."""
         loop = self.client.loop
 
         def done(task: asyncio.Task[bytes | None]) -> None:
             self._task = None
             if self._state is _DONE or task.cancelled() or self.client.transport.is_closing():
-                return  # the client has left, or is about to be found to have
+                return  # the client has disconnected, even if that has not been reported yet
             body = None
             if (error := task.exception()) is not None:
-                message = "an interception has failed; the request goes on as it came"
+                message = "an interception has failed; the request is forwarded as it was received"
                 self.interception.give_up()
                 loop.call_exception_handler({"message": message, "exception": error, "task": task})
             else:
                 body = task.result()
             act(body)
 
-        self._task = loop.create_task(question)
+        self._task = loop.create_task(decision)
         self._task.add_done_callback(done)

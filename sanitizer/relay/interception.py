@@ -1,4 +1,7 @@
-"""What the relay asks about a request, to intercept it. `sanitizer.sanitize.core` answers; neither loads the other."""
+"""The interface between the relay and the code that decides about intercepted requests.
+
+`sanitizer.sanitize.core` implements it. Neither package imports the other.
+"""
 
 from collections.abc import Awaitable, Callable
 from contextlib import AbstractContextManager
@@ -6,7 +9,7 @@ from typing import Protocol
 
 
 class Ask(Protocol):
-    """Sends a request of the interception's own, see `sanitizer.relay.fetch.fetch`."""
+    """Sends a request of the gateway's own to upstream, see `sanitizer.relay.fetch.fetch`."""
 
     def __call__(
         self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /
@@ -14,13 +17,13 @@ class Ask(Protocol):
 
 
 class Interception(Protocol):
-    """What is decided about one request; `sanitizer.sanitize.core.Interception` says in which order it is asked."""
+    """One intercepted request. `sanitizer.sanitize.core.Interception` documents the methods and their order."""
 
     inspects: bool
     confidential: bool
     field: bytes
     held_limit: int
-    """Bytes of an answer's content that are held back; a longer answer passes on."""
+    """Bytes of a response's content; a response with more is not held back."""
 
     @property
     def body(self) -> bytes: ...
@@ -35,10 +38,13 @@ class Interception(Protocol):
 
 
 class Interceptor(Protocol):
-    """Says of each POST whether it is intercepted. Paths are decoded; heads are octets; ``client`` is an IP address.
+    """Decides which POST requests are intercepted.
 
-    ``writing`` is called with the path of each request that is not intercepted, unless its method only reads. It
-    returns a context in which that request has to run, or None. The property is None if no request ever needs one.
+    ``intercept`` takes the decoded path, the heads as received and as forwarded, a function for lookups, and the
+    client's IP address. It returns None for a request that is not intercepted.
+
+    ``writing`` is called with the decoded path of each request that is not intercepted, unless its method is safe. It
+    returns a context in which that request has to run, or None. The property is None if no request needs a context.
     """
 
     @property

@@ -1,11 +1,11 @@
-"""A tunnel: what two connections become when upstream has switched protocols. Octets pass both ways.
+"""A tunnel: two connections are joined when upstream has switched protocols, and octets are relayed in both directions.
 
 =======  ============================================  ================
 State    What it waits for                             The next states
 =======  ============================================  ================
 OPEN     octets from its peer                          ENDED, CLOSING
-ENDED    the other end, for its peer sends no more     CLOSING
-CLOSING  its peer to take all that was written
+ENDED    the other peer's FIN: its own has sent one    CLOSING
+CLOSING  its peer to acknowledge what was written
 LOST     nothing: the connection is lost
 =======  ============================================  ================
 
@@ -13,11 +13,14 @@ Every state leads to LOST as well.
 
 Cases, before the code that branches on them:
 
-* One side ends: the end is passed on, and the other side may go on sending. In TLS, the end of one side ends both.
-* One side is lost: the other gets what was sent before, even if it had not been read yet, and is closed.
-* One side reads slowly: nothing more is read from the other. If it takes nothing for the stall timeout, it is reset.
-* A side that is not read because the other one is slow is reset by its peer: a sweep finds out. A FIN shows nothing
-  then, for either side may end first.
+* One peer sends FIN: the FIN is relayed, and the other peer may go on sending. With TLS on either side, both
+  connections are closed, because a TLS transport cannot be half-closed.
+* One connection is lost: the other peer gets what was sent before, even if it had not been read yet, and its connection
+  is closed.
+* One peer reads slowly: nothing more is read from the other. If it accepts nothing for the stall timeout, its
+  connection is reset.
+* A peer resets its connection while reading from it is paused: the stall sweep detects that. The sweep ignores a FIN,
+  because a half-closed tunnel remains open.
 """
 
 import asyncio
@@ -26,7 +29,7 @@ from enum import Enum
 
 from sanitizer.relay.closing import Closing
 from sanitizer.relay.stalls import Pending
-from sanitizer.relay.transport import Transport, end_is_announced, has_left, progress, read_rest, reset
+from sanitizer.relay.transport import Transport, end_is_announced, peer_has_closed, progress, read_remaining, reset
 
 
 class _State(Enum):
@@ -36,16 +39,17 @@ class _State(Enum):
     LOST = "lost"
 
 
-# members read off the class are slow
+# looking up a member on the enum class is slow
 _OPEN, _ENDED, _CLOSING, _LOST = _State
 
 
-class End(asyncio.Protocol):
+class TunnelEnd(asyncio.Protocol):
     """One end of a tunnel.
 
-    ``close_timeout``: seconds for which a peer may take nothing while its side is closed. ``on_stalled`` is called when
-    the peer is cut because it takes nothing. ``on_lost`` is called with the end when its connection is gone, and with
-    whether the peer has broken it off, which means that this side had not begun to close it.
+    ``close_timeout`` is how many seconds the peer may acknowledge nothing while the connection is being closed.
+    ``on_stalled`` is called before the connection is reset because the peer has stalled. ``on_lost`` is called when the
+    connection is lost, with this end and whether the peer has broken it off: by a reset, or in TLS without a
+    close_notify, before this end was being closed.
     """
 
     __slots__ = (
@@ -60,14 +64,14 @@ class End(asyncio.Protocol):
         "transport",
     )
 
-    _other: "End"
+    _other: "TunnelEnd"
 
     def __init__(
         self,
         transport: Transport,
         close_timeout: float,
         on_stalled: Callable[[], None],
-        on_lost: Callable[["End", bool], None],
+        on_lost: Callable[["TunnelEnd", bool], None],
     ) -> None:
         self.transport = transport
         self._close_timeout = close_timeout
@@ -78,14 +82,14 @@ class End(asyncio.Protocol):
         self._paused = False
         self._written = 0  # octets
 
-    def join(self, other: "End") -> None:
-        """Make a tunnel of this end and the ``other``."""
+    def join(self, other: "TunnelEnd") -> None:
+        """Make this end and ``other`` a tunnel, and set them as the protocols of their transports."""
         self._other, other._other = other, self
         self.transport.set_protocol(self)
         other.transport.set_protocol(other)
 
     def close(self) -> None:
-        """Close when the peer has taken all."""
+        """Close when the peer has acknowledged everything."""
         if self._state is _OPEN or self._state is _ENDED:
             self._state = _CLOSING
             if not self.transport.is_closing():
@@ -94,7 +98,7 @@ class End(asyncio.Protocol):
     # What the server calls
 
     def shutdown(self) -> None:
-        """Do nothing: a tunnel lasts until a side ends it, or the grace is over."""
+        """Do nothing: a tunnel lasts until one of its peers ends it, or until the drain aborts it."""
 
     def abort(self) -> None:
         """Reset the connection."""
@@ -104,8 +108,11 @@ class End(asyncio.Protocol):
     # What the stall sweep calls
 
     def check(self) -> Pending | None:
-        """What the peer has still to take. Also acts on one that has left unnoticed."""
-        if self._paused and has_left(self.transport, half_close=False):
+        """How far the peer is with reading, for the stall sweep; None if nothing waits for it.
+
+        Also aborts the connection if the peer has reset it while reading is paused.
+        """
+        if self._paused and peer_has_closed(self.transport, half_close=False):
             self.abort()
         if not self.transport.get_write_buffer_size():
             return None
@@ -119,7 +126,7 @@ class End(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         other = self._other
-        if not other.transport.is_closing():  # else its peer has left in this very turn, and uvloop would raise
+        if not other.transport.is_closing():  # it is if the other peer has just disconnected; uvloop would raise
             other._written += len(data)
             other.transport.write(data)
 
@@ -138,7 +145,7 @@ class End(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         broken_off = False
         if self._state is not _CLOSING:
-            for data in read_rest(self.transport):
+            for data in read_remaining(self.transport):
                 self.data_received(data)
             broken_off = exc is not None or not end_is_announced(self.transport)
         self._state = _LOST

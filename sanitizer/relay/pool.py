@@ -2,13 +2,13 @@
 
 Cases, before the code that branches on them:
 
-* A pooled connection that upstream has closed meanwhile: seen by polling its socket before use, never handed out.
-* ``max_connections`` are open: an exchange waits for the first that comes free, in order, for a limited time.
-* A connection comes free before the one being made is ready: the exchange that waits takes it, the new one goes into
-  the pool.
-* A connection is old: it is closed when its answer has ended, even if somebody waits. A new one may reach an instance
-  that has been started since.
-* The pool is closed: every exchange under way fails, wherever it is, and nothing is opened any more.
+* Upstream has closed an idle connection: its socket is polled before use, and it is never used for a request.
+* ``max_connections`` are open: an exchange waits for one to become free, in order of arrival and for a limited time.
+* An exchange is over before the connection that was opened for it is established: the next waiting exchange gets the
+  connection, or it becomes idle.
+* A connection is old: it is closed at the end of its response, even if exchanges wait. A new connection may reach an
+  instance of upstream that has been started since.
+* The pool is closed: every exchange in progress fails, in whatever state it is, and no connection is opened any more.
 """
 
 import asyncio
@@ -35,7 +35,7 @@ from sanitizer.errors import (
 from sanitizer.relay.advice import NO_CLOSE_NOTIFY, advise
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.counters import Histogram
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.stalls import Watched
 from sanitizer.relay.writer import Outbox
 
@@ -48,38 +48,38 @@ _ERRORS = (
     UpstreamUnreachable,
     UpstreamBroken,
 )
-"""All that an exchange can fail with."""
+"""The errors that `Pool.count_error` counts."""
 LIFETIME: Final = 120.0
-"""Seconds, a quarter more or less, after which a connection is closed at the end of a response."""
+"""Seconds, give or take a quarter, after which a connection is closed at the end of a response."""
 _CLOSED: Final = "the gateway has closed its connections to upstream"
 _TUNNEL_CLOSE_TIMEOUT: Final = 60.0
-"""Seconds for which upstream may take nothing of what a tunnel's client has sent before it left."""
+"""Seconds for which upstream may accept nothing from a tunnel whose client has disconnected."""
 
 
-class Request(Protocol):
-    """A request that wants a connection; an `sanitizer.relay.exchange.Exchange`."""
+class Requester(Protocol):
+    """Needs a connection for its request; an `sanitizer.relay.exchange.Exchange`."""
 
     @property
     def done(self) -> bool:
-        """Whether it wants none any more."""
+        """Whether a connection is no longer needed."""
 
     def attach(self, connection: Connection) -> None:
         """Use ``connection``."""
 
     def fail(self, error: GatewayError) -> None:
-        """There is no connection because of ``error``."""
+        """Called when there will be no connection, because of ``error``."""
 
     def on_blocked(self) -> None:
-        """There is no connection yet."""
+        """Called when there is no connection yet."""
 
 
 class Pool:
-    """All connections of one process to upstream.
+    """All connections of one process to upstream. Must be created while an event loop is running.
 
-    ``connect_timeout`` is in seconds, for a connection to be made or, with ``max_connections`` open, to come free;
-    ``response_timeout`` from the last byte sent to the response's head (None: no limit); connections idle for
-    ``keepalive`` seconds are not used again. ``on_error`` is called with kind and detail of each failure. Has to be
-    made where an event loop runs.
+    ``connect_timeout`` is the time in which a connection must be established or, with ``max_connections`` open, become
+    free. ``response_timeout`` runs from the last byte sent to the response's head; None means no limit. A connection
+    that has been idle for ``keepalive`` is not used again. All three are in seconds. ``on_error`` is called with the
+    kind and the detail of each failure.
     """
 
     def __init__(
@@ -97,84 +97,84 @@ class Pool:
         self.authority = address.authority.encode()
         self.response_timeout = response_timeout
         self.errors = dict.fromkeys((error.kind for error in _ERRORS), 0)
-        self.unannounced_ends = 0  # answers that a FIN has ended where TLS has a close_notify
-        self.seconds = Histogram()  # from an exchange's making to its response's head
+        self.unannounced_ends = 0  # responses over TLS that were ended by a FIN without a close_notify
+        self.seconds = Histogram()  # from the creation of an exchange to its response's head
         self._connector = Connector(address, tls, connect_timeout)
         self._connect_timeout = connect_timeout
         self._keepalive = keepalive
-        self._max = max_connections
+        self._max_connections = max_connections
         self._on_error = on_error
         self._idle = idle = deque[Connection]()
-        self._made = made = set[Connection]()
-        # with at most one exchange at work, there are no other writes to wait for
-        self.outbox = Outbox(self.loop, lambda: len(made) - len(idle) < 2)
-        self._tunnels: set[End] = set()
-        self._connecting: dict[Connection, tuple[asyncio.Task[None], Request]] = {}
-        self._waiting: deque[tuple[Request, asyncio.TimerHandle]] = deque()
+        self._established = established = set[Connection]()
+        # with at most one busy connection there is nothing to batch
+        self.outbox = Outbox(self.loop, lambda: len(established) - len(idle) < 2)
+        self._tunnels: set[TunnelEnd] = set()
+        self._connecting: dict[Connection, tuple[asyncio.Task[None], Requester]] = {}
+        self._waiting: deque[tuple[Requester, asyncio.TimerHandle]] = deque()
         self._closing = False
         self._sweep_timer: asyncio.TimerHandle | None = None
 
     @property
     def open(self) -> int:
-        """How many connections there are: busy, idle, being made, or tunnels."""
-        return len(self._made) + len(self._connecting) + len(self._tunnels)
+        """How many connections there are: busy, idle, being opened, or tunnels."""
+        return len(self._established) + len(self._connecting) + len(self._tunnels)
 
     @property
     def connecting(self) -> int:
-        """How many connections are being made."""
+        """How many connections are being opened."""
         return len(self._connecting)
 
     @property
     def idle(self) -> int:
-        """How many connections wait for a request."""
+        """How many connections are idle."""
         return len(self._idle)
 
     def watched(self) -> Iterator[Watched]:
-        """The connections that the stall sweep looks at."""
-        return chain(tuple(self._made), tuple(self._tunnels))
+        """The connections that the stall sweep checks."""
+        return chain(tuple(self._established), tuple(self._tunnels))
 
     # What an exchange calls
 
-    def acquire(self, request: Request) -> asyncio.TimerHandle | None:
-        """Attach ``request`` to an idle connection at once, or else as `connect` does."""
+    def acquire(self, requester: Requester) -> asyncio.TimerHandle | None:
+        """Attach ``requester`` to an idle connection at once, or to another one as `connect` does."""
         idle = self._idle
         while idle:
             connection = idle.pop()
             if self.loop.time() - connection.idle_since < self._keepalive and not connection.transport.is_closing():
-                request.attach(connection)
+                requester.attach(connection)
                 return None
             connection.close()
-        return self.connect(request)
+        return self.connect(requester)
 
-    def connect(self, request: Request) -> asyncio.TimerHandle | None:
-        """Attach ``request`` to a new connection, or to the first that comes free while all are taken.
+    def connect(self, requester: Requester) -> asyncio.TimerHandle | None:
+        """Open a connection for ``requester``, or let it wait for one while ``max_connections`` are open.
 
-        Returns the timer by which ``request`` fails meanwhile, if there is one. After `close` it fails, in a turn of
-        its own: it may be one of many, each begun by the end of another.
+        If it waits, returns the timer that fails it when it has waited for too long. After `close`, ``requester`` fails
+        in a later iteration of the event loop: the failure of one may start the next, and calls would nest.
         """
         if self._closing:
-            return self.loop.call_later(0, request.fail, UpstreamUnreachable(_CLOSED))
-        request.on_blocked()
-        if self._max is not None and self.open >= self._max:
+            return self.loop.call_later(0, requester.fail, UpstreamUnreachable(_CLOSED))
+        requester.on_blocked()
+        if self._max_connections is not None and self.open >= self._max_connections:
             while self._waiting and self._waiting[0][0].done:
                 self._waiting.popleft()
-            timer = self.loop.call_later(self._connect_timeout, request.fail, PoolExhausted())
-            self._waiting.append((request, timer))
+            timer = self.loop.call_later(self._connect_timeout, requester.fail, PoolExhausted())
+            self._waiting.append((requester, timer))
             return timer
         connection = Connection(self)
-        task = self.loop.create_task(self._connect(connection, request))
-        self._connecting[connection] = task, request
+        task = self.loop.create_task(self._connect(connection, requester))
+        self._connecting[connection] = task, requester
         return None
 
-    def make_end(self, connection: Connection) -> End:
-        """An end of a tunnel in place of a connection on which upstream has switched protocols."""
-        end = End(connection.transport, _TUNNEL_CLOSE_TIMEOUT, self._tunnel_stalled, self._tunnel_lost)
-        self._made.discard(connection)
+    def make_tunnel_end(self, connection: Connection) -> TunnelEnd:
+        """The tunnel end that replaces ``connection``, on which upstream has switched protocols."""
+        end = TunnelEnd(connection.transport, _TUNNEL_CLOSE_TIMEOUT, self._tunnel_stalled, self._tunnel_lost)
+        self._established.discard(connection)
         self._tunnels.add(end)
         return end
 
     def count_error(self, error: GatewayError) -> None:
-        """Count a failure of upstream's, or a connection that could not be had."""
+        """Count a failure of upstream, or of getting a connection."""
         self.errors[error.kind] += 1
         if self._on_error is not None:
             self._on_error(error.kind, str(error.__cause__ or error))
@@ -182,16 +182,16 @@ class Pool:
     # What a connection calls
 
     def release(self, connection: Connection) -> None:
-        """Take back a connection that is idle, unless it has grown old."""
+        """Take back a connection that is idle. Closes it if it is old."""
         if connection.transport.is_closing():
             return
         now = self.loop.time()
-        if now >= connection.renew_at:
+        if now >= connection.expires_at:
             connection.close()
             return
-        request = self._next_waiting() if self._waiting else None
-        if request is not None:
-            request.attach(connection)
+        requester = self._next_waiting() if self._waiting else None
+        if requester is not None:
+            requester.attach(connection)
             return
         connection.idle_since = now
         self._idle.append(connection)
@@ -199,42 +199,42 @@ class Pool:
             self._sweep_timer = self.loop.call_later(max(self._keepalive, 0.1), self._sweep)
 
     def closed(self, connection: Connection) -> None:
-        """A connection is gone: the next request that waits for one may make a new one."""
-        self._made.discard(connection)
+        """Remove a connection that is lost. The next waiting requester can then open one."""
+        self._established.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
         self._slot_free()
 
     def count_unannounced_end(self) -> None:
-        """Count a response that a FIN has ended where TLS has a close_notify."""
+        """Count a response over TLS that was ended by a FIN without a close_notify."""
         self.unannounced_ends += 1
         advise(NO_CLOSE_NOTIFY)
 
     def _tunnel_stalled(self) -> None:
         self.count_error(UpstreamNotReading())
 
-    def _tunnel_lost(self, end: End, broken_off: bool) -> None:
+    def _tunnel_lost(self, end: TunnelEnd, broken_off: bool) -> None:
         self._tunnels.discard(end)
         if broken_off:
             self.count_error(UpstreamBroken())
         self._slot_free()
 
-    # Its own
+    # What the gateway calls
 
     def close(self) -> None:
-        """Drop every connection, and fail every exchange that has no answer yet, or not all of it."""
+        """Close every connection, and fail every exchange whose response is not complete."""
         self._closing = True
         if self._sweep_timer is not None:
             self._sweep_timer.cancel()
         connecting = tuple(self._connecting.values())
-        self._connecting.clear()  # a task that is cancelled before it begins never fails its request
-        for task, request in connecting:
+        self._connecting.clear()  # a task that is cancelled before it starts would never fail its requester
+        for task, requester in connecting:
             task.cancel()
-            if not request.done:
-                request.fail(UpstreamUnreachable(_CLOSED))
+            if not requester.done:
+                requester.fail(UpstreamUnreachable(_CLOSED))
         while (waiting := self._next_waiting()) is not None:
             waiting.fail(UpstreamUnreachable(_CLOSED))
-        for connection in tuple(self._made):
+        for connection in tuple(self._established):
             if connection.receiver is not None:
                 connection.receiver.fail(UpstreamBroken(_CLOSED))
             else:
@@ -242,22 +242,24 @@ class Pool:
         for end in tuple(self._tunnels):
             end.abort()
 
-    def _slot_free(self) -> None:
-        if not self._closing and (self._max is None or self.open < self._max):
-            request = self._next_waiting()
-            if request is not None:
-                self.connect(request)
+    # Internal
 
-    def _next_waiting(self) -> Request | None:
+    def _slot_free(self) -> None:
+        if not self._closing and (self._max_connections is None or self.open < self._max_connections):
+            requester = self._next_waiting()
+            if requester is not None:
+                self.connect(requester)
+
+    def _next_waiting(self) -> Requester | None:
         while self._waiting:
-            request, timer = self._waiting.popleft()
-            if not request.done:
+            requester, timer = self._waiting.popleft()
+            if not requester.done:
                 timer.cancel()
-                return request
+                return requester
         return None
 
     def _sweep(self) -> None:
-        """Close what has been idle for too long; the longest idle come first."""
+        """Close the connections that have been idle for too long. The longest idle is the first in the queue."""
         self._sweep_timer = None
         limit = self.loop.time() - self._keepalive
         while self._idle and self._idle[0].idle_since <= limit:
@@ -265,38 +267,38 @@ class Pool:
         if self._idle:
             self._sweep_timer = self.loop.call_later(max(self._idle[0].idle_since - limit, 0.1), self._sweep)
 
-    async def _connect(self, connection: Connection, request: Request) -> None:
-        error: GatewayError | None = UpstreamUnreachable()  # also the outcome of an exception that is not expected here
+    async def _connect(self, connection: Connection, requester: Requester) -> None:
+        error: GatewayError | None = UpstreamUnreachable()  # also the result if an unexpected exception is raised
         try:
             await self._connector.connect(lambda: connection)
             error = None
         except TimeoutError:
             error = ConnectTimeout()
-        except (OSError, ValueError) as cause:  # ssl.SSLError is one; the other: a name that IDNA can't encode
-            error = _not_connected(cause)
+        except (OSError, ValueError) as cause:  # an OSError may be an SSLError; ValueError: IDNA can't encode the name
+            error = _connect_error(cause)
         finally:
             self._connecting.pop(connection, None)
-            self._connected(connection, request, error)
+            self._connected(connection, requester, error)
 
-    def _connected(self, connection: Connection, request: Request, error: GatewayError | None) -> None:
-        """Use a connection that has been made for ``request``, or could not be made because of ``error``."""
+    def _connected(self, connection: Connection, requester: Requester, error: GatewayError | None) -> None:
+        """Attach a requester to a new connection, or fail ``requester`` because of ``error``."""
         if error is None and not connection.transport.is_closing():
-            # at random, so that connections that were made together are not all renewed together
-            connection.renew_at = self.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
-            self._made.add(connection)
-            user = self._next_waiting() if request.done else request
-            if user is None:
+            # at random, so that connections that were opened together are not all closed together
+            connection.expires_at = self.loop.time() + LIFETIME * random.uniform(0.75, 1.25)  # noqa: S311
+            self._established.add(connection)
+            receiver = self._next_waiting() if requester.done else requester
+            if receiver is None:
                 connection.become_idle()
             else:
-                user.attach(connection)
+                receiver.attach(connection)
             return
-        if not request.done:
-            request.fail(error or UpstreamBroken())  # without an error it has been made, and lost since
+        if not requester.done:
+            requester.fail(error or UpstreamBroken())  # no error: it was established, and has been lost since
         self._slot_free()
 
 
-def _not_connected(cause: Exception) -> GatewayError:
-    """The error of a connection that could not be made because of ``cause``."""
+def _connect_error(cause: Exception) -> GatewayError:
+    """The error for a connection that could not be opened because of ``cause``."""
     error = OutOfDescriptors() if descriptors.ran_out(cause) else UpstreamUnreachable()
     error.__cause__ = cause
     return error

@@ -1,4 +1,4 @@
-"""The handler of an ordinary request: what upstream answers goes out on the client's connection as it comes."""
+"""The handler of an ordinary request: it relays the response to the client piece by piece, as it is received."""
 
 from contextlib import AbstractContextManager, ExitStack
 
@@ -16,7 +16,7 @@ from sanitizer.relay.stalls import Pending
 
 
 class Proxied(Exchange):
-    """Handles a request of ``client``'s that is relayed as it comes. ``version``: of HTTP, as the client speaks it."""
+    """Forwards a request of ``client`` and relays the response. ``version`` is the client's HTTP version."""
 
     __slots__ = ("_chunked_out", "_head", "client", "keep_alive", "started", "status", "version")
 
@@ -35,8 +35,8 @@ class Proxied(Exchange):
         self.keep_alive = keep_alive
         self.version = version
         self.started = False
-        self.status = CLIENT_LEFT  # of the response, as soon as there is one
-        self._head = b""  # of the response, until its first content is there
+        self.status = CLIENT_LEFT
+        self._head = b""  # of the response, until it is written together with the first content
         self._chunked_out = False
 
     @classmethod
@@ -48,8 +48,7 @@ class Proxied(Exchange):
     # Handler
 
     @property
-    def begun(self) -> bool:
-        """Whether some of the response has been written."""
+    def response_started(self) -> bool:
         return self.response is not None
 
     def start(self) -> None:
@@ -62,14 +61,13 @@ class Proxied(Exchange):
     def end(self) -> None:
         if not self.request_complete:
             self.send(b"", True)
-        self.client.resume("upstream")  # to see the client leave
+        self.client.resume("upstream")  # only a connection that is read reports that the client has disconnected
 
     def close_after_response(self) -> None:
         self.keep_alive = False
 
     def pending(self) -> Pending | None:
-        """None: no answer is held back."""
-        return None
+        return None  # no response is held back
 
     # Exchange
 
@@ -86,7 +84,7 @@ class Proxied(Exchange):
 
     def on_response(self, response: Response) -> None:
         self.status = response.status
-        if self.client.write_blocked:  # by the response before
+        if self.client.write_blocked:  # by the previous response
             self.pause_reading()
         self.keep_alive = self.client.stays_open(self.keep_alive)
         head = self.head_to_client(response.status, response.head)
@@ -111,7 +109,7 @@ class Proxied(Exchange):
         if data:
             self.client.write(data)
         if last:
-            self.answered()
+            self.response_sent()
 
     def on_error(self, error: GatewayError) -> None:
         client = self.client
@@ -122,10 +120,10 @@ class Proxied(Exchange):
         self.keep_alive = client.stays_open(self.keep_alive)
         head, content = error_response(error, self.keep_alive, client.cross_origin, self.method)
         client.write(self.head_to_client(error.status, head) + b"\r\n" + content)
-        self.answered()
+        self.response_sent()
 
     def on_tunnel(self, response: Response, data: bytes) -> None:
-        if self.client.transport.is_closing():  # its loss may be on the way already, and would not reach an end
+        if self.client.transport.is_closing():  # `connection_lost` may be scheduled, and would not reach a tunnel end
             self.cancel()
             return
         self.status = response.status
@@ -133,21 +131,21 @@ class Proxied(Exchange):
         connection = self.connection
         assert connection is not None  # noqa: S101 - for the type checker
         self._finish()
-        end = self.pool.make_end(connection)
+        end = self.pool.make_tunnel_end(connection)
         self.client.become_tunnel(self, end)
-        connection.become_end(end)
+        connection.become_tunnel_end(end)
 
     def head_to_client(self, status: int, head: bytes) -> bytes:
-        """The head that the client gets for ``head``, less what frames its content."""
+        """The head to send to the client for a response's ``head``. Framing fields are added afterwards."""
         return head
 
-    def answered(self) -> None:
-        """The response is whole and written."""
-        self.client.answered(self, self.keep_alive)
+    def response_sent(self) -> None:
+        """Called when the response is complete and written."""
+        self.client.response_sent(self, self.keep_alive)
 
 
-class Writing(Proxied):
-    """Handles a request that is relayed inside of ``writing``, from its head to its end."""
+class ProxiedWrite(Proxied):
+    """Forwards a request inside the context ``writing``, which is left when the exchange with upstream is over."""
 
     __slots__ = ("_writing",)
 

@@ -1,61 +1,69 @@
-"""Cutting peers that hold what they do not use (``--stall-timeout``).
+"""Disconnecting peers that stall (``--stall-timeout``).
 
-There is no timer for each request. One sweep in each process looks at every connection, every quarter of the timeout. A
-peer without progress in five sweeps in a row is cut, between 1 and 1.25 times the timeout after it stopped.
+There is no timer for each request. Instead, each process sweeps over all its connections every quarter of the timeout.
+A peer without progress in five sweeps in a row has stalled. That is noticed between 1 and 1.25 times the timeout after
+its last progress.
 
-A connection says what its peer has still to do (`Pending`). The ways to hold up a connection are:
+Each connection reports what it waits for (`Pending`). A peer can stall in these ways:
 
-* A peer takes none of the octets that wait for it. Progress is the number of octets written, less those still in the
-  transport's buffer. The kernel's count of acknowledged octets is added where there is one, because a TLS transport's
-  buffer shrinks in large steps only.
-* A client sends nothing of content that is due. The kernel's count of octets received is added here, for a TLS record
-  brings nothing before it is whole.
-* Upstream does not finish an answer that is held back. Upstream is not cut, but the answer is no longer held back.
+* It accepts none of the octets that wait for it. Progress is the number of octets written, less those still in the
+  transport's buffer. The kernel's count of acknowledged octets is added where there is one, because the buffer of a TLS
+  transport shrinks in large steps only.
+* A client sends nothing of content that is due. The kernel's count of received octets is added, because TLS delivers
+  nothing of a record before it is complete.
+* Upstream does not complete a response that is held back. Then upstream is not disconnected, but the response is no
+  longer held back.
 
-The sweep also finds out that a client has left while it is not read: a paused transport does not report that, but its
-socket can be polled.
+The sweep also detects clients that have disconnected while reading from them is paused. A paused transport does not
+report that, but its socket can be polled.
 """
 
 import asyncio
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
-_PARTS: Final = 4
-"""Sweeps in one timeout."""
-_INTERVAL: Final = 15.0
-"""Seconds from one sweep to the next where there is no timeout."""
+_SWEEPS_PER_TIMEOUT: Final = 4
+"""How many sweeps there are in one timeout."""
+_DEFAULT_INTERVAL: Final = 15.0
+"""Seconds between two sweeps if there is no timeout."""
 
 
 class Pending(NamedTuple):
-    """What a peer has still to do. ``progress`` changes when it does some of it; else ``give_up`` is called."""
+    """What a connection waits for its peer to do. While ``progress`` changes, the peer has not stalled.
+
+    ``on_stall`` is called when it has.
+    """
 
     progress: int
-    give_up: Callable[[], None]
+    on_stall: Callable[[], None]
 
 
 class Watched(Protocol):
-    """A connection that is looked at in each sweep."""
+    """A connection that is checked in each sweep."""
 
     def check(self) -> Pending | None:
-        """What the peer has still to do, if anything. Also acts on a peer that has left unnoticed."""
+        """What the connection waits for its peer to do; None if for nothing.
+
+        Also closes the connection if the peer has disconnected while reading is paused.
+        """
 
 
 class StallSweep:
-    """Looks at all of ``connections`` regularly, until `close`, and gives up those that stall.
+    """Checks all ``connections`` regularly until `close`, and calls `Pending.on_stall` when a peer has stalled.
 
-    ``timeout`` is in seconds; None: nothing is given up. Has to be made where an event loop runs.
+    ``timeout`` is in seconds; None means that no peer stalls. Must be created while an event loop is running.
     """
 
     def __init__(self, timeout: float | None, connections: Callable[[], Iterable[Watched]]) -> None:
         self._loop = asyncio.get_running_loop()
-        self._limit = None if timeout is None else _PARTS
-        self._interval = _INTERVAL if timeout is None else timeout / _PARTS
+        self._limit = None if timeout is None else _SWEEPS_PER_TIMEOUT
+        self._interval = _DEFAULT_INTERVAL if timeout is None else timeout / _SWEEPS_PER_TIMEOUT
         self._connections = connections
-        self._seen: dict[Watched, tuple[Pending, int]] = {}  # and the sweeps without progress
+        self._seen: dict[Watched, tuple[Pending, int]] = {}  # with the number of sweeps without progress
         self._timer = self._loop.call_later(self._interval, self._sweep)
 
     def close(self) -> None:
-        """Sweep no more."""
+        """Stop sweeping."""
         self._timer.cancel()
 
     def _sweep(self) -> None:
@@ -68,7 +76,7 @@ class StallSweep:
             before, sweeps = self._seen.get(connection, (None, 0))
             sweeps = sweeps + 1 if pending == before else 0
             if sweeps == self._limit:
-                pending.give_up()
+                pending.on_stall()
             else:
                 seen[connection] = pending, sweeps
         self._seen = seen

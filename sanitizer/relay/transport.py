@@ -1,4 +1,4 @@
-"""What is used of asyncio's transports, and what the sockets beneath them know."""
+"""The part of asyncio's transports that the relay uses, and queries of the sockets beneath them."""
 
 import asyncio
 import contextlib
@@ -14,16 +14,16 @@ from collections.abc import Iterator
 from typing import Any, Final, Protocol
 
 _RDHUP: Final = getattr(select, "POLLRDHUP", 0)
-"""0 where the platform has none; `select.POLLERR` is always polled for."""
+"""0 where the platform does not have it. `select.POLLERR` needs no flag: it is always polled for."""
 _BYTES_ACKED: Final = slice(120, 128)
 _BYTES_RECEIVED: Final = slice(128, 136)
-"""Where ``struct tcp_info`` of linux/tcp.h has ``tcpi_bytes_acked`` and ``tcpi_bytes_received``."""
+"""Offsets of ``tcpi_bytes_acked`` and ``tcpi_bytes_received`` in ``struct tcp_info`` of linux/tcp.h."""
 _REST: Final = 64 * 1024
-"""Bytes that are read at once from a connection that has been lost."""
+"""Bytes to read at a time from a connection that has been lost."""
 
 
 class Transport(Protocol):
-    """What is used of asyncio's transports; plain TCP, TLS and unix sockets all have it."""
+    """The methods of asyncio's transports that the relay uses. TCP, TLS and unix sockets all have them."""
 
     def write(self, data: bytes) -> None: ...
     def write_eof(self) -> None: ...
@@ -40,7 +40,7 @@ class Transport(Protocol):
 
 
 def reset(transport: Transport) -> None:
-    """Close at once, so that the peer sees a reset: a FIN would end content that lasts until the connection closes."""
+    """Close at once with a reset. A FIN would complete content that lasts until the connection closes."""
     sock = transport.get_extra_info("socket")
     if sock is not None:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -48,15 +48,15 @@ def reset(transport: Transport) -> None:
 
 
 def progress(transport: Transport, written: int) -> int:
-    """A number that grows when the peer takes some of the ``written`` octets.
+    """A number that grows when the peer acknowledges some of the ``written`` octets.
 
     The kernel's count of acknowledged octets is part of it, because a TLS transport's buffer shrinks in large steps.
     """
     return written - transport.get_write_buffer_size() + _tcp_info(transport, _BYTES_ACKED)
 
 
-def received(transport: Transport) -> int:
-    """How many octets the kernel has received from the peer; 0 where the kernel does not say."""
+def octets_received(transport: Transport) -> int:
+    """How many octets the kernel has received from the peer; 0 where the kernel does not count them."""
     return _tcp_info(transport, _BYTES_RECEIVED)
 
 
@@ -71,8 +71,8 @@ def _tcp_info(transport: Transport, where: slice) -> int:
     return int.from_bytes(info[where], sys.byteorder)
 
 
-def untaken(transport: Transport) -> int:
-    """How many octets have been written that the peer's kernel has not taken."""
+def unacknowledged(transport: Transport) -> int:
+    """How many octets have been written that the peer's kernel has not acknowledged."""
     size = transport.get_write_buffer_size()
     sock = transport.get_extra_info("socket")
     if sock is not None and sock.fileno() >= 0:
@@ -80,8 +80,8 @@ def untaken(transport: Transport) -> int:
     return size
 
 
-def has_left(transport: Transport, *, half_close: bool = True) -> bool:
-    """Whether the peer has reset the connection or, with ``half_close``, ended its side; octets may still be unread."""
+def peer_has_closed(transport: Transport, *, half_close: bool = True) -> bool:
+    """Whether the peer has reset the connection or, with ``half_close``, sent a FIN. There may be unread octets."""
     sock = transport.get_extra_info("socket")
     if sock is None or sock.fileno() < 0:
         return False
@@ -90,25 +90,25 @@ def has_left(transport: Transport, *, half_close: bool = True) -> bool:
     return any(events & (select.POLLERR | _RDHUP) for _, events in poll.poll(0))
 
 
-def read_rest(transport: Transport) -> Iterator[bytes]:
-    """What has come on a connection before it was lost, and has not been handed over.
+def read_remaining(transport: Transport) -> Iterator[bytes]:
+    """The octets that were received on a lost connection and have not been read.
 
-    Octets stay behind when a write has found the reset before they were read, or when uvloop ends a TLS connection
+    There are some when a write has detected the reset before they were read, or when uvloop closes a TLS connection
     whose reading is paused.
     """
     tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
     sock = transport.get_extra_info("socket")
-    with contextlib.suppress(OSError):  # there is nothing, or no more; `ssl.SSLError` is one
+    with contextlib.suppress(OSError):  # raised at the end; `ssl.SSLError` is a subclass
         while data := os.read(sock.fileno(), _REST) if tls is None else tls.read(_REST):
             yield data
 
 
 def end_is_announced(transport: Transport) -> bool:
-    """Whether the peer has said that it has sent all: in TLS by a close_notify, without TLS by its FIN."""
+    """Whether the peer has announced that it has sent everything: in TLS by a close_notify, otherwise by its FIN."""
     tls: ssl.SSLObject | None = transport.get_extra_info("ssl_object")
     try:
         return tls is None or not tls.read(1)
     except ssl.SSLZeroReturnError:
         return True
-    except ssl.SSLError:  # no close_notify has come
+    except ssl.SSLError:  # no close_notify was received
         return False

@@ -1,8 +1,9 @@
-"""Writes to clients, those of one turn of the event loop made together at its end.
+"""Batched writes: those of one iteration of the event loop are made together at its end.
 
-A write wakes the process that reads at the other end. Made one by one between other work, each wakes a process that has
-gone to sleep again, which can cost the writer more than the rest of a relayed request; made together, the first one
-does. Where only one request is handled there is nothing to gather, and its writes do not wait.
+A write wakes the process that reads at the other end. If writes are made one by one between other work, each of them
+wakes a process that has gone to sleep again, which can cost the writer more than the rest of a relayed request. If they
+are made together, only the first one does. While only one request is being handled, there is nothing to batch, and its
+writes are made at once.
 """
 
 from asyncio import AbstractEventLoop
@@ -15,25 +16,25 @@ from sanitizer.relay.transport import Transport, progress, reset
 T = TypeVar("T")
 
 _BULK: Final = 16 * 1024
-"""Bytes that are written at once: the client may be slow, and reading from upstream must pause before more comes."""
+"""Larger writes (in bytes) are made at once. The client may be slow, and reading from upstream must pause in time."""
 
 
 class Outbox:
-    """What is to be written when the current turn of ``loop`` is over, in order: functions, with an argument each.
+    """The writes of the current iteration of ``loop``, in order: functions, each with an argument.
 
-    ``alone`` says whether at most one request is being handled.
+    ``unbatched`` returns whether writes are to be made at once, because at most one request is being handled.
     """
 
-    __slots__ = ("_loop", "_writes", "alone")
+    __slots__ = ("_loop", "_unbatched", "_writes")
 
-    def __init__(self, loop: AbstractEventLoop, alone: Callable[[], bool]) -> None:
-        self.alone = alone
+    def __init__(self, loop: AbstractEventLoop, unbatched: Callable[[], bool]) -> None:
         self._loop = loop
+        self._unbatched = unbatched
         self._writes: list[tuple[Callable[[Any], None], Any]] = []
 
     def add(self, write: Callable[[T], None], argument: T) -> None:
-        """Call ``write(argument)`` at the end of this turn, or at once if there is nothing to gather."""
-        if self.alone():
+        """Call ``write(argument)`` at the end of this iteration, or at once if there is nothing to batch."""
+        if self._unbatched():
             if self._writes:
                 self.flush()
             write(argument)
@@ -43,7 +44,7 @@ class Outbox:
         self._writes.append((write, argument))
 
     def flush(self) -> None:
-        """Write now what has been gathered."""
+        """Make the batched writes now."""
         writes, self._writes = self._writes, []
         done = 0
         try:
@@ -51,13 +52,13 @@ class Outbox:
                 done += 1
                 write(argument)
         finally:
-            if done < len(writes):  # one has failed, which must not keep the others from being made
+            if done < len(writes):  # a write has failed; the others must be made all the same
                 self._writes[:0] = writes[done:]
                 self._loop.call_soon(self.flush)
 
 
 class Writer:
-    """Writes to one client. Whatever ends the connection, or its sending side, comes after all that was written."""
+    """Writes to one client. The methods that close the connection, or its sending side, flush the outbox first."""
 
     __slots__ = ("_outbox", "_transport", "_written")
 
@@ -67,7 +68,7 @@ class Writer:
         self._written = 0  # octets
 
     def write(self, data: bytes) -> None:
-        """Send ``data`` at the end of this turn of the event loop."""
+        """Send ``data``, at the latest at the end of this event loop iteration."""
         if len(data) > _BULK:
             self._outbox.flush()
             self._write(data)
@@ -75,31 +76,34 @@ class Writer:
             self._outbox.add(self._write, data)
 
     def flush(self) -> None:
-        """Send now what has been written."""
+        """Make all batched writes now."""
         self._outbox.flush()
 
     def write_eof(self) -> None:
-        """End the sending side, where the transport can."""
+        """Close the sending side, if the transport can."""
         self._outbox.flush()
         if self._transport.can_write_eof() and not self._transport.is_closing():
             self._transport.write_eof()
 
     def close(self, timeout: float) -> Closing:
-        """Close the connection when the client has taken all, or none of it for ``timeout`` seconds."""
+        """Close the connection as `Closing` does, with the same ``timeout``."""
         self._outbox.flush()
         return Closing(self._transport, timeout)
 
     def reset(self) -> None:
-        """Reset the connection, so that a response can't be taken for whole. What has been written of it may arrive."""
+        """Reset the connection, so that a response cannot be mistaken for a complete one.
+
+        What was written of the response may still arrive.
+        """
         self._outbox.flush()
         reset(self._transport)
 
     @property
     def progress(self) -> int:
-        """A number that grows when the client takes some of what was written."""
+        """A number that grows when the client acknowledges some of what was written."""
         return progress(self._transport, self._written)
 
     def _write(self, data: bytes) -> None:
-        if not self._transport.is_closing():  # else the client has left in this very turn, and uvloop would raise
+        if not self._transport.is_closing():  # it is if the client has just disconnected; uvloop would raise
             self._written += len(data)
             self._transport.write(data)

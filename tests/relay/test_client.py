@@ -332,7 +332,7 @@ class Origin:
     def old(self, now: float) -> bool:
         """Whether the gateway has used the connection for long enough."""
         assert isinstance(self.transport.protocol, Connection)
-        return now >= self.transport.protocol.renew_at
+        return now >= self.transport.protocol.expires_at
 
     def go_stale(self) -> None:
         self.stale = True

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.stalls import StallSweep
 from tests.support.front import KEEPALIVE, Front, make_connection
 from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
@@ -290,7 +290,7 @@ def test_drain(loop: VirtualLoop) -> None:
 def test_pool_is_closed(loop: VirtualLoop) -> None:
     """Then the tunnel is reset, which is no failure of upstream's."""
     tunnel = Tunnel(loop)
-    assert isinstance(tunnel.upstream.protocol, End)
+    assert isinstance(tunnel.upstream.protocol, TunnelEnd)
     loop.act(tunnel.front.pool.close)
     loop.settle()
     assert tunnel.upstream.ending == "reset"

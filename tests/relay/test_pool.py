@@ -302,7 +302,7 @@ def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypat
         context.setattr(FakeSocket, "setsockopt", _raise_os_error)
         with pytest.raises(OSError, match="option"):
             connection.connection_made(transport)
-    connection.renew_at = loop.now + 60
+    connection.expires_at = loop.now + 60
     loop.act(connection.become_idle)
     transport.socket.make_readable()
     recorder = world.start()
@@ -397,7 +397,7 @@ def test_not_all_at_once(loop: VirtualLoop) -> None:
     """What was made together is renewed at different times, a quarter of the lifetime before or after it."""
     world = make_world(loop)
     ages = [
-        connection.renew_at - loop.now
+        connection.expires_at - loop.now
         for _, transport in (world.run() for _ in range(100))
         if isinstance(connection := transport.protocol, Connection)
     ]

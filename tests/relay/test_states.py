@@ -16,7 +16,7 @@ from sanitizer.relay.client import HEAD_TIMEOUT, LINGER, ClientConnection
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.intercepted import Intercepted
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from tests.support.cores import BODY, REFUSAL, Core
 from tests.support.front import KEEPALIVE, Front, make_connection, shut_down
 from tests.support.transitions import MACHINES, record, table
@@ -127,7 +127,7 @@ def another_request(scene: Scene) -> None:
 
 def peer(number: int) -> Callable[[Scene], FakeTransport]:
     """The transport of an end of the tunnel: of the client's, 0, or of upstream's, 1."""
-    return lambda scene: [each for each in scene.loop.transports if isinstance(each.protocol, End)][number]
+    return lambda scene: [each for each in scene.loop.transports if isinstance(each.protocol, TunnelEnd)][number]
 
 
 def tunnel_ends(number: int) -> Step:
@@ -173,7 +173,7 @@ class Case:
             ClientConnection: self.clients,
             Exchange: self.exchanges,
             Connection: self.connections,
-            End: self.ends,
+            TunnelEnd: self.ends,
             Intercepted: self.intercepted,
         }
 

@@ -53,8 +53,8 @@ class Taker(Recorder):
             self.pauses = False
             self.exchange.pause_reading()
 
-    def answered(self, handler: Handler, keep_alive: bool) -> None:
-        super().answered(handler, keep_alive)
+    def response_sent(self, handler: Handler, keep_alive: bool) -> None:
+        super().response_sent(handler, keep_alive)
         self.ended.set()
 
     def abort(self) -> None:
@@ -258,8 +258,8 @@ class Switcher(Taker):
     def _write(self, data: bytes) -> None:
         self.transport.write(data.partition(b"\r\n\r\n")[2])
 
-    def become_tunnel(self, handler: Handler, upstream: pipe.End) -> None:
-        pipe.End(self.transport, 1.0, lambda: None, lambda *_: self.ended.set()).join(upstream)
+    def become_tunnel(self, handler: Handler, upstream: pipe.TunnelEnd) -> None:
+        pipe.TunnelEnd(self.transport, 1.0, lambda: None, lambda *_: self.ended.set()).join(upstream)
 
 
 @pytest.mark.parametrize("ending", [close_notify, fin])

@@ -7,7 +7,7 @@ from typing import Any
 
 from sanitizer.http1.bodies import CHUNKED, Framing, Length, Reader, reader
 from sanitizer.relay.handler import Handler, Pause
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.pool import Pool
 from sanitizer.relay.proxied import Proxied
 from sanitizer.relay.transport import Transport
@@ -76,11 +76,11 @@ class Recorder:
         assert not rest, "more than the response"
         self.calls.append(("content", content, rest is not None))
 
-    def answered(self, handler: Handler, keep_alive: bool) -> None:
+    def response_sent(self, handler: Handler, keep_alive: bool) -> None:
         assert handler is self.exchange
         assert self.calls[-1][0] == "error" or self.calls[-1][2], "not the last of the response"
 
-    def become_tunnel(self, handler: Handler, upstream: End) -> None:
+    def become_tunnel(self, handler: Handler, upstream: TunnelEnd) -> None:
         raise NotImplementedError
 
     def abort(self) -> None:

@@ -21,13 +21,13 @@ from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.intercepted import Intercepted
-from sanitizer.relay.pipe import End
+from sanitizer.relay.pipe import TunnelEnd
 
 MACHINES: Final[dict[type, str]] = {
     ClientConnection: "state",
     Exchange: "state",
     Connection: "state",
-    End: "_state",
+    TunnelEnd: "_state",
     Intercepted: "_state",
 }
 """The classes, and the attribute of each that holds the state."""

@@ -918,10 +918,10 @@ class ClientMachine(RuleBasedStateMachine):
 
     def pass_time(self, seconds: float) -> None:
         """Let the limits that are reached in this time take effect, one after another."""
-        given_up = self.loop.given_up
+        cancelled = self.loop.cancelled
         for _ in self.loop.steps(seconds):
-            self.allowed[504] += self.loop.given_up - given_up
-            given_up = self.loop.given_up
+            self.allowed[504] += self.loop.cancelled - cancelled
+            cancelled = self.loop.cancelled
             if self.max_connections is not None:
                 self.allowed[503] += len(self.clients)
             self.expire()
@@ -1414,7 +1414,7 @@ def test_client_that_takes_its_answer_slowly() -> None:
         client.unblock()
         client.feed(request.wire)
         upstream.feed(answer.wire)
-        assert client.taken == 2 * answer.wire
+        assert client.delivered == 2 * answer.wire
         client.block()
         loop.advance(KEEPALIVE)
         assert not client.closing
@@ -1646,7 +1646,7 @@ def test_slow_reader(path: bytes) -> None:
             client.unblock()
             assert upstream.reading
             upstream.feed(answer.wire[octet : octet + 1])
-        assert client.taken.endswith(b"\r\n\r\ncontent")
+        assert client.delivered.endswith(b"\r\n\r\ncontent")
         assert gateway.pool.idle == 1
 
 
@@ -1667,7 +1667,7 @@ def test_upload_that_is_answered_early() -> None:
             assert not client.closing
         loop.advance(begun + LINGER_LIMIT - loop.now)
         assert (client.lost, client.ending) == (True, "fin")
-        assert client.taken == b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        assert client.delivered == b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @pytest.mark.parametrize("seconds", [1.0, KEEPALIVE - 1])
@@ -1738,7 +1738,7 @@ def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
         if takes:
             client.unblock()
             loop.settle()
-            assert (client.lost, client.ending, client.taken) == (True, "fin", answer.wire)
+            assert (client.lost, client.ending, client.delivered) == (True, "fin", answer.wire)
         else:
             loop.advance(KEEPALIVE)
             assert (client.lost, client.ending) == (True, "reset")

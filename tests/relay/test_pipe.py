@@ -137,7 +137,7 @@ def test_end_of_a_side_in_tls(loop: VirtualLoop, side: str) -> None:
     assert (tunnel.other(side).closing, tunnel.other(side).lost) == (True, False)
     tunnel.other(side).unblock()
     loop.settle()
-    assert tunnel.other(side).taken.endswith(b"last")
+    assert tunnel.other(side).delivered.endswith(b"last")
     assert tunnel.other(side).ending == "fin"
     assert tunnel.numbers == (0, 0, 0)
 
@@ -163,7 +163,7 @@ def test_side_breaks_off(loop: VirtualLoop, side: str) -> None:
     tunnel.side(side).feed(b"last")
     tunnel.side(side).reset()
     loop.settle()
-    assert tunnel.other(side).taken.endswith(b"last")
+    assert tunnel.other(side).delivered.endswith(b"last")
     assert tunnel.other(side).ending == "fin"
     assert tunnel.numbers == (0, 0, 0)
     assert tunnel.gateway.pool.errors["broken"] == (side == "upstream")

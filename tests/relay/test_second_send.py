@@ -195,8 +195,8 @@ def test_exchanges(upstream: Upstream, case: Exchange, framing: str) -> None:
     heads = {re.sub(rb"(?<=CONTENT-length: )\d+", b"", request.raw_head) for request in requests}
     assert len(heads) == 1
     assert heads.pop().startswith(b"POST /key/update?a=%41& HTTP/1.1\r\nhost: A\r\nCONTENT-length: \r\nX-Last: 1\r\n")
-    assert core.asked == [(answer.status, answer.content) for answer in case.answers[: case.held]]
-    assert all(head.startswith(b"HTTP/1.1 4") or b" 500 " in head for head in core.heads)
+    assert core.held_answers == [(answer.status, answer.content) for answer in case.answers[: case.held]]
+    assert all(head.startswith(b"HTTP/1.1 4") or b" 500 " in head for head in core.held_heads)
     assert [record.status for record in core.records] == [last.status]
     assert listener.gateway.statuses == [last.status] * 2
     assert listener.gateway.counters.in_flight == 0
@@ -275,7 +275,7 @@ def test_streams(upstream: Upstream, status: int, first: bytes, framing: str) ->
         seen.set()
         rest = b"last" if framing == "length" else b"4\r\nlast\r\n0\r\n\r\n"
         assert client.read_exactly(len(rest)) == rest
-    assert core.asked == []
+    assert core.held_answers == []
     assert bodies_of(upstream) == [BODY]
 
 
@@ -285,7 +285,7 @@ def test_nothing_passes_while_it_is_held(upstream: Upstream) -> None:
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         client.sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             client.sock.recv(1)
@@ -323,7 +323,7 @@ def break_off(upstream: Upstream, beside: int, sent: bytes, end: Step) -> bytes:
         listener.wait(core.ended)
         free.set()
         assert [other.read_response().status for other in others] == [200] * beside
-    assert core.asked == []
+    assert core.held_answers == []
     assert [body for body in bodies_of(upstream) if body] == [BODY]
     assert [record.status for record in core.records] == [403]
     return cut.value.got
@@ -374,7 +374,7 @@ def test_held_answer_is_faulty(upstream: Upstream) -> None:
         assert cut.value.reset
         assert cut.value.got in (b"4\r\nhalf\r\n", b"")  # nothing, if the reset has overtaken it
         listener.wait(core.ended)
-    assert core.asked == []
+    assert core.held_answers == []
 
 
 @pytest.mark.parametrize("bodies", [(None,), (SECOND,)], ids=["passed on", "sent again"])
@@ -412,7 +412,7 @@ def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
         response = client.read_response()
         assert (response.body, response.trailers) == (b"x" * LIMIT + b"y", [(b"X-Sum", b"1")])
         assert client.ask(GET).status == 200
-    assert core.asked == []
+    assert core.held_answers == []
 
 
 @pytest.mark.parametrize("length", [b"%d" % (LIMIT + 1), b"00%d" % (LIMIT + 1)])
@@ -428,7 +428,7 @@ def test_length_over_the_limit(upstream: Upstream, length: bytes) -> None:
             assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 403 A\r\n")
         assert client.read_exactly(LIMIT + 1) == b"x" * (LIMIT + 1)
         assert client.ask(GET).status == 403
-    assert core.asked == []
+    assert core.held_answers == []
 
 
 def test_interim_answers(upstream: Upstream) -> None:
@@ -473,7 +473,7 @@ def test_upstream_is_gone(upstream: Upstream) -> None:
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         upstream.stop()
         listener.open_gate()
         response = client.read_response()
@@ -509,7 +509,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
         listener.connect() as other,
     ):
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         other.send(GET)
         upstream.wait_request(2)
         listener.open_gate()
@@ -533,7 +533,7 @@ def test_a_connection_comes_free(upstream: Upstream) -> None:
         listener.connect() as other,
     ):
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         other.send(GET)
         upstream.wait_request(2)
         listener.open_gate()
@@ -551,7 +551,7 @@ def test_stale_connection(upstream: Upstream, end: Step) -> None:
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         upstream.wait_closed()
         listener.open_gate()
         assert client.read_response().status == 200
@@ -650,7 +650,7 @@ def test_client_leaves_while_the_core_thinks(upstream: Upstream, leave: Any) -> 
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         leave(client)
         assert_gone(listener, upstream, [BODY])
         assert core.cancelled
@@ -661,11 +661,11 @@ def test_client_leaves_as_the_core_answers(upstream: Upstream) -> None:
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     core = Core(SECOND)
     with Listener(upstream, core) as listener, listener.connect() as client:
-        core.at_last = listener.gateway.connections.abort
+        core.before_return = listener.gateway.connections.abort
         client.send(update())
         assert client.closed()
         assert_gone(listener, upstream, [BODY])
-        assert len(core.asked) == 1
+        assert len(core.held_answers) == 1
 
 
 def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
@@ -690,7 +690,7 @@ def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
         listener.connect() as other,
     ):
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         other.send(GET)
         upstream.wait_request(2)
         listener.open_gate()
@@ -717,7 +717,7 @@ def test_drain_while_held(upstream: Upstream, bodies: tuple[bytes | None], statu
     core = Core(*bodies, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         listener.drain()
         listener.open_gate()
         response = client.read_response()
@@ -819,7 +819,7 @@ def test_pipelined_request_behind(upstream: Upstream, body: bytes | None) -> Non
     core = Core(body, SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update() + update() + GET)
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         assert len(upstream.requests) == 1
         listener.open_gate()
         first = 403 if body is None else 200
@@ -853,7 +853,7 @@ def test_pieces_of_any_size(upstream: Upstream) -> None:
         request = update()
         assert client.ask(*[request[i : i + 1] for i in range(len(request))]).body == b"ok"
     assert bodies_of(upstream) == [BODY, SECOND]
-    assert core.asked == [(403, REFUSAL)]
+    assert core.held_answers == [(403, REFUSAL)]
 
 
 def test_body_over_the_limit(upstream: Upstream) -> None:

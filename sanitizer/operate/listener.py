@@ -26,7 +26,7 @@ BACKLOG: Final = 64
 LIFETIME: Final = 30.0
 """Seconds after which a connection is closed. A response under way is sent first."""
 ANSWER_TIMEOUT: Final = 5.0
-"""Seconds that this response may take, before the connection is reset."""
+"""Seconds after `LIFETIME` at which the connection is reset, if that response is still not complete."""
 HEAD_LIMIT: Final = 32 * 1024
 """The largest size of a request head, in bytes. A larger one is answered with 400."""
 

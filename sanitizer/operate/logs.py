@@ -110,7 +110,7 @@ def _printable(text: str) -> str:
 
 
 def _quoted(value: Any) -> str:
-    """A field's value masked, and as JSON unless it is a plain word: no value can pass for several fields."""
+    """A field's value, masked. It is written as JSON unless it is a word, so that it can't pass for several fields."""
     if not isinstance(value, str):
         return mask(_to_json(value))
     text = mask(value)

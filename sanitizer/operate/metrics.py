@@ -38,7 +38,7 @@ FAMILIES: Final = (
         "sanitizer_resent_total",
         "counter",
         ("endpoint",),
-        "Times a request was sent again, without a field because of which LiteLLM had refused it.",
+        "Times that a request was sent again without fields because of which LiteLLM had refused it.",
     ),
     Family(
         "sanitizer_lookup_seconds",
@@ -57,14 +57,16 @@ FAMILIES: Final = (
         "sanitizer_upstream_seconds",
         "histogram",
         (),
-        "Time from a request head received to upstream's response head received, for lookups too. It includes the wait "
-        "for a connection.",
+        "Time from receiving a request's head to receiving upstream's response head, with the wait for a connection. "
+        "Lookups are included.",
     ),
     Family(
         "sanitizer_requests_in_flight", "gauge", (), "Requests that have not ended, without those that became tunnels."
     ),
     Family("sanitizer_upstream_connections", "gauge", ("state",), "Connections to upstream: connecting, busy, idle."),
-    Family("sanitizer_upstream_errors_total", "counter", ("kind",), "Requests and lookups that failed upstream."),
+    Family(
+        "sanitizer_upstream_errors_total", "counter", ("kind",), "Requests and lookups that failed upstream, by kind."
+    ),
     Family(
         "sanitizer_upstream_unannounced_ends_total",
         "counter",

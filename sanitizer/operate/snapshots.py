@@ -48,7 +48,7 @@ class Snapshots:
         self._latest: dict[int, tuple[Snapshot, float]] = {}  # with the time when it was published
 
     def put(self, number: int, snapshot: Snapshot) -> None:
-        """Record a snapshot that a process has published. A process without one is starting, and does not count."""
+        """Record a snapshot that a process has published. A process without one is starting, and not silent."""
         self._latest[number] = snapshot, self._clock()
 
     def remove(self, number: int) -> None:
@@ -72,7 +72,7 @@ class Snapshots:
 
     @property
     def silence(self) -> float:
-        """The age of the oldest of the latest snapshots, in seconds. It is 0 if no process serves."""
+        """The longest time, in seconds, for which a serving process has published nothing. 0 if no process serves."""
         return max((self._clock() - since for _, since in list(self._latest.values())), default=0.0)
 
     async def read(self, number: int, pipe: Connection) -> None:
@@ -98,7 +98,7 @@ class PipeWriter:
         self._rest = b""  # the rest of a line that did not fit into the pipe
 
     def __call__(self, snapshot: Snapshot) -> None:
-        """Write ``snapshot``; or, if the last line is not written completely, its rest instead."""
+        """Write ``snapshot``, or the rest of the previous one if that has not been written completely."""
         octets = self._rest or snapshot.encode()
         try:
             written = os.write(self._pipe.fileno(), octets)

@@ -351,7 +351,11 @@ def test_what_is_not_repaired(options: tuple[str, ...], said: str, capsys: pytes
             id="an admin is told",
         ),
         pytest.param(
-            {"ready": QUIET, "details": (401, {})}, True, None, "it answered this one with 401", id="others are not"
+            {"ready": QUIET, "details": (401, {})},
+            True,
+            None,
+            "LiteLLM answered this key with 401",
+            id="others are not",
         ),
         pytest.param(
             {"ready": {**QUIET, "litellm_version": "next"}}, False, "next", "next, which can't be compared", id="a word"

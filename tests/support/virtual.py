@@ -73,7 +73,7 @@ class FakeSocket:
         """Let the kernel report that the peer has sent RST."""
         assert self._pair is not None
         self._pair[0].send(b"x")
-        self._pair[1].close()  # sends RST, because a byte is unread
+        self._pair[1].close()  # the other end reports a reset, because a byte is unread
 
     def close(self) -> None:
         self.closed = True

@@ -107,11 +107,11 @@ def _printable(value: object) -> str:
 
 def _release(report: Report, settings: Settings, litellm: Client, key: str | None) -> None:
     """Report LiteLLM's release and its defects."""
-    hint = ": --key-file"
+    hint = "; give one of these: --key-file"
     if report.release is None and key is not None:  # from 1.92.0 on, only admins may read the release
         answer = litellm.get("/health/readiness/details", key)
         report.release = _version(answer)
-        hint = f"; it answered this one with {answer.status}"
+        hint = f"; LiteLLM answered this key with {answer.status}"
     version = report.release
     if version is None:
         detail = (

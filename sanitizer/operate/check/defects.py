@@ -59,13 +59,13 @@ def _defect(gates: list[Gate], release: Release, settings: Settings) -> Defect:
     If a row ends with the release with which another one begins, the other one replaces it, and nothing was fixed.
     """
     rows = list(dict.fromkeys(row for gate in gates for row in gate.refused))
-    replaced = {row.since for row in rows}
+    starts = {row.since for row in rows}
     gate = gates[0]
     return Defect(
         gate.endpoint,
         gate.field,
         refused=[value for since, before, value in rows if _release(since) <= release < _release(before)],
-        fixed=[value for _, before, value in rows if release >= _release(before) and before not in replaced],
+        fixed=[value for _, before, value in rows if release >= _release(before) and before not in starts],
         error=gate.fragments[0],
         repaired=settings.mode == "enforce" and gate.field in settings.fields,
     )

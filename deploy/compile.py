@@ -1,8 +1,8 @@
-"""Compiles the hot parts of the package with mypyc, for a wheel of one platform. The source stays in the wheel.
+"""A build hook of hatchling that compiles the hot parts of the package with mypyc. The wheel keeps their source too.
 
-A hook of hatchling, which is off unless the environment has ``HATCH_BUILD_HOOK_ENABLE_CUSTOM=true``; without it the
-wheel is pure Python. Compiling takes a C compiler, Python's headers, and the hook's dependencies in pyproject.toml. It
-happens in a folder of its own, so that a checkout never runs compiled modules.
+The hook is enabled by ``HATCH_BUILD_HOOK_ENABLE_CUSTOM=true`` in the environment. Without it the wheel is pure Python;
+with it the wheel is for one platform. Compiling needs a C compiler, Python's headers, and the hook's dependencies in
+pyproject.toml. It takes place in a temporary directory, so that a checkout never runs compiled modules.
 """
 
 import contextlib
@@ -14,7 +14,7 @@ from typing import Any
 from hatchling.builders.hooks.plugin.interface import BuildHookInterface
 
 COMPILED = ("http1/*.py", "relay/*.py", "sanitize/decision.py", "sanitize/gates.py", "sanitize/jsonedit.py")
-"""Modules of the package ``sanitizer``; a package's ``__init__`` stays Python."""
+"""Patterns for the modules to compile, relative to the package ``sanitizer``. No ``__init__`` is compiled."""
 
 
 class Compile(BuildHookInterface[Any]):

@@ -264,6 +264,6 @@ async def test_unreachable() -> None:
         gateway = create_app(load({"upstream": f"http://127.0.0.1:{port}"}, {}))
         request = Request([b"{"], POST)
         await request.through(gateway)
-        assert (request.status, request.marks) == (502, [b'unreadable; reason="not_json"'])
+        assert (request.status, request.field_values) == (502, [b'unreadable; reason="not_json"'])
         assert gateway.pool.errors["unreachable"] == 1
         gateway.close()

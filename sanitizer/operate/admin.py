@@ -1,16 +1,16 @@
-"""The admin listener: ``/livez``, ``/readyz`` and ``/metrics``, on a port of its own so that none of LiteLLM's paths is
-shadowed.
+"""The admin listener: ``/livez``, ``/readyz`` and ``/metrics``, on a separate port so that they hide no LiteLLM path.
 
-It has a thread and an event loop of its own, in the gateway's process, or the workers' parent: a public side with more
-than enough to do does not keep it from answering. If the public side's event loop hangs, its snapshots cease, and the
-gateway is not alive.
+* ``/livez``: 200, or 503 if a serving process has not published a snapshot for `SILENCE`.
+* ``/readyz``: 200, or 503 if the gateway is stopping, not serving yet or not alive, or upstream can't be reached.
+* ``/metrics``: the sum over all serving processes, in Prometheus's text format.
 
-uvicorn serves it with its h11 protocol, which limits the size of a head. The event loop is asyncio's own, which accepts
-by a method of the listening socket: uvloop's would close new connections when the public side has used up the process's
-descriptors.
+The listener runs in a thread with its own event loop, in the gateway's process, or in the parent process of the
+workers. So it answers even when the public side is overloaded. If the event loop of the public side hangs, its
+snapshots cease, and the gateway counts as not alive.
 
-* ``/livez``: 200 unless a process that serves has been silent for `SILENCE`.
-* ``/readyz``: 200, or 503 with the reason: stopping, nothing serves yet, upstream can't be reached.
+uvicorn serves the listener with its h11 protocol, which limits the size of a head. The event loop is asyncio's, because
+it accepts connections by calling a method of the listening socket, which `Listener` overrides. uvloop would close new
+connections when the public side has used up the process's descriptors.
 """
 
 import asyncio
@@ -43,11 +43,12 @@ from sanitizer.operate.snapshots import Snapshot, Snapshots
 from sanitizer.settings import Settings
 
 SILENCE: Final = 5.0
-"""Seconds after which a process that publishes nothing counts as hanging."""
+"""Seconds without a snapshot after which a process counts as hanging."""
 _WATCH_INTERVAL: Final = 1.0
-"""Seconds from one look at whether a process hangs to the next."""
-_LAST_ANSWERS: Final = 0.5
-"""Seconds that answers under way have when the listener ends. After twice that, uvicorn cancels them with an error."""
+"""Seconds between two checks for a process that hangs."""
+_SHUTDOWN_GRACE: Final = 0.5
+"""Seconds that responses under way have left when the listener shuts down. uvicorn's own limit is twice as long, and
+logs an error."""
 
 
 class Health:
@@ -59,15 +60,15 @@ class Health:
         self.stopping = False
 
     def stop(self) -> None:
-        """From now on the gateway is not ready."""
+        """Make the gateway not ready, for good."""
         self.stopping = True
 
     def not_alive(self) -> str | None:
-        """Why the gateway should be restarted."""
-        return "a process that serves is silent" if self._snapshots.silence > SILENCE else None
+        """The reason why the gateway should be restarted; None if it is alive."""
+        return "a serving process does not respond" if self._snapshots.silence > SILENCE else None
 
     def not_ready(self) -> str | None:
-        """Why the gateway should get no requests."""
+        """The reason why the gateway should receive no requests; None if it is ready."""
         if self.stopping:
             return "stopping"
         if not self._snapshots.serving:
@@ -94,7 +95,7 @@ def create_admin_app(health: Health, snapshots: Snapshots) -> ASGIApp:
     async def answer_once(scope: Scope, receive: Receive, send: Send) -> None:
         try:
             await app(scope, receive, send)
-        except LocalProtocolError:  # uvicorn has answered with 400 because of its content, and closes the connection
+        except LocalProtocolError:  # uvicorn has answered malformed content with 400, and is closing the connection
             while (await receive())["type"] != "http.disconnect":
                 pass
 
@@ -108,7 +109,10 @@ def _answer(what: str, reason: str | None) -> Response:
 
 
 class Admin:
-    """The admin listener while it runs: a context manager. Raises `OSError` if upstream's CA can't be read."""
+    """The admin listener, as a context manager: it serves on ``listener`` while the context lasts.
+
+    Raises `OSError` if upstream's CA can't be read.
+    """
 
     def __init__(self, settings: Settings, listener: socket.socket) -> None:
         self.snapshots = Snapshots()
@@ -144,7 +148,7 @@ class Admin:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.should_exit = True
-        self._loop.call_soon_threadsafe(self._loop.call_later, _LAST_ANSWERS, self._abort_connections)
+        self._loop.call_soon_threadsafe(self._loop.call_later, _SHUTDOWN_GRACE, self._abort_connections)
         self._thread.join()
 
     def _abort_connections(self) -> None:
@@ -152,20 +156,20 @@ class Admin:
             connection.transport.abort()
 
     def add_process(self) -> Callable[[Snapshot], None]:
-        """Take snapshots of this process, which is the one that serves. Returns the function that publishes one."""
+        """Add this process, which serves without workers. Returns the function that publishes its snapshots."""
         return partial(self.snapshots.put, next(self._numbers))
 
     def add_worker(self, pipe: Connection) -> None:
-        """Take the snapshots that a worker writes to the other end of ``pipe``."""
+        """Add a worker, which writes its snapshots to the other end of ``pipe``."""
         self._loop.call_soon_threadsafe(self._read, pipe)
 
     def _read(self, pipe: Connection) -> None:
-        self._spawn(self.snapshots.read(next(self._numbers), pipe), "a worker's numbers are lost")
+        self._spawn(self.snapshots.read(next(self._numbers), pipe), "the metrics of a worker are lost")
 
     def _spawn(self, work: Coroutine[Any, Any, None], failure: str) -> None:
-        """Run ``work`` until it or the event loop ends. If it raises an exception, log ``failure``."""
+        """Run ``work`` in a task. If it raises an exception, log ``failure``."""
         task = self._loop.create_task(work)
-        self._tasks.add(task)  # the event loop's own reference is weak: the task could be collected while it waits
+        self._tasks.add(task)  # the event loop's reference is weak, so a task could be garbage-collected while it waits
         task.add_done_callback(partial(self._ended, failure))
 
     def _ended(self, failure: str, task: asyncio.Task[None]) -> None:
@@ -174,7 +178,7 @@ class Admin:
             logs.event(logging.ERROR, failure, detail=repr(error))
 
     def _run(self) -> None:
-        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # its end cancels every task
+        with asyncio.Runner(loop_factory=lambda: self._loop) as runner:  # which cancels every task when it is closed
             runner.run(self._serve())
 
     async def _serve(self) -> None:
@@ -184,14 +188,14 @@ class Admin:
         await self._server.serve([self._listener])
 
     async def _watch(self) -> None:
-        """Log each time that the gateway is no longer alive."""
-        known = None
+        """Log each time that the gateway stops being alive."""
+        was_alive = True
         while True:
             reason = self.health.not_alive()
-            if reason is not None and known is None:
-                detail = "an event loop has hung for 5 s, and /livez answers 503 until it goes on; restart the gateway"
+            if reason is not None and was_alive:
+                detail = "its event loop has hung for 5 s; /livez answers 503 until it continues; restart the gateway"
                 logs.event(logging.ERROR, reason, detail=detail)
-            known = reason
+            was_alive = reason is None
             await asyncio.sleep(_WATCH_INTERVAL)
 
     def _on_probe(self, reason: str | None) -> None:
@@ -204,7 +208,7 @@ class Admin:
             self._spawn(self._look(), "the first look at upstream has failed; report this line")
 
     async def _look(self) -> None:
-        wrong = await first_look(self._settings.upstream, self._tls, self._settings.root_path[-1])
-        if wrong is not None:
-            detail = f"{wrong} (`litellm-sanitizer check` says more)"
+        fault = await first_look(self._settings.upstream, self._tls, self._settings.root_path[-1])
+        if fault is not None:
+            detail = f"{fault} (`litellm-sanitizer check` says more)"
             logs.event(logging.WARNING, "upstream does not look like LiteLLM", detail=detail)

@@ -1,4 +1,4 @@
-"""How the metrics are shown to Prometheus. Only the process that has the admin listener loads this."""
+"""The metrics as a collector of prometheus_client. Only the process that has the admin listener loads this module."""
 
 from collections.abc import Callable, Iterator
 
@@ -11,7 +11,7 @@ from sanitizer.operate.snapshots import Snapshots
 
 
 class SnapshotCollector(Collector):
-    """Shows Prometheus the sum of ``snapshots``, and whether the gateway is ready."""
+    """Collects the sum of ``snapshots``, and whether the gateway is ready."""
 
     def __init__(self, snapshots: Snapshots, ready: Callable[[], bool]) -> None:
         self._snapshots = snapshots
@@ -29,25 +29,25 @@ class SnapshotCollector(Collector):
         for (name, *values), number in numbers.items():
             by_name[name][tuple(values)] = number
         for family in FAMILIES:
-            show = _histogram if family.kind == "histogram" else _numbers
-            yield show(family, by_name[family.name])
+            make = _histogram if family.kind == "histogram" else _counter_or_gauge
+            yield make(family, by_name[family.name])
 
 
-def _numbers(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
+def _counter_or_gauge(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
     kind = CounterMetricFamily if family.kind == "counter" else GaugeMetricFamily
-    shown: CounterMetricFamily | GaugeMetricFamily = kind(family.name, family.help, labels=family.labels)
+    metric: CounterMetricFamily | GaugeMetricFamily = kind(family.name, family.help, labels=family.labels)
     for values, number in series.items():
-        shown.add_metric(values, number)
-    return shown
+        metric.add_metric(values, number)
+    return metric
 
 
 def _histogram(family: Family, series: dict[tuple[str, ...], float]) -> Metric:
-    shown = HistogramMetricFamily(family.name, family.help, labels=family.labels)
+    metric = HistogramMetricFamily(family.name, family.help, labels=family.labels)
     buckets: dict[tuple[str, ...], list[tuple[str, float]]] = {}
     for (*values, bound), number in series.items():
         if bound != "sum":
             below = buckets.setdefault(tuple(values), [])
             below.append((bound, number + (below[-1][1] if below else 0)))  # Prometheus's buckets are cumulative
     for values_, cumulative in buckets.items():
-        shown.add_metric(values_, cumulative, sum_value=series[*values_, "sum"])
-    return shown
+        metric.add_metric(values_, cumulative, sum_value=series[*values_, "sum"])
+    return metric

@@ -1,6 +1,7 @@
-"""The admin listener's socket and connections. Both work whatever the public side does, and however many connect.
+"""The admin listener's socket and connections. They work even if the public side has used up all descriptors.
 
-A new connection is answered however many are open: an older one is closed for it.
+The number of open connections is bounded. A new connection is always accepted; when there are too many, an old one is
+closed.
 """
 
 import asyncio
@@ -16,67 +17,67 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from sanitizer import descriptors
 from sanitizer.address import plain_ip
 
-CONNECTIONS_OF_ONE: Final = 16
-"""Connections that one peer has open at a time; for a further one its oldest is closed."""
+CONNECTIONS_PER_PEER: Final = 16
+"""How many connections one peer may have open. When it opens another, its oldest one is closed."""
 CONNECTIONS: Final = 64
-"""Connections that are open at a time; for a further one the oldest is closed of the peer that has the most."""
+"""How many connections may be open. When another is opened, the peer with the most connections loses its oldest one."""
 BACKLOG: Final = 64
-"""Connections that the kernel completes before they are accepted, and that are accepted in one turn."""
+"""How many connections the kernel queues, and how many are accepted per iteration of the event loop."""
 LIFETIME: Final = 30.0
-"""Seconds after which a connection is closed, as soon as it has its answer; a scraper makes another."""
+"""Seconds after which a connection is closed. A response under way is sent first."""
 ANSWER_TIMEOUT: Final = 5.0
-"""Seconds that it then has for its answer, before it is reset."""
+"""Seconds after `LIFETIME` at which the connection is reset, if that response is still not complete."""
 HEAD_LIMIT: Final = 32 * 1024
-"""Bytes of a request's head; a larger one is answered with 400."""
+"""The largest size of a request head, in bytes. A larger one is answered with 400."""
 
 
 class Listener(socket.socket):
-    """A listening socket that accepts even when the public side has used up its descriptors.
+    """A listening socket that accepts a connection even if no descriptor is left, by means of one in reserve.
 
-    It then accepts one connection in a turn: the event loop goes on until no connection waits, and finding that out
-    would take a descriptor as well.
+    It then accepts one connection per iteration of the event loop. asyncio calls `accept` until no connection is
+    waiting, and finding that out would need another descriptor.
     """
 
-    _enough = False
+    _pretend_none_waits = False
 
     def accept(self) -> tuple[socket.socket, Any]:
-        if self._enough:
-            self._enough = False
+        if self._pretend_none_waits:
+            self._pretend_none_waits = False
             raise BlockingIOError
         try:
             return super().accept()
         except OSError as error:
-            self._enough = error.errno in descriptors.NONE_LEFT
+            self._pretend_none_waits = error.errno in descriptors.NONE_LEFT
             if error.errno != errno.EMFILE:
                 raise
         return descriptors.take_from_reserve(super().accept)
 
 
 def peer_of(address: str) -> str:
-    """The peer with this IP address. An IPv6 /64 network is one peer, for one machine may have all of it."""
+    """The peer that an IP address belongs to. An IPv6 /64 network is one peer, because one host may own all of it."""
     ip = plain_ip(address)
     return str(ip if ip.version == 4 else ipaddress.ip_network((ip, 64), strict=False))
 
 
 class _Open(NamedTuple):
-    """A connection that is open: its peer, and the timers that will close it."""
+    """An open connection's peer, and the timers that will close it."""
 
     peer: str
     timers: tuple[asyncio.TimerHandle, ...]
 
 
 class _OpenConnections:
-    """The connections of one listener that are open. There are few at a time, and none lasts.
+    """The open connections of one listener, bounded in number and lifetime.
 
-    A probe must be answered, however many peers are connected. So a new connection is always kept, and the oldest one
-    of a peer that has too many is closed: a request is answered within milliseconds, so an old connection is idle.
+    A probe must be answered however many peers are connected. So a new connection is always kept. When there are too
+    many, an old one is closed: it is almost certainly idle, because a request is answered within milliseconds.
     """
 
     def __init__(self) -> None:
-        self._open: dict[H11Protocol, _Open] = {}  # the oldest first
+        self._open: dict[H11Protocol, _Open] = {}  # oldest first
 
     def add(self, protocol: H11Protocol, peer: str) -> None:
-        """Keep a new connection, and close another one if there are too many."""
+        """Add a new connection, and close an old one if there are too many."""
         loop = asyncio.get_running_loop()
         timers = (
             loop.call_later(LIFETIME, protocol.shutdown),
@@ -84,18 +85,18 @@ class _OpenConnections:
         )
         self._open[protocol] = _Open(peer, timers)
         peers = Counter(each.peer for each in self._open.values())
-        if peers[peer] > CONNECTIONS_OF_ONE:
-            crowding = peer
+        if peers[peer] > CONNECTIONS_PER_PEER:
+            busiest = peer
         elif len(self._open) > CONNECTIONS:
-            crowding = max(peers, key=peers.__getitem__)
+            busiest = max(peers, key=peers.__getitem__)
         else:
             return
-        oldest = next(protocol for protocol, each in self._open.items() if each.peer == crowding)
-        self.discard(oldest)  # now, for `connection_lost` comes in a later turn
+        oldest = next(protocol for protocol, each in self._open.items() if each.peer == busiest)
+        self.discard(oldest)  # at once, because the event loop calls `connection_lost` only later
         oldest.transport.abort()
 
     def discard(self, protocol: H11Protocol) -> None:
-        """Forget a connection, if it is kept."""
+        """Remove a connection, if it is still there, and cancel its timers."""
         if protocol in self._open:
             for timer in self._open.pop(protocol).timers:
                 timer.cancel()
@@ -115,7 +116,7 @@ class _Bounded(H11Protocol):
     def data_received(self, data: bytes) -> None:
         try:
             super().data_received(data)
-        except LocalProtocolError:  # uvicorn would answer bad content with 400, but the request has its answer
+        except LocalProtocolError:  # uvicorn tried to answer malformed content with 400 after the response was sent
             self.transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -124,7 +125,7 @@ class _Bounded(H11Protocol):
 
 
 def bounded_protocol() -> type[H11Protocol]:
-    """A protocol for the connections of one listener, of which it bounds the number."""
+    """A protocol class for the connections of one listener, whose number and lifetime it bounds."""
 
     class Bounded(_Bounded):
         open_connections = _OpenConnections()

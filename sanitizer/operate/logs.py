@@ -1,4 +1,4 @@
-"""Logs on stderr: JSON, or text on a terminal. No secret gets through: what looks like a key is masked."""
+"""Logs on stderr, as JSON or as text. Whatever looks like a secret is masked."""
 
 import asyncio
 import json
@@ -13,30 +13,31 @@ from urllib.parse import unquote
 logger = logging.getLogger("sanitizer")
 _access_logger: Final = logging.getLogger("sanitizer.access")
 
-# a key chosen by hand may have slashes; behind one that is masked already there may be a path
+# a key chosen by an operator may contain slashes; a key that is masked already may be followed by a path
 _KEY: Final = re.compile(r"""(?<![A-Za-z0-9])sk-(?!\*\*\*)[^\s"'?#&,;<>()\[\]{}\\]+""")
-# a key in a path may have any character; it ends where a route of LiteLLM's goes on
+# a key in a path may contain any character; it ends before the rest of the route
 _KEY_IN_PATH: Final = re.compile(r"(?<![A-Za-z0-9])sk-.+?(?=(?:/regenerate|/reset_spend)?\Z)", re.DOTALL)
-# JSON Web Tokens in compact form, signed (RFC 7515 section 7.1) or encrypted (RFC 7516 section 7.1), whatever is before
-# them. No text takes long, for nothing is tried again: the quantifiers are possessive, and what is before a token is
-# found by looking ahead (in Python 3.11.2, which Debian 12 has, a possessive quantifier of a group does not match)
+# JSON Web Tokens in compact form, signed (RFC 7515 section 7.1) or encrypted (RFC 7516 section 7.1), whatever precedes
+# them. The search takes linear time, because it never backtracks: the quantifiers are possessive, and what precedes a
+# token is matched by a lookahead (a possessive quantifier of a group does not match in Python 3.11.2, as in Debian 12)
 _JWT: Final = re.compile(r"(?<![\w-])(?=((?:(?!eyJ)[\w-])*))\1eyJ[\w-]*+(?:\.[\w-]*+){2,4}", re.ASCII)
 _HASH_DIGITS: Final = 64
 _HASH: Final = re.compile(r"(?<![0-9A-Fa-f])([0-9A-Fa-f]{8})[0-9A-Fa-f]{56}(?![0-9A-Fa-f])")
 _USER: Final = re.compile(r"(?<=//)[^/?#@\s]+@")
-_ENCODED: Final = 3
-"""How many times a path is decoded in search of a key."""
-_MOST_DETAILS: Final = 32
-_REPEAT_SECONDS: Final = 10.0
-_ENCODE: Final = json.JSONEncoder(default=str).encode
+_WORD: Final = re.compile(r'[^ "=]+')
+_MAX_DECODINGS: Final = 3
+"""How many times a path is percent-decoded in search of a key."""
+_MAX_DETAILS: Final = 32
+_REPEAT_INTERVAL: Final = 10.0
+_to_json: Final = json.JSONEncoder(default=str).encode
 
 
 def mask(text: str) -> str:
-    """``text`` with all masked that looks like a secret.
+    """``text`` with everything masked that looks like a secret.
 
-    That is a LiteLLM key, a key's hash less its first 8 digits, a JSON Web Token, or the user in a URL.
+    Secrets are LiteLLM keys, the hash of a key except for its first 8 digits, JSON Web Tokens, and the user in a URL.
     """
-    # most of what is logged has none of these, and so nothing to look for
+    # most texts contain none of these substrings, and need no search
     if "sk-" in text:
         text = _KEY.sub("sk-***", text)
     if "eyJ" in text:
@@ -47,23 +48,23 @@ def mask(text: str) -> str:
 
 
 def path_of(target: bytes) -> str:
-    """The path of a request target for a log: no query, and what looks like a secret masked however it is encoded."""
+    """The path of a request target for a log, without the query. Secrets are masked even if percent-encoded."""
     path = plain = re.split("[?#]", target.decode("latin-1"), maxsplit=1)[0]
-    for _ in range(_ENCODED):
+    for _ in range(_MAX_DECODINGS):
         plain = unquote(plain)
     masked = mask(_KEY_IN_PATH.sub("sk-***", plain))
     return masked if masked != plain else path
 
 
 def event(level: int, message: str, *, block: bool = False, **fields: Any) -> None:
-    """Log ``message`` with ``fields``; those that are None are left out. ``block``: as text, a line for each."""
+    """Log ``message`` with ``fields``, except those that are None. ``block``: the text format has a line for each."""
     if logger.isEnabledFor(level):
         present = {k: v for k, v in fields.items() if v is not None}
         logger.log(level, message, extra={"fields": present, "block": block})
 
 
 def access(message: str, **fields: Any) -> None:
-    """Log a request, whatever the log level is: --access-log turns these lines on and off."""
+    """Log a request. The log level does not apply: --access-log turns these lines on and off."""
     present = {k: v for k, v in fields.items() if v is not None}
     _access_logger.log(logging.INFO, message, extra={"fields": present})
 
@@ -84,8 +85,8 @@ class _JSON(logging.Formatter):
         }
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
-        # each text before it is escaped, which would hide where a key begins
-        return _ENCODE({name: mask(value) if isinstance(value, str) else value for name, value in line.items()})
+        # values are masked before they are escaped, because an escape sequence would hide where a key begins
+        return _to_json({name: mask(value) if isinstance(value, str) else value for name, value in line.items()})
 
 
 class _Text(logging.Formatter):
@@ -96,24 +97,34 @@ class _Text(logging.Formatter):
         if getattr(record, "block", False):
             line += "".join(f"\n{'':17}{name:10} {_printable(str(value))}" for name, value in fields)
         else:
-            line += "".join(f"  {name}={_printable(str(value))}" for name, value in fields)
+            line += "".join(f"  {name}={_quoted(value)}" for name, value in fields)
         if record.exc_info:
             line += "\n" + mask(self.formatException(record.exc_info))
         return line
 
 
 def _printable(text: str) -> str:
-    """``text`` masked, and in one line whatever is in it."""
+    """``text`` masked, with escape sequences if it would not print in one line."""
     text = mask(text)
     return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def _quoted(value: Any) -> str:
+    """A field's value, masked. It is written as JSON unless it is a word, so that it can't pass for several fields."""
+    if not isinstance(value, str):
+        return mask(_to_json(value))
+    text = mask(value)
+    printable = text.isprintable()
+    return text if printable and _WORD.fullmatch(text) else json.dumps(text, ensure_ascii=not printable)
 
 
 def configure(level: str, style: str) -> None:
     """Send the logs of this package, asyncio and uvicorn to stderr.
 
-    ``style``: json, text, or auto (text on a terminal).
+    ``level`` is that of this package; the other two log nothing below warnings. ``style``: json, text, or auto, which
+    is text on a terminal and JSON otherwise.
     """
-    # no line shows them, and to find them costs more than the line; see "Optimization" in the HOWTO of `logging`
+    # no line shows these, and collecting them is expensive; see "Optimization" in the `logging` HOWTO
     logging._srcfile = None
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging.logAsyncioTasks = False  # type: ignore[attr-defined]  # since Python 3.12
@@ -135,20 +146,21 @@ def _severity(level: str) -> int:
 
 
 class Repeats:
-    """Sums up failures that repeat: the first is logged at once, then, every ten seconds, the number of further ones.
+    """Logs failures that repeat: the first at once, and then, every ten seconds, how many more there were.
 
-    Failures of one kind have few details. Each detail is counted by itself, so that none hides behind another. Beyond
-    `_MOST_DETAILS` at a time they are counted together. Has to be called where an event loop runs.
+    Failures of the same kind are counted separately for each detail, so that a frequent one does not hide a rare one.
+    Beyond `_MAX_DETAILS` at a time they are counted together. An instance must be called in a running event loop.
     """
 
     def __init__(self, message: str) -> None:
         self._message = message
-        self._further: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}  # their number, the fields of the last
+        # for each kind and detail, the number of further failures, and the fields of the last one
+        self._further: dict[tuple[str, str], tuple[int, dict[str, Any]]] = {}
 
     def __call__(self, kind: str, detail: str, **fields: Any) -> None:
-        """A failure of ``kind`` has happened; ``detail`` and ``fields`` say more, for the operator."""
+        """Log or count a failure. ``detail`` and ``fields`` describe it to the operator."""
         key = kind, detail
-        if key not in self._further and len(self._further) >= _MOST_DETAILS:
+        if key not in self._further and len(self._further) >= _MAX_DETAILS:
             key = kind, ""
         fields = {"kind": kind, "detail": detail, **fields}
         if key in self._further:
@@ -158,20 +170,20 @@ class Repeats:
             self._begin(key)
 
     def close(self) -> None:
-        """Log now the failures that have been counted since the last line."""
+        """Log the failures that have been counted since they were last logged."""
         for key in tuple(self._further):
             self._log_further(key)
 
     def _begin(self, key: tuple[str, str]) -> None:
         self._further[key] = 0, {}
-        asyncio.get_running_loop().call_later(_REPEAT_SECONDS, self._end, key)
+        asyncio.get_running_loop().call_later(_REPEAT_INTERVAL, self._end, key)
 
     def _end(self, key: tuple[str, str]) -> None:
         if self._log_further(key):
             self._begin(key)
 
     def _log_further(self, key: tuple[str, str]) -> int:
-        """Log how many further failures there were since the last line, and forget them. Returns their number."""
+        """Log how many further failures there were, if any, and discard their count. Returns their number."""
         number, fields = self._further.pop(key, (0, {}))
         if number:
             event(logging.WARNING, self._message, **fields, more=number)

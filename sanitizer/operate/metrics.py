@@ -1,6 +1,6 @@
-"""The metrics: what they are called, and how they are gathered in a process that serves.
+"""The metrics: their names and labels, and how a serving process gathers them.
 
-No label takes a value that a client chooses: methods, statuses, endpoints, fields and kinds come from closed lists.
+No label has a value that a client can choose: methods, statuses, endpoints, fields and kinds are from closed lists.
 """
 
 from collections.abc import Iterator
@@ -31,70 +31,74 @@ FAMILIES: Final = (
         "sanitizer_decisions_total",
         "counter",
         ("endpoint", "outcome"),
-        "Intercepted requests by what was decided: dropped, changed, absent, unreadable, unknown, observed.",
+        "Intercepted requests by outcome: dropped, changed, absent, unreadable, unknown, observed.",
     ),
     Family("sanitizer_dropped_fields_total", "counter", ("field",), "Fields cut out of requests."),
     Family(
         "sanitizer_resent_total",
         "counter",
         ("endpoint",),
-        "Times a request was sent again, without a field because of which LiteLLM had refused it.",
+        "Times that a request was sent again without fields because of which LiteLLM had refused it.",
     ),
     Family(
         "sanitizer_lookup_seconds",
         "histogram",
         ("outcome",),
-        "Lookups of a key in LiteLLM by how they ended: ok, class of LiteLLM's status, timeout, failed (no answer), "
-        "unusable (an answer that says nothing of the key).",
+        "Duration of lookups of a key in LiteLLM, by outcome: ok, class of LiteLLM's status, timeout, failed (no "
+        "answer), unusable (an answer without the key's values).",
     ),
     Family(
         "sanitizer_requests_total",
         "counter",
         ("method", "status"),
-        "Requests that have ended, by class of status; 499: the client left before its answer began; 1xx: tunnels.",
+        "Requests that have ended, by class of status. 499: the client left before its response began. 1xx: tunnels.",
     ),
     Family(
         "sanitizer_upstream_seconds",
         "histogram",
         (),
-        "From a request's head, read, to the head of upstream's response; with the wait for a connection; lookups too.",
+        "Time from receiving a request's head to receiving upstream's response head, with the wait for a connection. "
+        "Lookups are included.",
     ),
     Family(
-        "sanitizer_requests_in_flight", "gauge", (), "Requests that have not ended; tunnels are no longer among them."
+        "sanitizer_requests_in_flight", "gauge", (), "Requests that have not ended, without those that became tunnels."
     ),
     Family("sanitizer_upstream_connections", "gauge", ("state",), "Connections to upstream: connecting, busy, idle."),
-    Family("sanitizer_upstream_errors_total", "counter", ("kind",), "Requests and lookups that upstream failed."),
+    Family(
+        "sanitizer_upstream_errors_total", "counter", ("kind",), "Requests and lookups that failed upstream, by kind."
+    ),
     Family(
         "sanitizer_upstream_unannounced_ends_total",
         "counter",
         (),
-        "Answers of unknown length that an https upstream has ended without close_notify; passed on as whole.",
+        "Responses of unknown length that an https upstream ended without close_notify; they are relayed as complete.",
     ),
     Family(
         "sanitizer_out_of_descriptors_total",
         "counter",
         (),
-        "Times no descriptor was left: for a connection to upstream, or, at most once a second, to accept one.",
+        "Times that no file descriptor was left to connect to upstream or, counted at most once per second, to accept "
+        "a connection.",
     ),
     Family(
         "sanitizer_stalled_clients_total",
         "counter",
         ("kind",),
-        "Clients cut because they stalled: client_not_sending, client_not_reading.",
+        "Client connections closed because the client stalled: client_not_sending, client_not_reading.",
     ),
     Family("sanitizer_tunnels_in_flight", "gauge", (), "Open tunnels, such as WebSockets."),
-    Family("sanitizer_ready", "gauge", (), "1 if /readyz says so, else 0."),
+    Family("sanitizer_ready", "gauge", (), "1 if the gateway is ready, as /readyz reports it, otherwise 0."),
     Family(
         "sanitizer_build_info",
         "gauge",
         ("version", "form"),
-        "Always 1; its labels say what runs.",
+        "Always 1. The labels identify the build.",
     ),
 )
 
 
 class Decisions:
-    """Counts the decisions about intercepted requests, and the time that their lookups took."""
+    """Counts the decisions about intercepted requests, and the duration of their lookups."""
 
     def __init__(self) -> None:
         endpoints = dict.fromkeys(gate.endpoint for gate in GATES)
@@ -121,7 +125,7 @@ class Decisions:
 
 
 def gather(counters: Counters, pool: Pool, decisions: Decisions) -> Snapshot:
-    """The numbers of this process."""
+    """The current values of this process's metrics."""
     totals: dict[tuple[str, ...], float] = {}
     for (endpoint, outcome), count in decisions.outcomes.items():
         totals["sanitizer_decisions_total", endpoint, outcome] = count
@@ -155,7 +159,7 @@ def gather(counters: Counters, pool: Pool, decisions: Decisions) -> Snapshot:
 
 
 def _buckets(name: str, histogram: Histogram, *labels: str) -> Iterator[tuple[tuple[str, ...], float]]:
-    """A histogram as series: its name, its labels, and the bound; ``sum`` stands where the bound does."""
+    """A histogram's buckets and sum as series. The last label is the bucket's bound, or ``sum``."""
     for bound, count in zip((*histogram.bounds, "+Inf"), histogram.counts, strict=True):
         yield (name, *labels, str(bound)), count
     yield (name, *labels, "sum"), histogram.sum

@@ -1,4 +1,4 @@
-"""Whether upstream can be reached: asked in the background, so that `/readyz` answers at once."""
+"""Finds out in the background whether upstream can be reached, so that `/readyz` answers at once."""
 
 import asyncio
 import os
@@ -12,18 +12,18 @@ from sanitizer.connecting import Connector
 from sanitizer.resolver import LookupFailed
 
 INTERVAL: Final = 2.0
-"""Seconds from one connection to the next."""
+"""Seconds between two connections."""
 FAILURES: Final = 2
-"""This many in a row make upstream unreachable; one success makes it reachable again."""
+"""After this many failures in a row upstream counts as unreachable. One success makes it reachable again."""
 _OUT_OF_DESCRIPTORS: Final = "the gateway is out of file descriptors"
-"""A reason that is no failure of upstream's."""
+"""A reason that is not upstream's fault."""
 
 
 class Probe:
-    """Connects to upstream in the same way as a request does, and closes the connection.
+    """Connects to upstream at intervals, in the same way as a request does, and closes each connection at once.
 
-    ``tls`` and ``timeout`` are those of `Connector`. ``reason``: why upstream counts as unreachable; None if it does
-    not. ``on_change`` is called with it whenever it has changed from None or to None.
+    ``tls`` and ``timeout`` are those of `Connector`. ``reason``: why upstream counts as unreachable; None if it is
+    reachable. ``on_change`` is called with the new reason when upstream becomes reachable or unreachable.
     """
 
     def __init__(
@@ -36,13 +36,13 @@ class Probe:
         self.reason: str | None = "upstream has not been reached yet"
 
     async def run(self) -> None:
-        """Go on until cancelled."""
+        """Connect every `INTERVAL`, until cancelled."""
         while True:
             self.judge(await self._connect())
             await asyncio.sleep(INTERVAL)
 
     def judge(self, error: str | None) -> None:
-        """Take in how a connection went; ``error``: None if it was made."""
+        """Update `reason` after an attempt to connect. ``error``: why it failed; None if it succeeded."""
         before = self.reason
         if error is None:
             self._failures = 0
@@ -59,11 +59,11 @@ class Probe:
     async def _connect(self) -> str | None:
         ended = asyncio.Event()
         try:
-            transport = await self._connector.connect(lambda: _Visit(ended))
+            transport = await self._connector.connect(lambda: _ProbeProtocol(ended))
         except TimeoutError:
             return "timed out"
-        except (OSError, ValueError) as error:  # ssl.SSLError is one; the other: a name that IDNA can't encode
-            return _said(error)
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError; ValueError: a name that IDNA can't encode
+            return _describe(error)
         transport.close()
         try:
             async with asyncio.timeout(self._timeout):
@@ -73,7 +73,7 @@ class Probe:
         return None
 
 
-class _Visit(asyncio.Protocol):
+class _ProbeProtocol(asyncio.Protocol):
     """A connection that carries nothing. Sets ``ended`` when it is closed."""
 
     def __init__(self, ended: asyncio.Event) -> None:
@@ -83,8 +83,8 @@ class _Visit(asyncio.Protocol):
         self._ended.set()
 
 
-def _said(error: Exception) -> str:
-    """The reason of a failed connection, for the operator. It does not name the address."""
+def _describe(error: Exception) -> str:
+    """Why a connection failed, in words for the operator and without the address."""
     if descriptors.ran_out(error):
         return _OUT_OF_DESCRIPTORS
     if isinstance(error, LookupFailed):
@@ -95,6 +95,6 @@ def _said(error: Exception) -> str:
         return "TLS handshake failed"
     if isinstance(error, OSError) and error.errno is not None:
         return os.strerror(error.errno).lower()
-    if isinstance(error, OSError):  # one for each address
+    if isinstance(error, OSError):  # it sums up the errors of several addresses
         return "none of its addresses could be reached"
     return type(error).__name__

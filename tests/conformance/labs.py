@@ -21,7 +21,7 @@ class Labs:
         if (face, options) not in self._labs:
             upstream = self._stack.enter_context(Upstream())
             if face == "httpx":
-                upstream.patience = 0.02  # it does not notice
+                upstream.settle_timeout = 0.02  # it does not notice
             self._stack.callback(upstream.errors.clear)  # each row has looked at its own
             gateway = self._stack.enter_context(Gateway(upstream.url, *options, face=face))
             self._labs[face, options] = Lab(face, gateway, upstream)

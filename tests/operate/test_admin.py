@@ -145,10 +145,10 @@ def test_hanging_worker(upstream: Upstream) -> None:
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         try:
-            wait_until_ready(gateway, False, because="a process that serves is silent")
+            wait_until_ready(gateway, False, because="a serving process does not respond")
             live = gateway.ask_admin("/livez")
             assert (live.status, json.loads(live.body)["live"]) == (503, False)
-            gateway.wait_for_line("a process that serves is silent")
+            gateway.wait_for_line("a serving process does not respond")
             probes = len(upstream.connections)
             upstream.wait_for(lambda: len(upstream.connections) >= probes + 2)  # two looks at the workers at least
         finally:
@@ -157,7 +157,7 @@ def test_hanging_worker(upstream: Upstream) -> None:
         wait_until_ready(gateway)
         assert gateway.ask_admin("/livez").status == 200
         gateway.stop()
-        lines = [record for record in gateway.records if record["message"] == "a process that serves is silent"]
+        lines = [record for record in gateway.records if record["message"] == "a serving process does not respond"]
         assert [line["level"] for line in lines] == ["error"]
 
 
@@ -214,7 +214,7 @@ def test_silence() -> None:
     snapshots.put(1, Snapshot({}, {}))
     assert (health.not_alive(), health.not_ready()) == (None, None)
     now += 0.5
-    assert health.not_alive() == health.not_ready() == "a process that serves is silent"
+    assert health.not_alive() == health.not_ready() == "a serving process does not respond"
     snapshots.remove(2)
     assert (health.not_alive(), health.not_ready()) == (None, None)
     health.stop()

@@ -118,7 +118,7 @@ def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
         "ok       release     1.83.13",
         "ok       dashboard   PROXY_BASE_URL is not set: the dashboard calls the address that it was loaded",
         "                     from",
-        "ok       key         LiteLLM answers /key/info with this key about itself",
+        "ok       key         LiteLLM answers /key/info for this key",
         "",
         "LiteLLM 1.83.13 refuses these fields, though unchanged, most of them from all but proxy admins:",
         "  POST /key/update",
@@ -342,7 +342,7 @@ def test_what_is_not_repaired(options: tuple[str, ...], said: str, capsys: pytes
     ("answers", "with_key", "release", "said"),
     [
         pytest.param({"ready": READY}, False, "1.83.13", "ok release 1.83.13", id="anyone is told"),
-        pytest.param({"ready": QUIET}, False, None, "LiteLLM did not say; from 1.92.0 on", id="without a key"),
+        pytest.param({"ready": QUIET}, False, None, "LiteLLM did not report it; from 1.92.0 on", id="without a key"),
         pytest.param(
             {"ready": QUIET, "details": (200, {**QUIET, "litellm_version": "1.92.0"})},
             True,
@@ -351,7 +351,11 @@ def test_what_is_not_repaired(options: tuple[str, ...], said: str, capsys: pytes
             id="an admin is told",
         ),
         pytest.param(
-            {"ready": QUIET, "details": (401, {})}, True, None, "and answered 401 to this one", id="others are not"
+            {"ready": QUIET, "details": (401, {})},
+            True,
+            None,
+            "LiteLLM answered this key with 401",
+            id="others are not",
         ),
         pytest.param(
             {"ready": {**QUIET, "litellm_version": "next"}}, False, "next", "next, which can't be compared", id="a word"
@@ -362,7 +366,7 @@ def test_what_is_not_repaired(options: tuple[str, ...], said: str, capsys: pytes
         pytest.param(
             {"ready": {**QUIET, "litellm_version": "x" * 999}}, False, "x" * 200, "x, which can't", id="a long one"
         ),
-        pytest.param({"ready": {**QUIET, "litellm_version": None}}, False, None, "did not say", id="null"),
+        pytest.param({"ready": {**QUIET, "litellm_version": None}}, False, None, "did not report it", id="null"),
     ],
 )
 def test_release(
@@ -387,10 +391,10 @@ def test_release(
 @pytest.mark.parametrize(
     ("answers", "status", "result", "said"),
     [
-        pytest.param({KEY: 200}, 0, "ok", "LiteLLM answers /key/info with this key", id="200"),
+        pytest.param({KEY: 200}, 0, "ok", "LiteLLM answers /key/info for this key", id="200"),
         pytest.param({}, 1, "problem", "blocked or deleted; give another: --key-file", id="401"),
         pytest.param({KEY: 403}, 0, "note", "this key may not call /key/info (403)", id="403"),
-        pytest.param({KEY: 404}, 0, "note", "it is the master key, most likely", id="404"),
+        pytest.param({KEY: 404}, 0, "note", "it is most likely the master key", id="404"),
         pytest.param({KEY: 500}, 1, "problem", "LiteLLM answers /key/info with 500", id="500"),
         pytest.param({KEY: 307}, 1, "problem", "LiteLLM answers /key/info with 307", id="a redirect"),
     ],
@@ -467,9 +471,9 @@ def test_lookup_key(
         pytest.param(
             {"server_root_path": "/", "proxy_base_url": ""}, [], (), [("dashboard", "ok")], "is not set", id="root"
         ),
-        pytest.param(None, [], (), [("dashboard", "note")], "does not tell its PROXY_BASE_URL (404)", id="none"),
-        pytest.param([], [], (), [("dashboard", "note")], "does not tell its PROXY_BASE_URL (200)", id="a list"),
-        pytest.param({}, [], (), [("dashboard", "note")], "does not tell its PROXY_BASE_URL (200)", id="empty"),
+        pytest.param(None, [], (), [("dashboard", "note")], "did not report PROXY_BASE_URL (404)", id="none"),
+        pytest.param([], [], (), [("dashboard", "note")], "did not report PROXY_BASE_URL (200)", id="a list"),
+        pytest.param({}, [], (), [("dashboard", "note")], "did not report PROXY_BASE_URL (200)", id="empty"),
         pytest.param(
             {"proxy_base_url": "https://u:secret@llm.example/x"},
             [],

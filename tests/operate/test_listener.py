@@ -16,7 +16,7 @@ import trustme
 
 from sanitizer.operate import listener as module
 from sanitizer.operate.admin import Admin
-from sanitizer.operate.listener import CONNECTIONS, CONNECTIONS_OF_ONE, peer_of
+from sanitizer.operate.listener import CONNECTIONS, CONNECTIONS_PER_PEER, peer_of
 from sanitizer.settings import load
 from tests.operate.exchanges import request
 from tests.operate.exposition import wait_for, wait_until_ready
@@ -52,7 +52,7 @@ def holders(gateway: Gateway, addresses: int, connections: int) -> Iterator[list
     ("addresses", "connections"),
     [
         pytest.param(1, 3 * CONNECTIONS, id="one address"),
-        pytest.param(2 * CONNECTIONS // CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE, id="some addresses"),
+        pytest.param(2 * CONNECTIONS // CONNECTIONS_PER_PEER, CONNECTIONS_PER_PEER, id="some addresses"),
         pytest.param(3 * CONNECTIONS, 1, id="many addresses"),
     ],
 )
@@ -75,7 +75,7 @@ def test_one_address_is_bounded(upstream: Upstream) -> None:
     """One address that opens more than it may have loses its own connections, and no other address does."""
     with Gateway(upstream.url, admin=True) as gateway, connect_from(gateway, "127.0.2.1") as other:
         assert other.ask(LIVEZ).status == 200
-        with holders(gateway, 1, CONNECTIONS_OF_ONE + 1) as clients:
+        with holders(gateway, 1, CONNECTIONS_PER_PEER + 1) as clients:
             assert clients[0].closed()
             clients[1].send(b" HTTP/1.1\r\nHost: a\r\n\r\n")
             assert clients[1].read_response().status == 200
@@ -86,7 +86,7 @@ def test_busiest_address_gives_way(upstream: Upstream) -> None:
     """When all connections are taken, the address that has the most loses one, not the one that has had its longest."""
     with Gateway(upstream.url, admin=True) as gateway, connect_from(gateway, "127.0.2.1") as other:
         assert other.ask(LIVEZ).status == 200
-        with holders(gateway, CONNECTIONS // CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE) as clients:
+        with holders(gateway, CONNECTIONS // CONNECTIONS_PER_PEER, CONNECTIONS_PER_PEER) as clients:
             assert clients[0].closed()
             assert other.ask(LIVEZ).status == 200
 
@@ -131,7 +131,7 @@ def test_no_descriptors(upstream: Upstream, tmp_path: Path, tls: bool, asked: bo
             assert json.loads(body)["reason"] == "the gateway is out of file descriptors"
             first = wait_for(gateway, lambda numbers: numbers[SHORTAGES] >= 1)[SHORTAGES]
             wait_for(gateway, lambda numbers: numbers[SHORTAGES] > first)  # as long as it lasts
-            with holders(gateway, CONNECTIONS // CONNECTIONS_OF_ONE, CONNECTIONS_OF_ONE):
+            with holders(gateway, CONNECTIONS // CONNECTIONS_PER_PEER, CONNECTIONS_PER_PEER):
                 assert gateway.ask_admin("/livez").status == 200
         wait_until_ready(gateway)
         line = next(each for each in gateway.records if each["message"] == "out of file descriptors")

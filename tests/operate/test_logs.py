@@ -3,6 +3,7 @@
 import asyncio
 import json
 import logging
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from functools import partial
@@ -29,6 +30,26 @@ def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
     logs.configure("warning", "text")
     logs.event(logging.WARNING, "upstream failed", kind="broken")
     assert capsys.readouterr().err.endswith("warning upstream failed  kind=broken\n")
+
+
+def test_text_values(capsys: pytest.CaptureFixture[str]) -> None:
+    """A value that is more than a word is quoted, and what is no text is written as in JSON."""
+    logs.configure("info", "text")
+    logs.event(logging.INFO, "x", a="two words", b='"', c="d=e", f="", g=True, h=1.5, i="\u00e4\\", j={"k": 1})
+    shown = 'x  a="two words"  b="\\""  c="d=e"  f=""  g=true  h=1.5  i=\u00e4\\  j={"k": 1}\n'
+    assert capsys.readouterr().err.endswith(shown)
+
+
+@given(st.text(max_size=20) | st.text(' ="\\', max_size=5))
+@example("/x  outcome=dropped")
+def test_text_value_is_one_field(value: str) -> None:
+    """No value, which a client may have chosen, can pass for another field."""
+    logs.configure("info", "text")
+    (handler,) = logs.logger.handlers
+    line = handler.format(logging.makeLogRecord({"msg": "x", "fields": {"path": value, "status": 200}}))
+    _, *found = re.split(r'  (\w+)=("(?:[^"\\]|\\.)*"|[^ "=]+)', line)
+    assert [found[0], *found[2:]] == ["path", "", "status", "200", ""]
+    assert (json.loads(found[1]) if found[1].startswith('"') else found[1]) == logs.mask(value)
 
 
 @pytest.mark.parametrize("style", ["json", "text"])

@@ -275,7 +275,7 @@ class Waiting:
     @property
     def content(self) -> bytes:
         """What upstream has of the content."""
-        return self.upstream.taken.partition(b"\r\n\r\n")[2]
+        return self.upstream.delivered.partition(b"\r\n\r\n")[2]
 
 
 @contextlib.contextmanager

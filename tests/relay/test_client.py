@@ -39,7 +39,7 @@ from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.connection import Connection
 from sanitizer.relay.interception import Ask
 from tests.support.cores import BODY, Core
-from tests.support.front import KEEPALIVE, Front, make_connection, shut_down
+from tests.support.fake_gateway import KEEPALIVE, FakeGateway, make_connection, shut_down
 from tests.support.transitions import record
 from tests.support.virtual import Attempt, FakeTransport, VirtualLoop, virtual_loop
 
@@ -543,7 +543,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.allowed: Counter[int] = Counter()
         """Statuses of the gateway's own that a request without a connection may get in this step, and how many."""
         self.upstream_closed = False
-        self.front: Front
+        self.gateway: FakeGateway
 
     @initialize(
         response_timeout=st.sampled_from([None, RESPONSE_TIMEOUT]),
@@ -554,13 +554,13 @@ class ClientMachine(RuleBasedStateMachine):
         self.tls = tls
         self.response_timeout = response_timeout
         self.max_connections = max_connections
-        self.front = self.loop.act(Front, response_timeout, max_connections)
+        self.gateway = self.loop.act(FakeGateway, response_timeout=response_timeout, max_connections=max_connections)
         for _ in range(2):
             self.connect()
 
     def connect(self) -> None:
         kind = TLSTransport if self.tls else FakeTransport
-        self.clients.append(Client(len(self.clients), make_connection(self.front, self.loop, kind), self.loop.now))
+        self.clients.append(Client(len(self.clients), make_connection(self.gateway, self.loop, kind), self.loop.now))
 
     # What can be done things to
 
@@ -918,20 +918,20 @@ class ClientMachine(RuleBasedStateMachine):
 
     def pass_time(self, seconds: float) -> None:
         """Let the limits that are reached in this time take effect, one after another."""
-        given_up = self.loop.given_up
+        cancelled = self.loop.cancelled
         for _ in self.loop.steps(seconds):
-            self.allowed[504] += self.loop.given_up - given_up
-            given_up = self.loop.given_up
+            self.allowed[504] += self.loop.cancelled - cancelled
+            cancelled = self.loop.cancelled
             if self.max_connections is not None:
                 self.allowed[503] += len(self.clients)
             self.expire()
             self.consistent()
 
-    @precondition(lambda self: not self.front.draining and self.started > 2)
+    @precondition(lambda self: not self.gateway.draining and self.started > 2)
     @rule()
     def drain(self) -> None:
         """The gateway stops: no connection takes a request beyond the one at work."""
-        self.front.draining = True
+        self.gateway.draining = True
         for client in self.clients:
             if client.ending == "linger":
                 shut_down(client.transport)  # which changes nothing: it may still be read
@@ -946,7 +946,7 @@ class ClientMachine(RuleBasedStateMachine):
     def close_upstream(self) -> None:
         """All connections to upstream are dropped, for good: whatever is at work fails, and so does what comes."""
         self.upstream_closed = True
-        self.loop.act(self.front.pool.close)
+        self.loop.act(self.gateway.pool.close)
         for tunnel in self.tunnels():
             tunnel.over = True
         for client in self.clients:
@@ -1008,7 +1008,7 @@ class ClientMachine(RuleBasedStateMachine):
         """Whether a response that begins now is the connection's last."""
         request = client.active
         assert request is not None
-        return client.last or self.front.draining or not request.stays_open or not request.whole
+        return client.last or self.gateway.draining or not request.stays_open or not request.whole
 
     def fail(self, client: Client, status: int) -> None:
         """The exchange of the request at work has failed, and no answer has begun."""
@@ -1176,7 +1176,7 @@ class ClientMachine(RuleBasedStateMachine):
 
     @invariant()
     def settled(self) -> None:
-        if not hasattr(self, "front"):
+        if not hasattr(self, "gateway"):
             return
         self.loop.settle()
         self.consistent()
@@ -1291,17 +1291,17 @@ class ClientMachine(RuleBasedStateMachine):
             assert transport.unsent == 0 or transport.blocked
 
     def check_numbers(self) -> None:
-        counters, upstream = self.front.counters, self.front.pool
+        counters, upstream = self.gateway.counters, self.gateway.pool
         active = [client for client in self.clients if client.active is not None]
         assert counters.in_flight == len(active)
         assert counters.requests == len(self.ended)
-        assert counters.refused == self.refusals == len(self.front.refusals)
-        assert sorted(self.front.told) == sorted(self.ended)
+        assert counters.refused == self.refusals == len(self.gateway.refusals)
+        assert sorted(self.gateway.ended) == sorted(self.ended)
         answers = {(method, i): n for method, row in counters.answers.items() for i, n in enumerate(row) if n}
         assert answers == Counter((method, status // 100) for method, _, status in self.ended)
         tunnels = [origin.tunnel for origin in self.origins if origin.tunnel is not None]
         assert counters.tunnels == sum(tunnel.open for tunnel in tunnels)
-        assert len(self.front.connections) == sum(not client.transport.lost for client in self.clients)
+        assert len(self.gateway.connections) == sum(not client.transport.lost for client in self.clients)
         used = [origin for origin in self.origins if not origin.transport.lost]
         assert upstream.open == len(used) + len(self.loop.attempts)
         assert upstream.idle == sum(origin.idle for origin in used)
@@ -1317,7 +1317,7 @@ class ClientMachine(RuleBasedStateMachine):
     def teardown(self) -> None:
         """At the end clients leave, or take all that was written to them; then nothing is at work any more."""
         with contextlib.closing(self.loop):
-            if not hasattr(self, "front"):
+            if not hasattr(self, "gateway"):
                 return
             for client in self.clients:
                 if not client.ending:
@@ -1328,21 +1328,21 @@ class ClientMachine(RuleBasedStateMachine):
                 tunnel.over = True
             self.loop.settle()
             self.consistent()
-            assert self.front.counters.in_flight == 0
+            assert self.gateway.counters.in_flight == 0
             for _ in range(8):
                 self.loop.advance(KEEPALIVE)
             assert [client.number for client in self.clients if not client.transport.lost] == []
-            self.loop.act(self.front.pool.close)
+            self.loop.act(self.gateway.pool.close)
             self.loop.settle()
-            assert self.front.pool.open == 0
+            assert self.gateway.pool.open == 0
             assert self.loop.failures == []
 
 
 def test_repeated_head() -> None:
     """A request whose head has come before has as much time for its answer as any other."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         request = make_request("GET", b"/", b"")
         answer = make_answer("length", b"GET", b"ok", 0)
         for number in range(3):
@@ -1367,8 +1367,8 @@ def test_repeated_head() -> None:
 def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> None:
     """Its connection is closed in its time, and not before; what comes of a head does not put that off."""
     with virtual_loop() as loop:
-        front = loop.act(Front)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         if after == "an answer":
             client.feed(make_request("GET", b"/", b"").wire)
             loop.settle()
@@ -1384,13 +1384,15 @@ def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> N
         assert not client.closing
         loop.advance(1)
         assert (client.lost, client.ending) == (True, "fin")
-        assert front.counters.refused == 0
-        assert len(front.connections) == 0
+        assert gateway.counters.refused == 0
+        assert len(gateway.connections) == 0
 
 
-def answered(front: Front, loop: VirtualLoop, request: Request, answer: Answer) -> tuple[FakeTransport, FakeTransport]:
+def answered(
+    gateway: FakeGateway, loop: VirtualLoop, request: Request, answer: Answer
+) -> tuple[FakeTransport, FakeTransport]:
     """A client whose first request has been answered, and the connection to upstream that it was answered on."""
-    client = make_connection(front, loop)
+    client = make_connection(gateway, loop)
     client.feed(request.wire)
     loop.settle()
     upstream = loop.attempts[0].accept()
@@ -1401,9 +1403,9 @@ def answered(front: Front, loop: VirtualLoop, request: Request, answer: Answer) 
 def test_client_that_takes_its_answer_slowly() -> None:
     """While it takes some of it, its connection stays open for the next request; when it takes none, it is reset."""
     with virtual_loop() as loop:
-        front = loop.act(Front)
+        gateway = loop.act(FakeGateway)
         request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
-        client, upstream = answered(front, loop, request, answer)
+        client, upstream = answered(gateway, loop, request, answer)
         client.block()
         for unsent in (9, 6, 3):
             client.unsent = unsent
@@ -1412,7 +1414,7 @@ def test_client_that_takes_its_answer_slowly() -> None:
         client.unblock()
         client.feed(request.wire)
         upstream.feed(answer.wire)
-        assert client.taken == 2 * answer.wire
+        assert client.delivered == 2 * answer.wire
         client.block()
         loop.advance(KEEPALIVE)
         assert not client.closing
@@ -1426,9 +1428,9 @@ def test_client_that_takes_its_answer_slowly() -> None:
 def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
     """It waits, though its head may have been ``read`` in part, and is begun when the client takes its answer."""
     with virtual_loop() as loop:
-        front = loop.act(Front)
+        gateway = loop.act(FakeGateway)
         request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
-        client, upstream = answered(front, loop, request, answer)
+        client, upstream = answered(gateway, loop, request, answer)
         upstream.written.clear()
         if read:
             client.feed(request.wire[:read])
@@ -1446,22 +1448,22 @@ def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
 def test_largest_head(beyond: int) -> None:
     """A head of the largest size is relayed; one that is longer by an octet is refused."""
     with virtual_loop() as loop:
-        front = loop.act(Front)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         start = b"GET / HTTP/1.1\r\nHost: a\r\nX: "
         client.feed(start + b"x" * (HEAD_LIMIT - len(start) - 4 + beyond) + b"\r\n\r\n")
         loop.settle()
         assert client.written.startswith(b"HTTP/1.1 431 ") == bool(beyond)
         assert len(loop.attempts) == 1 - beyond
-        assert front.refusals == ["head_too_large"] * beyond
+        assert gateway.refusals == ["head_too_large"] * beyond
 
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_most_that_is_pipelined(beyond: int) -> None:
     """A client is read until that much waits for its turn; it is read on when the request before it is answered."""
     with virtual_loop() as loop:
-        front = loop.act(Front)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         request = make_request("GET", b"/", b"")
         behind = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n"
         client.feed(request.wire + behind)
@@ -1478,25 +1480,25 @@ def test_most_that_is_pipelined(beyond: int) -> None:
 def test_client_that_comes_late() -> None:
     """A connection that is made when all others have been shut down is closed at once, and holds up nothing."""
     with virtual_loop() as loop:
-        front = loop.act(Front)
-        loop.act(front.connections.shutdown)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        loop.act(gateway.connections.shutdown)
+        client = make_connection(gateway, loop)
         loop.settle()
         assert (client.lost, client.ending) == (True, "fin")
-        assert len(front.connections) == 0
+        assert len(gateway.connections) == 0
 
 
 def test_ipv4_client_on_an_ipv6_socket() -> None:
     """Logs and upstream learn of its IPv4 address."""
     with virtual_loop() as loop:
-        front = loop.act(Front)
-        client = make_connection(front, loop, peername=("::ffff:192.0.2.1", 40000))
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop, peername=("::ffff:192.0.2.1", 40000))
         client.feed(make_request("GET", b"/", b"").wire)
         loop.settle()
         upstream = loop.attempts[0].accept()
         assert b"\r\nX-Forwarded-For: 192.0.2.1\r\n" in upstream.written
         upstream.feed(make_answer("length", b"GET", b"ok", 0).wire)
-        assert front.told == [(b"GET", b"/", 200)]  # where the address is compared
+        assert gateway.ended == [(b"GET", b"/", 200)]  # where the address is compared
 
 
 class Deciding:
@@ -1540,22 +1542,22 @@ class Deciding:
 def test_fin_while_it_is_decided_about(monkeypatch: pytest.MonkeyPatch) -> None:
     """A FIN cancels the task of an intercepted request at once, though an answer before it is not taken yet."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         client.feed(make_request("GET", b"/", b"").wire)
         loop.settle()
         loop.attempts[0].accept().feed(make_answer("length", b"GET", b"ok", 0).wire)
         interception = Deciding()
-        monkeypatch.setattr(front, "intercept", lambda *_: interception)
+        monkeypatch.setattr(gateway, "intercept", lambda *_: interception)
         client.feed(make_request("POST", b"/", b"content").wire)
         loop.settle()
         client.block()
-        assert front.counters.in_flight == 1
+        assert gateway.counters.in_flight == 1
         client.feed_eof()
         loop.settle()
         assert interception.cancelled
         assert interception.closed == [("client_left", None)]
-        assert front.told == [(b"GET", b"/", 200), (b"POST", b"/", 0)]
+        assert gateway.ended == [(b"GET", b"/", 200), (b"POST", b"/", 0)]
         assert not client.lost
         loop.advance(KEEPALIVE)
         assert (client.lost, client.ending) == (True, "reset")
@@ -1565,8 +1567,8 @@ def test_fin_while_it_is_decided_about(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_request_of_a_client_that_has_left(kind: str) -> None:
     """A request that has waited for the one before it is not begun when the client is gone with the answer to that."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         first = make_request("GET", b"/1", b"")
         client.feed(first.wire + make_request(kind, b"/2", b"content").wire)
         loop.settle()
@@ -1576,17 +1578,17 @@ def test_request_of_a_client_that_has_left(kind: str) -> None:
         loop.settle()
         assert upstream.written.count(b" HTTP/1.1\r\n") == 1
         assert loop.attempts == []
-        assert front.told == [(b"GET", b"/1", 200)]
-        assert front.counters.in_flight == 0
-        assert front.pool.idle == 1
+        assert gateway.ended == [(b"GET", b"/1", 200)]
+        assert gateway.counters.in_flight == 0
+        assert gateway.pool.idle == 1
 
 
 @pytest.mark.parametrize("what", ["stale", "reset"])
 def test_upload_whose_connection_is_lost(what: str) -> None:
     """A client is not read from the loss of its request's connection until there is another."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client, other = make_connection(front, loop), make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client, other = make_connection(gateway, loop), make_connection(gateway, loop)
         request = make_request("GET", b"/", b"")
         for each in (client, other):  # the other's request is at work, so that writes wait for the end of a turn
             each.feed(request.wire)
@@ -1610,8 +1612,8 @@ def test_upload_whose_connection_is_lost(what: str) -> None:
 def test_upload_that_upstream_does_not_take() -> None:
     """A client is not read while upstream takes nothing of its request, and is read on when it does."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
         loop.settle()
         assert not client.reading  # there is no connection yet
@@ -1631,8 +1633,8 @@ def test_upload_that_upstream_does_not_take() -> None:
 def test_slow_reader(path: bytes) -> None:
     """Upstream is not read while the client takes nothing of its answer, and is read on when it does."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None, Core())
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway, interceptor=Core())
+        client = make_connection(gateway, loop)
         client.feed(make_request("POST", path, BODY).wire)
         loop.settle()
         answer = make_answer("length", b"POST", b"content", 0)
@@ -1644,15 +1646,15 @@ def test_slow_reader(path: bytes) -> None:
             client.unblock()
             assert upstream.reading
             upstream.feed(answer.wire[octet : octet + 1])
-        assert client.taken.endswith(b"\r\n\r\ncontent")
-        assert front.pool.idle == 1
+        assert client.delivered.endswith(b"\r\n\r\ncontent")
+        assert gateway.pool.idle == 1
 
 
 def test_upload_that_is_answered_early() -> None:
     """A client that reads its response only when it has sent its content may take half a minute, in a drain too."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 100\r\n\r\n")
         loop.settle()
         loop.attempts[0].accept().feed(b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n")
@@ -1665,15 +1667,15 @@ def test_upload_that_is_answered_early() -> None:
             assert not client.closing
         loop.advance(begun + LINGER_LIMIT - loop.now)
         assert (client.lost, client.ending) == (True, "fin")
-        assert client.taken == b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+        assert client.delivered == b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
 
 @pytest.mark.parametrize("seconds", [1.0, KEEPALIVE - 1])
 def test_the_end_of_a_tls_connection(seconds: float) -> None:
     """It comes when the client has taken all of its response, however long that takes, and no later."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client = make_connection(front, loop, TLSTransport)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop, TLSTransport)
         client.feed(make_request("GET close", b"/", b"").wire)
         loop.settle()
         upstream = loop.attempts[0].accept()
@@ -1694,8 +1696,8 @@ def test_the_end_of_a_tls_connection(seconds: float) -> None:
 def test_fin_in_an_answer(framing: str, kind: str, *, blocked: bool) -> None:
     """What a client gets of an answer that is cut because of its FIN can't be taken for whole."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         client.feed(make_request(kind, b"/", b"").wire)
         loop.settle()
         upstream = loop.attempts[0].accept()
@@ -1708,15 +1710,15 @@ def test_fin_in_an_answer(framing: str, kind: str, *, blocked: bool) -> None:
         loop.settle()
         assert (client.lost, client.ending) == (True, "reset")
         assert upstream.lost
-        assert (front.counters.in_flight, front.told) == (0, [(b"GET", b"/", 200)])
+        assert (gateway.counters.in_flight, gateway.ended) == (0, [(b"GET", b"/", 200)])
 
 
 @pytest.mark.parametrize("takes", [True, False])
 def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
     """The request at work is cancelled at once; the answer before it has the keep-alive timeout to be taken in."""
     with virtual_loop() as loop:
-        front = loop.act(Front, None, None)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         request = make_request("GET", b"/", b"")
         answer = make_answer("length", b"GET", b"ok", 0)
         client.feed(request.wire)
@@ -1727,16 +1729,16 @@ def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
         loop.settle()
         client.block()
         loop.advance(10 * KEEPALIVE)
-        assert front.counters.in_flight == 1
+        assert gateway.counters.in_flight == 1
         client.feed_eof()
         loop.settle()
         assert upstream.lost
-        assert (front.counters.in_flight, front.told[1:]) == (0, [(b"GET", b"/", 0)])
+        assert (gateway.counters.in_flight, gateway.ended[1:]) == (0, [(b"GET", b"/", 0)])
         assert not client.lost
         if takes:
             client.unblock()
             loop.settle()
-            assert (client.lost, client.ending, client.taken) == (True, "fin", answer.wire)
+            assert (client.lost, client.ending, client.delivered) == (True, "fin", answer.wire)
         else:
             loop.advance(KEEPALIVE)
             assert (client.lost, client.ending) == (True, "reset")
@@ -1761,26 +1763,26 @@ def test_client_connection() -> None:
 def test_a_defect_of_the_interceptor() -> None:
     """A request that ends the connection with an exception is not counted as in flight for ever."""
 
-    class Defective(Front):
+    class Defective(FakeGateway):
         def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> None:
             raise RuntimeError("a defect")
 
     with virtual_loop() as loop:
-        front = loop.act(Defective, None, None)
-        client = make_connection(front, loop)
+        gateway = loop.act(Defective)
+        client = make_connection(gateway, loop)
         with pytest.raises(RuntimeError, match="a defect"):
             client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
         client.reset()  # as event loops do then
         loop.settle()
         assert client.lost
-        assert front.counters.in_flight == 0
+        assert gateway.counters.in_flight == 0
 
 
 def test_an_answer_in_the_turn_of_a_reset() -> None:
     """A connection that has been reset takes no further request, though the current one is answered in that turn."""
     with virtual_loop() as loop:
-        front = loop.act(Front)
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway)
+        client = make_connection(gateway, loop)
         client.feed(make_request("GET", b"/", b"").wire)
         loop.settle()
         upstream = loop.attempts[0].accept()
@@ -1790,4 +1792,4 @@ def test_an_answer_in_the_turn_of_a_reset() -> None:
         upstream.feed(make_answer("length", b"GET", b"content", 0).wire)
         loop.settle()
         assert (client.lost, client.ending) == (True, "reset")
-        assert (front.counters.in_flight, front.counters.requests) == (0, 1)
+        assert (gateway.counters.in_flight, gateway.counters.requests) == (0, 1)

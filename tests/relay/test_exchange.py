@@ -107,7 +107,7 @@ def lose(world: World, loss: Loss) -> tuple[Recorder, FakeTransport]:
         attempt = loop.attempts[0]
         attempt.outcome.set_result(None)
         while attempt.transport is None:
-            loop.turn()
+            loop.run_once()
         transport = attempt.transport
     if loss.body:
         loop.act(recorder.exchange.send, b"b" * loss.body)
@@ -215,7 +215,7 @@ def test_content_before_the_second_sending(world: World) -> None:
     world.accept(1)
     attempt.outcome.set_result(None)
     while attempt.transport is None:
-        world.loop.turn()
+        world.loop.run_once()
     world.send(recorder, b"octets")
     assert attempt.transport.written == recorder.octets + b"octets"
 
@@ -435,7 +435,7 @@ def _to_be_written(world: World) -> Recorder:
     attempt = world.loop.attempts[0]
     attempt.outcome.set_result(None)
     while attempt.transport is None:
-        world.loop.turn()
+        world.loop.run_once()
     return recorder
 
 

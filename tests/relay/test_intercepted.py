@@ -24,7 +24,7 @@ from sanitizer.relay.intercepted import Intercepted
 from tests.operate.exposition import wait_for
 from tests.support.client import Client
 from tests.support.cores import BODY, Core
-from tests.support.front import Front, make_connection
+from tests.support.fake_gateway import FakeGateway, make_connection
 from tests.support.gateway import Gateway
 from tests.support.upstream import (
     CLOSE,
@@ -1104,8 +1104,8 @@ def test_nothing_is_left_to_the_collector(bodies: tuple[bytes | None, ...]) -> N
     """An intercepted request that has been answered is gone at once: no cycle of references keeps it."""
     with virtual_loop() as loop:
         core = loop.act(lambda: Core(*bodies))
-        front = loop.act(lambda: Front(interceptor=core))
-        client = make_connection(front, loop)
+        gateway = loop.act(FakeGateway, interceptor=core)
+        client = make_connection(gateway, loop)
         gc.collect()
         gc.disable()
         try:

@@ -8,7 +8,7 @@ import pytest
 
 from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.stalls import StallSweep
-from tests.support.front import KEEPALIVE, Front, make_connection
+from tests.support.fake_gateway import KEEPALIVE, FakeGateway, make_connection
 from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
 
 UPGRADE = b"GET / HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: echo\r\n\r\n"
@@ -46,9 +46,9 @@ class Tunnel:
         blocked: bool = False,
     ) -> None:
         self.loop = loop
-        self.front = front = loop.act(Front)
-        loop.act(StallSweep, STALL_TIMEOUT, lambda: [*front.connections, *front.pool.watched()])
-        self.client = make_connection(front, loop, kind)
+        self.gateway = gateway = loop.act(FakeGateway)
+        loop.act(StallSweep, STALL_TIMEOUT, lambda: [*gateway.connections, *gateway.pool.watched()])
+        self.client = make_connection(gateway, loop, kind)
         self.client.feed(UPGRADE + behind[0])
         loop.settle()
         self.upstream = loop.attempts[0].accept()
@@ -71,7 +71,7 @@ class Tunnel:
     @property
     def numbers(self) -> tuple[int, int, int]:
         """Tunnels, client connections, and connections to upstream."""
-        return self.front.counters.tunnels, len(self.front.connections), self.front.pool.open
+        return self.gateway.counters.tunnels, len(self.gateway.connections), self.gateway.pool.open
 
 
 @pytest.fixture
@@ -86,9 +86,9 @@ SIDES = pytest.mark.parametrize("side", ["client", "upstream"])
 def test_octets_pass(loop: VirtualLoop) -> None:
     """Those behind the request and behind the answer, and all that come later; the request is over."""
     tunnel = Tunnel(loop, behind=(b"early", b"first"))
-    assert tunnel.front.told == [(b"GET", b"/", 101)]
-    assert tunnel.front.counters.in_flight == 0
-    assert sum(tunnel.front.pool.seconds.counts) == 1
+    assert tunnel.gateway.ended == [(b"GET", b"/", 101)]
+    assert tunnel.gateway.counters.in_flight == 0
+    assert sum(tunnel.gateway.pool.seconds.counts) == 1
     for _ in range(2):
         tunnel.client.feed(b" to upstream")
         tunnel.upstream.feed(b" to the client")
@@ -121,7 +121,7 @@ def test_sides_end_one_after_the_other(loop: VirtualLoop, side: str) -> None:
     loop.settle()
     assert (one.ending, other.ending) == ("fin", "fin")
     assert tunnel.numbers == (0, 0, 0)
-    assert not any(tunnel.front.pool.errors.values())
+    assert not any(tunnel.gateway.pool.errors.values())
 
 
 @SIDES
@@ -137,7 +137,7 @@ def test_end_of_a_side_in_tls(loop: VirtualLoop, side: str) -> None:
     assert (tunnel.other(side).closing, tunnel.other(side).lost) == (True, False)
     tunnel.other(side).unblock()
     loop.settle()
-    assert tunnel.other(side).taken.endswith(b"last")
+    assert tunnel.other(side).delivered.endswith(b"last")
     assert tunnel.other(side).ending == "fin"
     assert tunnel.numbers == (0, 0, 0)
 
@@ -163,10 +163,10 @@ def test_side_breaks_off(loop: VirtualLoop, side: str) -> None:
     tunnel.side(side).feed(b"last")
     tunnel.side(side).reset()
     loop.settle()
-    assert tunnel.other(side).taken.endswith(b"last")
+    assert tunnel.other(side).delivered.endswith(b"last")
     assert tunnel.other(side).ending == "fin"
     assert tunnel.numbers == (0, 0, 0)
-    assert tunnel.front.pool.errors["broken"] == (side == "upstream")
+    assert tunnel.gateway.pool.errors["broken"] == (side == "upstream")
 
 
 def test_octets_for_a_side_that_has_just_left(loop: VirtualLoop) -> None:
@@ -235,8 +235,8 @@ def test_side_that_stalls(loop: VirtualLoop, side: str) -> None:
     loop.advance(STALL_TIMEOUT / 2 + 1)
     assert tunnel.side(side).ending == "reset"
     assert tunnel.other(side).ending == "fin"
-    errors = {kind: count for kind, count in tunnel.front.pool.errors.items() if count}
-    assert tunnel.front.stalls == (["client_not_reading"] if side == "client" else [])
+    errors = {kind: count for kind, count in tunnel.gateway.pool.errors.items() if count}
+    assert tunnel.gateway.stalls == (["client_not_reading"] if side == "client" else [])
     assert errors == ({"upstream_not_reading": 1} if side == "upstream" else {})
     assert tunnel.numbers == (0, 0, 0)
 
@@ -277,11 +277,11 @@ def test_side_that_ends_unseen(loop: VirtualLoop, side: str) -> None:
 def test_drain(loop: VirtualLoop) -> None:
     """A tunnel goes on while the gateway drains, and is reset when the grace is over."""
     tunnel = Tunnel(loop)
-    loop.act(tunnel.front.connections.shutdown)
+    loop.act(tunnel.gateway.connections.shutdown)
     loop.settle()
     tunnel.client.feed(b"on")
     assert tunnel.sent_to("upstream") == b"on"
-    loop.act(tunnel.front.connections.abort)
+    loop.act(tunnel.gateway.connections.abort)
     loop.settle()
     assert tunnel.client.ending == "reset"
     assert tunnel.numbers == (0, 0, 0)
@@ -291,9 +291,9 @@ def test_pool_is_closed(loop: VirtualLoop) -> None:
     """Then the tunnel is reset, which is no failure of upstream's."""
     tunnel = Tunnel(loop)
     assert isinstance(tunnel.upstream.protocol, TunnelEnd)
-    loop.act(tunnel.front.pool.close)
+    loop.act(tunnel.gateway.pool.close)
     loop.settle()
     assert tunnel.upstream.ending == "reset"
     assert tunnel.client.closing
-    assert not any(tunnel.front.pool.errors.values())
+    assert not any(tunnel.gateway.pool.errors.values())
     assert tunnel.numbers == (0, 0, 0)

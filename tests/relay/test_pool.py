@@ -324,7 +324,7 @@ def test_idle_connection_ends(loop: VirtualLoop, how: str) -> None:
     loop.settle()
     assert transport.lost
     assert (world.pool.open, world.pool.idle) == (0, 0)
-    assert world.told == []
+    assert world.errors == []
     world.run()
 
 
@@ -477,7 +477,7 @@ def test_errors_are_counted(loop: VirtualLoop, bring_about: Any, kind: str, deta
     world = make_world(loop, max_connections=1, response_timeout=20.0)
     bring_about(world)
     assert {each: count for each, count in world.pool.errors.items() if count} == {kind: 1}
-    assert world.told == [(kind, detail)]
+    assert world.errors == [(kind, detail)]
 
 
 def test_an_end_that_nobody_waits_for_is_no_error(loop: VirtualLoop) -> None:
@@ -487,7 +487,7 @@ def test_an_end_that_nobody_waits_for_is_no_error(loop: VirtualLoop) -> None:
     loop.act(recorder.exchange.cancel)
     loop.attempts[0].refuse(ConnectionRefusedError(111, "Connection refused"))
     assert recorder.calls == []
-    assert world.told == []
+    assert world.errors == []
     assert world.pool.open == 0
 
 
@@ -553,7 +553,7 @@ def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[W
     loop.advance(100)
     assert [len(recorder.calls) for recorder in recorders] == [1] * len(recorders)
     assert {recorder.calls[0][0] for recorder in recorders} == {"error"}
-    assert sum(world.pool.errors.values()) == len(world.told) == len(recorders)
+    assert sum(world.pool.errors.values()) == len(world.errors) == len(recorders)
     assert all(transport.lost for transport in loop.transports)
     assert (world.pool.open, world.pool.idle) == (0, 0)
 

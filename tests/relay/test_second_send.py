@@ -11,23 +11,17 @@ import contextlib
 import re
 import threading
 from collections.abc import Coroutine, Iterator
-from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 
 import pytest
 import uvloop
 
-from sanitizer.address import Address, TrustedProxies
-from sanitizer.http1.forwarding import Forwarding
-from sanitizer.relay.client import ClientConnection
-from sanitizer.relay.connections import Connections
-from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnEnded
-from sanitizer.relay.fetch import fetch
-from sanitizer.relay.interception import Ask, Interceptor
-from sanitizer.relay.pool import Pool
+from sanitizer.address import Address
+from sanitizer.relay.counters import CLIENT_LEFT
 from tests.support.client import Client
 from tests.support.cores import BODY, CONFIDENTIAL, EXCHANGES, LIMIT, REFUSAL, Answer, Core, Exchange
+from tests.support.fake_gateway import FakeGateway
 from tests.support.upstream import (
     CLOSE,
     OK,
@@ -49,25 +43,6 @@ FIELD = (b"x-litellm-sanitizer", b"absent")
 SECOND = b'{"key": "sk-second"}'
 GET = b"GET /behind HTTP/1.1\r\nHost: a\r\n\r\n"
 FORBIDDEN = b"HTTP/1.1 403 Not For You\r\nX-Case: Kept\r\nContent-Length: %d\r\n\r\n%b" % (len(REFUSAL), REFUSAL)
-
-
-class Front:
-    """What client connections belong to."""
-
-    def __init__(self, pool: Pool, core: Core) -> None:
-        self.pool = pool
-        self.forwarding = Forwarding(TrustedProxies(), b"litellm-sanitizer-test")
-        self.counters = Counters()
-        self.connections = Connections()
-        self.draining = False
-        self.statuses: list[int] = []
-        self.on_ended: OnEnded | None = self._on_ended
-        self.keepalive_timeout = 75.0
-        self.interceptor: Interceptor = core
-        self.ask: Ask = partial(fetch, pool)
-
-    def _on_ended(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
-        self.statuses.append(status)
 
 
 class Listener:
@@ -101,20 +76,21 @@ class Listener:
         self.loop = asyncio.get_running_loop()
         self.loop.set_exception_handler(lambda loop, context: self.failures.append(context))
         self._stopped = asyncio.Event()
-        pool = Pool(
-            self._upstream,
+        self.gateway = gateway = FakeGateway(
+            interceptor=self.core,
+            address=self._upstream,
+            client="127.0.0.1",
             connect_timeout=self._connect_timeout,
             response_timeout=self._response_timeout,
             max_connections=self._max_connections,
         )
-        self.front = front = Front(pool, self.core)
-        server = await self.loop.create_server(lambda: ClientConnection(front), "127.0.0.1", 0)
+        server = await self.loop.create_server(gateway.make_protocol, "127.0.0.1", 0)
         self.address: tuple[str, int] = server.sockets[0].getsockname()
         self._ready.set()
         await self._stopped.wait()
         server.close()
-        front.connections.abort()
-        pool.close()
+        gateway.connections.abort()
+        gateway.pool.close()
         await server.wait_closed()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -134,8 +110,8 @@ class Listener:
         """What the server does when it stops, but for closing its listener."""
 
         async def drain() -> None:
-            self.front.draining = True
-            self.front.connections.shutdown()
+            self.gateway.draining = True
+            self.gateway.connections.shutdown()
 
         self.run(drain())
 
@@ -219,11 +195,11 @@ def test_exchanges(upstream: Upstream, case: Exchange, framing: str) -> None:
     heads = {re.sub(rb"(?<=CONTENT-length: )\d+", b"", request.raw_head) for request in requests}
     assert len(heads) == 1
     assert heads.pop().startswith(b"POST /key/update?a=%41& HTTP/1.1\r\nhost: A\r\nCONTENT-length: \r\nX-Last: 1\r\n")
-    assert core.asked == [(answer.status, answer.content) for answer in case.answers[: case.held]]
-    assert all(head.startswith(b"HTTP/1.1 4") or b" 500 " in head for head in core.heads)
+    assert core.held_answers == [(answer.status, answer.content) for answer in case.answers[: case.held]]
+    assert all(head.startswith(b"HTTP/1.1 4") or b" 500 " in head for head in core.held_heads)
     assert [record.status for record in core.records] == [last.status]
-    assert listener.front.statuses == [last.status] * 2
-    assert listener.front.counters.in_flight == 0
+    assert listener.gateway.statuses == [last.status] * 2
+    assert listener.gateway.counters.in_flight == 0
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
@@ -299,7 +275,7 @@ def test_streams(upstream: Upstream, status: int, first: bytes, framing: str) ->
         seen.set()
         rest = b"last" if framing == "length" else b"4\r\nlast\r\n0\r\n\r\n"
         assert client.read_exactly(len(rest)) == rest
-    assert core.asked == []
+    assert core.held_answers == []
     assert bodies_of(upstream) == [BODY]
 
 
@@ -309,7 +285,7 @@ def test_nothing_passes_while_it_is_held(upstream: Upstream) -> None:
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         client.sock.setblocking(False)
         with pytest.raises(BlockingIOError):
             client.sock.recv(1)
@@ -347,7 +323,7 @@ def break_off(upstream: Upstream, beside: int, sent: bytes, end: Step) -> bytes:
         listener.wait(core.ended)
         free.set()
         assert [other.read_response().status for other in others] == [200] * beside
-    assert core.asked == []
+    assert core.held_answers == []
     assert [body for body in bodies_of(upstream) if body] == [BODY]
     assert [record.status for record in core.records] == [403]
     return cut.value.got
@@ -398,7 +374,7 @@ def test_held_answer_is_faulty(upstream: Upstream) -> None:
         assert cut.value.reset
         assert cut.value.got in (b"4\r\nhalf\r\n", b"")  # nothing, if the reset has overtaken it
         listener.wait(core.ended)
-    assert core.asked == []
+    assert core.held_answers == []
 
 
 @pytest.mark.parametrize("bodies", [(None,), (SECOND,)], ids=["passed on", "sent again"])
@@ -436,7 +412,7 @@ def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
         response = client.read_response()
         assert (response.body, response.trailers) == (b"x" * LIMIT + b"y", [(b"X-Sum", b"1")])
         assert client.ask(GET).status == 200
-    assert core.asked == []
+    assert core.held_answers == []
 
 
 @pytest.mark.parametrize("length", [b"%d" % (LIMIT + 1), b"00%d" % (LIMIT + 1)])
@@ -452,7 +428,7 @@ def test_length_over_the_limit(upstream: Upstream, length: bytes) -> None:
             assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 403 A\r\n")
         assert client.read_exactly(LIMIT + 1) == b"x" * (LIMIT + 1)
         assert client.ask(GET).status == 403
-    assert core.asked == []
+    assert core.held_answers == []
 
 
 def test_interim_answers(upstream: Upstream) -> None:
@@ -497,14 +473,14 @@ def test_upstream_is_gone(upstream: Upstream) -> None:
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         upstream.stop()
         listener.open_gate()
         response = client.read_response()
         assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
         assert FIELD in response.fields
         assert client.ask(GET).status == 502  # the connection is as good as before
-        assert listener.front.pool.errors["unreachable"] == 2
+        assert listener.gateway.pool.errors["unreachable"] == 2
     assert [record.status for record in core.records] == [403]
     assert bodies_of(upstream) == [BODY]
 
@@ -533,7 +509,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
         listener.connect() as other,
     ):
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         other.send(GET)
         upstream.wait_request(2)
         listener.open_gate()
@@ -542,7 +518,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
         free.set()
         assert other.read_response().status == 200
         assert client.ask(GET).status == 200
-        assert listener.front.pool.errors["pool_exhausted"] == 1
+        assert listener.gateway.pool.errors["pool_exhausted"] == 1
     assert [request.method for request in upstream.requests] == [b"POST", b"GET", b"GET"]
 
 
@@ -557,7 +533,7 @@ def test_a_connection_comes_free(upstream: Upstream) -> None:
         listener.connect() as other,
     ):
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         other.send(GET)
         upstream.wait_request(2)
         listener.open_gate()
@@ -575,7 +551,7 @@ def test_stale_connection(upstream: Upstream, end: Step) -> None:
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         upstream.wait_closed()
         listener.open_gate()
         assert client.read_response().status == 200
@@ -607,7 +583,7 @@ def test_further_send_fails(upstream: Upstream, script: Script, status: int, kin
         assert response.status == status
         assert b'"type": "%b"' % kind.encode() in response.body
         assert FIELD in response.fields
-        assert listener.front.pool.errors[kind] == 1
+        assert listener.gateway.pool.errors[kind] == 1
         assert client.ask(GET).status == 200
     assert [request.method for request in upstream.requests] == [b"POST", b"POST", b"GET"]
     assert [record.status for record in core.records] == [status]
@@ -633,17 +609,17 @@ def test_second_answer_breaks_off(upstream: Upstream) -> None:
 
 def assert_gone(listener: Listener, upstream: Upstream, bodies: list[bytes]) -> None:
     """The request is over without an answer, and nothing but ``bodies`` was sent or is sent any more."""
-    core, front = listener.core, listener.front
+    core, gateway = listener.core, listener.gateway
     listener.wait(core.ended)
     assert core.held == 0
     assert [record.status for record in core.records] == [None]
-    assert front.statuses == [CLIENT_LEFT]
-    assert front.counters.in_flight == 0
+    assert gateway.statuses == [CLIENT_LEFT]
+    assert gateway.counters.in_flight == 0
     upstream.script = reply(OK)
     with listener.connect() as other:
         assert other.ask(GET).status == 200
     assert bodies_of(upstream) == [*bodies, b""]
-    assert front.pool.open == front.pool.idle
+    assert gateway.pool.open == gateway.pool.idle
 
 
 @pytest.mark.parametrize("leave", [Client.close, Client.reset, Client.half_close])
@@ -674,7 +650,7 @@ def test_client_leaves_while_the_core_thinks(upstream: Upstream, leave: Any) -> 
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         leave(client)
         assert_gone(listener, upstream, [BODY])
         assert core.cancelled
@@ -685,11 +661,11 @@ def test_client_leaves_as_the_core_answers(upstream: Upstream) -> None:
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     core = Core(SECOND)
     with Listener(upstream, core) as listener, listener.connect() as client:
-        core.at_last = listener.front.connections.abort
+        core.before_return = listener.gateway.connections.abort
         client.send(update())
         assert client.closed()
         assert_gone(listener, upstream, [BODY])
-        assert len(core.asked) == 1
+        assert len(core.held_answers) == 1
 
 
 def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
@@ -714,7 +690,7 @@ def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
         listener.connect() as other,
     ):
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         other.send(GET)
         upstream.wait_request(2)
         listener.open_gate()
@@ -725,7 +701,7 @@ def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
         assert other.read_response().status == 200
         assert other.ask(GET).status == 200
     assert bodies_of(upstream) == [BODY, b"", b""]
-    assert listener.front.statuses == [CLIENT_LEFT, 200, 200]
+    assert listener.gateway.statuses == [CLIENT_LEFT, 200, 200]
 
 
 # drain
@@ -741,7 +717,7 @@ def test_drain_while_held(upstream: Upstream, bodies: tuple[bytes | None], statu
     core = Core(*bodies, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         listener.drain()
         listener.open_gate()
         response = client.read_response()
@@ -843,7 +819,7 @@ def test_pipelined_request_behind(upstream: Upstream, body: bytes | None) -> Non
     core = Core(body, SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update() + update() + GET)
-        listener.wait(core.thinking)
+        listener.wait(core.next_body_called)
         assert len(upstream.requests) == 1
         listener.open_gate()
         first = 403 if body is None else 200
@@ -877,7 +853,7 @@ def test_pieces_of_any_size(upstream: Upstream) -> None:
         request = update()
         assert client.ask(*[request[i : i + 1] for i in range(len(request))]).body == b"ok"
     assert bodies_of(upstream) == [BODY, SECOND]
-    assert core.asked == [(403, REFUSAL)]
+    assert core.held_answers == [(403, REFUSAL)]
 
 
 def test_body_over_the_limit(upstream: Upstream) -> None:

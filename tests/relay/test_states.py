@@ -18,7 +18,7 @@ from sanitizer.relay.exchange import Exchange
 from sanitizer.relay.intercepted import Intercepted
 from sanitizer.relay.pipe import TunnelEnd
 from tests.support.cores import BODY, REFUSAL, Core
-from tests.support.front import KEEPALIVE, Front, make_connection, shut_down
+from tests.support.fake_gateway import KEEPALIVE, FakeGateway, make_connection, shut_down
 from tests.support.transitions import MACHINES, record, table
 from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
 
@@ -39,8 +39,8 @@ class Scene:
 
     def __init__(self, loop: VirtualLoop, core: Core | None) -> None:
         self.loop = loop
-        self.front = loop.act(Front, None, None, core)
-        self.client = make_connection(self.front, loop)
+        self.gateway = loop.act(FakeGateway, interceptor=core)
+        self.client = make_connection(self.gateway, loop)
 
     @property
     def upstream(self) -> FakeTransport:
@@ -120,7 +120,7 @@ def wait(seconds: float) -> Step:
 
 def another_request(scene: Scene) -> None:
     """Another client's request is at work, so that writes wait for the end of a turn."""
-    make_connection(scene.front, scene.loop).feed(GET)
+    make_connection(scene.gateway, scene.loop).feed(GET)
     scene.loop.settle()
     scene.loop.attempts[-1].accept()
 

@@ -12,7 +12,7 @@ import pytest
 
 from sanitizer.relay.stalls import StallSweep
 from tests.support.cores import BODY, REFUSAL, Core
-from tests.support.front import Front, make_connection
+from tests.support.fake_gateway import FakeGateway, make_connection
 from tests.support.virtual import FakeTransport, VirtualLoop, virtual_loop
 
 TIMEOUT = 60.0
@@ -31,9 +31,9 @@ class Scene:
 
     def __init__(self, loop: VirtualLoop, *, core: Core | None = None, timeout: float | None = TIMEOUT) -> None:
         self.loop = loop
-        self.front = front = loop.act(Front, None, None, core)
-        loop.act(StallSweep, timeout, lambda: [*front.connections, *front.pool.watched()])
-        self.client = make_connection(front, loop)
+        self.gateway = gateway = loop.act(FakeGateway, interceptor=core)
+        loop.act(StallSweep, timeout, lambda: [*gateway.connections, *gateway.pool.watched()])
+        self.client = make_connection(gateway, loop)
         self.upstream: FakeTransport
 
     def send(self, octets: bytes) -> None:
@@ -49,7 +49,7 @@ class Scene:
     @property
     def errors(self) -> dict[str, int]:
         """Failures of upstream's that have been counted."""
-        return {kind: count for kind, count in self.front.pool.errors.items() if count}
+        return {kind: count for kind, count in self.gateway.pool.errors.items() if count}
 
 
 @pytest.fixture
@@ -78,10 +78,10 @@ def test_client_takes_nothing(loop: VirtualLoop, answer: bytes) -> None:
     scene.client.block()
     assert_cut_in_time(loop, lambda: scene.client.lost)
     assert scene.client.ending == "reset"
-    assert scene.front.stalls == ["client_not_reading"]
-    assert scene.front.told == [(b"GET", b"/", 200)]
-    assert scene.front.counters.in_flight == 0
-    assert (scene.front.pool.open, len(scene.front.connections)) == (answer == OK, 0)
+    assert scene.gateway.stalls == ["client_not_reading"]
+    assert scene.gateway.ended == [(b"GET", b"/", 200)]
+    assert scene.gateway.counters.in_flight == 0
+    assert (scene.gateway.pool.open, len(scene.gateway.connections)) == (answer == OK, 0)
 
 
 def test_client_takes_some(loop: VirtualLoop) -> None:
@@ -95,7 +95,7 @@ def test_client_takes_some(loop: VirtualLoop) -> None:
         loop.advance(TIMEOUT)
         scene.client.unsent -= 1
     assert not scene.client.closing
-    assert scene.front.stalls == []
+    assert scene.gateway.stalls == []
 
 
 # Clients that do not send
@@ -118,13 +118,13 @@ def test_client_sends_nothing(loop: VirtualLoop, sent: bytes, path: bytes) -> No
     assert scene.client.written.startswith(b"HTTP/1.1 408 ")
     assert b'"client_not_sending"' in scene.client.written
     assert scene.client.eof_written
-    assert scene.front.stalls == ["client_not_sending"]
-    assert scene.front.told == [(b"POST", path, 408)]
-    assert scene.front.counters.in_flight == scene.front.counters.refused == 0
-    assert scene.front.pool.open == 0
+    assert scene.gateway.stalls == ["client_not_sending"]
+    assert scene.gateway.ended == [(b"POST", path, 408)]
+    assert scene.gateway.counters.in_flight == scene.gateway.counters.refused == 0
+    assert scene.gateway.pool.open == 0
     loop.advance(TIMEOUT)
     assert scene.client.ending == "fin"
-    assert scene.front.stalls == ["client_not_sending"]
+    assert scene.gateway.stalls == ["client_not_sending"]
 
 
 def test_client_sends_some(loop: VirtualLoop) -> None:
@@ -134,10 +134,10 @@ def test_client_sends_some(loop: VirtualLoop) -> None:
     for _ in range(9):
         loop.advance(TIMEOUT)
         scene.send(b"x")
-    assert scene.front.stalls == []
+    assert scene.gateway.stalls == []
     assert scene.client.written == b""
     loop.advance(TIMEOUT + SWEEP)
-    assert scene.front.stalls == ["client_not_sending"]
+    assert scene.gateway.stalls == ["client_not_sending"]
 
 
 def test_client_need_not_send_yet(loop: VirtualLoop) -> None:
@@ -147,9 +147,9 @@ def test_client_need_not_send_yet(loop: VirtualLoop) -> None:
     loop.advance(10 * TIMEOUT)
     scene.answer(b"HTTP/1.1 103 Early Hints\r\n\r\n")
     loop.advance(10 * TIMEOUT)
-    assert scene.front.stalls == []
+    assert scene.gateway.stalls == []
     scene.answer(b"HTTP/1.1 100 Continue\r\n\r\n")
-    assert_cut_in_time(loop, lambda: scene.front.stalls == ["client_not_sending"])
+    assert_cut_in_time(loop, lambda: scene.gateway.stalls == ["client_not_sending"])
 
 
 def test_client_sends_without_having_to(loop: VirtualLoop) -> None:
@@ -157,7 +157,7 @@ def test_client_sends_without_having_to(loop: VirtualLoop) -> None:
     scene = Scene(loop)
     scene.send(EXPECT)
     scene.send(b"some")
-    assert_cut_in_time(loop, lambda: scene.front.stalls == ["client_not_sending"])
+    assert_cut_in_time(loop, lambda: scene.gateway.stalls == ["client_not_sending"])
 
 
 @pytest.mark.parametrize("sent", [GET, POST, POST + b"some", UPDATE + BODY])
@@ -170,7 +170,7 @@ def test_upstream_thinks(loop: VirtualLoop, sent: bytes) -> None:
     loop.advance(10 * TIMEOUT)
     scene.answer(OK[-2:] if sent.startswith(POST) else OK)
     assert scene.client.written.endswith(b"ok")
-    assert scene.front.stalls == []
+    assert scene.gateway.stalls == []
     assert scene.errors == {}
 
 
@@ -186,7 +186,7 @@ def test_upstream_takes_nothing(loop: VirtualLoop) -> None:
     assert scene.client.written.startswith(b"HTTP/1.1 504 ")
     assert scene.upstream.lost
     assert scene.errors == {"upstream_not_reading": 1}
-    assert scene.front.stalls == []
+    assert scene.gateway.stalls == []
 
 
 def test_upstream_takes_some(loop: VirtualLoop) -> None:
@@ -198,7 +198,7 @@ def test_upstream_takes_some(loop: VirtualLoop) -> None:
         scene.upstream.block()
         loop.advance(TIMEOUT - 1)
         scene.upstream.unblock()
-    assert (scene.errors, scene.front.stalls) == ({}, [])
+    assert (scene.errors, scene.gateway.stalls) == ({}, [])
 
 
 def test_upstream_answers_and_takes_nothing(loop: VirtualLoop) -> None:
@@ -208,7 +208,7 @@ def test_upstream_answers_and_takes_nothing(loop: VirtualLoop) -> None:
     scene.upstream.block()
     scene.answer(OK[:-1])
     loop.advance(10 * TIMEOUT)
-    assert (scene.errors, scene.front.stalls) == ({}, [])
+    assert (scene.errors, scene.gateway.stalls) == ({}, [])
     assert not scene.upstream.closing
 
 
@@ -225,7 +225,7 @@ def test_held_answer_stalls(loop: VirtualLoop) -> None:
     loop.advance(10 * TIMEOUT)
     scene.answer(REFUSAL[-1:])
     assert scene.client.written.endswith(REFUSAL)
-    assert (scene.errors, scene.front.stalls) == ({}, [])
+    assert (scene.errors, scene.gateway.stalls) == ({}, [])
     scene.send(GET)
     scene.answer(OK)
     assert scene.client.written.endswith(OK)
@@ -276,8 +276,8 @@ def test_client_leaves_unseen(loop: VirtualLoop, paused: Paused, leave: str, tim
     loop.advance(SWEEP)
     assert scene.client.lost
     assert scene.upstream.lost
-    assert [status for _, _, status in scene.front.told] == [0]
-    assert (scene.errors, scene.front.stalls) == ({}, [])
+    assert scene.gateway.statuses == [0]
+    assert (scene.errors, scene.gateway.stalls) == ({}, [])
 
 
 def test_client_stays(loop: VirtualLoop) -> None:

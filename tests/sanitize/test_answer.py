@@ -131,8 +131,8 @@ async def test_exchanges(case: Exchange) -> None:
     length = LENGTH[1] if case.edited is None else b"%d" % len(case.edited)
     lengths = [length, *[b"%d" % len(body) for body in case.sent[1:]]]
     assert app.scopes == [{**client.scope, "headers": [JSON, (b"Content-Length", each), *HEAD[2:]]} for each in lengths]
-    assert core.asked == [(answer.status, answer.content) for answer in case.answers[: case.held]]
-    assert all(b"\r\nX-Status: " in head for head in core.heads)
+    assert core.held_answers == [(answer.status, answer.content) for answer in case.answers[: case.held]]
+    assert all(b"\r\nX-Status: " in head for head in core.held_heads)
     assert [record.status for record in core.records] == [last.status]
     assert core.held == 0
 
@@ -147,7 +147,7 @@ async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | N
     assert (got["status"], body) == (answers[shown].status, answers[shown].content)
     assert len(app.bodies) == len(answers)
     held = [answer for answer in answers if answer.status == 403 and len(answer.content) <= LIMIT]
-    assert core.asked == [(answer.status, answer.content) for answer in held]
+    assert core.held_answers == [(answer.status, answer.content) for answer in held]
     assert [record.status for record in core.records] == [answers[shown].status]
     assert core.held == 0
 
@@ -184,7 +184,7 @@ async def test_streams(status: int, first: bytes) -> None:
     await client.through(around(app, core))
     assert passed == ([1, 2, 3] if status == 200 else [0, 2, 3])
     assert merged(client.sent) == (start(status, FIELD), first + b"last")
-    assert core.asked == []
+    assert core.held_answers == []
 
 
 async def test_nothing_passes_while_it_is_held() -> None:
@@ -193,7 +193,7 @@ async def test_nothing_passes_while_it_is_held() -> None:
     core = Core(SECOND, gate=asyncio.Event())
     client = Client([BODY])
     request = asyncio.create_task(client.through(around(app, core)))
-    await core.thinking.wait()
+    await core.next_body_called.wait()
     assert client.sent == []
     assert core.gate is not None
     core.gate.set()
@@ -229,7 +229,7 @@ async def test_held_answer_breaks_off(sends: int, sent: list[Message]) -> None:
     with pytest.raises(Failure):
         await client.through(around(app, core))
     assert client.sent == [start(403, FIELD), *sent]
-    assert len(core.asked) == sends - 1
+    assert len(core.held_answers) == sends - 1
     assert [record.status for record in core.records] == [403]
     assert core.held == 0
 
@@ -274,7 +274,7 @@ async def test_length_over_the_limit() -> None:
     await client.through(around(app, core))
     assert passed == [1]
     assert client.sent == [start(403, length, FIELD), content(b"x" * (LIMIT + 1))]
-    assert core.asked == []
+    assert core.held_answers == []
 
 
 async def test_trailers() -> None:
@@ -336,7 +336,7 @@ async def test_client_leaves_while_the_answer_is_held() -> None:
 
     core = Core(SECOND)
     await client.through(around(app, core))
-    assert core.asked == []
+    assert core.held_answers == []
     assert core.held == 0
 
 
@@ -346,7 +346,7 @@ async def test_client_leaves_while_the_core_thinks() -> None:
     core = Core(SECOND, gate=asyncio.Event())
     client = Client([BODY])
     request = asyncio.create_task(client.through(around(app, core)))
-    await core.thinking.wait()
+    await core.next_body_called.wait()
     client.leave()
     await request
     assert core.cancelled
@@ -389,7 +389,7 @@ async def test_server_cancels(sends: int) -> None:
     before = asyncio.all_tasks()
     client = Client([BODY])
     request = asyncio.create_task(client.through(around(app, core)))
-    await core.thinking.wait()
+    await core.next_body_called.wait()
     if sends:
         assert core.gate is not None
         core.gate.set()
@@ -462,7 +462,7 @@ async def test_body_over_the_limit() -> None:
     core = Core(holds=(), max_body=10)
     client = await Client([BODY[:20], BODY[20:]]).through(around(app, core))
     assert (app.bodies, client.sent[0]["status"]) == ([BODY], 403)
-    assert client.marks == [b'unreadable; reason="too_large"']
+    assert client.field_values == [b'unreadable; reason="too_large"']
 
 
 # around an app of Starlette's, and before the relay
@@ -550,7 +550,7 @@ async def test_upstream_is_gone(upstream: Upstream) -> None:
     core = Core(SECOND, gate=asyncio.Event())
     async with served(upstream, core) as server:
         request = asyncio.create_task(server.ask(UPDATE))
-        await core.thinking.wait()
+        await core.next_body_called.wait()
         await asyncio.to_thread(upstream.stop)
         assert core.gate is not None
         core.gate.set()
@@ -564,7 +564,7 @@ async def test_no_connection_comes_free(upstream: Upstream) -> None:
     core = Core(SECOND, gate=asyncio.Event())
     async with served(upstream, core, max_connections=1, connect_timeout=2) as server:
         request = asyncio.create_task(server.ask(UPDATE))
-        await core.thinking.wait()
+        await core.next_body_called.wait()
         with raw.Client(("127.0.0.1", server.port)) as other:
             other.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
             await asyncio.to_thread(upstream.wait_request, 2)
@@ -604,4 +604,4 @@ async def test_held_answer_breaks_off_before_the_relay(upstream: Upstream) -> No
         got = await request
     assert got.startswith(b"HTTP/1.1 403 Forbidden\r\n")
     assert got.endswith(b"\r\n\r\nhalf")
-    assert core.asked == []
+    assert core.held_answers == []

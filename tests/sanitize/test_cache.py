@@ -69,7 +69,7 @@ def keys() -> StoredKeys:
 
 async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str = "/key/update") -> bytes:
     """The outcome of one request."""
-    (mark,) = (await Client([body], headers, path).through(app)).marks
+    (mark,) = (await Client([body], headers, path).through(app)).field_values
     return mark.split(b";")[0]
 
 

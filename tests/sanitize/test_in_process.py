@@ -216,7 +216,7 @@ async def test_fields(sent: Fields, asked: Fields) -> None:
     """A lookup has the request's field lines, in order, less those about its content, and asks for no encoding."""
     app = LiteLLM()
     client = await through(SanitizerMiddleware(app), update(models=["m"]), [JSON, *sent])
-    assert client.marks == [DROPPED]
+    assert client.field_values == [DROPPED]
     (lookup,) = app.lookups
     assert lookup["headers"] == [*asked, (b"accept-encoding", b"identity")]
 
@@ -226,7 +226,7 @@ async def test_fields_are_not_split() -> None:
     app = LiteLLM()
     line = (b"x", b"1\r\nauthorization: Bearer sk-other")
     client = await through(SanitizerMiddleware(app), update(), [JSON, line])
-    assert (app.lookups, client.marks) == ([], [])
+    assert (app.lookups, client.field_values) == ([], [])
     assert app.upstream.body == update()
     assert app.upstream.scopes[0]["headers"] == [JSON, line]
 
@@ -246,7 +246,7 @@ async def test_scope() -> None:
     of_the_request: dict[str, Any] = {"raw_path": b"/key/update", "query_string": b"a=1", "extensions": {"tls": {}}}
     app = LiteLLM()
     client = await through(SanitizerMiddleware(app), update(), said={**said, **of_the_request})
-    assert client.marks == [DROPPED]
+    assert client.field_values == [DROPPED]
     (lookup,) = app.lookups
     own = {"method": "GET", "path": "/key/info", "raw_path": b"/key/info", "query_string": b"key=" + TOKEN.encode()}
     headers = [(b"accept-encoding", b"identity")]
@@ -274,7 +274,7 @@ async def test_state() -> None:
     pool = object()
     state = {"pool": pool}
     client = await through(SanitizerMiddleware(LiteLLM(lookup, Watched())), update(), said={"state": state})
-    assert client.marks == [DROPPED]
+    assert client.field_values == [DROPPED]
     assert seen == [{"pool": pool}, {"pool": pool}, "unset"]
     assert state == {"pool": pool}
 
@@ -291,7 +291,7 @@ async def test_content() -> None:
 
     app = LiteLLM(lookup)
     client = await through(SanitizerMiddleware(app), update(models=["m"]))
-    assert (client.marks, app.upstream.body) == ([DROPPED], CUT)
+    assert (client.field_values, app.upstream.body) == ([DROPPED], CUT)
     assert {message["type"] for message in messages} == {"http.request"}
     assert b"".join(message["body"] for message in messages) == b""
 
@@ -301,7 +301,7 @@ async def test_prefix() -> None:
     app = LiteLLM()
     sanitized = SanitizerMiddleware(app, sanitizer=Sanitizer(prefixes=["/ü ?"]))
     client = await through(sanitized, update(), said={"path": "/ü ?/key/update"})
-    assert client.marks == [DROPPED]
+    assert client.field_values == [DROPPED]
     (lookup,) = app.lookups
     assert (lookup["path"], lookup["raw_path"]) == ("/ü ?/key/info", b"/%C3%BC%20%3F/key/info")
 
@@ -317,7 +317,7 @@ async def test_callers_share_nothing() -> None:
     sanitized = SanitizerMiddleware(app)
     for cookie in ([(b"cookie", b"of=one")], [], [(b"cookie", b"of=another")]):
         client = await through(sanitized, update(), [JSON, *cookie])
-        assert client.marks == [DROPPED]
+        assert client.field_values == [DROPPED]
         assert app.lookups[-1]["headers"] == [*cookie, (b"accept-encoding", b"identity")]
         assert app.upstream.scopes[-1]["headers"] == [JSON, *cookie]
         assert not [name for name, _ in client.sent[0]["headers"] if name == b"set-cookie"]
@@ -409,7 +409,7 @@ async def test_lookups(lookup: ASGIApp, mark: bytes) -> None:
     app = LiteLLM(lookup)
     sanitizer = Sanitizer(StoredKeys(timeout=0.1))
     client = await through(SanitizerMiddleware(app, sanitizer=sanitizer), update(models=["m"]))
-    assert client.marks == [mark]
+    assert client.field_values == [mark]
     assert app.upstream.body == (CUT if mark == DROPPED else update(models=["m"]))
     assert client.sent[1]["body"] == b"done"
     assert len(app.lookups) == 1
@@ -436,7 +436,7 @@ async def test_client_leaves_during_the_lookup() -> None:
     assert ended.is_set()
     assert (app.upstream.scopes, client.sent) == ([], [])
     app.lookup = stored
-    assert (await through(sanitized, update())).marks == [DROPPED]
+    assert (await through(sanitized, update())).field_values == [DROPPED]
 
 
 async def test_callers_at_once() -> None:
@@ -458,7 +458,7 @@ async def test_callers_at_once() -> None:
         return through(sanitized, body, [JSON, (b"x-api-key", b"%d" % number)])
 
     clients = await asyncio.gather(*map(ask, range(8)))
-    assert [client.marks for client in clients] == [[DROPPED], [b'unknown; reason="lookup_403"']] * 4
+    assert [client.field_values for client in clients] == [[DROPPED], [b'unknown; reason="lookup_403"']] * 4
 
 
 async def test_alias() -> None:
@@ -475,7 +475,7 @@ async def test_alias() -> None:
 
     sent = b'{"key_alias": "mine", "allowed_routes": ["/a"]}'
     client = await through(SanitizerMiddleware(app), sent)
-    assert client.marks == [DROPPED]
+    assert client.field_values == [DROPPED]
     assert seen == [
         ("POST", "/v2/key/info", b'{"key_aliases": ["mine"]}'),
         ("POST", "/key/update", b'{"key_alias": "mine" }'),

@@ -79,7 +79,7 @@ async def test_outcomes(
     client = await Client([body], [JSON, length]).through(app)
     assert upstream.body == (body if forwarded is None else forwarded)
     assert upstream.scopes[0]["headers"] == [JSON, (b"content-length", b"%d" % len(upstream.body))]
-    assert client.marks == [decision.field_value]
+    assert client.field_values == [decision.field_value]
     assert client.sent[1]["body"] == b"done"
     (report,) = app.records
     assert (report.endpoint, report.decision, report.key_hash) == ("/key/update", decision, key)
@@ -183,7 +183,7 @@ async def test_head_decides(headers: Fields, reason: bytes) -> None:
     await client.through(Sanitized(app, lookups))
     assert upstream.body == body
     assert upstream.scopes[0]["headers"] == headers
-    assert client.marks == [b'unreadable; reason="%b"' % reason]
+    assert client.field_values == [b'unreadable; reason="%b"' % reason]
     assert lookups.calls == []
 
 
@@ -306,7 +306,7 @@ async def test_lookup_follows_the_body() -> None:
         return await client.receive()
 
     await Sanitized(Upstream(), lookups)(client.scope, receive, client.send)
-    assert client.marks == [b'dropped; fields="allowed_routes"']
+    assert client.field_values == [b'dropped; fields="allowed_routes"']
 
 
 async def test_too_large_streams() -> None:
@@ -330,7 +330,7 @@ async def test_too_large_streams() -> None:
     assert receives == [2, 2, 3]
     assert held == [2000, 0, 0]
     assert [message["body"] for message in upstream.received[0]] == [b"".join(chunks[:2]), *chunks[2:]]
-    assert client.marks == [b'unreadable; reason="too_large"']
+    assert client.field_values == [b'unreadable; reason="too_large"']
     assert sanitized.sanitizer.held == 0
 
 
@@ -343,7 +343,7 @@ async def test_exactly_the_limit(limit: int | None) -> None:
     for length in (largest, largest + 1):
         body = update() + b" " * (length - len(update()))
         client = Client([body], [JSON, (b"content-length", b"%d" % length)])
-        marks += (await client.through(SanitizerMiddleware(Upstream(), sanitizer=sanitizer))).marks
+        marks += (await client.through(SanitizerMiddleware(Upstream(), sanitizer=sanitizer))).field_values
     assert marks == [b'dropped; fields="allowed_routes"', b'unreadable; reason="too_large"']
 
 
@@ -360,13 +360,13 @@ async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     await lookups.started.wait()
     assert app.sanitizer.held == len(body)
     second = await Client([body[:20], body[20:]]).through(app)
-    assert second.marks == [b'unreadable; reason="busy"']
+    assert second.field_values == [b'unreadable; reason="busy"']
     assert b"".join(message["body"] for message in upstream.received[0]) == body
 
     gate.set()
-    assert (await first).marks == [b'dropped; fields="allowed_routes"']
+    assert (await first).field_values == [b'dropped; fields="allowed_routes"']
     assert app.sanitizer.held == 0
-    assert (await Client([body]).through(app)).marks == [b'dropped; fields="allowed_routes"']
+    assert (await Client([body]).through(app)).field_values == [b'dropped; fields="allowed_routes"']
 
 
 async def test_held_until_the_app_returns() -> None:
@@ -435,7 +435,7 @@ async def test_something_else_after_the_body() -> None:
     await lookups.started.wait()
     assert lookups.gate is not None
     lookups.gate.set()
-    assert (await request).marks == [b'dropped; fields="allowed_routes"']
+    assert (await request).field_values == [b'dropped; fields="allowed_routes"']
 
 
 async def test_app_sees_the_client_leave() -> None:
@@ -487,7 +487,7 @@ async def test_cached_difference_is_confirmed(results: list[Result], fresh: list
     app = Sanitized(Upstream(), lookups)
     client = await Client([update()]).through(app)
     assert [call[2] for call in lookups.calls] == fresh
-    assert client.marks[0].split(b";")[0] == mark
+    assert client.field_values[0].split(b";")[0] == mark
     assert (not app.records[0].lookups) == (fresh == [False])
 
 
@@ -551,7 +551,7 @@ async def test_no_caller() -> None:
     upstream = Upstream()
     app = SanitizerMiddleware(upstream, caller=caller)
     client = await Client([update()]).through(app)
-    assert (upstream.body, client.marks) == (update(), [])
+    assert (upstream.body, client.field_values) == (update(), [])
 
 
 async def test_stalled() -> None:
@@ -578,7 +578,7 @@ async def test_stalled() -> None:
     sanitized = Sanitized(app, lookups, stall_timeout=0.01)
     await sanitized(client.scope, receive, client.send)
     assert upstream.body == rest
-    assert client.marks == [b'unreadable; reason="stalled"']
+    assert client.field_values == [b'unreadable; reason="stalled"']
     assert (lookups.calls, lookups.writes) == ([], [None])
 
 
@@ -587,7 +587,7 @@ async def test_nothing_is_said(status: int, marks: list[bytes]) -> None:
     """Where the lookup credential may be used, only a success says what was decided."""
     lookups = Lookups(Unknown("lookup_403", refused=True), has_lookup_key=True)
     client = await Client([update()]).through(Sanitized(Upstream([(b"x", b"1")], status=status), lookups))
-    assert (client.sent[0]["headers"][0], client.marks) == ((b"x", b"1"), marks)
+    assert (client.sent[0]["headers"][0], client.field_values) == ((b"x", b"1"), marks)
 
 
 async def key_update(request: Request) -> Response:

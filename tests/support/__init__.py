@@ -1,1 +1,1 @@
-"""Real sockets for tests: a raw client, a scripted raw upstream, and the gateway as a process between them."""
+"""Shared parts of the tests: a raw HTTP client and server, the gateway as a process, an event loop without sockets."""

@@ -1,4 +1,4 @@
-"""One request through an ASGI app, message by message or under a real server, and stand-ins around the sanitizer."""
+"""An ASGI client and an ASGI upstream that work message by message, and stand-ins for the sanitizer's lookups."""
 
 import asyncio
 import contextlib
@@ -29,7 +29,7 @@ def update(routes: Any = ("/a",), **more: Any) -> bytes:
 
 
 def octets(headers: Fields) -> bytes:
-    """A head with these field lines."""
+    """These header fields as field lines."""
     head = encode_header(headers)
     assert head is not None
     return head
@@ -41,25 +41,25 @@ async def ask_nobody(target: bytes, header: bytes, limit: int, content: bytes | 
 
 @dataclass(frozen=True)
 class Cached(Stored):
-    """What is stored, as an earlier request has found it: no lookup is made."""
+    """A stored key that an earlier request has looked up: it needs no lookup."""
 
 
 @dataclass(frozen=True)
 class NotLookedUp(Unknown):
-    """Why nothing is known, though no lookup is made."""
+    """The reason why the stored key is unknown, where no lookup was made."""
 
 
 Result = Stored | Unknown
 
 
 def looked_up(results: list[Result]) -> tuple[Result, Lookup | None]:
-    """The next of ``results``, the last of which is for good, and the lookup made for it."""
+    """Take the next of ``results``, and return it with the lookup that it needed. The last result stays in the list."""
     result = results.pop(0) if len(results) > 1 else results[0]
     return result, None if isinstance(result, Cached | NotLookedUp) else Lookup(LookupOutcome.OK, 0.01)
 
 
 class Lookups(StoredKeys):
-    """Answers lookups with ``results`` in turn, the last one for good; a lookup waits for ``gate``, if there is one."""
+    """Returns ``results`` in turn, then the last one repeatedly. With a ``gate``, each lookup waits until it is set."""
 
     def __init__(
         self,
@@ -105,7 +105,7 @@ ROUTES = Stored({"allowed_routes": ["/a"]})
 
 @dataclass
 class Upstream:
-    """An app that reads the whole request and answers ``status`` with ``fields``."""
+    """An app that reads the whole request, and sends a response with this status and these header fields."""
 
     fields: Fields = field(default_factory=list)
     status: int = 200
@@ -132,19 +132,19 @@ class Upstream:
 
 @dataclass
 class Client:
-    """One request: its head and the chunks of its body. After the last one nothing comes until `leave`."""
+    """One request: its head and the chunks of its body. After the last chunk, `receive` waits for `leave`."""
 
     chunks: Sequence[bytes] = (b"",)
     headers: Fields = field(default_factory=lambda: [JSON])
     path: str = "/key/update"
     method: str = "POST"
     truncated: bool = False
-    """Leaves before the body is whole."""
+    """Whether the client leaves after these chunks, before the body is complete."""
     sent: list[Message] = field(default_factory=list)
     receives: int = 0
 
     def __post_init__(self) -> None:
-        self.left = asyncio.Event()
+        self.disconnected = asyncio.Event()
         last = len(self.chunks) - 1
         self.messages = [
             {"type": "http.request", "body": chunk, "more_body": self.truncated or i < last}
@@ -158,13 +158,13 @@ class Client:
         return {"type": "http", "method": self.method, "path": self.path, "headers": self.headers}
 
     def leave(self) -> None:
-        self.left.set()
+        self.disconnected.set()
 
     async def receive(self) -> Message:
         self.receives += 1
         if self.messages:
             return self.messages.pop(0)
-        await self.left.wait()
+        await self.disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
@@ -176,14 +176,14 @@ class Client:
         return self
 
     @property
-    def marks(self) -> list[bytes]:
-        """The values of the response's own field."""
+    def field_values(self) -> list[bytes]:
+        """The values of the response's `x-litellm-sanitizer` fields."""
         return [value for name, value in self.sent[0]["headers"] if name.lower() == b"x-litellm-sanitizer"]
 
 
 @dataclass
 class Sanitized:
-    """A sanitizer with its records."""
+    """An app behind the sanitizer's middleware; ``records`` are the decisions that were reported."""
 
     app: ASGIApp
     stored: StoredKeys
@@ -216,7 +216,7 @@ class Sanitized:
 
 @contextlib.asynccontextmanager
 async def serving(app: ASGIApp) -> AsyncIterator[int]:
-    """A real uvicorn on a free port of loopback."""
+    """Serve ``app`` with uvicorn on a free port of loopback. Yields the port."""
     config = uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None, access_log=False)
     server = uvicorn.Server(config)
     with socket.create_server(("127.0.0.1", 0)) as listener:  # connections wait here until the server has started

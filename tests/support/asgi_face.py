@@ -1,4 +1,4 @@
-"""The ASGI face alone: `create_app` under a stock uvicorn, as someone with a server of their own would run it.
+"""The ASGI gateway: `create_app` under an unmodified uvicorn, as an operator with a server of their own would run it.
 
 ``python -m tests.support.asgi_face --upstream URL [options of litellm-sanitizer]``
 """
@@ -17,7 +17,7 @@ def parse(arguments: list[str]) -> Settings:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, as the gateway does."""
+    """A server that prints the address it listens on, as the gateway does."""
 
     def _log_started_message(self, listeners: object) -> None:
         host, port = self.servers[0].sockets[0].getsockname()[:2]

@@ -1,4 +1,4 @@
-"""A raw HTTP client: sends the bytes it is told to, in the pieces it is told to, and reads exactly what comes back."""
+"""A raw HTTP client: a test chooses the bytes and the pieces that it sends, and sees every byte that it receives."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Client(Wire):
         self.close()
 
     def read_head(self) -> Response:
-        """The next response's head, interim (1xx) or final.
+        """Read the next response's head, interim (1xx) or final.
 
         Raises:
             Cut: the connection ended first.
@@ -56,10 +56,12 @@ class Client(Wire):
         return Response(start, fields, raw_head=head)
 
     def read_response(self, method: bytes = b"GET", *, interim: list[Response] | None = None) -> Response:
-        """The next final response and its content; interim responses go to ``interim``, or are passed over.
+        """Read the next final response and its content. Interim responses are appended to ``interim``, or discarded.
+
+        If the connection ends within the content, the response's ``complete`` is false.
 
         Raises:
-            Cut: the connection ended before the head was whole (in the content, ``complete`` is false instead).
+            Cut: the connection ended before the head was complete.
         """
         response = self.read_head()
         while 100 <= response.status < 200 and response.status != 101:
@@ -79,7 +81,7 @@ class Client(Wire):
 
 
 def ask(address: Address, *chunks: bytes) -> Response:
-    """One request on a connection of its own."""
+    """Send one request on a new connection, and read its response."""
     with Client(address) as client:
         return client.ask(*chunks)
 

@@ -1,4 +1,4 @@
-"""A sanitizer whose further sends are scripted, and the table of second sends that each adapter is tested with."""
+"""A sanitizer with scripted bodies for further sends, and the cases of further sends that test both adapters."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ from sanitizer.sanitize.stored import Ask, Caller
 from sanitizer.sanitize.targets import Target, Targets
 
 LIMIT: Final = 64 * 1024
-"""Bytes of an answer's content that an adapter holds back."""
+"""Bytes of a response's content that an adapter holds back."""
 
 BODY: Final = b'{"key": "sk-second", "models": ["as it came"]}'
-"""The body of the request: the sanitizer itself finds nothing to look up in it, and nothing to cut."""
+"""A request body in which the real sanitizer finds nothing to look up and nothing to cut."""
 
 REFUSAL: Final = b'{"error": {"message": "refused", "code": "403"}}'
 
 
 class Core(Sanitizer):
-    """A `Sanitizer` that holds back answers whose status is in ``holds``, and asks for further sends of ``bodies``.
+    """A `Sanitizer` that holds back responses with a status in ``holds``, and has each of ``bodies`` sent in turn.
 
-    `next_body` returns the next of ``bodies``, and None when there is none left; it raises the one that is an
-    exception. Before that it sets `thinking`, waits for ``gate`` if there is one, and calls `at_last`. With
-    ``confidential``, the answers to further sends are. ``edited`` is what `edit` returns, or raises, in place of the
-    sanitizer's own finding. `ended` is set when a request is over.
+    `next_body` sets `next_body_called`, waits for ``gate`` if there is one, and calls `before_return`. Then it returns
+    the next of ``bodies``, or raises it if it is an exception; after the last one it returns None. ``confidential``:
+    whether responses to further sends are confidential. ``edited``: what `edit` returns or raises, in place of the real
+    sanitizer's edit. `ended` is set when a request is over.
     """
 
     def __init__(
@@ -48,13 +48,14 @@ class Core(Sanitizer):
         self.statuses = holds
         self.edited = edited
         self.gate = gate
-        self.thinking = asyncio.Event()
+        self.next_body_called = asyncio.Event()
         self.ended = asyncio.Event()
-        self.at_last: Callable[[], object] = bool
+        self.before_return: Callable[[], object] = bool
         self.cancelled = False
-        self.asked: list[tuple[int, bytes]] = []
-        """Status and content of each answer that `next_body` was given."""
-        self.heads: list[bytes] = []
+        self.held_answers: list[tuple[int, bytes]] = []
+        """Status and content of each response that `next_body` was called with."""
+        self.held_heads: list[bytes] = []
+        """The heads of these responses."""
 
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> Interception | None:
         target = Targets(FIELDS, ("",)).find(path)
@@ -77,16 +78,16 @@ class _Scripted(Interception):
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
         core = self._core
-        core.asked.append((status, content))
-        core.heads.append(head)
-        core.thinking.set()
+        core.held_answers.append((status, content))
+        core.held_heads.append(head)
+        core.next_body_called.set()
         if core.gate is not None:
             try:
                 await core.gate.wait()
             except asyncio.CancelledError:
                 core.cancelled = True
                 raise
-        core.at_last()
+        core.before_return()
         body = core.bodies.pop(0) if core.bodies else None
         if isinstance(body, Exception):
             raise body
@@ -100,7 +101,7 @@ class _Scripted(Interception):
 
 @dataclass(frozen=True)
 class Answer:
-    """An answer of upstream's, in pieces that are sent one by one. ``breaks``: it ends before it is whole."""
+    """A response of upstream's, whose content is sent in ``pieces``. ``breaks``: it ends before it is complete."""
 
     status: int
     pieces: tuple[bytes, ...]
@@ -113,10 +114,10 @@ class Answer:
 
 @dataclass(frozen=True)
 class Exchange:
-    """What upstream answers in turn, what the core asks for in turn, and what becomes of it.
+    """Upstream's responses in turn, the bodies that the core wants sent in turn, and the expected outcome.
 
-    ``sent``: the bodies of the requests that upstream gets; ``held``: how many answers the core is asked about. The
-    client gets the last of the answers.
+    ``sent``: the bodies of the requests that upstream receives. ``held``: how many responses are passed to the core's
+    `next_body`. The client receives the last of ``answers``.
     """
 
     answers: tuple[Answer, ...]
@@ -194,7 +195,7 @@ EXCHANGES = [
         id="sent again, and then too long",
     ),
 ]
-"""What is to be the same on each adapter, whatever carries it."""
+"""These cases have the same outcome with each adapter."""
 
 
 CONFIDENTIAL = [
@@ -209,5 +210,5 @@ CONFIDENTIAL = [
     pytest.param((REFUSED, refused(2), Answer(400, ())), (b"{}", b"[]"), 0, id="held, and another status after that"),
     pytest.param((REFUSED, refused(2), refused(3)), (b"{}", b"[]", None), 0, id="held three times"),
 ]
-"""What upstream answers, the bodies that are sent again, and which of the answers the client gets, where answers to
-further sends are confidential."""
+"""Cases in which the responses to further sends are confidential: upstream's responses, the bodies that are sent again,
+and the index of the response that the client receives."""

@@ -1,4 +1,4 @@
-"""The gateway as a process, in one of its faces, between a test's client and its upstream."""
+"""The gateway as a process between a test's client and its upstream."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from typing import Any, Literal
 from tests.support.client import Address, Client, Response
 
 Face = Literal["fast", "asgi", "httpx"]
+"""Which implementation of the gateway a test runs; see `MODULES`."""
 
 MODULES: dict[Face, list[str]] = {
     "fast": ["sanitizer", "serve"],  # the product: the command's own server
-    "asgi": ["tests.support.asgi_face"],  # create_app() under stock uvicorn
-    "httpx": ["tests.conformance.httpx_relay"],  # what many people write first
+    "asgi": ["tests.support.asgi_face"],  # create_app() under an unmodified uvicorn
+    "httpx": ["tests.conformance.httpx_relay"],  # a simple relay with httpx, for comparison
 }
 ROOT = Path(__file__).parents[2]
 START_TIMEOUT = 30.0
@@ -33,36 +34,35 @@ STOP_TIMEOUT = 40.0
 
 
 def free_port() -> int:
-    """A port of loopback on which nobody listens, and which no outgoing connection is given: it stays free."""
+    """A port of loopback on which nothing listens, outside the range of outgoing connections, so that it stays free."""
     with reserved_port() as port:
         return port
 
 
 @contextlib.contextmanager
 def reserved_port() -> Iterator[int]:
-    """A port of loopback that no other call is given meanwhile. Who sets SO_REUSEADDR can listen there.
+    """Reserve a port of loopback for as long as the context lasts. A listener there has to set SO_REUSEADDR.
 
-    It is below those that outgoing connections are given, of whatever local address: one of these would keep a listener
-    on all addresses away.
+    The port is below the range of outgoing connections. An outgoing connection from the same port, at any local
+    address, would prevent a listener on all addresses.
     """
     with socket.socket() as reserved:
         for _ in range(100):
             port = random.SystemRandom().randrange(15_000, 32_000)  # Hypothesis seeds the module's own
             with contextlib.suppress(OSError):
-                reserved.bind(("127.0.0.1", port))  # fails if anybody has it, also without listening
+                reserved.bind(("127.0.0.1", port))  # fails if the port is bound, even if nothing listens there
                 break
         else:
             raise OSError("no free port")
-        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from now on others may have it too
+        reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # from now on a listener can bind it too
         yield port
 
 
 class Gateway:
-    """A running gateway in front of ``upstream`` (a URL). ``lines`` is what it has written to stderr so far.
+    """A running gateway in front of ``upstream`` (a URL). ``lines`` are the lines it has written to stderr so far.
 
-    With ``admin`` it has an admin listener, at the address `admin`; else none. ``admin_port`` says on which port.
-
-    Environment variables of the test run that would set options are not passed on.
+    With ``admin`` or ``admin_port`` it has an admin listener, at the address `admin`. Environment variables of the test
+    run that would set options are not passed to it.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Gateway:
                 self._start([*arguments, "--admin-port", str(self.admin[1])] if face == "fast" else arguments)
                 return
             except AssertionError:
-                # a port that was free a moment ago: somebody else was faster
+                # another process has bound the port since it was found to be free
                 if attempt == ADMIN_ATTEMPTS - 1 or not any("(--admin-port)" in line for line in self.lines):
                     raise
 
@@ -124,7 +124,7 @@ class Gateway:
         """Wait until a line on stderr matches ``pattern``.
 
         Raises:
-            AssertionError: the process ended, or the time passed, without one.
+            AssertionError: the process ended, or ``timeout`` seconds passed, without such a line.
         """
 
         def match() -> re.Match[str] | None:
@@ -149,7 +149,7 @@ class Gateway:
 
     @property
     def records(self) -> list[dict[str, Any]]:
-        """The JSON log records written so far; what is not JSON is left out."""
+        """The JSON log records written so far. Lines that are not JSON are left out."""
         found = []
         for line in self.lines:
             with contextlib.suppress(ValueError):
@@ -160,22 +160,22 @@ class Gateway:
         return Client(self.address)
 
     def ask(self, *chunks: bytes) -> Response:
-        """One request on a connection of its own."""
+        """Send one request on a new connection, and read its response."""
         with self.connect() as client:
             return client.ask(*chunks)
 
     def ask_admin(self, path: str) -> Response:
-        """One request to the admin listener."""
+        """Send one GET request to the admin listener, and read its response."""
         with Client(self.admin) as client:
             return client.ask(f"GET {path} HTTP/1.1\r\nHost: admin.test\r\nConnection: close\r\n\r\n".encode())
 
     def workers(self) -> list[int]:
-        """The process ids of its workers."""
+        """The process ids of the gateway's workers."""
         found = Path(f"/proc/{self.pid}/task/{self.pid}/children").read_text().split()
         return [int(pid) for pid in found if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes()]
 
     def memory(self) -> int:
-        """Proportional set size of the process, bytes."""
+        """The proportional set size of the process in bytes."""
         for line in Path(f"/proc/{self.pid}/smaps_rollup").read_text().splitlines():
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
@@ -190,17 +190,17 @@ class Gateway:
         return count
 
     def assert_no_traceback(self) -> None:
-        """Nothing has gone wrong that nobody had thought of. (A stock uvicorn logs one where an answer is cut.)"""
+        """Fail if the gateway's own server has logged a traceback. uvicorn logs one for each response that is cut."""
         if self.face == "fast":
             with self._condition:
                 assert not any("Traceback" in line for line in self.lines), "\n".join(self.lines)
 
     def terminate(self) -> None:
-        """SIGTERM: drain."""
+        """Send SIGTERM, upon which the gateway drains."""
         self.process.send_signal(signal.SIGTERM)
 
     def wait(self, timeout: float = STOP_TIMEOUT) -> int:
-        """Wait for the end: the exit status."""
+        """Wait until the process has ended. Returns the exit status."""
         status = self.process.wait(timeout)
         self._reader.join(timeout)
         if self.process.stderr:
@@ -208,7 +208,7 @@ class Gateway:
         return status
 
     def stop(self) -> int:
-        """SIGINT, after which the gateway takes no time to go on accepting, and wait: the exit status."""
+        """Send SIGINT, upon which the gateway stops accepting at once, and wait. Returns the exit status."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
         try:

@@ -1,4 +1,4 @@
-"""A client that writes down what an exchange tells it, and a pool whose connections the test makes."""
+"""A client that records the calls of its exchange, and a pool whose connections are controlled by the test."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ from tests.support.virtual import ADDRESS, FakeTransport, VirtualLoop
 
 OK = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok"
 ANSWERED: list[tuple[Any, ...]] = [("response", 200), ("content", b"ok", True)]
-"""What a client is told whose exchange gets `OK` in one piece."""
+"""The calls of an exchange that receives `OK` in one piece."""
 
 
 class Recorder:
     """A client with one request, which ``exchange`` relays.
 
-    ``calls``: what it has been told. ``unblocked``: how often it was told that it can send more content. ``told``: kind
-    and detail of each error that the pool has told of; the last is that which an exchange has just failed with.
+    ``calls`` are the calls of the exchange, with their arguments; a failed exchange appears as ("error", kind).
+    ``unblocked`` counts the calls of `resume`. ``errors``: kind and detail of each error that the pool has reported,
+    the latest last.
     """
 
     transport: Transport
@@ -35,7 +36,7 @@ class Recorder:
         length: Length = 0,
         *,
         upgrade: bool = False,
-        told: Sequence[tuple[str, str]] = (("", ""),),
+        errors: Sequence[tuple[str, str]] = (("", ""),),
     ) -> None:
         self.loop = pool.loop
         self.pool = pool
@@ -46,7 +47,7 @@ class Recorder:
         self.calls: list[tuple[Any, ...]] = []
         self.unblocked = 0
         self.exchange = Proxied(self, method, head, length, keep_alive=True, upgrade=upgrade)
-        self._told = told
+        self._errors = errors
         self._head: bytes | None = None  # of the response
         self._body: Reader
 
@@ -68,7 +69,7 @@ class Recorder:
         return keep_alive
 
     def _write(self, data: bytes) -> None:
-        if self.exchange.response is None:  # the response says what has failed
+        if self.exchange.response is None:  # this is the gateway's own error response
             return
         if self._head is None:
             self._head, _, data = data.partition(b"\r\n\r\n")
@@ -78,7 +79,7 @@ class Recorder:
 
     def response_sent(self, handler: Handler, keep_alive: bool) -> None:
         assert handler is self.exchange
-        assert self.calls[-1][0] == "error" or self.calls[-1][2], "not the last of the response"
+        assert self.calls[-1][0] == "error" or self.calls[-1][2], "the response is not complete"
 
     def become_tunnel(self, handler: Handler, upstream: TunnelEnd) -> None:
         raise NotImplementedError
@@ -87,23 +88,26 @@ class Recorder:
         self._fail()
 
     def _fail(self) -> None:
-        self.calls.append(("error", self._told[-1][0]))
+        self.calls.append(("error", self._errors[-1][0]))
 
 
 class World:
-    """A pool on a virtual loop, and what upstream does on its connections. Each method lets everything settle."""
+    """A pool on a virtual loop, with methods for what clients and upstream do. Each method calls `VirtualLoop.settle`.
+
+    ``errors``: kind and detail of each error that the pool has reported.
+    """
 
     def __init__(self, loop: VirtualLoop, **options: Any) -> None:
         self.loop = loop
-        self.told: list[tuple[str, str]] = []
-        options.setdefault("on_error", lambda kind, detail: self.told.append((kind, detail)))
+        self.errors: list[tuple[str, str]] = []
+        options.setdefault("on_error", lambda kind, detail: self.errors.append((kind, detail)))
         self.pool = loop.act(lambda: Pool(ADDRESS, **options))
         self._number = 0
 
     def make(self, method: bytes = b"GET", length: Length = 0) -> Recorder:
-        """A client whose exchange has not been started; its head is like no other's."""
+        """A client whose exchange has not been started. No two clients have the same request head."""
         self._number += 1
-        return Recorder(self.pool, method, b"%b /%d HTTP/1.1\r\n" % (method, self._number), length, told=self.told)
+        return Recorder(self.pool, method, b"%b /%d HTTP/1.1\r\n" % (method, self._number), length, errors=self.errors)
 
     def start(self, method: bytes = b"GET", length: Length = 0) -> Recorder:
         """A client whose exchange has been started."""
@@ -113,11 +117,11 @@ class World:
         return recorder
 
     def accept(self, index: int = 0) -> FakeTransport:
-        """Let one of the connections that are being opened be made."""
+        """Let one of the connection attempts succeed."""
         return self.loop.attempts[index].accept()
 
     def run(self, method: bytes = b"GET") -> tuple[Recorder, FakeTransport]:
-        """A client whose exchange is at work on a connection of its own."""
+        """A client whose exchange has sent its request on a new connection."""
         recorder = self.start(method)
         transport = self.accept()
         assert transport.written == recorder.octets
@@ -129,14 +133,14 @@ class World:
         self.loop.settle()
 
     def idle_connection(self) -> FakeTransport:
-        """A connection in the pool that has had one exchange."""
+        """An idle connection in the pool that has been used for one exchange."""
         _, transport = self.run()
         self.answer(transport)
         transport.written.clear()
         return transport
 
     def unused_connection(self) -> FakeTransport:
-        """A connection in the pool that has had no exchange: the one that it was made for was cancelled."""
+        """An idle connection in the pool that has not been used: the exchange that it was opened for was cancelled."""
         recorder = self.start()
         self.loop.act(recorder.exchange.cancel)
         return self.accept()

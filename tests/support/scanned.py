@@ -1,9 +1,9 @@
-"""Counts the octets that regular expressions are given to look at while a chunked content comes octet by octet.
+"""Counts the octets that regular expressions scan while a chunked content is received octet by octet.
 
     python -m tests.support.scanned <content
 
-It is a program of its own, because it has to replace `re.compile` before it loads the module that it measures: a
-compiled module does not look up its patterns again.
+This is a program and not a test, because it has to replace `re.compile` before it loads the module that it measures. A
+module compiled by mypyc does not look up its patterns again.
 """
 
 import re
@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import Any
 
 
-class Scanned:
-    """A pattern for octets that counts those that it is given to look at."""
+class CountingPattern:
+    """A compiled pattern. ``octets`` counts what all of them have been applied to."""
 
     octets = 0
 
@@ -22,19 +22,19 @@ class Scanned:
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         def scan(octets: bytes, at: int = 0) -> Any:
-            Scanned.octets += len(octets) - at
+            CountingPattern.octets += len(octets) - at
             return getattr(self._pattern, name)(octets, at)
 
         return scan
 
 
 def main() -> None:
-    """Feed a reader what comes on standard input, and print the count."""
+    """Feed standard input to a `ChunkedReader`, and print the count."""
     original: Callable[..., Any] = re.compile
 
     def replacement(pattern: Any, flags: int = 0) -> Any:
         compiled = original(pattern, flags)
-        return Scanned(compiled) if isinstance(pattern, bytes) else compiled
+        return CountingPattern(compiled) if isinstance(pattern, bytes) else compiled
 
     re.compile = replacement
     from sanitizer.http1.bodies import ChunkedReader
@@ -42,7 +42,7 @@ def main() -> None:
     reader = ChunkedReader()
     for octet in sys.stdin.buffer.read():
         reader.feed(bytes((octet,)))
-    print(Scanned.octets)
+    print(CountingPattern.octets)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The state machines of the relay: the tables in their modules' docstrings, and what the machines do in a test.
+"""The state machines of the relay: the tables in their modules' docstrings, and the transitions made during a test.
 
-`record` replaces the attribute that holds the state by a descriptor, so that the code under test needs no hook.
-Compiled classes have no such attribute: of them, nothing is recorded. They come of the same source.
+`record` replaces the attribute that holds the state with a descriptor, so that the code under test needs no hook. The
+attribute of a compiled class can't be replaced, so nothing is recorded there; the source is the same.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MACHINES: Final[dict[type, str]] = {
 """The classes, and the attribute of each that holds the state."""
 
 Transition = tuple[str, str]
-"""A state and the next one, by name. The first state of a machine comes after an empty name."""
+"""The names of a state and of the next one. The first name is empty for a machine's initial state."""
 
 _ROW: Final = re.compile(r"^([A-Z]+)\b(.*)", re.MULTILINE)
 _FROM_ALL: Final = re.compile(r"Every (?:other )?state(?: but ([A-Z]+))? leads to ([A-Z]+) as well")
@@ -41,7 +41,7 @@ _FROM_ALL: Final = re.compile(r"Every (?:other )?state(?: but ([A-Z]+))? leads t
 
 @cache
 def table(machine: type) -> tuple[list[str], frozenset[Transition]]:
-    """The states in the table of ``machine``'s module, and the transitions. The first state is the initial one."""
+    """The states and the transitions in the table of ``machine``'s module. The first state is the initial one."""
     package, _, name = machine.__module__.rpartition(".")
     source = importlib.resources.files(package).joinpath(f"{name}.py").read_text()  # compiled modules have no docstring
     document = ast.get_docstring(ast.parse(source)) or ""
@@ -59,20 +59,20 @@ def table(machine: type) -> tuple[list[str], frozenset[Transition]]:
 
 
 class Recording:
-    """``paths``: of each machine of each class, in the order in which they were made, the states it has been in."""
+    """``paths``: for each class, its machines in the order in which they were made, each a list of its states."""
 
     def __init__(self) -> None:
         self.paths: dict[type, list[list[str]]] = {machine: [] for machine in MACHINES}
         self.transitions: dict[type, set[Transition]] = {machine: set() for machine in MACHINES}
 
     def check(self) -> None:
-        """No machine has changed in a way that is not in its table."""
-        unknown = {machine.__name__: seen - table(machine)[1] for machine, seen in self.transitions.items()}
+        """Fail if a machine has made a transition that is not in its table."""
+        unknown = {machine.__name__: made - table(machine)[1] for machine, made in self.transitions.items()}
         assert not any(unknown.values()), unknown
 
 
 class _Attribute:
-    """The attribute ``name`` of ``machine``, which writes each change into ``recording``."""
+    """A descriptor for the attribute ``name`` of ``machine`` that adds each change to ``recording``."""
 
     def __init__(self, machine: type, name: str, recording: Recording) -> None:
         self._name = name
@@ -99,13 +99,13 @@ class _Attribute:
             self._original.__set__(instance, state)
         if state.name != before:
             self._transitions.add((before, state.name))
-            if id(instance) in self._path_of:  # else it was made before the recording began
+            if id(instance) in self._path_of:  # it is not there if it was made before the recording began
                 self._path_of[id(instance)].append(state.name)
 
 
 @contextlib.contextmanager
 def record() -> Iterator[Recording]:
-    """Record the changes of all machines; none if they are compiled."""
+    """Record the transitions of all machines while the context lasts. Nothing is recorded if they are compiled."""
     recording = Recording()
     if FORM == "compiled":
         yield recording

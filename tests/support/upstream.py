@@ -1,7 +1,8 @@
-"""A scripted upstream: records the exact bytes it receives, answers what the script says, or breaks off as it says.
+"""A scripted upstream: records the exact bytes it receives, and sends, closes or resets as its script does.
 
-A script is a function of one connection, called when the first byte of a request is there; it serves that one request.
-`reply` builds the common ones from steps. ``upstream.script`` may be replaced at any time: it is looked up per request.
+A script is a function of a connection. It is called when the first byte of a request has arrived, and serves that one
+request. `reply` makes a script from steps. `Upstream.script` may be replaced at any time, because it is looked up for
+each request.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ class Connection(Wire):
         super().__init__(sock, keep=upstream.keep)
         self.number = number
         self.upstream = upstream
-        self.done = threading.Event()  # the connection is over, and everything it received is recorded
+        self.done = threading.Event()  # set when the connection is closed and all it received is recorded
 
     def _fill(self, size: int = 65536) -> bytes:
         data = super()._fill(size)
@@ -38,7 +39,7 @@ class Connection(Wire):
         return data
 
     def answer_first_look(self) -> bool:
-        """Answer as LiteLLM does if the gateway's own first look has come, and keep it out of the record."""
+        """If the request is the gateway's own first look, answer it as LiteLLM does, and do not record it."""
         if not self._buffer.startswith(FIRST_LOOK):
             return False
         self.read_until(b"\r\n\r\n")
@@ -46,7 +47,7 @@ class Connection(Wire):
         return True
 
     def read_head(self) -> Request:
-        """The next request's head, recorded as a request that is not complete yet.
+        """Read the next request's head. The request is recorded, and is not complete yet.
 
         Raises:
             Cut: the connection ended first.
@@ -58,10 +59,10 @@ class Connection(Wire):
         return request
 
     def read_request(self, *, continue_: bool = False) -> Request:
-        """The next request with its content, with ``100 Continue`` sent in between if asked for and expected.
+        """Read the next request. With ``continue_``, send ``100 Continue`` after its head if it has an Expect field.
 
         Raises:
-            Cut: the connection ended before the request was whole.
+            Cut: the connection ended before the request was complete.
         """
         request = self.read_head()
         if continue_ and request.get(b"expect"):
@@ -78,7 +79,7 @@ Script = Callable[[Connection], None]
 
 @dataclass(frozen=True)
 class Step:
-    """Something a script does besides sending bytes."""
+    """An action of a script other than sending bytes."""
 
     name: str
 
@@ -94,10 +95,7 @@ ALIVE = b'HTTP/1.1 200 OK\r\nContent-Length: 12\r\nConnection: close\r\n\r\n"I\'
 
 
 def reply(*steps: bytes | Step | threading.Event, early: bool = False) -> Script:
-    """A script that reads one whole request and then goes through ``steps``; with ``early``, it reads the head only.
-
-    An event among the steps is waited for.
-    """
+    """A script that reads one whole request, and then performs ``steps``. With ``early``, it reads the head only."""
 
     def script(connection: Connection) -> None:
         if early:
@@ -110,11 +108,12 @@ def reply(*steps: bytes | Step | threading.Event, early: bool = False) -> Script
 
 
 def perform(connection: Connection, *steps: bytes | Step | threading.Event) -> None:
+    """Perform ``steps`` in order: send bytes, do what a `Step` names, or wait until an event is set."""
     for step in steps:
         if isinstance(step, bytes):
             connection.send(step)
         elif isinstance(step, threading.Event):
-            assert step.wait(wire.TIMEOUT), "the test never set the event its script waits for"
+            assert step.wait(wire.TIMEOUT), "the test did not set the event that its script waits for"
         elif step is CLOSE:
             connection.close()
         elif step is RESET:
@@ -126,20 +125,20 @@ def perform(connection: Connection, *steps: bytes | Step | threading.Event) -> N
 
 
 def in_turn(*scripts: Script) -> Script:
-    """The first request is served by the first script, and so on; the last serves all that follow."""
+    """A script that serves each request by the next of ``scripts``. The last one serves all further requests."""
     lock = threading.Lock()
-    left = list(scripts)
+    remaining = list(scripts)
 
     def script(connection: Connection) -> None:
         with lock:
-            current = left.pop(0) if len(left) > 1 else left[0]
+            current = remaining.pop(0) if len(remaining) > 1 else remaining[0]
         current(connection)
 
     return script
 
 
 class Upstream:
-    """A listening socket on ``host`` (or ``uds``), one thread a connection. A context manager."""
+    """A server on ``host``, or on the unix socket ``uds``, with one thread per connection. A context manager."""
 
     def __init__(
         self,
@@ -156,7 +155,7 @@ class Upstream:
         self.script = script or reply(OK)
         self._answers_first_look = answers_first_look
         self.keep = keep
-        self.patience = 2.0  # seconds in which a gateway should notice that an idle connection has ended
+        self.settle_timeout = 2.0  # seconds within which a gateway has to close connections that upstream has ended
         self.requests: list[Request] = []
         self.connections: list[Connection] = []
         self.errors: list[BaseException] = []
@@ -186,52 +185,57 @@ class Upstream:
 
     @property
     def received(self) -> bytes:
-        """Every byte of every connection, in the order of the connections."""
+        """Every byte received, connection by connection."""
         return b"".join(bytes(connection.received) for connection in self.connections)
 
     def record(self, request: Request) -> None:
+        """Add ``request`` to the record."""
         with self._condition:
             self.requests.append(request)
             self._condition.notify_all()
 
     def changed(self) -> None:
+        """Let `wait_for` evaluate its condition again."""
         with self._condition:
             self._condition.notify_all()
 
     def wait_for(self, condition: Callable[[], T]) -> T:
-        """Wait until ``condition()`` is true; it is looked at whenever something arrives.
+        """Wait until ``condition()`` is true, and return its value. It is evaluated whenever something arrives.
 
         Raises:
-            AssertionError: it did not come true in time.
+            AssertionError: it did not become true in time.
         """
         with self._condition:
-            assert self._condition.wait_for(condition, wire.TIMEOUT), "upstream never saw what the test waits for"
+            assert self._condition.wait_for(condition, wire.TIMEOUT), "upstream did not receive what the test waits for"
             return condition()
 
     def wait_request(self, number: int = 1) -> Request:
-        """Wait until ``number`` request heads have arrived in all; the last of them."""
+        """Wait until ``number`` request heads have arrived in all. Returns the last of these requests."""
         self.wait_for(lambda: len(self.requests) >= number)
         return self.requests[number - 1]
 
     def wait_closed(self, number: int = 0) -> None:
-        """Wait until the connection with that number is over."""
+        """Wait until the connection with this number is closed."""
         self.wait_for(lambda: len(self.connections) > number)
-        assert self.connections[number].done.wait(wire.TIMEOUT), "the gateway never closed its upstream connection"
+        assert self.connections[number].done.wait(wire.TIMEOUT), "the gateway did not close its upstream connection"
 
     def settle(self) -> None:
-        """Say good-bye on every connection and wait until the gateway has gone too, so that all it sent is recorded."""
+        """Half-close every connection, and wait until the gateway has closed it too, so that all it sent is recorded.
+
+        Connections that it has not closed within `settle_timeout` are shut down.
+        """
         for connection in self.connections:
             if not connection.done.is_set():
                 with contextlib.suppress(OSError):
                     connection.half_close()
-        until = time.monotonic() + self.patience
+        until = time.monotonic() + self.settle_timeout
         for connection in self.connections:
             if not connection.done.wait(max(0, until - time.monotonic())):
                 with contextlib.suppress(OSError):
                     connection.sock.shutdown(socket.SHUT_RDWR)
 
     def restart(self, script: Script | None = None) -> None:
-        """Settle, forget what happened so far, and go on with another script."""
+        """Call `settle`, discard what was recorded, and continue with another script."""
         self.settle()
         with self._condition:
             self.requests = []
@@ -277,15 +281,14 @@ class Upstream:
             try:
                 sock.settimeout(wire.TIMEOUT)
                 sock = self._context.wrap_socket(sock, server_side=True)
-            except OSError:  # the gateway did not like the certificate, or has gone
+            except OSError:  # the gateway has refused the certificate, or closed the connection
                 sock.close()
                 return
         with self._condition:
             connection = Connection(sock, len(self.connections), self)
             self.connections.append(connection)
             self._condition.notify_all()
-        # an idle connection waits for its next request as long as the test likes
-        connection.sock.settimeout(None)
+        connection.sock.settimeout(None)  # a connection may be idle for any time
         try:
             while connection.wait_readable():
                 connection.sock.settimeout(wire.TIMEOUT)
@@ -301,7 +304,6 @@ class Upstream:
             if not self._stopping and not isinstance(error, ConnectionError):
                 self.errors.append(error)
         finally:
-            # everything is recorded, the gateway has gone or has been sent away
             connection.close()
             connection.done.set()
             self.changed()
@@ -309,7 +311,7 @@ class Upstream:
 
 @contextlib.contextmanager
 def refusing_port() -> Iterator[int]:
-    """A port of loopback on which nothing listens, kept from others while the test runs."""
+    """A port of loopback that refuses connections: it is bound, so that nothing else can listen there."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         yield sock.getsockname()[1]

@@ -1,8 +1,8 @@
-"""An event loop whose clock the test moves, and transports without sockets: a whole gateway in one thread, no waiting.
+"""An event loop whose clock is moved by the test, and transports without sockets, so that no test has to wait.
 
-The loop is asyncio's own, with the clock and the opening of connections replaced. A test performs an action as if the
-loop had called it (`VirtualLoop.act`), lets everything that follows from it run (`VirtualLoop.settle`), and moves the
-clock (`VirtualLoop.advance`), which fires the timers that come due in their order.
+The loop is asyncio's own, with the clock and the opening of connections replaced. A test calls a function as if the
+loop had called it (`VirtualLoop.act`), runs all callbacks that follow (`VirtualLoop.settle`), and moves the clock
+(`VirtualLoop.advance`), which calls the timers in the order in which they are due.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ RESET = struct.pack("ii", 1, 0)
 
 
 class FakeSocket:
-    """The part of a socket that a protocol asks its transport for.
+    """The socket of a `FakeTransport`, as far as protocols use it.
 
-    With ``pollable`` it has a file descriptor, which `select.poll` finds readable after `make_readable`.
+    With ``pollable`` it has a file descriptor, on which `select.poll` reports what the ``make_`` methods do.
     """
 
     family = socket.AF_INET
@@ -52,28 +52,28 @@ class FakeSocket:
         self.options.append((level, option, value))
 
     def getsockopt(self, level: int, option: int, size: int) -> bytes:
-        raise OSError(errno.EBADF, "only real sockets know")
+        raise OSError(errno.EBADF, "this is no real socket")
 
     @property
     def resets(self) -> bool:
-        """Whether closing the socket sends RST in place of FIN."""
+        """Whether closing the socket sends RST instead of FIN."""
         return (socket.SOL_SOCKET, socket.SO_LINGER, RESET) in self.options
 
     def make_readable(self) -> None:
-        """Let a byte, or the end of them, wait in the kernel."""
+        """Let a byte wait in the kernel's receive buffer."""
         assert self._pair is not None
         self._pair[1].send(b"x")
 
     def make_half_closed(self) -> None:
-        """Let a FIN wait in the kernel."""
+        """Let the kernel report that the peer has sent FIN."""
         assert self._pair is not None
         self._pair[1].shutdown(socket.SHUT_WR)
 
     def make_reset(self) -> None:
-        """Let the kernel know of an RST."""
+        """Let the kernel report that the peer has sent RST."""
         assert self._pair is not None
         self._pair[0].send(b"x")
-        self._pair[1].close()  # with octets unread
+        self._pair[1].close()  # the other end reports a reset, because a byte is unread
 
     def close(self) -> None:
         self.closed = True
@@ -82,10 +82,10 @@ class FakeSocket:
 
 
 class FakeTransport(asyncio.Transport):
-    """One connection, and what its peer sees of it.
+    """One side of a connection, with methods for what the peer does.
 
-    ``written`` is all that has been written, ``unsent`` how many of the last bytes of it the peer has not taken.
-    ``ending`` is how the connection has ended for the peer. ``faults`` are calls that no protocol may make.
+    ``written``: all bytes that the protocol has written. ``unsent``: how many of them the peer has not received.
+    ``ending``: how the peer sees the connection end. ``faults``: calls that a protocol must not make.
     """
 
     def __init__(
@@ -107,7 +107,7 @@ class FakeTransport(asyncio.Transport):
         self.faults: list[str] = []
         loop.transports.append(self)
 
-    # What a protocol calls
+    # Called by a protocol
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return {"socket": self.socket, "peername": self.peername}.get(name, default)
@@ -170,16 +170,16 @@ class FakeTransport(asyncio.Transport):
         self.protocol.connection_lost(exc)
         self.socket.close()
 
-    # What the peer does
+    # Actions of the peer
 
     @property
-    def taken(self) -> bytes:
-        """What the peer has got."""
+    def delivered(self) -> bytes:
+        """The bytes that the peer has received."""
         return bytes(self.written[: len(self.written) - self.unsent])
 
     @property
     def readable(self) -> bool:
-        """Whether the loop would hand over what the peer sends."""
+        """Whether the event loop would read what the peer sends."""
         return self.reading and not self.closing
 
     def feed(self, data: bytes) -> None:
@@ -200,13 +200,13 @@ class FakeTransport(asyncio.Transport):
             self._end(ConnectionResetError("reset by peer"))
 
     def block(self) -> None:
-        """The peer takes nothing more, not even the last byte that was written, and the buffer is full."""
+        """The peer stops reading before the last byte that was written, and the write buffer is full."""
         self.blocked = True
         self.unsent = min(len(self.written), 1)
         self.loop.act(self.protocol.pause_writing)
 
     def unblock(self) -> None:
-        """The peer takes all that waits."""
+        """The peer reads all that was written."""
         self.blocked = False
         self.unsent = 0
         self.loop.act(self.protocol.resume_writing)
@@ -215,9 +215,9 @@ class FakeTransport(asyncio.Transport):
 
 
 class Attempt:
-    """A connection that is being opened; the test makes it or lets it fail.
+    """An attempt to open a connection, which the test lets succeed or fail.
 
-    With ``closing`` it is made, and its transport is closed before anybody can use it.
+    With ``closing``, an attempt that succeeds returns a transport that is closing already.
     """
 
     def __init__(self, loop: VirtualLoop) -> None:
@@ -227,23 +227,23 @@ class Attempt:
         self.closing = False
 
     def accept(self) -> FakeTransport:
-        """Let the connection be made."""
+        """Let the attempt succeed. Returns the gateway's transport."""
         self.outcome.set_result(None)
         self._loop.settle()
         assert self.transport is not None
         return self.transport
 
     def refuse(self, error: Exception) -> None:
-        """Let the connection fail."""
+        """Let the attempt fail with ``error``."""
         self.outcome.set_exception(error)
         self._loop.settle()
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """asyncio's event loop with a clock that stands until it is moved, and with connections that the test makes.
+    """asyncio's event loop, with a clock and with connection attempts that are controlled by the test.
 
-    ``attempts`` are the connections being opened, ``given_up`` counts those that the gateway no longer waits for, and
-    ``failures`` are what callbacks have raised.
+    ``attempts``: the connection attempts under way. ``cancelled``: how many attempts the gateway has cancelled.
+    ``failures``: the contexts of exceptions that callbacks have raised.
     """
 
     now = 1000.0
@@ -253,12 +253,12 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._calls = 0
         super().__init__()
         self.attempts: list[Attempt] = []
-        self.given_up = 0
+        self.cancelled = 0
         self.transports: list[FakeTransport] = []
         self.failures: list[dict[str, Any]] = []
         self.set_exception_handler(lambda _, context: self.failures.append(context))
 
-    # What the gateway calls
+    # Called by the gateway
 
     def time(self) -> float:
         return self.now
@@ -285,7 +285,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         try:
             await attempt.outcome
         except asyncio.CancelledError:
-            self.given_up += 1
+            self.cancelled += 1
             raise
         finally:
             self.attempts.remove(attempt)
@@ -296,30 +296,30 @@ class VirtualLoop(asyncio.SelectorEventLoop):
             attempt.transport.close()
         return attempt.transport, protocol
 
-    # What a test calls
+    # Called by tests
 
     def act(self, action: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Call ``action`` as a callback of the turn that is under way; what it schedules waits for `settle`."""
+        """Call ``action`` as if in a callback. The callbacks that it schedules run in `settle`."""
         asyncio._set_running_loop(self)
         try:
             return action(*args, **kwargs)
         finally:
             asyncio._set_running_loop(None)
 
-    def turn(self) -> None:
-        """Run one turn: what has been scheduled so far, and the timers that are due."""
+    def run_once(self) -> None:
+        """Run one iteration of the event loop: the callbacks scheduled so far, and the timers that are due."""
         super().call_soon(self.stop)
         self.run_forever()
 
     def settle(self) -> None:
-        """Run turns until one has nothing to do but timers that are not due."""
+        """Run iterations until no callback is scheduled, and no timer is due."""
         calls = -1
         while calls != self._calls:
             calls = self._calls
-            self.turn()
+            self.run_once()
 
     def steps(self, seconds: float) -> Iterator[None]:
-        """Move the clock, from timer to timer and to the end; stops at each when all that follows from it has run."""
+        """Move the clock by ``seconds``, from timer to timer. Yields at each of them and at the end, after `settle`."""
         until = self.now + seconds
         while self._due and self._due[0] <= until:
             self.now = max(self.now, heapq.heappop(self._due))
@@ -332,7 +332,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         yield
 
     def advance(self, seconds: float) -> None:
-        """Move the clock, firing each timer that comes due at its time."""
+        """Move the clock by ``seconds``, and call each timer at its time."""
         for _ in self.steps(seconds):
             pass
 
@@ -347,7 +347,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 
 @contextlib.contextmanager
 def virtual_loop() -> Iterator[VirtualLoop]:
-    """A loop for one test. What callbacks raise in it fails the test, and so does a change of state in no table."""
+    """An event loop for one test. At the end it checks that no callback has raised an exception, that no transport has
+    faults, and that every state transition is in its table.
+    """
     loop = VirtualLoop()
     try:
         with record() as recording:

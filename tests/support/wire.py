@@ -1,7 +1,7 @@
-"""HTTP/1.1 as bytes on a blocking socket, for tests that have to see exactly what crossed it.
+"""HTTP/1.1 as bytes on a blocking socket, for tests that have to see exactly what was sent and received.
 
-The parser is deliberately small and trusts nothing of the code under test: it splits heads at CRLF, keeps every field
-line with its case and order, and frames bodies by RFC 9112 section 6.3.
+The parser is small, and shares nothing with the code under test. It splits heads at CRLF, keeps the case and order of
+field lines, and frames content by RFC 9112 section 6.3.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 Fields = list[tuple[bytes, bytes]]
 
 TIMEOUT = 30.0
-"""Seconds after which a read fails the test. Reached only by defects: nothing waits for it to pass."""
+"""Seconds after which a read fails the test. No passing test waits that long."""
 
 
 class Cut(Exception):
-    """The peer closed (``reset`` false) or reset the connection before what was being read was whole."""
+    """The peer closed or reset the connection before a read was complete. ``got`` are the bytes read until then."""
 
     def __init__(self, got: bytes, *, reset: bool) -> None:
         super().__init__(f"{'reset' if reset else 'closed'} after {len(got)} bytes: {got[-200:]!r}")
@@ -52,7 +52,7 @@ class Message:
 
 @dataclass
 class Request(Message):
-    connection: int = 0  # which connection to upstream it came on, counted from 0
+    connection: int = 0  # the number of the upstream connection on which it was received, from 0
 
     @property
     def method(self) -> bytes:
@@ -79,11 +79,11 @@ class Response(Message):
 
 
 def parse_head(head: bytes) -> tuple[bytes, Fields]:
-    """The start line and the field lines of a head that ends in an empty line.
+    """The start line and the fields of a head that ends in an empty line.
 
     Raises:
-        AssertionError: a line without a colon, a bare CR or LF, or a name that is not a token: nothing we relay or
-            answer may ever look so.
+        AssertionError: the head has a field line without a colon, an empty name, whitespace around a name, or a bare
+            CR or LF. The gateway must never send such a head.
     """
     lines = head.removesuffix(b"\r\n\r\n").split(b"\r\n")
     fields = []
@@ -100,7 +100,7 @@ def parse_head(head: bytes) -> tuple[bytes, Fields]:
 
 
 class Wire:
-    """A connected socket with a read buffer; ``received`` keeps every byte that ever came in, if ``keep`` is set."""
+    """A connected socket with a read buffer. With ``keep``, ``received`` keeps every byte that was received."""
 
     def __init__(self, sock: socket.socket, *, keep: bool = True) -> None:
         self.sock = sock
@@ -113,12 +113,12 @@ class Wire:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     def send(self, *chunks: bytes) -> None:
-        """Each chunk in a write of its own."""
+        """Send each chunk in a write of its own."""
         for chunk in chunks:
             self.sock.sendall(chunk)
 
     def recv(self, size: int = 65536) -> bytes:
-        """What is buffered, else what the next read brings; empty at the end of the stream, however it came."""
+        """Return buffered bytes, or read some if there are none. Empty once the peer has closed or reset."""
         if self._buffer:
             data = bytes(self._buffer[:size])
             del self._buffer[:size]
@@ -148,7 +148,7 @@ class Wire:
         """Read more into the buffer.
 
         Raises:
-            Cut: the stream has ended, with what was buffered.
+            Cut: the stream has ended. It carries the buffered bytes.
         """
         data = self._fill()
         if not data:
@@ -172,7 +172,7 @@ class Wire:
         return data
 
     def read_to_end(self) -> bytes:
-        """All that is left, up to an orderly end.
+        """Read until the peer closes the connection.
 
         Raises:
             Cut: the connection was reset.
@@ -186,11 +186,11 @@ class Wire:
         return got
 
     def closed(self) -> bool:
-        """Wait for the end of the stream: true if nothing but the end came, whether by FIN or by RST."""
+        """Wait until the peer sends or closes. Returns whether it has closed or reset, with no byte unread."""
         return not self._buffer and not self._fill()
 
     def wait_readable(self) -> bool:
-        """Wait until there is something to read: false at the end of the stream."""
+        """Wait until there is something to read. False at the end of the stream."""
         if not self._buffer:
             self._buffer += self._fill()
         return bool(self._buffer)
@@ -207,10 +207,10 @@ class Wire:
         self.sock.close()
 
     def read_chunked(self) -> tuple[bytes, Fields]:
-        """A chunked body, decoded, and its trailer fields.
+        """Read chunked content. Returns it decoded, and the trailer fields.
 
         Raises:
-            Cut: with the content decoded so far.
+            Cut: the stream has ended. It carries the content decoded so far.
         """
         body = bytearray()
         try:
@@ -230,7 +230,7 @@ class Wire:
         return bytes(body), trailers
 
     def read_body(self, message: Message) -> None:
-        """Read the content that the head announces into ``message``; ``complete`` says whether all of it came."""
+        """Read the content of ``message`` into it. ``message.complete`` is false if the stream ended before."""
         try:
             if message.all(b"transfer-encoding"):
                 message.framing = "chunked"
@@ -247,10 +247,10 @@ class Wire:
 
 
 def send_until_blocked(sender: Wire, limit: int) -> int:
-    """Send zeros until the other side takes no more, or ``limit`` bytes; how many were taken."""
+    """Send zeros until the socket blocks, or ``limit`` bytes are sent. Returns how many were sent."""
     piece, sent = bytes(64 * 1024), 0
     sender.sock.setblocking(False)
-    # a pause of half a second means blocked; were it only slow, the rest would follow all the same
+    # blocked means that nothing can be written for half a second
     while sent < limit and select.select([], [sender.sock], [], 0.5)[1]:
         sent += sender.sock.send(piece[: limit - sent])
     sender.sock.settimeout(TIMEOUT)

@@ -1,7 +1,11 @@
-"""``litellm-sanitizer check``: is the upstream a LiteLLM, which of the defects does it have, will the gateway see them.
+"""``litellm-sanitizer check``: is the upstream LiteLLM, which of the defects does it have, and are they repaired?
 
-The check changes nothing: it sends some GET requests, with a key if it is given one. `checks` has the questions,
-`client` sends them, `defects` knows what a release refuses, and `text` words the `report`.
+The check changes nothing: it sends a few GET requests, with a key if it is given one.
+
+* `checks`: the checks, and what each finding means.
+* `client`: the HTTP client that sends their requests.
+* `defects`: the fields that a LiteLLM release refuses.
+* `report`, `text`: the findings, and their output as text and JSON.
 """
 
 from sanitizer.operate.check.checks import check
@@ -10,7 +14,10 @@ from sanitizer.settings import Settings
 
 
 def run(settings: Settings, key: str | None, *, as_json: bool) -> int:
-    """Check, and print what was found. ``key``: a LiteLLM key, or None. The exit status: 0, or 1 for a problem."""
+    """Make all checks, and print the report. ``key``: a LiteLLM key, or None.
+
+    Returns the exit status: 1 if there is a problem, otherwise 0.
+    """
     report = check(settings, key)
     print(json_of(report) if as_json else text_of(report, settings))
     return 1 if report.problems else 0

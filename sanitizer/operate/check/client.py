@@ -1,4 +1,4 @@
-"""Sends LiteLLM the requests of a check, and says why one got no answer."""
+"""The HTTP client of the check, which explains why a request got no response."""
 
 import contextlib
 import json
@@ -16,26 +16,27 @@ from sanitizer.address import in_brackets
 from sanitizer.settings import Settings
 
 MAX_ANSWER: Final = 256 * 1024
-"""Bytes of an answer that are read."""
+"""Bytes of a response's content after which no more is read."""
 
 
 class Unreachable(Exception):
-    """No HTTP answer; the message says why, and what to do."""
+    """There was no HTTP response. The message says why, and what the operator can do."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """``value``: the JSON of the content, None if it is none."""
+    """A response. ``value``: its content parsed as JSON; None if that fails."""
 
     status: int
     value: Any
 
     def member(self, name: str) -> Any:
+        """The member ``name`` of the content; None if it has none."""
         return self.value.get(name) if isinstance(self.value, dict) else None
 
 
 class Client:
-    """Sends GET requests whose answers are small and JSON. It has to be closed."""
+    """Sends GET requests for small JSON documents. It has to be closed."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -45,22 +46,25 @@ class Client:
         self._client.close()
 
     def get(self, path: str, key: str | None = None, host: str | None = None) -> Answer:
-        """The answer, whatever its status. ``host``: None for upstream's own name. Raises `Unreachable`."""
+        """GET ``path``, and return the response whatever its status. Raises `Unreachable`.
+
+        ``key``: sent as a bearer token. ``host``: sent as Host; None for upstream's own name.
+        """
         headers = {} if key is None else {"authorization": f"Bearer {key}"}
         if host is not None:
             headers["host"] = host
         try:
             return _get(self._client, path, headers, self._settings.lookup_timeout)
         except httpx.TransportError as error:
-            raise Unreachable(_why(error, self._settings)) from None
+            raise Unreachable(_explain(error, self._settings)) from None
 
     def speaks_tls_instead(self) -> bool:
-        """Whether upstream takes TLS though --upstream says http."""
+        """Whether upstream speaks https although --upstream says http."""
         return self._settings.upstream.scheme == "http" and _speaks(self._settings, "https")
 
 
 def _client(settings: Settings, scheme: str, tls: ssl.SSLContext | None) -> httpx.Client:
-    """A client for paths on the upstream that reads nothing from the environment and follows no redirect."""
+    """An httpx client for the upstream. It ignores the environment's proxies and CAs, and follows no redirect."""
     address = settings.upstream
     return httpx.Client(
         base_url=f"{scheme}://{in_brackets(address.host)}:{address.port}",
@@ -72,7 +76,7 @@ def _client(settings: Settings, scheme: str, tls: ssl.SSLContext | None) -> http
 
 
 def _get(client: httpx.Client, path: str, headers: dict[str, str], seconds: float) -> Answer:
-    """The answer to a GET request, of which no more is read after ``seconds``. Raises `httpx.TransportError`."""
+    """GET ``path``. Stops reading content after ``seconds``. Raises `httpx.TransportError`."""
     content = bytearray()
     deadline = time.monotonic() + seconds
     with client.stream("GET", path, headers=headers) as response, contextlib.suppress(httpx.DecodingError):
@@ -91,17 +95,17 @@ TAKES_HTTP: Final = "this port speaks plain http: --upstream http://..."
 TAKES_TLS: Final = "this port speaks https: --upstream https://..."
 
 
-def _why(error: httpx.TransportError, settings: Settings) -> str:
-    """Why there was no answer, and what the operator can do."""
+def _explain(error: httpx.TransportError, settings: Settings) -> str:
+    """Why there was no response, and what the operator can do."""
     connected = not isinstance(error, httpx.ConnectError | httpx.ConnectTimeout)
-    words = re.sub(r"^\[[^\]]*\] ", "", str(error)) or type(error).__name__
+    message = re.sub(r"^\[[^\]]*\] ", "", str(error)) or type(error).__name__
     for cause in _causes(error):
         if isinstance(cause, ssl.SSLCertVerificationError):
             return f"its certificate is not trusted ({cause.verify_message}); --upstream-ca names the CA to trust"
         if isinstance(cause, ssl.SSLError):
             if _speaks(settings, "http"):
                 return TAKES_HTTP
-            return f"the TLS handshake failed ({words}); --upstream has to name LiteLLM's port"
+            return f"the TLS handshake failed ({message}); --upstream has to name LiteLLM's port"
     if connected and settings.upstream.scheme == "http" and _speaks(settings, "https"):
         return TAKES_TLS
     if isinstance(error, httpx.ConnectTimeout):
@@ -109,14 +113,14 @@ def _why(error: httpx.TransportError, settings: Settings) -> str:
     if isinstance(error, httpx.TimeoutException):
         return (
             f"connected, but no answer within {settings.lookup_timeout:g} s (--lookup-timeout); is LiteLLM overloaded, "
-            "or another server there?"
+            "or is this another server?"
         )
     if connected:
         return (
-            f"what listens there does not speak HTTP, or closes the connection ({words}); --upstream has to name "
+            f"the server there does not speak HTTP, or closes the connection ({message}); --upstream has to name "
             "LiteLLM's port"
         )
-    return f"no connection: {words}; does LiteLLM run, and listen where --upstream says?"
+    return f"no connection: {message}; does LiteLLM run, and listen where --upstream says?"
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -126,12 +130,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def _speaks(settings: Settings, scheme: str) -> bool:
-    """Whether upstream answers by ``scheme``. With https, its certificate may be any."""
-    anyone = ssl.create_default_context()
-    anyone.check_hostname = False
-    anyone.verify_mode = ssl.CERT_NONE
+    """Whether upstream answers over ``scheme``. Its certificate is not verified."""
+    unverified = ssl.create_default_context()
+    unverified.check_hostname = False
+    unverified.verify_mode = ssl.CERT_NONE
     try:
-        with _client(settings, scheme, anyone) as client:
+        with _client(settings, scheme, unverified) as client:
             _get(client, "/health/liveliness", {}, settings.lookup_timeout)
     except httpx.TransportError:
         return False

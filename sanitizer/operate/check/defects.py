@@ -1,4 +1,4 @@
-"""The defects of a LiteLLM release: fields that it refuses though they are unchanged, read from the table of gates."""
+"""The defects of a LiteLLM release, from the table of gates: the fields that it refuses although they are unchanged."""
 
 import re
 from dataclasses import dataclass
@@ -12,26 +12,29 @@ Release = tuple[int, ...]
 
 @dataclass(frozen=True, slots=True)
 class Defect:
-    """One field of one endpoint: the unchanged values that the release refuses, and those that it accepts again."""
+    """The defect of one field of one endpoint in one release.
+
+    ``refused``: the unchanged values that the release refuses. ``fixed``: those that an earlier one refused.
+    """
 
     endpoint: str
     field: str
     refused: list[str]
     fixed: list[str]
     error: str
-    """A part of LiteLLM's refusal."""
+    """A fragment of LiteLLM's error message."""
     repaired: bool
-    """Whether the gateway is set to repair it."""
+    """Whether the gateway repairs it with the given settings."""
 
 
 def release_of(text: str) -> Release | None:
-    """``1.92.0`` as (1, 92, 0); what follows (``.rc1``, ``-nightly``) is left out. None if it has no such beginning."""
+    """``1.92.0`` as (1, 92, 0). A suffix (``.rc1``, ``-nightly``) is ignored. None if ``text`` does not begin so."""
     match = re.match(r"(\d+)\.(\d+)\.(\d+)", text)
     return tuple(map(int, match.groups())) if match else None
 
 
 def _release(text: str | None) -> Release:
-    """A release as the table of gates writes it; None, of what no release has changed, is after all others."""
+    """A release of the table of gates. None, which stands for "to date" there, is newer than every release."""
     return (release_of(text) if text else None) or (1_000_000,)
 
 
@@ -40,7 +43,10 @@ OLDEST_KNOWN: Final = min(_release(row.since) for gate in GATES for row in gate.
 
 
 def defects_of(release: Release, settings: Settings) -> list[Defect]:
-    """The defects of ``release``, one for each field of an endpoint; before the oldest known release, those of that."""
+    """The defects of ``release``, one for each field of each endpoint.
+
+    A release older than `OLDEST_KNOWN` is assumed to have the defects of that one.
+    """
     gates: dict[tuple[str, str], list[Gate]] = {}
     for gate in GATES:
         gates.setdefault((gate.endpoint, gate.field), []).append(gate)
@@ -48,18 +54,18 @@ def defects_of(release: Release, settings: Settings) -> list[Defect]:
 
 
 def _defect(gates: list[Gate], release: Release, settings: Settings) -> Defect:
-    """The defect of a field. ``gates`` are all on it; more than one may name the same values.
+    """The defect of a field. ``gates``: all gates of the field, of which several may have the same rows.
 
-    A row that ends in the release in which another one begins has been replaced by that one; nothing is fixed.
+    If a row ends with the release with which another one begins, the other one replaces it, and nothing was fixed.
     """
     rows = list(dict.fromkeys(row for gate in gates for row in gate.refused))
-    begins = {row.since for row in rows}
+    starts = {row.since for row in rows}
     gate = gates[0]
     return Defect(
         gate.endpoint,
         gate.field,
         refused=[value for since, before, value in rows if _release(since) <= release < _release(before)],
-        fixed=[value for _, before, value in rows if release >= _release(before) and before not in begins],
+        fixed=[value for _, before, value in rows if release >= _release(before) and before not in starts],
         error=gate.fragments[0],
         repaired=settings.mode == "enforce" and gate.field in settings.fields,
     )

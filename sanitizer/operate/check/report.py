@@ -11,13 +11,13 @@ class Result(StrEnum):
     """The result of one check."""
 
     OK = "ok"
-    NOTE = "note"  # it could not be found out, or the operator has to judge it
+    NOTE = "note"  # unknown, or for the operator to judge
     PROBLEM = "problem"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """The result of one check, in words."""
+    """The result of one check, with an explanation."""
 
     check: str
     result: Result
@@ -26,9 +26,10 @@ class Finding:
 
 @dataclass(slots=True)
 class Report:
-    """All findings. ``release`` is None if LiteLLM did not tell it; ``defects`` are then unknown.
+    """The findings of all checks.
 
-    ``proven_on`` is the newest LiteLLM release on which the table of defects was proven.
+    ``release``: None if LiteLLM did not report it. ``defects``: None if they are unknown. ``proven_on``: the newest
+    LiteLLM release on which the table of defects was proven.
     """
 
     upstream: str
@@ -42,7 +43,7 @@ class Report:
 
     @property
     def needed(self) -> bool | None:
-        """Whether LiteLLM refuses anything that is unchanged; None if its release is not known, or not in the table."""
+        """Whether LiteLLM refuses any unchanged field; None if its release is unknown, or outside the known range."""
         release = release_of(self.release) if self.release is not None else None
         if release is None or not OLDEST_KNOWN <= release <= NEWEST_KNOWN:
             return None
@@ -50,4 +51,5 @@ class Report:
 
     @property
     def problems(self) -> int:
+        """The number of problems."""
         return sum(finding.result is Result.PROBLEM for finding in self.findings)

@@ -1,4 +1,4 @@
-"""A report in words, and as JSON."""
+"""A report as text and as JSON."""
 
 import json
 import textwrap
@@ -15,12 +15,12 @@ _WIDTH: Final = 100
 
 
 def json_of(report: Report) -> str:
-    """The report for machines."""
+    """The report as JSON, for programs."""
     return json.dumps({"ok": not report.problems, "needed": report.needed, **asdict(report)}, indent=2)
 
 
 def text_of(report: Report, settings: Settings) -> str:
-    """The report for a terminal."""
+    """The report as text, for a terminal."""
     lines = [f"litellm-sanitizer {__version__}, proven on LiteLLM {report.proven_on}: check of {report.upstream}", ""]
     for finding in report.findings:
         word = "PROBLEM" if finding.result is Result.PROBLEM else finding.result
@@ -30,15 +30,15 @@ def text_of(report: Report, settings: Settings) -> str:
     problems = report.problems
     lines += ["", "No problem." if not problems else "1 problem." if problems == 1 else f"{problems} problems."]
     if report.defects is None and not problems:
-        lines += _item("", "What this release refuses is not known: ask again with the key of an admin (--key-file).")
+        lines += _item("", "What this release refuses is not known: check again with the key of an admin (--key-file).")
     return "\n".join(lines)
 
 
 def _defect_lines(defects: list[Defect], report: Report, settings: Settings) -> Iterator[str]:
     present = [defect for defect in defects if defect.refused]
     if not present:
-        said = "as far as is known" if report.needed is None else "so it needs no gateway"
-        yield f"LiteLLM {report.release} refuses nothing that is sent unchanged, {said}."
+        conclusion = "as far as is known" if report.needed is None else "so it needs no gateway"
+        yield f"LiteLLM {report.release} refuses nothing that is sent unchanged, {conclusion}."
         return
     why = "not in --fields" if settings.mode == "enforce" else f"--mode {settings.mode}"
 
@@ -55,12 +55,12 @@ def _defect_lines(defects: list[Defect], report: Report, settings: Settings) -> 
 
 
 def _by_endpoint(defects: list[Defect], values: Callable[[Defect], str]) -> Iterator[str]:
-    """The fields of each endpoint with their ``values``. Endpoints that have the same are shown together."""
-    of_endpoint: dict[str, list[tuple[str, str]]] = {}
+    """The fields of each endpoint with their ``values``. Endpoints with the same fields and values share one entry."""
+    rows_of: dict[str, list[tuple[str, str]]] = {}
     for defect in defects:
-        of_endpoint.setdefault(defect.endpoint, []).append((defect.field, values(defect)))
+        rows_of.setdefault(defect.endpoint, []).append((defect.field, values(defect)))
     endpoints: dict[tuple[tuple[str, str], ...], list[str]] = {}
-    for endpoint, rows in of_endpoint.items():
+    for endpoint, rows in rows_of.items():
         endpoints.setdefault(tuple(rows), []).append(endpoint)
     width = max(len(defect.field) for defect in defects) + 2
     for fields, names in endpoints.items():

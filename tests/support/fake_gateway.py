@@ -1,10 +1,10 @@
-"""A gateway on a virtual loop: client connections without sockets, and the pool that they share."""
+"""What client connections need of a gateway, without listeners, options or logs."""
 
 from __future__ import annotations
 
 from typing import Any, cast
 
-from sanitizer.address import TrustedProxies
+from sanitizer.address import Address, TrustedProxies
 from sanitizer.http1.forwarding import Forwarding
 from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.connections import Connections
@@ -19,20 +19,30 @@ CONNECT_TIMEOUT = 5.0
 UPSTREAM_KEEPALIVE = 1000.0
 
 
-class Front:
-    """The gateway that the client connections belong to. It intercepts nothing without an ``interceptor``."""
+class FakeGateway:
+    """A `sanitizer.relay.client.Gateway` that records what connections report. It has to be made in an event loop.
+
+    ``interceptor``: without one, nothing is intercepted. ``client``: the address that every request must come from.
+    ``refusals`` and ``stalls`` are the kinds that the counters have logged, ``ended`` the method, target and status of
+    each request that has ended.
+    """
 
     keepalive_timeout = KEEPALIVE
+    writing = None  # it is its own interceptor, and intercepts nothing
 
     def __init__(
         self,
+        *,
+        interceptor: Interceptor | None = None,
+        address: Address = ADDRESS,
+        client: str = PEER[0],
+        connect_timeout: float = CONNECT_TIMEOUT,
         response_timeout: float | None = None,
         max_connections: int | None = None,
-        interceptor: Interceptor | None = None,
     ) -> None:
         self.pool = Pool(
-            ADDRESS,
-            connect_timeout=CONNECT_TIMEOUT,
+            address,
+            connect_timeout=connect_timeout,
             response_timeout=response_timeout,
             keepalive=UPSTREAM_KEEPALIVE,
             max_connections=max_connections,
@@ -41,15 +51,24 @@ class Front:
         self.counters = Counters(lambda kind, *_: self.refusals.append(kind), lambda kind, *_: self.stalls.append(kind))
         self.connections = Connections()
         self.interceptor = interceptor or self
-        self.writing = None
         self.draining = False
         self.refusals: list[str] = []
         self.stalls: list[str] = []
-        self.told: list[tuple[bytes, bytes, int]] = []
+        self.ended: list[tuple[bytes, bytes, int]] = []
+        self._client = client
+
+    def make_protocol(self) -> ClientConnection:
+        """The protocol of a new client connection."""
+        return ClientConnection(cast(Any, self))
+
+    @property
+    def statuses(self) -> list[int]:
+        """The statuses of the requests that have ended."""
+        return [status for _, _, status in self.ended]
 
     def on_ended(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
-        assert client == PEER[0]
-        self.told.append((method, target, status))
+        assert client == self._client
+        self.ended.append((method, target, status))
 
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> None:
         """No request is intercepted."""
@@ -59,15 +78,15 @@ class Front:
 
 
 def make_connection(
-    front: Front,
+    gateway: FakeGateway,
     loop: VirtualLoop,
     kind: type[FakeTransport] = FakeTransport,
     peername: tuple[str, int] = PEER,
 ) -> FakeTransport:
-    """A client connection that has just been accepted; its protocol is the transport's ``protocol``."""
+    """A client connection that has just been accepted. Its protocol is the transport's ``protocol``."""
 
     def make() -> FakeTransport:
-        protocol = ClientConnection(cast(Any, front))
+        protocol = gateway.make_protocol()
         transport = kind(loop, protocol, peername=peername, pollable=True)
         protocol.connection_made(transport)
         return transport
@@ -76,7 +95,7 @@ def make_connection(
 
 
 def shut_down(transport: FakeTransport) -> None:
-    """Ask the connection to take no further request."""
+    """Call `ClientConnection.shutdown`, as the server does when it stops."""
     protocol = transport.protocol
     assert isinstance(protocol, ClientConnection)
     transport.loop.act(protocol.shutdown)

@@ -20,8 +20,8 @@ class Comparison:
     nothing is cut, and the decision names the members that would have been cut.
 
     Attributes: `lookups` are the lookups made for this request, in order. `resent` is how many times the request was
-    sent again. `withholds` is True if LiteLLM does not let the caller read the key and the gateway has a lookup
-    credential. The caller may then learn the decision only from a 2xx response.
+    sent again. `withholds_decision` is True if LiteLLM does not let the caller read the key and the gateway has a
+    lookup credential. The caller may then learn the decision only from a 2xx response.
     """
 
     def __init__(
@@ -30,13 +30,13 @@ class Comparison:
         self.submission = submission
         self.lookups: list[Lookup] = []
         self.resent = 0
-        self.withholds = False
+        self.withholds_decision = False
         self._stored_keys = stored_keys
         self._caller = caller
         self._prefix = prefix
         self._observe_only = observe_only
-        # The result of the lookup made for this request, never one from the cache. It is None as long as there is none,
-        # and while `withholds` allows only a lookup with the credential, which is made after a refusal.
+        # What a lookup made for this request has returned, never a cached value. If LiteLLM refuses the caller's own
+        # lookup and there is a credential, this stays None until the lookup with that, which is made after a refusal.
         self._stored: Stored | Unknown | None = None
         self._cut_fields: list[str] = []  # with `observe_only`, those that would have been cut
         self._after_refusal: list[str] = []  # those of `_cut_fields` that LiteLLM refused first
@@ -110,7 +110,7 @@ class Comparison:
             if status in (None, gate.status)
             and gate.field not in self._cut_fields
             and gate.can_be_unchanged(submission.values[gate.field])
-            and (gate.cut is Cut.AFTER_REFUSAL or self.withholds)
+            and (gate.cut is Cut.AFTER_REFUSAL or self.withholds_decision)
             and (not isinstance(found, Stored) or gate.unchanged(submission.values, found.info))
         ]
 
@@ -149,16 +149,19 @@ class Comparison:
         found, lookup = await keys.get(self._caller, submission.key, submission.alias, self._prefix, fresh=fresh)
         if lookup is not None:
             self.lookups.append(lookup)
-        # If LiteLLM does not let the caller read the key, no response to the caller may depend on the stored value.
-        self.withholds = isinstance(found, Unknown) and found.refused and keys.has_lookup_key
+        # A caller who may not read the key must not learn from a refusal what the credential has read.
+        self.withholds_decision = isinstance(found, Unknown) and found.refused and keys.has_lookup_key
         from_cache = lookup is None and isinstance(found, Stored)
-        if not from_cache and not self.withholds:
+        if not from_cache and not self.withholds_decision:
             self._stored = found
         return found
 
     async def _look_up_once(self) -> Stored | Unknown:
-        """What is stored, from a lookup made for this request: as the caller or, if refused, with the credential."""
-        if self._stored is None and not self.withholds:
+        """What is stored, from the lookup made for this request. It is made now if that was not done before.
+
+        The lookup is made as the caller or, if LiteLLM refuses that, with the gateway's own credential.
+        """
+        if self._stored is None and not self.withholds_decision:
             await self._look_up(fresh=True)
         if self._stored is None:
             self._stored, lookup = await self._stored_keys.get_with_lookup_key(

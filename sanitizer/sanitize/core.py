@@ -2,7 +2,14 @@
 
 The core is independent of the transport. An adapter reads and sends the messages, natively
 (`sanitizer.relay.intercepted`) or as ASGI (`sanitizer.sanitize.middleware`), and calls an `Interception` to learn what
-to send. These are the cases in which a request is not edited:
+to send.
+
+The path of a request selects its `Target`: an endpoint of LiteLLM, with the gates of that endpoint. The inspected body
+is its `Submission`. A *lookup* asks LiteLLM for the key, whose columns are the *stored values*. A `Comparison` cuts the
+members that are unchanged, some of them before the request is forwarded and others after a refusal. A `Decision` says
+which ones were cut, or why none was.
+
+These are the cases in which a request is not edited:
 
 - The body cannot be inspected, or the lookup returns no stored value: the request is forwarded as it was received.
 - The body is over the limit, or too many bodies are held: what was collected is forwarded, followed by the rest.
@@ -56,7 +63,7 @@ class Record:
     key_hash: str | None = None
     """The first 8 hex digits of the SHA-256 of the key that the request is about."""
     caller_hash: str | None = None
-    """The same of the key that authenticates the caller, if it is one (`sanitizer.sanitize.callers`)."""
+    """The same of the key with which the caller authenticates, or None if that is not an ``sk-`` key."""
     client: str | None = None
     """The client's address, or None on a unix socket."""
     forwarded_for: str | None = None
@@ -255,7 +262,7 @@ class Interception:
             decision = Decision(Outcome.CHANGED, reason="accepted")
         self._report(decision, status, head)
         self.release()
-        if comparison is not None and comparison.withholds and not success:
+        if comparison is not None and comparison.withholds_decision and not success:
             return None
         return decision.field_value
 

@@ -6,15 +6,14 @@ which it can be unchanged. A field that can be unchanged in two ways has two gat
 
 To *cut* a member is to remove it from the body. There are two kinds of cut, and no others:
 
-* *Before forwarding*: members whose stored value is a no-op for every caller, administrators included, on every
-  release. Leaving such a member out has the same effect as sending its stored value.
-* *After refusal*: members that are unchanged in meaning, but whose value LiteLLM would store for a caller who may write
-  it, or that have a side effect (a new order is stored, a budget window starts anew, a counter is reset). The request
-  is first forwarded as it was received. Only if LiteLLM refuses it because of such a member is the member cut and the
-  request sent again.
+* *Before forwarding*: for members whose stored value has no effect when it is sent, whoever the caller is,
+  administrators included, and whatever the release. Leaving such a member out is then the same as sending it.
+* *After refusal*: for members that are unchanged in meaning, but whose value has an effect if the caller may write it:
+  LiteLLM stores a new order, restarts a budget window or resets a counter. The request is first forwarded as it was
+  received. Only if LiteLLM refuses it because of such a member is the member cut and the request sent again.
 
-No release writes anything before it refuses a request by one of these gates. This was read in the source of LiteLLM
-1.83.13, 1.92.0, 1.109.1 and 1.110.2, and seen when they were run.
+No release writes anything before it refuses a request because of a guarded field. This was read in the source of
+LiteLLM 1.83.13, 1.92.0, 1.109.1 and 1.110.2, and seen when they were run.
 
 A new gate also needs an entry in each of these places. A test fails until all of them have one:
 
@@ -216,7 +215,7 @@ GATES: Final = (
         unless_team_changes(object_permission),
         _AFTER,
         _OBJECT_PERMISSION_FRAGMENTS,
-        (Refused("1.92.0", None, "what an admin has set on a personal key, from its owner"),),
+        (Refused("1.92.0", None, "a value that an admin has set on a personal key, from the key's owner"),),
         any_value,
     ),
     Gate(

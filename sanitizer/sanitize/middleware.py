@@ -40,8 +40,8 @@ class SanitizerMiddleware:
     ``caller`` returns the `Caller` for a scope, with which keys are looked up. By default, lookups are sent to ``app``
     in this process. A request for which ``caller`` raises `GatewayError` is not intercepted.
 
-    ``stall_timeout`` is in seconds. If no more content is received for so long before the content is complete, the app
-    gets the request without an edit. None means that there is no limit.
+    ``stall_timeout`` is in seconds. If the content is incomplete and no more of it is received for so long, the app
+    gets the request unedited. None means that there is no limit.
     """
 
     def __init__(

@@ -8,7 +8,7 @@ class Outcome(StrEnum):
     """The outcome of an intercepted request, as metric labels, logs and the response field name it."""
 
     DROPPED = "dropped"  # at least one guarded field was cut
-    CHANGED = "changed"  # there were guarded fields, and none was cut: they have changed, or LiteLLM accepted them
+    CHANGED = "changed"  # no guarded field was cut: they differ from the stored values, or LiteLLM did not refuse them
     ABSENT = "absent"  # there was no guarded field
     UNREADABLE = "unreadable"  # the body could not be inspected
     UNKNOWN = "unknown"  # there was no usable stored value

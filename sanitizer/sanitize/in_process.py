@@ -11,9 +11,9 @@ from sanitizer.sanitize.stored import Caller
 
 
 class InProcess:
-    """Returns, for the scope of a request, the `Caller` whose lookups are sent to ``app``.
+    """Makes the `Caller` of a request from its ASGI scope. Lookups are sent to ``app``.
 
-    Everything else that the server has put into that scope is in the scope of the lookup too, such as the client, the
+    The scope of a lookup also has what else the server has put into the scope of the request, such as the client, the
     scheme and the state.
     """
 

@@ -1,10 +1,9 @@
 """The lookup credential: a LiteLLM key of the gateway's own, for callers who may update a key but not read it.
 
-An example is a caller whose own key is limited to ``/key/update``: LiteLLM refuses it ``GET /key/info``. The gateway
-uses the credential to read the key for such a caller only after two refusals: LiteLLM has refused the update because of
-a guarded field, and has answered the caller's own lookup with 403. LiteLLM has then authenticated the caller, and only
-does not let the caller read the key. The credential is sent with lookups alone. The update itself is always sent with
-the caller's own fields.
+For example, LiteLLM refuses ``GET /key/info`` if the caller's own key is limited to ``/key/update``. The gateway reads
+the key with the credential only after two refusals: LiteLLM has refused the update because of a guarded field, and has
+answered the caller's own lookup with 403. LiteLLM has then authenticated the caller, who is only not allowed to read
+the key. The credential is sent with lookups alone. The update itself is always sent with the caller's own fields.
 
 The credential must not become an oracle, from which a caller could learn what is stored. The caller is never shown what
 was read. The text of LiteLLM's refusals depends on the members of the update, so a response to a resend is relayed only
@@ -45,7 +44,7 @@ class KeyFile:
 
     The file is read at once. Calling the object returns the key, and reads the file again if its device, inode,
     modification time or size has changed. Symbolic links are followed. If the file cannot be read or has no key, the
-    last key that was read is kept, and ``on_error`` is called with the reason, unless the call before had the same one.
+    last key that was read is kept, and ``on_error`` is called with the reason, once until it changes.
     """
 
     def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
@@ -77,7 +76,7 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
 
 def _read(path: str) -> tuple[str, tuple[int, ...]]:
     with open(path, "rb") as file:
-        version = _version(os.fstat(file.fileno()))  # of the file that is opened here, whatever is at ``path`` now
+        version = _version(os.fstat(file.fileno()))  # of the file that was opened, which may have been replaced since
         content = file.read(_MAX_FILE + 1)
     if len(content) > _MAX_FILE:
         raise ValueError("too long for a key")

@@ -153,7 +153,7 @@ class _Upload:
         return True
 
     def replay(self, body: bytes | None) -> Receive:
-        """A ``receive`` for the app. It returns ``body``, or what was read if that is None, and then what follows."""
+        """A ``receive`` for the app. It returns ``body``, or what was read if that is None, and then later messages."""
         if self._complete is None:
             return self._receive
         content = self._interception.body if body is None else body
@@ -171,7 +171,7 @@ class _Upload:
         return receive
 
     async def unless_client_leaves(self, decision: Coroutine[Any, Any, bytes | None]) -> bytes | None:
-        """Run ``decision``, which returns a body, and return that body. Is called after `read`.
+        """Run ``decision``, which returns a body, and return that body. To be called after `read`.
 
         If the client disconnects first, ``decision`` is cancelled and `ClientLeft` is raised. If ``decision`` raises,
         which only a defect can cause, the event loop's exception handler is called and None is returned.

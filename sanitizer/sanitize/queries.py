@@ -82,8 +82,7 @@ def lookup_key_header(head: bytes, key: str, host: bytes) -> bytes:
 class Query:
     """A request that looks a key up."""
 
-    target: bytes
-    """The request target."""
+    request_target: bytes
     read_object: Callable[[dict[str, Json]], Stored | Unknown]
     """Reads the JSON object in the response."""
     header: bytes = b""

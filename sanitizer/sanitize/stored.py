@@ -30,7 +30,7 @@ class Ask(Protocol):
     def __call__(
         self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /
     ) -> Awaitable[tuple[int, bytes]]:
-        """Send a GET or, with ``content``, a POST. ``header`` is field lines in octets, each of which follows a CRLF.
+        """Send a GET to ``target`` or, with ``content``, a POST. ``header`` is field lines that each follow a CRLF.
 
         Returns the status and, for a 200, the content. Content longer than ``limit`` bytes is truncated, but what is
         returned is still longer than ``limit``. Raises `GatewayError`.
@@ -172,7 +172,9 @@ class StoredKeys:
         content = b""
         try:
             async with asyncio.timeout(self._timeout):
-                status, content = await caller.ask(query.target, header + query.header, MAX_RESPONSE, query.content)
+                status, content = await caller.ask(
+                    query.request_target, header + query.header, MAX_RESPONSE, query.content
+                )
         except (TimeoutError, UpstreamTimeout, PoolExhausted):
             found, outcome = Unknown("lookup_timeout"), LookupOutcome.TIMEOUT
         except GatewayError:

@@ -10,7 +10,7 @@ from sanitizer.sanitize.jsonedit import Json, NotInspectable, cut, loads, member
 from sanitizer.sanitize.judges import Row
 from sanitizer.sanitize.targets import Target
 
-_ABOUT_CONTENT: Final = re.compile(
+_CONTENT_FIELDS: Final = re.compile(
     rb"\r\n(content-(?:type|encoding|length|digest|md5)|repr-digest|digest|signature(?:-input)?|x-amz-content-sha256)"
     rb":[ \t]*([^\r]*)",
     re.IGNORECASE,
@@ -61,9 +61,9 @@ class Submission:
         return [gate for gate in self.gates if gate.cut is _BEFORE and gate.can_be_unchanged(self.values[gate.field])]
 
     def makes_cache_stale(self, cut_fields: Collection[str]) -> bool:
-        """Whether the body without ``cut_fields`` may change a stored value with which cached lookups are compared.
+        """Whether the body, without ``cut_fields``, may write a stored value that is read from cached lookups.
 
-        Cached lookups are used before forwarding alone, so these are the fields that may be cut then, and ``team_id``.
+        Only comparisons before forwarding use the cache. They read the fields that may be cut then, and ``team_id``.
         """
         compared = {gate.field for gate in self.gates if gate.cut is _BEFORE}
         return not (compared | ({"team_id"} & self.values.keys())).issubset(cut_fields)
@@ -92,8 +92,8 @@ def reason_not_to_inspect(head: bytes, max_body: int) -> str | None:
     ``content_type``, ``content_encoding``, ``signed``, or ``too_large`` for a Content-Length over ``max_body`` bytes.
     """
     types: list[str] = []
-    found: str | None = None
-    for name, value in _ABOUT_CONTENT.findall(head):
+    reason: str | None = None
+    for name, value in _CONTENT_FIELDS.findall(head):
         name, value = name.lower(), value.rstrip(b" \t")
         if name == b"content-type":
             types.append(value.decode("latin-1"))
@@ -102,13 +102,13 @@ def reason_not_to_inspect(head: bytes, max_body: int) -> str | None:
                 return "content_encoding"
         elif name == b"content-length":
             if exceeds(value, max_body):
-                found = "too_large"
+                reason = "too_large"
         else:
             return "signed"
-    # Servers differ in which one they use if there are several.
-    if types and (len(types) > 1 or not _json(types[0])):
+    # If there is more than one Content-Type, servers differ in which one they use.
+    if types and (len(types) > 1 or not _is_json(types[0])):
         return "content_type"
-    return found
+    return reason
 
 
 def exceeds(length: bytes, limit: int) -> bool:
@@ -117,11 +117,11 @@ def exceeds(length: bytes, limit: int) -> bool:
     return digits.isdigit() and (len(digits), digits) > (len(bound), bound)
 
 
-def _json(content_type: str) -> bool:
-    """Whether LiteLLM, that is FastAPI, parses the body as JSON. An empty Content-Type counts as a missing one."""
+def _is_json(content_type: str) -> bool:
+    """Whether LiteLLM parses the body as JSON, by FastAPI's rules. An empty Content-Type counts as a missing one."""
     if content_type in ("", "application/json"):
         return True
-    # If "form" is anywhere in it, LiteLLM's authentication reads the body as a form, although FastAPI may parse JSON.
+    # If it contains "form", LiteLLM's authentication reads the body as a form, even if FastAPI then parses it as JSON.
     if "form" in content_type.lower():
         return False
     message = Message()

@@ -38,7 +38,7 @@ class Targets:
             if gate.field in fields:
                 gates.setdefault(gate.endpoint, []).append(gate)
         constant_parts = [endpoint.partition("{")[0] for endpoint in gates]
-        self._common = os.path.commonprefix(constant_parts)  # noqa: RUF071 - a prefix of characters is meant
+        self._common_part = os.path.commonprefix(constant_parts)  # noqa: RUF071 - a prefix of characters is meant
         prefix = "|".join(map(re.escape, prefixes))
         self._endpoints = [
             (
@@ -55,7 +55,7 @@ class Targets:
 
         As LiteLLM does, this compares the whole decoded path, and distinguishes case.
         """
-        if self._common not in path:  # a fast check, because this is called for every POST
+        if self._common_part not in path:  # a fast check, because this is called for every POST
             return None
         for pattern, endpoint, gates, inspected in self._endpoints:
             if match := pattern.fullmatch(path):

@@ -21,7 +21,7 @@ _STOP_TIMEOUT = 5.0
 
 
 class GatewayFailed(Exception):
-    """The gateway did not start, or it ended unexpectedly. The message says which. It has the log of a failed start."""
+    """The gateway did not start, or it ended unexpectedly. The message says which, with the log of a failed start."""
 
 
 @contextmanager

@@ -1,9 +1,8 @@
 """What "unchanged" means: functions that compare what a client has sent with what LiteLLM has stored.
 
-A `Comparator` compares one sent value with one stored value. A `Judge` decides about one member of the request's body,
-and has all members that were sent and all columns that are stored to decide by. Both return True if the member is
-unchanged, False if it is changed, and None if the stored value does not have the expected shape. A member is cut only
-on True.
+A `Comparator` compares one sent value with one stored value. A `Judge` decides about one member of the request's body;
+it is called with all members that were sent and all columns of the stored key. Both return True for unchanged, False
+for changed, and None if the stored value does not have the expected shape. A member is cut only if the result is True.
 """
 
 from collections.abc import Callable

@@ -17,7 +17,7 @@ LOADED = "import sys, {modules}; print(*sys.modules)"
 SANITIZE = [f"sanitizer.sanitize.{module.name}" for module in pkgutil.iter_modules(sanitizer.sanitize.__path__)]
 HTTP1 = [f"sanitizer.http1.{module.name}" for module in pkgutil.iter_modules(sanitizer.http1.__path__)]
 RELAY = [f"sanitizer.relay.{module.name}" for module in pkgutil.iter_modules(sanitizer.relay.__path__)]
-ADAPTER = {f"sanitizer.sanitize.{name}" for name in ("answer", "in_process", "middleware", "scopes")}
+ADAPTER = {f"sanitizer.sanitize.{name}" for name in ("in_process", "middleware", "response", "scopes")}
 """What sanitizes ASGI requests; the rest of `sanitize` knows no transport."""
 
 BOTH = [f"sanitizer.{name}" for name in ("address", "connecting", "errors", "keepalive", "resolver")]

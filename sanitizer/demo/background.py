@@ -1,4 +1,4 @@
-"""The servers of the walk-through, both on loopback: an ASGI app in a thread, and the gateway as a process."""
+"""The servers of the walk-through, both on loopback: an ASGI app in a thread, and the gateway in a process."""
 
 import os
 import re
@@ -21,12 +21,12 @@ _STOP_TIMEOUT = 5.0
 
 
 class GatewayFailed(Exception):
-    """The gateway did not start, or it ended by itself. The message says which, and has what a start has logged."""
+    """The gateway did not start, or it ended unexpectedly. The message says which, with the log of a failed start."""
 
 
 @contextmanager
 def serving(app: ASGIApp) -> Iterator[str]:
-    """Serves ``app`` on a free port until the block ends, and yields its URL, ``http://127.0.0.1:PORT``.
+    """Serve ``app`` on a free port until the block ends. Yields its URL, ``http://127.0.0.1:PORT``.
 
     The socket listens before the server runs, so no connection is refused. Nothing is logged.
     """
@@ -53,9 +53,9 @@ def serving(app: ASGIApp) -> Iterator[str]:
 
 
 class Gateway:
-    """A gateway process that has started, at ``url``. While ``echo`` is true, its log is copied to our stderr.
+    """A gateway process that serves at ``url``. While ``echo`` is true, its log is copied to this process's stderr.
 
-    Raises GatewayFailed if it does not start.
+    The constructor waits until the gateway has started. Raises `GatewayFailed` if it does not start.
     """
 
     def __init__(self, process: "subprocess.Popen[str]", log: IO[str]) -> None:
@@ -67,11 +67,12 @@ class Gateway:
         self._reader.start()
 
     def wait(self) -> None:
-        """Waits until the gateway ends by itself. Raises GatewayFailed then."""
+        """Wait until the gateway ends, which it should not do. Then raises `GatewayFailed`."""
         status = self._process.wait()
-        raise GatewayFailed(f"the gateway has ended with status {status}")
+        raise GatewayFailed(f"the gateway ended with status {status}")
 
     def stop(self) -> None:
+        """Stop the gateway, and kill it if it has not ended after 5 seconds."""
         self.echo = False
         self._process.send_signal(signal.SIGINT)
         try:
@@ -100,13 +101,13 @@ class Gateway:
 
 
 @contextmanager
-def gateway_before(upstream: str) -> Iterator[Gateway]:
-    """Runs ``litellm-sanitizer serve`` in front of ``upstream`` (a URL) until the block ends.
+def running_gateway(upstream: str) -> Iterator[Gateway]:
+    """Run ``litellm-sanitizer serve`` in front of ``upstream`` (a URL) until the block ends.
 
-    Options in the environment do not apply to it. Raises GatewayFailed if it does not start.
+    Options from the environment are not passed to it. Raises `GatewayFailed` if it does not start.
     """
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("SANITIZER_", "SERVER_"))}
-    with subprocess.Popen(  # noqa: S603 - our own command, and no shell
+    with subprocess.Popen(  # noqa: S603 - a fixed command, without a shell
         [*_GATEWAY, "--upstream", upstream, "--shutdown-grace", "1"],
         stdin=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

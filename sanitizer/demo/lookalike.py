@@ -1,11 +1,11 @@
-"""A LiteLLM look-alike in memory: as much of LiteLLM 1.83.13 as the walk-through and the fast tests need.
+"""An in-memory look-alike of LiteLLM 1.83.13, with what the walk-through and the fast tests need.
 
-Its callers are the proxy admin, who holds the master key, and internal users, who hold virtual keys. It refuses an
-internal user's update that sends ``allowed_routes``, changed or not, as that release does (BerriAI/litellm#26555).
+Its callers are the proxy admin, who has the master key, and internal users, who have virtual keys. As that release
+does, it refuses an internal user's update that contains ``allowed_routes``, changed or not (BerriAI/litellm#26555).
 
-An answer has the status and the values of LiteLLM's, but it may lack members. ``tests/demo`` compares the two. The
-look-alike has no other endpoints, no teams and no other roles. It stores the models and routes of a key and does not
-enforce them. It does not validate the members of a request, and it ignores those that it does not know.
+A response has the status and the values of LiteLLM's response, but some members may be missing. ``tests/demo`` compares
+the two. The look-alike has no other endpoints, no teams and no other roles. It stores the models and routes of a key,
+but does not enforce them. It does not validate the members of a request, and ignores unknown ones.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ Row = dict[str, Any]
 
 RELEASE = "1.83.13"
 ADMIN = "default_user_id"
-"""The user id that LiteLLM gives the holder of the master key."""
+"""LiteLLM's user id for a caller with the master key."""
 ONLY_ADMINS = (
     "Only proxy admins can set `allowed_routes` on a key. Use `key_type` to pick a preset route bucket instead."
 )
@@ -36,7 +36,7 @@ KEY_TYPES = {"llm_api": ["llm_api_routes"], "management": ["management_routes"],
 WRITABLE = ("key_alias", "models", "metadata", "permissions", "allowed_routes")
 """The columns that a request may set."""
 SHOWN = ("token", "key_name", "user_id", "created_by", *WRITABLE)
-"""The columns that the answer to ``/key/generate`` shows."""
+"""The columns in the response to ``/key/generate``."""
 UNSET: Row = {
     "key_alias": None, "soft_budget_cooldown": False, "spend": 0.0, "expires": None, "models": [], "aliases": {},
     "config": {}, "router_settings": {}, "user_id": None, "team_id": None, "agent_id": None, "project_id": None,
@@ -49,11 +49,11 @@ UNSET: Row = {
     "litellm_organization_table": None, "litellm_project_table": None, "object_permission": None,
     "jwt_key_mappings": None,
 }  # fmt: skip
-"""The columns of a key for which nothing has been set."""
+"""The columns of a key before anything is set."""
 
 
 class Refusal(Exception):
-    """Ends a request with ``status`` and LiteLLM's error object. LiteLLM prints a dictionary there as Python does."""
+    """Makes the response an error with ``status`` and LiteLLM's error object, whose message is ``str(message)``."""
 
     def __init__(self, status: int, message: object, *, kind: str = "auth_error", param: str = "None") -> None:
         super().__init__(message)
@@ -62,7 +62,7 @@ class Refusal(Exception):
 
 
 class Lookalike:
-    """The endpoints, and the keys that they share."""
+    """The endpoints, and the keys that are stored."""
 
     def __init__(self, master_key: str) -> None:
         self._master_token = _sha256(master_key)
@@ -113,7 +113,7 @@ class Lookalike:
         return JSONResponse({"key": secret, "token_id": row["token"], **{name: row[name] for name in SHOWN}})
 
     async def new_user(self, request: Request) -> Response:
-        """An internal user, who need not be stored. No key is made, as if ``auto_create_key`` were always false."""
+        """Create an internal user, who is not stored. No key is made, as if ``auto_create_key`` were always false."""
         if self._caller(request) != ADMIN:
             raise _unauthenticated("Only proxy admin can be used to generate, delete, update info for new users.")
         sent = await _json(request)
@@ -121,14 +121,14 @@ class Lookalike:
         return JSONResponse({"user_id": user_id, "user_email": sent.get("user_email"), "key": ""})
 
     async def chat(self, request: Request) -> Response:
-        """Whatever is asked, the answer is "hello"."""
+        """Answer any prompt with "hello"."""
         self._caller(request)
         sent = await _json(request)
-        answer = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": sent.get("model")}
+        completion = {"id": f"chatcmpl-{uuid.uuid4()}", "created": int(time.time()), "model": sent.get("model")}
         if sent.get("stream"):
-            return StreamingResponse(_events(answer), media_type="text/event-stream")
+            return StreamingResponse(_events(completion), media_type="text/event-stream")
         choice = {"finish_reason": "stop", "index": 0, "message": {"content": "hello", "role": "assistant"}}
-        return JSONResponse({**answer, "object": "chat.completion", "choices": [choice]})
+        return JSONResponse({**completion, "object": "chat.completion", "choices": [choice]})
 
     async def liveliness(self, request: Request) -> Response:
         return JSONResponse("I'm alive!")
@@ -140,11 +140,11 @@ class Lookalike:
         return JSONResponse({"server_root_path": "", "proxy_base_url": None})
 
     def _caller(self, request: Request) -> str | None:
-        """The user id of the caller, or None for a key that belongs to no user."""
+        """The user id of the caller, or None if the caller's key belongs to no user."""
         scheme, _, key = request.headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":
             raise _unauthenticated("No api key passed in.")
-        token = _sha256(key)  # `token_of` would let a key's hash authenticate
+        token = _sha256(key)  # not `token_of`, with which the hash of a key would authenticate
         if token == self._master_token:
             return ADMIN
         if token not in self._keys:
@@ -159,7 +159,7 @@ class Lookalike:
 
 
 def create_lookalike(master_key: str = "sk-1234") -> Starlette:
-    """A look-alike that has no keys yet."""
+    """A look-alike without any virtual keys."""
     litellm = Lookalike(master_key)
     routes = [
         Route("/health/liveliness", litellm.liveliness, methods=["GET"]),
@@ -175,7 +175,7 @@ def create_lookalike(master_key: str = "sk-1234") -> Starlette:
 
 
 def token_of(key: str) -> str:
-    """The name under which LiteLLM stores a key. It takes a key without ``sk-`` for such a name."""
+    """The name under which LiteLLM stores ``key``. A key that does not begin with ``sk-`` is taken for such a name."""
     return _sha256(key) if key.startswith("sk-") else key
 
 
@@ -184,10 +184,10 @@ def _sha256(text: str) -> str:
 
 
 def _check(caller: str | None, owner: str | None, sent: dict[str, Any], *, kind: str = "auth_error") -> None:
-    """Refuse what only an admin may write: ``allowed_routes``, and the keys of others."""
+    """Raise `Refusal` for what only an admin may write: ``allowed_routes``, and keys of other users."""
     if caller == ADMIN:
         return
-    if sent.get("allowed_routes"):  # not compared with what is stored, which is the defect
+    if sent.get("allowed_routes"):  # the defect: this is not compared with the stored value
         raise Refusal(403, {"error": ONLY_ADMINS}, kind=kind)
     if owner != caller:
         raise Refusal(
@@ -200,13 +200,15 @@ def _columns(sent: dict[str, Any]) -> Row:
 
 
 async def _json(request: Request) -> dict[str, Any]:
-    """The content, which has to be a JSON object. The words of the refusal are not LiteLLM's."""
+    """The content, which must be a JSON object. The text of the refusal is not LiteLLM's."""
     try:
         value = await request.json()
     except ValueError:
         value = None
     if not isinstance(value, dict):
-        raise Refusal(400, "The look-alike takes a JSON object.", kind="invalid_request_error", param="request_body")
+        raise Refusal(
+            400, "The look-alike accepts only a JSON object.", kind="invalid_request_error", param="request_body"
+        )
     return value
 
 
@@ -214,20 +216,20 @@ def _unauthenticated(message: str, *, kind: str = "auth_error", param: str = "No
     return Refusal(401, f"Authentication Error, {message}", kind=kind, param=param)
 
 
-async def _events(answer: dict[str, Any]) -> AsyncIterator[str]:
-    """The answer "hello" as server-sent events."""
+async def _events(completion: dict[str, Any]) -> AsyncIterator[str]:
+    """The completion "hello" as server-sent events."""
     for choice in (
         {"index": 0, "delta": {"content": "hel", "role": "assistant"}},
         {"index": 0, "delta": {"content": "lo"}},
         {"finish_reason": "stop", "index": 0, "delta": {}},
     ):
-        chunk = {**answer, "object": "chat.completion.chunk", "choices": [choice]}
+        chunk = {**completion, "object": "chat.completion.chunk", "choices": [choice]}
         yield f"data: {json.dumps(chunk, separators=(',', ':'))}\n\n"
     yield "data: [DONE]\n\n"
 
 
 def _now() -> str:
-    """The present time as LiteLLM's database keeps it, in milliseconds."""
+    """The current time as LiteLLM's database formats it, with milliseconds."""
     return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "000+00:00")
 
 
@@ -236,5 +238,5 @@ def _refused(request: Request, exc: Any) -> Response:
 
 
 def _not_found(request: Request, exc: Any) -> Response:
-    """Starlette's own 404 and 405 in FastAPI's form."""
+    """Starlette's own 404 and 405, in FastAPI's form."""
     return JSONResponse({"detail": exc.detail}, exc.status_code, exc.headers)

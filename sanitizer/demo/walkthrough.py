@@ -1,8 +1,7 @@
-"""``litellm-sanitizer demo``: the bug report BerriAI/litellm#26555, played without and with the gateway.
+"""``litellm-sanitizer demo``: the bug report BerriAI/litellm#26555, reproduced without and with the gateway.
 
-A LiteLLM look-alike runs in this process. The gateway in front of it is a process of its own. Alice, an internal user,
-edits the models of her own key of type "LLM API". Her client sends ``allowed_routes`` along, as LiteLLM's dashboard
-does.
+A LiteLLM look-alike runs in this process, and the gateway in front of it in another. Alice, an internal user, edits the
+models of her own key of type "LLM API". Like LiteLLM's dashboard, her client also sends ``allowed_routes``, unchanged.
 """
 
 import contextlib
@@ -17,7 +16,7 @@ from typing import Any, NoReturn
 import httpx
 
 from sanitizer import __version__
-from sanitizer.demo.background import GatewayFailed, gateway_before, serving
+from sanitizer.demo.background import GatewayFailed, running_gateway, serving
 from sanitizer.demo.lookalike import RELEASE, create_lookalike, token_of
 
 MASTER_KEY = "sk-1234"
@@ -51,7 +50,7 @@ STEPS = (
 
 @dataclass(frozen=True)
 class Scene:
-    """The URLs of both servers, the keys of ``callers`` by their names, and the ``key`` that is edited."""
+    """The URLs of both servers, the keys of the ``callers`` by name, and the ``key`` that is edited."""
 
     client: httpx.Client
     litellm: str
@@ -67,13 +66,15 @@ class Scene:
     def stored(self) -> dict[str, Any]:
         """The columns of the key that is edited, read from LiteLLM itself."""
         headers = {"authorization": f"Bearer {self.callers['admin']}"}
-        answer = self.client.get(f"{self.litellm}/key/info", params={"key": token_of(self.key)}, headers=headers)
-        info: dict[str, Any] = answer.raise_for_status().json()["info"]
+        response = self.client.get(f"{self.litellm}/key/info", params={"key": token_of(self.key)}, headers=headers)
+        info: dict[str, Any] = response.raise_for_status().json()["info"]
         return info
 
 
 @dataclass(frozen=True)
 class Result:
+    """The response to a step, and the models and routes that were stored afterwards."""
+
     step: Step
     response: httpx.Response
     models: list[str]
@@ -81,27 +82,27 @@ class Result:
 
     @property
     def outcome(self) -> str:
-        """The outcome that the gateway's response header names; empty for an answer of LiteLLM itself."""
+        """The outcome in the gateway's response field, or ``""`` for a response of LiteLLM itself."""
         return str(self.response.headers.get("x-litellm-sanitizer", "")).partition(";")[0]
 
     @property
-    def as_it_should_be(self) -> bool:
-        came = (self.response.status_code, self.models, self.routes)
-        return came == (self.step.status, self.step.models, self.step.routes)
+    def as_expected(self) -> bool:
+        actual = (self.response.status_code, self.models, self.routes)
+        return actual == (self.step.status, self.step.models, self.step.routes)
 
 
 def run(serve: bool = False) -> int:
-    """Plays the demo on stdout. Returns the exit status: 0 if every step went as it should, else 1.
+    """Run the demo and print it on stdout. Returns the exit status: 0 if every step went as expected, else 1.
 
-    With ``serve``, both servers then stay up until Ctrl-C, and command lines to try them with are printed.
+    With ``serve``, it then prints commands to try, and both servers run until Ctrl-C.
     """
-    handler = signal.signal(signal.SIGTERM, _interrupt)  # the default would leave the gateway running
+    handler = signal.signal(signal.SIGTERM, _interrupt)  # the default action would leave the gateway running
     try:
         return _run(serve)
     except (GatewayFailed, httpx.HTTPError) as error:
         print(f"litellm-sanitizer: the demo failed: {error}", file=sys.stderr)
         return 1
-    except BrokenPipeError:  # `demo | head`: the flush at exit would fail again
+    except BrokenPipeError:  # as in `demo | head`; without this, the flush at exit would fail again
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except KeyboardInterrupt:
@@ -117,17 +118,17 @@ def _interrupt(signum: int, frame: FrameType | None) -> NoReturn:
 def _run(serve: bool) -> int:
     with (
         serving(create_lookalike(MASTER_KEY)) as litellm,
-        gateway_before(litellm) as gateway,
+        running_gateway(litellm) as gateway,
         httpx.Client(timeout=10, trust_env=False) as client,
     ):
         scene = set_scene(client, litellm, gateway.url)
         print(_introduction(scene), flush=True)
         results = [play(scene, step) for step in STEPS]
-        failures = judge(results)
+        failures = find_failures(results)
         print(_table(results), flush=True)
         print(_conclusion(results, failures), flush=True)
         if serve:
-            print(_invitation(set_scene(client, litellm, gateway.url)), flush=True)
+            print(_commands(set_scene(client, litellm, gateway.url)), flush=True)
             gateway.echo = True
             with contextlib.suppress(KeyboardInterrupt):
                 gateway.wait()
@@ -135,12 +136,12 @@ def _run(serve: bool) -> int:
 
 
 def set_scene(client: httpx.Client, litellm: str, gateway: str) -> Scene:
-    """Creates Alice, an internal user, a key of hers to call with, and a key of type "LLM API" to edit."""
+    """Create Alice, an internal user, with a key that authenticates her and a key of type "LLM API" to edit."""
 
     def post(path: str, caller: str, **body: Any) -> dict[str, Any]:
-        answer = client.post(litellm + path, headers={"authorization": f"Bearer {caller}"}, json=body)
-        made: dict[str, Any] = answer.raise_for_status().json()
-        return made
+        response = client.post(litellm + path, headers={"authorization": f"Bearer {caller}"}, json=body)
+        created: dict[str, Any] = response.raise_for_status().json()
+        return created
 
     user_id = post("/user/new", MASTER_KEY, user_role="internal_user", auto_create_key=False)["user_id"]
     alice = post("/key/generate", MASTER_KEY, user_id=user_id)["key"]
@@ -154,16 +155,16 @@ def play(scene: Scene, step: Step) -> Result:
     return Result(step, response, stored["models"], stored["allowed_routes"])
 
 
-def judge(results: list[Result]) -> list[str]:
-    """One line for each failure; none if every step went as it should."""
+def find_failures(results: list[Result]) -> list[str]:
+    """One line per failure; none if every step went as expected."""
     failures = [
         f"{number} should be {step.status}, with {_listed(step.models)} and {_listed(step.routes)} stored afterwards."
         for number, result in enumerate(results, 1)
-        if not result.as_it_should_be and (step := result.step)
+        if not result.as_expected and (step := result.step)
     ]
     direct, relayed = results[0].response, results[2].response
     if relayed.content != direct.content:
-        failures.append("3 should be answered by LiteLLM itself, in the words of 1.")
+        failures.append("3 should have LiteLLM's own response, the same as in 1.")
     return failures
 
 
@@ -172,7 +173,7 @@ def _introduction(scene: Scene) -> str:
         'Alice, an internal user, edits the models of her key of type "LLM API". Like LiteLLM\'s dashboard, her client '
         "sends the key's allowed_routes along, unchanged (BerriAI/litellm#26555)."
     )
-    servers = (f"LiteLLM look-alike, with the gate of {RELEASE}", f"litellm-sanitizer {__version__} in front of it")
+    servers = (f"LiteLLM look-alike, behaving like {RELEASE}", f"litellm-sanitizer {__version__} in front of it")
     urls = (scene.litellm, scene.gateway)
     lines = [f"{server:46}{url}" for server, url in zip(servers, urls, strict=True)]
     return "\n".join([*lines, "", textwrap.fill(story, WIDTH), ""])
@@ -182,26 +183,26 @@ def _table(results: list[Result]) -> str:
     form = "{:<3}{:<32}{:<9}{:<8}{:<9}{:<12}{}"
     lines = [
         form.format("", "", "", "", "", "then stored:", "").rstrip(),
-        form.format("", "POST /key/update", "sent to", "answer", "gateway", "models", "routes"),
+        form.format("", "POST /key/update", "sent to", "status", "gateway", "models", "routes"),
         "-" * WIDTH,
     ]
     for number, result in enumerate(results, 1):
         to = "gateway" if result.step.through_gateway else "LiteLLM"
         stored = _listed(result.models), _listed(result.routes)
         line = form.format(number, result.step.title, to, result.response.status_code, result.outcome, *stored)
-        lines.append(line if result.as_it_should_be else f"{line}  <- WRONG")
+        lines.append(line if result.as_expected else f"{line}  <- WRONG")
     return "\n".join([*lines, ""])
 
 
 def _conclusion(results: list[Result], failures: list[str]) -> str:
     if failures:
-        return "\n".join(["Not as it should be:", *failures])
+        return "\n".join(["These results are not as expected:", *failures])
     message = results[0].response.json()["error"]["message"]
-    return textwrap.fill(f"LiteLLM's words to 1 and 3: {message}", WIDTH) + "\n\nAll as it should be."
+    return textwrap.fill(f"LiteLLM's error message in 1 and 3: {message}", WIDTH) + "\n\nAll results are as expected."
 
 
-def _invitation(scene: Scene) -> str:
-    """Command lines that play the demo again, on a key that has not been edited yet."""
+def _commands(scene: Scene) -> str:
+    """Commands that repeat the demo, on a key that has not been edited yet."""
 
     def curl(comment: str, url: str, caller: str, body: str = "") -> str:
         lines = [f"curl -i '{url}'", f"  -H 'Authorization: Bearer {scene.callers[caller]}'"]
@@ -212,15 +213,15 @@ def _invitation(scene: Scene) -> str:
     key = f'"key": "{scene.key}"'
     edit = f'{{{key}, "models": ["mock-gpt-2"], "allowed_routes": ["llm_api_routes"]}}'
     change = f'{{{key}, "allowed_routes": ["info_routes"]}}'
-    ask = '{"model": "mock-gpt", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
+    chat = '{"model": "mock-gpt", "stream": true, "messages": [{"role": "user", "content": "hi"}]}'
     return "\n".join(
         [
-            "\nBoth stay up until Ctrl-C, with another key of Alice's to try it on.\n",
+            "\nBoth servers run until Ctrl-C. These commands edit another of Alice's keys.\n",
             curl("Alice's edit, direct: 403", f"{scene.litellm}/key/update", "alice", edit),
             curl("the same through the gateway: 200", f"{scene.gateway}/key/update", "alice", edit),
             curl("what is stored now", f"{scene.gateway}/key/info?key={token_of(scene.key)}", "alice"),
             curl("other routes, by the admin: 200 (by Alice: 403)", f"{scene.gateway}/key/update", "admin", change),
-            curl("an LLM call", f"{scene.gateway}/v1/chat/completions", "alice", ask),
+            curl("an LLM call", f"{scene.gateway}/v1/chat/completions", "alice", chat),
         ]
     )
 

@@ -1,4 +1,4 @@
-"""What may be cut out of one request: the members that are unchanged, by what lookups for this request have found."""
+"""Which members may be cut from one request: those that are unchanged, compared with what is stored in LiteLLM."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -10,34 +10,37 @@ from sanitizer.sanitize.stored import Caller, Lookup, StoredKeys
 from sanitizer.sanitize.submission import Submission
 
 MAX_RESENDS: Final = 4
-"""Times a request is sent again after a refusal."""
+"""How many times a request is sent again after a refusal, at most."""
 
 
 class Comparison:
-    """Compares the members of ``submission`` with what is stored, before it is forwarded and after each refusal.
+    """Compares the members of one submission with the stored key: once before forwarding, and once after each refusal.
 
-    ``prefix``: the path prefix that the request came under. ``observes``: nothing is cut, only reported.
+    ``stored_keys`` looks the key up for ``caller``. ``prefix`` is the path prefix of the request. If ``observe_only``,
+    nothing is cut, and the decision names the members that would have been cut.
 
-    `lookups`: those made for this request, in order. `resent`: how many times it was sent again. `withholds`: the
-    caller may not read the key, but the gateway has a credential that may; so what is decided is for the caller to know
-    only with a 2xx.
+    Attributes: `lookups` are the lookups made for this request, in order. `resent` is how many times the request was
+    sent again. `withholds_decision` is True if LiteLLM does not let the caller read the key and the gateway has a
+    lookup credential. The caller may then learn the decision only from a 2xx response.
     """
 
     def __init__(
-        self, submission: Submission, stored: StoredKeys, caller: Caller, prefix: str, *, observes: bool
+        self, submission: Submission, stored_keys: StoredKeys, caller: Caller, prefix: str, *, observe_only: bool
     ) -> None:
         self.submission = submission
         self.lookups: list[Lookup] = []
         self.resent = 0
-        self.withholds = False
-        self._stored = stored
+        self.withholds_decision = False
+        self._stored_keys = stored_keys
         self._caller = caller
         self._prefix = prefix
-        self._observes = observes
-        self._found: Stored | Unknown | None = None  # read for this request; None: not read, or not for the caller
-        self._cut: list[str] = []  # or, if it only observes, what would have been cut
-        self._after_refusal: list[str] = []  # those members of `_cut` that LiteLLM had refused first
-        self._reason: str | None = None  # why something could not be compared
+        self._observe_only = observe_only
+        # What a lookup made for this request has returned, never a cached value. If LiteLLM refuses the caller's own
+        # lookup and there is a credential, this stays None until the lookup with that, which is made after a refusal.
+        self._stored: Stored | Unknown | None = None
+        self._cut_fields: list[str] = []  # with `observe_only`, those that would have been cut
+        self._after_refusal: list[str] = []  # those of `_cut_fields` that LiteLLM refused first
+        self._reason: str | None = None  # why a member could not be compared
 
     @property
     def used_lookup_key(self) -> bool:
@@ -46,118 +49,124 @@ class Comparison:
 
     @property
     def has_uncompared(self) -> bool:
-        """Whether there are members that have not been compared, because LiteLLM has not refused them."""
-        return self._found is None and bool(self.candidates())
+        """Whether there are members that were not compared, because LiteLLM has not refused the request."""
+        return self._stored is None and bool(self.candidates())
 
     @property
-    def body(self) -> bytes | None:
-        """The body to send in place of the one that was sent, None for that one."""
-        return self.submission.without(self._cut) if self._cut and not self._observes else None
+    def edited_body(self) -> bytes | None:
+        """The body to send in place of the original one, or None if nothing is cut from it."""
+        return self.submission.without(self._cut_fields) if self._cut_fields and not self._observe_only else None
 
     @property
     def decision(self) -> Decision:
-        """What has been decided so far."""
+        """The decision so far."""
         submission, reason = self.submission, None
         if not submission.gates:
             return Decision(Outcome.ABSENT)
-        if self._cut:
-            outcome = Outcome.OBSERVED if self._observes else Outcome.DROPPED
+        if self._cut_fields:
+            outcome = Outcome.OBSERVED if self._observe_only else Outcome.DROPPED
         else:
             reason = self._reason
             outcome = Outcome.CHANGED if reason is None else Outcome.UNKNOWN
         return Decision(
             outcome,
-            submission.in_order(self._cut),
+            submission.in_order(self._cut_fields),
             reason,
             submission.in_order(self._after_refusal),
             self.used_lookup_key,
         )
 
-    async def compare(self) -> None:
-        """Find what can be cut before the request is forwarded. Cancelling ends the lookup."""
+    async def compare_before_forwarding(self) -> None:
+        """Decide which members to cut before the request is forwarded. Cancelling this cancels the lookup."""
         submission = self.submission
-        gates = submission.comparable
+        gates = submission.gates_before_forwarding
         if not submission.names_a_key:
             self._reason = "no_key"
             return
         if not gates:
             return
-        # only now that the whole body is here: what is read must not be older than the request
+        # The lookup starts after the whole body was received, so that the stored value is not older than the request.
         found = await self._look_up(fresh=False)
-        if isinstance(found, Stored) and self._found is None:
+        if isinstance(found, Stored) and self._stored is None:
             unchanged, _ = submission.unchanged(gates, found.info)
             if len(unchanged) == len(gates):
-                self._cut = unchanged
+                self._cut_fields = unchanged
                 return
-            # only "unchanged" may rest on a cached value
+            # A cached value is good enough to find a member unchanged. Anything else needs a new lookup.
             found = await self._look_up(fresh=True)
         self._cut_unchanged(gates, found)
 
     def candidates(self, status: int | None = None) -> list[Gate]:
-        """The gates whose members may still be cut, if LiteLLM refuses the request because of them, with ``status``."""
-        submission, found = self.submission, self._found
+        """The gates whose members may still be cut if LiteLLM refuses the request because of them.
+
+        ``status`` is the status of the refusal. If it is None, gates with any status are returned.
+        """
+        submission, found = self.submission, self._stored
         if not submission.names_a_key or self.resent == MAX_RESENDS or isinstance(found, Unknown):
             return []
         return [
             gate
             for gate in submission.gates
             if status in (None, gate.status)
-            and gate.field not in self._cut
+            and gate.field not in self._cut_fields
             and gate.can_be_unchanged(submission.values[gate.field])
-            and (gate.cut is Cut.AFTER_REFUSAL or self.withholds)
+            and (gate.cut is Cut.AFTER_REFUSAL or self.withholds_decision)
             and (not isinstance(found, Stored) or gate.unchanged(submission.values, found.info))
         ]
 
-    async def compare_refused(self, gates: Sequence[Gate]) -> bool:
-        """Find what can be cut of ``gates``, because of which LiteLLM has refused the request. Cancelling ends lookups.
+    async def compare_after_refusal(self, gates: Sequence[Gate]) -> bool:
+        """Decide which members to cut after LiteLLM has refused the request because of ``gates``.
 
-        Returns whether there is another body to send.
+        Returns whether the request has to be sent again. Cancelling this cancels the lookup.
         """
-        nothing_read = self._found is None
-        found = await self._read_now()
-        if nothing_read and isinstance(found, Stored):
-            # what has been cut was compared with a cached value: a member that is changed after all is sent again
-            unchanged, _ = self.submission.unchanged(self.submission.comparable, found.info)
-            self._cut = [name for name in self._cut if name in unchanged]
-        cut = self._cut_unchanged(gates, found)
-        self._after_refusal += cut
-        if not cut or self._observes:
+        had_no_value = self._stored is None
+        found = await self._look_up_once()
+        if had_no_value and isinstance(found, Stored):
+            # What was cut so far was compared with a cached value. A member that differs from the new one is put back.
+            unchanged, _ = self.submission.unchanged(self.submission.gates_before_forwarding, found.info)
+            self._cut_fields = [name for name in self._cut_fields if name in unchanged]
+        newly_cut = self._cut_unchanged(gates, found)
+        self._after_refusal += newly_cut
+        if not newly_cut or self._observe_only:
             return False
         self.resent += 1
         return True
 
     def _cut_unchanged(self, gates: Sequence[Gate], found: Stored | Unknown) -> list[str]:
-        """Cut the members of ``gates`` that are unchanged. Returns their names, of which none was cut before."""
+        """Cut the members of ``gates`` that are unchanged. Returns the names of those that were not cut before."""
         if isinstance(found, Unknown):
             self._reason = found.reason
             return []
-        unchanged, known = self.submission.unchanged(gates, found.info)
-        self._reason = None if known else "stored_shape"
-        cut = [name for name in dict.fromkeys(unchanged) if name not in self._cut]
-        self._cut += cut
-        return cut
+        unchanged, shapes_known = self.submission.unchanged(gates, found.info)
+        self._reason = None if shapes_known else "stored_shape"
+        newly_cut = [name for name in dict.fromkeys(unchanged) if name not in self._cut_fields]
+        self._cut_fields += newly_cut
+        return newly_cut
 
     async def _look_up(self, *, fresh: bool) -> Stored | Unknown:
-        """What the caller's own lookup finds, or what the cache has of an earlier request unless ``fresh``."""
-        submission, stored = self.submission, self._stored
-        found, lookup = await stored.get(self._caller, submission.key, submission.alias, self._prefix, fresh=fresh)
+        """Look the key up as the caller. Unless ``fresh``, a cached value of an earlier request may be returned."""
+        submission, keys = self.submission, self._stored_keys
+        found, lookup = await keys.get(self._caller, submission.key, submission.alias, self._prefix, fresh=fresh)
         if lookup is not None:
             self.lookups.append(lookup)
-        # the caller may not read the key: nothing may depend on what a lookup with the credential finds
-        self.withholds = isinstance(found, Unknown) and found.refused and stored.has_lookup_key
+        # A caller who may not read the key must not learn from a refusal what the credential has read.
+        self.withholds_decision = isinstance(found, Unknown) and found.refused and keys.has_lookup_key
         from_cache = lookup is None and isinstance(found, Stored)
-        if not from_cache and not self.withholds:
-            self._found = found
+        if not from_cache and not self.withholds_decision:
+            self._stored = found
         return found
 
-    async def _read_now(self) -> Stored | Unknown:
-        """What is stored, read for this request: with the lookup credential, if the caller's own lookup is refused."""
-        if self._found is None and not self.withholds:
+    async def _look_up_once(self) -> Stored | Unknown:
+        """What is stored, from the lookup made for this request. It is made now if that was not done before.
+
+        The lookup is made as the caller or, if LiteLLM refuses that, with the gateway's own credential.
+        """
+        if self._stored is None and not self.withholds_decision:
             await self._look_up(fresh=True)
-        if self._found is None:
-            self._found, lookup = await self._stored.get_with_lookup_key(
+        if self._stored is None:
+            self._stored, lookup = await self._stored_keys.get_with_lookup_key(
                 self._caller, self.submission.key, self.submission.alias, self._prefix
             )
             if lookup is not None:
                 self.lookups.append(lookup)
-        return self._found
+        return self._stored

@@ -1,14 +1,22 @@
-"""The sanitizer itself: which requests it intercepts, and what becomes of each of them. It knows no transport.
+"""The core of the sanitizer: which requests it intercepts, and what is sent to LiteLLM for each of them.
 
-An adapter carries requests, natively (`sanitizer.relay.intercepted`) or as ASGI (`sanitizer.sanitize.middleware`), and
-asks an `Interception` what to send. What can go wrong, and what the caller then sees:
+The core is independent of the transport. An adapter reads and sends the messages, natively
+(`sanitizer.relay.intercepted`) or as ASGI (`sanitizer.sanitize.middleware`), and calls an `Interception` to learn what
+to send.
 
-- The body cannot be inspected, or the lookup gives nothing: LiteLLM gets the request as it came and answers it.
-- The body is over the limit, or too many bodies are held: what was collected is sent on, and the rest follows it.
-- The client leaves before its request could be forwarded: nothing is sent.
+The path of a request selects its `Target`: an endpoint of LiteLLM, with the gates of that endpoint. The inspected body
+is its `Submission`. A *lookup* asks LiteLLM for the key, whose columns are the *stored values*. A `Comparison` cuts the
+members that are unchanged, some of them before the request is forwarded and others after a refusal. A `Decision` says
+which ones were cut, or why none was.
 
-``Expect: 100-continue`` stays in the request although its body is asked for before it is forwarded: it is end-to-end,
-and an origin may still refuse by it (RFC 9110 section 10.1.1). A second 100 from there does no harm.
+These are the cases in which a request is not edited:
+
+- The body cannot be inspected, or the lookup returns no stored value: the request is forwarded as it was received.
+- The body is over the limit, or too many bodies are held: what was collected is forwarded, followed by the rest.
+- The client disconnects before its request could be forwarded: nothing is sent.
+
+``Expect: 100-continue`` is forwarded although the gateway has already asked for the content. The field is end-to-end,
+and the origin server may still respond to it with an error (RFC 9110 section 10.1.1). A second 100 does no harm.
 """
 
 import re
@@ -23,19 +31,19 @@ from sanitizer.sanitize.decision import Decision, Outcome
 from sanitizer.sanitize.gates import FIELDS, Gate
 from sanitizer.sanitize.jsonedit import NotInspectable
 from sanitizer.sanitize.queries import key_hash
-from sanitizer.sanitize.refusal import LIMIT, refusal_text
+from sanitizer.sanitize.refusal import MAX_REFUSAL, refusal_text
 from sanitizer.sanitize.stored import Ask, Caller, Lookup, StoredKeys
-from sanitizer.sanitize.submission import Submission, obstacle
+from sanitizer.sanitize.submission import Submission, reason_not_to_inspect
 from sanitizer.sanitize.targets import Target, Targets
 
 MAX_HELD: Final = 64 * 1024 * 1024
-"""Bytes of all request bodies held at once by one `Sanitizer`; a body that would go over it is not inspected."""
+"""The most bytes of request bodies that a `Sanitizer` holds at once. A body that would exceed it is not inspected."""
 
-FIELD: Final = b"x-litellm-sanitizer"
-"""The response field that says what was decided."""
+RESPONSE_FIELD: Final = b"x-litellm-sanitizer"
+"""The name of the response field that holds the decision."""
 
 _MAY_WRITE: Final = "/key|/team|/user|/access_group|/v1/access_group|/v1/unified_access_group"
-"""Endpoints of LiteLLM under which a request may change keys, even keys that it does not name."""
+"""Paths of LiteLLM under which a request may change keys, including keys that it does not name."""
 
 _CALL_ID: Final = re.compile(rb"\r\nx-litellm-call-id:[ \t]*([\x21-\x7e]{1,128})[ \t]*\r\n", re.IGNORECASE)
 # W3C Trace Context section 3.2.2
@@ -46,39 +54,40 @@ _TRACEPARENT: Final = re.compile(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Record:
-    """One intercepted request, for logs and metrics.
-
-    ``key_hash``: the first 8 hex digits of the key's SHA-256. ``lookups``: those made for it, in order. ``resent``: how
-    many times it was sent again after a refusal.
-    ``caller_hash``: of the key that the request authenticates with, if it is one (`sanitizer.sanitize.callers`).
-    ``client``: the address that it has come from, None on a unix socket; ``forwarded_for``: the last addresses of the
-    X-Forwarded-For that LiteLLM gets, if that is another one.
-    The decision's reason is ``client_left`` when the request was not forwarded because its client had left, and
-    ``refused`` when the gateway answered it itself with an error, because its content is malformed.
-    ``status``: of the response; None if none has begun. ``call_id``: LiteLLM's name for the request, from its
-    response; ``traceparent``: the client's (W3C Trace Context). Neither is reported if it is overlong or malformed.
-    """
+    """The report of one intercepted request, for logs and metrics."""
 
     endpoint: str
     decision: Decision
+    """Its reason is ``client_left`` if the client disconnected before the request could be forwarded, and ``refused``
+    if the gateway itself answered the request with an error, because its content was malformed."""
     key_hash: str | None = None
+    """The first 8 hex digits of the SHA-256 of the key that the request is about."""
     caller_hash: str | None = None
+    """The same of the key with which the caller authenticates, or None if that is not an ``sk-`` key."""
     client: str | None = None
+    """The client's address, or None on a unix socket."""
     forwarded_for: str | None = None
+    """The last addresses in the X-Forwarded-For that is sent to LiteLLM, unless this is ``client`` alone."""
     lookups: tuple[Lookup, ...] = ()
+    """The lookups made for this request, in order."""
     resent: int = 0
+    """How many times the request was sent again after a refusal."""
     status: int | None = None
+    """The status of the response, or None if no response was begun."""
     call_id: str | None = None
+    """LiteLLM's identifier of the request, from its response. None if it is malformed or over 128 characters."""
     traceparent: str | None = None
+    """The client's ``traceparent`` (W3C Trace Context). None if it is malformed."""
 
 
 class Sanitizer:
-    """Cuts guarded fields out of intercepted requests if they are sent unchanged.
+    """Cuts unchanged guarded fields from intercepted requests.
 
-    ``stored`` looks keys up. ``mode``: ``enforce``; ``observe`` decides and reports but forwards as sent; ``off``
-    intercepts nothing. ``fields``: those that may be cut. ``prefixes``: the path prefixes LiteLLM answers under, ``""``
-    for none. ``max_body``: bytes of the largest body inspected. ``on_decision`` is called once an intercepted request,
-    when the head of its response has come or it is over without one.
+    ``stored`` looks keys up. ``mode`` is ``enforce``, ``observe`` (decide and report, but forward every request as it
+    was received) or ``off`` (intercept nothing). ``fields`` are the names of the guarded fields that may be cut.
+    ``prefixes`` are the path prefixes under which LiteLLM is served, ``""`` for none. ``max_body`` is the size in bytes
+    of the largest body that is inspected. ``on_decision`` is called once per intercepted request: when the head of the
+    final response is relayed or, if there is no response, when the request is over.
     """
 
     def __init__(
@@ -91,9 +100,9 @@ class Sanitizer:
         max_body: int = 1024 * 1024,
         on_decision: Callable[[Record], None] | None = None,
     ) -> None:
-        self.held = 0  # bytes of bodies
+        self.held = 0  # bytes of request bodies
         self.stored = stored or StoredKeys()
-        self.observes = mode == "observe"
+        self.observe_only = mode == "observe"
         self.max_body = max_body
         self.on_decision = on_decision
         prefixes = tuple(prefixes)
@@ -106,39 +115,41 @@ class Sanitizer:
         return self._targets.find(path) is not None
 
     def _writing(self, path: str) -> AbstractContextManager[None] | None:
-        """The context in which a request to ``path`` (decoded) that is not intercepted has to run, or None.
+        """The context in which to run a request to ``path`` (decoded) that is not intercepted, or None for no context.
 
-        `writing` is this method, or None if there is no cache that such a request could make stale.
+        The attribute `writing` is this method, or None if there is no cache that such a request could make stale.
         """
         return self.stored.writing(None) if self._may_write.match(path) else None
 
     def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> "Interception | None":
-        """The interception of a POST to ``path`` (decoded), or None: then the request is an ordinary one.
+        """The interception of a POST to ``path`` (decoded), or None if such a request is not intercepted.
 
-        ``head`` is the request's head in octets as it was received, ``outbound`` the one it is sent to LiteLLM with: a
-        start line, which may be empty, and field lines. ``ask`` sends lookups. ``client`` is the address that the
-        request has come from, None on a unix socket.
+        ``head`` is the request head as it was received, and ``outbound`` the one that is sent to LiteLLM. Both are
+        octets: a start line, which may be empty, and field lines. ``ask`` sends lookups. ``client`` is the client's
+        address, or None on a unix socket.
         """
         target = self._targets.find(path)
         return None if target is None else Interception(self, target, head, Caller(outbound, ask, client))
 
 
 class Interception:
-    """One intercepted request. Its adapter calls, in this order:
+    """One intercepted request. Its adapter calls these methods, in this order:
 
-    1. if `inspects`: `collect` with each piece of the content, until it is whole or `collect` returns False, or
-       `stop_collecting`; then `edit` if it is whole, else `release`;
-    2. `holds` with the status of each answer, and `next_body` with an answer that was held back; no more than
-       `held_limit` bytes of its content are held back, and a longer answer passes on;
-    3. `answered` when the head of the answer goes out, unless there is none;
+    1. If `inspects` is true, `collect` with each piece of the content, until the content is complete or `collect`
+       returns False; or `stop_collecting`, if the rest of the content does not arrive. Then `edit` if the content is
+       complete, else `release`.
+    2. `holds` with the status of each response. If it returns True, the response is held back until it is complete and
+       was passed to `next_body`. A response with more than `held_limit` bytes of content is relayed instead.
+    3. `answered` when the head of the final response is relayed to the client, unless there is no response.
     4. `close`, always.
 
-    `confidential`: any answer to a further send but a 2xx is not for the caller, who gets the first one instead.
-    Heads are octets in which each field line follows a CRLF; the last one may be followed by one CRLF or by two.
+    If `confidential` is true, a response to a resend is relayed only if it is a 2xx. Instead of any other, the client
+    gets the first response. Heads are octets in which each field line follows a CRLF. The last field line may be
+    followed by one CRLF or by two.
     """
 
-    field = FIELD
-    held_limit = LIMIT
+    field = RESPONSE_FIELD
+    held_limit = MAX_REFUSAL
 
     def __init__(self, sanitizer: Sanitizer, target: Target, head: bytes, caller: Caller) -> None:
         self.confidential = False
@@ -148,17 +159,20 @@ class Interception:
         self._caller = caller
         self._pieces: list[bytes] = []
         self._held = 0
-        self._comparison: Comparison | None = None  # None: the content is not inspected, or not yet
-        self._decision: Decision | None = None  # as soon as the request is forwarded
+        self._comparison: Comparison | None = None  # None until the content is inspected
+        self._decision: Decision | None = None  # None until it is decided what to forward
         self._reported = False
-        self._forwarding = ExitStack()  # while the request may write the key
-        reason = obstacle(head, sanitizer.max_body)
+        self._writing = ExitStack()  # entered while the request may write the key
+        reason = reason_not_to_inspect(head, sanitizer.max_body)
         self.inspects = reason is None
         if reason is not None:
-            self._forward(Decision(Outcome.UNREADABLE, reason=reason))
+            self._decide(Decision(Outcome.UNREADABLE, reason=reason))
 
     def collect(self, data: bytes) -> bool:
-        """Take a piece of the content. False: it cannot be inspected, and all of it has to be sent on as it comes."""
+        """Add a piece of the content. Returns False if the content is not inspected after all.
+
+        The adapter then forwards what was collected, and the rest as it is received.
+        """
         sanitizer = self._sanitizer
         self._pieces.append(data)
         self._held += len(data)
@@ -169,22 +183,22 @@ class Interception:
             reason = "busy"
         else:
             return True
-        self._forward(Decision(Outcome.UNREADABLE, reason=reason))
+        self._decide(Decision(Outcome.UNREADABLE, reason=reason))
         return False
 
     def stop_collecting(self) -> None:
-        """The rest of the content does not come: what there is has to be sent on now, and the rest when it comes."""
-        self._forward(Decision(Outcome.UNREADABLE, reason="stalled"))
+        """Stop inspecting, because the client has stalled. The adapter acts as if `collect` had returned False."""
+        self._decide(Decision(Outcome.UNREADABLE, reason="stalled"))
 
     @property
     def body(self) -> bytes:
-        """The content as far as it has been collected."""
+        """The content that has been collected so far."""
         if len(self._pieces) > 1:
             self._pieces = [b"".join(self._pieces)]
         return self._pieces[0] if self._pieces else b""
 
     def release(self) -> bytes:
-        """The content as far as it has been collected, which is no longer held here."""
+        """Returns the content that has been collected so far, and stops holding it."""
         body = self.body
         self._pieces.clear()
         self._sanitizer.held -= self._held
@@ -192,67 +206,71 @@ class Interception:
         return body
 
     async def edit(self) -> bytes | None:
-        """The body to send in place of the one that was collected, None for that one. Cancelling ends the lookup."""
+        """The body to send in place of the one that was collected, or None to send that one.
+
+        Cancelling this cancels the lookup.
+        """
         try:
             submission = Submission(self.body, self._target)
-        except NotInspectable as finding:
-            self._forward(Decision(Outcome.UNREADABLE, reason=finding.reason))
+        except NotInspectable as error:
+            self._decide(Decision(Outcome.UNREADABLE, reason=error.reason))
             return None
         sanitizer = self._sanitizer
         self._comparison = comparison = Comparison(
-            submission, sanitizer.stored, self._caller, self._target.prefix, observes=sanitizer.observes
+            submission, sanitizer.stored, self._caller, self._target.prefix, observe_only=sanitizer.observe_only
         )
-        await comparison.compare()
-        self._forward(comparison.decision)
-        return comparison.body
+        await comparison.compare_before_forwarding()
+        self._decide(comparison.decision)
+        return comparison.edited_body
 
     def give_up(self) -> None:
-        """`edit` or `next_body` has failed: the request, or the answer, goes on as it came."""
+        """To be called if `edit` or `next_body` has raised. The adapter goes on as if it had returned None."""
         if self._decision is None:
-            self._forward(Decision(Outcome.UNKNOWN, reason="internal"))
+            self._decide(Decision(Outcome.UNKNOWN, reason="internal"))
 
     def holds(self, status: int) -> bool:
-        """Whether an answer with this status has to be held back until `next_body` has seen it."""
+        """Whether a response with this status has to be held back and passed to `next_body`."""
         return bool(self._candidates(status))
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
-        """The body to send after this answer, which was held back; None to pass the answer on.
+        """The body with which to send the request again after this response, or None to relay the response.
 
-        Cancelling ends the lookup. Each further send cuts at least one member that was not cut before, and there are at
-        most `sanitizer.sanitize.comparison.MAX_RESENDS`.
+        Each resend cuts at least one member that was not cut before, and there are at most
+        `sanitizer.sanitize.comparison.MAX_RESENDS`. Cancelling this cancels the lookup.
         """
         comparison, text = self._comparison, refusal_text(head, content)
         gates = [gate for gate in self._candidates(status) if any(fragment in text for fragment in gate.fragments)]
         if comparison is None or not gates:
             return None
-        resend = await comparison.compare_refused(gates)
-        self._forward(comparison.decision)
+        resend = await comparison.compare_after_refusal(gates)
+        self._decide(comparison.decision)
         if not resend:
             return None
         self.confidential = comparison.used_lookup_key
-        return comparison.body
+        return comparison.edited_body
 
     def answered(self, status: int, head: bytes) -> bytes | None:
-        """Report the answer; returns what its field `field` says, None if it is not to have one.
+        """Report the final response. Returns the value of its field `field`, or None if it must not have one.
 
-        A caller who may not read the key, where the gateway has a credential that may, learns the decision only with a
-        2xx: what the credential has read is only for callers that LiteLLM lets write it.
+        The decision can depend on what the gateway's own credential has read. A caller who may not read the key learns
+        it only from a 2xx response, that is, if LiteLLM lets the caller write the key.
         """
         decision, comparison = self._decision, self._comparison
-        assert decision is not None  # noqa: S101 - the request has been forwarded
+        assert decision is not None  # noqa: S101 - the request was forwarded
         success = 200 <= status < 300
         if decision.outcome is Outcome.CHANGED and success and comparison is not None and comparison.has_uncompared:
             decision = Decision(Outcome.CHANGED, reason="accepted")
         self._report(decision, status, head)
         self.release()
-        if comparison is not None and comparison.withholds and not success:
+        if comparison is not None and comparison.withholds_decision and not success:
             return None
         return decision.field_value
 
     def close(self, reason: str = "client_left", status: int | None = None) -> None:
-        """The request is over; ``reason`` says why it was not forwarded, ``status`` how the gateway refused it.
+        """End the interception, and report the request unless that was done before.
 
-        May be called again.
+        ``reason`` is the decision's reason if the request was not forwarded. ``status`` is that of the gateway's own
+        error response, if there was one. This may be called more than once.
         """
         decision = self._decision
         if decision is None:
@@ -260,21 +278,25 @@ class Interception:
             decision = self._decision = Decision(outcome, reason=reason)
         self._report(decision, status)
         self.release()
-        self._forwarding.close()
+        self._writing.close()
 
     def _candidates(self, status: int) -> list[Gate]:
-        """The gates whose members may still be cut, if LiteLLM refuses the request with this status."""
+        """The gates whose members may still be cut if LiteLLM refuses the request with this status."""
         return [] if self._comparison is None else self._comparison.candidates(status)
 
-    def _forward(self, decision: Decision) -> None:
-        """The request goes on by this decision."""
+    def _decide(self, decision: Decision) -> None:
+        """Record what is forwarded now. From now on, the request may write the key."""
         self._decision = decision
         stored = self._sanitizer.stored
         if not stored.caches:
             return
         submission = self._comparison.submission if self._comparison is not None else None
-        if submission is None or decision.outcome is not Outcome.DROPPED or submission.writes(decision.fields):
-            self._forwarding.enter_context(stored.writing(submission.key if submission else None))
+        if (
+            submission is None
+            or decision.outcome is not Outcome.DROPPED
+            or submission.makes_cache_stale(decision.fields)
+        ):
+            self._writing.enter_context(stored.writing(submission.key if submission else None))
 
     def _report(self, decision: Decision, status: int | None, head: bytes = b"") -> None:
         if self._reported:
@@ -285,24 +307,25 @@ class Interception:
         comparison = self._comparison
         key = comparison.submission.key if comparison is not None else None
         caller = self._caller
-        own_key, client, forwarded = caller_key(caller.head), address_of(caller.client), forwarded_for(caller.head)
+        authenticating_key = caller_key(caller.head)
+        client, forwarded = address_of(caller.client), forwarded_for(caller.head)
         self._sanitizer.on_decision(
             Record(
                 endpoint=self._target.endpoint,
                 decision=decision,
                 key_hash=key_hash(key) if key is not None else None,
-                caller_hash=key_hash(own_key) if own_key is not None else None,
+                caller_hash=key_hash(authenticating_key) if authenticating_key is not None else None,
                 client=client,
                 forwarded_for=forwarded if forwarded != client else None,
                 lookups=tuple(comparison.lookups) if comparison is not None else (),
                 resent=comparison.resent if comparison is not None else 0,
                 status=status,
-                call_id=_value(_CALL_ID, head),
-                traceparent=_value(_TRACEPARENT, self._head),
+                call_id=_field_value(_CALL_ID, head),
+                traceparent=_field_value(_TRACEPARENT, self._head),
             )
         )
 
 
-def _value(form: re.Pattern[bytes], head: bytes) -> str | None:
-    match = form.search(head)
+def _field_value(pattern: re.Pattern[bytes], head: bytes) -> str | None:
+    match = pattern.search(head)
     return match[1].decode("latin-1") if match else None

@@ -1,36 +1,37 @@
-"""What was decided about an intercepted request."""
+"""The decision about an intercepted request."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Outcome(StrEnum):
-    """How an intercepted request was decided: metric label, log field and response header."""
+    """The outcome of an intercepted request, as metric labels, logs and the response field name it."""
 
-    DROPPED = "dropped"  # at least one field cut
-    CHANGED = "changed"  # guarded fields present, none cut: forwarded as sent
-    ABSENT = "absent"  # no guarded field
-    UNREADABLE = "unreadable"  # body not inspectable
-    UNKNOWN = "unknown"  # no usable stored value
-    OBSERVED = "observed"  # would have been dropped, but the mode is "observe"
+    DROPPED = "dropped"  # at least one guarded field was cut
+    CHANGED = "changed"  # no guarded field was cut: they differ from the stored values, or LiteLLM did not refuse them
+    ABSENT = "absent"  # there was no guarded field
+    UNREADABLE = "unreadable"  # the body could not be inspected
+    UNKNOWN = "unknown"  # there was no usable stored value
+    OBSERVED = "observed"  # a field would have been cut, but the mode is "observe"
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """``fields``: what was cut, or would have been; ``after_refusal``: those among them that LiteLLM had refused first.
-
-    ``reason``: a stable token. ``lookup_key``: it rests on a lookup with the gateway's own credential.
-    """
+    """What was decided about one request."""
 
     outcome: Outcome
     fields: tuple[str, ...] = ()
+    """The fields that were cut, or would have been."""
     reason: str | None = None
+    """A stable token that qualifies the outcome."""
     after_refusal: tuple[str, ...] = ()
+    """Those of ``fields`` because of which LiteLLM had refused the request first."""
     lookup_key: bool = False
+    """Whether a lookup was made with the gateway's own credential."""
 
     @property
     def field_value(self) -> bytes:
-        """The decision as the value of the response's field."""
+        """The decision as the value of the response field."""
         value = str(self.outcome)
         if self.fields:
             value += f'; fields="{",".join(self.fields)}"'

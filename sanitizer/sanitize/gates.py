@@ -1,24 +1,29 @@
-"""The table: which field of which endpoint LiteLLM refuses on mere presence, and when it may be cut out.
+"""The table of gates: which fields LiteLLM refuses although they are unchanged, and when each may be cut.
 
-One row for each gate. Two kinds of cut are made, and nothing else:
+A *guarded field* is a top-level member of a request's body that LiteLLM refuses even if it is *unchanged*, that is, if
+the client has sent the stored value. A *gate* is one row of the table: a guarded field of one endpoint, with one way in
+which it can be unchanged. A field that can be unchanged in two ways has two gates.
 
-* *Before forwarding*: what is a no-op for every caller, administrators included, on every release. Leaving it out is
-  the same as sending its stored value.
-* *After refusal*: what is unchanged in meaning, but would be stored by LiteLLM from someone who may write it, or has an
-  effect of its own (an order, a time at which a budget begins anew, a counter). It goes to LiteLLM as it came. Only if
-  LiteLLM has refused the request because of it is the request sent again without it.
+To *cut* a member is to remove it from the body. There are two kinds of cut, and no others:
 
-No release writes anything before one of the refusals below: read in, and seen on, LiteLLM 1.83.13,
-1.92.0, 1.109.1 and 1.110.2.
+* *Before forwarding*: for members whose stored value has no effect when it is sent, whoever the caller is,
+  administrators included, and whatever the release. Leaving such a member out is then the same as sending it.
+* *After refusal*: for members that are unchanged in meaning, but whose value has an effect if the caller may write it:
+  LiteLLM stores a new order, restarts a budget window or resets a counter. The request is first forwarded as it was
+  received. Only if LiteLLM refuses it because of such a member is the member cut and the request sent again.
 
-A new row here needs one in README's table, and one in each of these. A test fails until they are there:
+No release writes anything before it refuses a request because of a guarded field. This was read in the source of
+LiteLLM 1.83.13, 1.92.0, 1.109.1 and 1.110.2, and seen when they were run.
 
+A new gate also needs an entry in each of these places. A test fails until all of them have one:
+
+* the table of guarded fields in ``tests/litellm/README.md``
 * `tests/sanitize`: ``AFTER`` or ``BEFORE`` in ``test_gates``, ``ROW`` in ``test_core``
 * `tests/operate/test_check`: a list ``SINCE_...``
 * `tests/litellm`: ``TABLE`` in ``matrix``, ``REPAIRED`` in ``test_matrix``, ``REFUSALS`` in ``test_refusals``,
-  ``GUESSES`` in ``test_lookup_key``; and, though that test needs a LiteLLM, ``REPAIRED`` in ``test_discover``
+  ``GUESSES`` in ``test_lookup_key``, and ``REPAIRED`` in ``test_discover``, whose test needs a running LiteLLM
 
-A field that may be null in LiteLLM needs a `Gate.can_be_unchanged` of its own: the usual one takes null for a change.
+A field in which LiteLLM can store null needs its own `Gate.can_be_unchanged`: by default, a sent null is a change.
 """
 
 from collections.abc import Callable
@@ -29,96 +34,103 @@ from typing import Final, NamedTuple
 from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.judges import (
     Judge,
+    any_value,
     both_null,
     column,
     empty_for_null,
-    is_any,
     is_empty_string,
     is_null,
+    metadata_member,
     not_null,
     object_permission,
-    of_the_team,
-    premium,
     same_list,
     same_number,
     same_object,
     same_strings,
     same_windows,
     soft_budget,
+    unless_team_changes,
 )
 
 
 class Cut(Enum):
-    """When an unchanged member may be cut out."""
+    """When an unchanged member may be cut."""
 
     BEFORE_FORWARDING = "before forwarding"
     AFTER_REFUSAL = "after refusal"
 
 
 class Refused(NamedTuple):
-    """LiteLLM releases that refuse an unchanged value: from ``since`` on, those before ``before`` (None: to date)."""
+    """LiteLLM releases that refuse certain unchanged values: from ``since`` on, up to but not including ``before``.
+
+    If ``before`` is None, the newest release still refuses them.
+    """
 
     since: str
     before: str | None
     value: str
-    """Which unchanged values it is about, and from whom."""
+    """Which values these are and, if it depends on the caller, from whom they are refused; `check` prints it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Gate:
-    """One guarded field of one endpoint (always ``POST``), and one sense in which it can be unchanged."""
+    """One guarded field of one endpoint, with one way in which the field can be unchanged. The method is ``POST``."""
 
     endpoint: str
-    """Path without a prefix; ``{key}`` stands for the key, where the path names it."""
+    """The path without a path prefix. ``{key}`` stands for the key, if the path contains it."""
     field: str
-    """Top-level member of the body."""
+    """The name of the top-level member of the body."""
     unchanged: Judge
+    """Decides whether the member is unchanged."""
     cut: Cut
+    """When the member may be cut."""
     fragments: tuple[str, ...]
-    """Parts of LiteLLM's refusals, one of which each of them contains. They name the member, and hold no value."""
+    """Parts of the texts of LiteLLM's refusals: a text that contains one of them refuses this field. Fields that the
+    same check guards share their fragments. A fragment contains nothing that a client has sent."""
     refused: tuple[Refused, ...] = ()
-    """The evidence, from releases up to `NEWEST`."""
+    """Which releases, up to `NEWEST`, refuse which unchanged values."""
     can_be_unchanged: Callable[[Json], bool] = not_null
-    """Whether a sent value can be unchanged at all, whatever is stored."""
+    """Whether the sent value can be unchanged at all, whatever is stored."""
     status: int = 403
-    """Of LiteLLM's refusal."""
+    """The status of LiteLLM's refusal."""
 
 
 NEWEST: Final = "1.110.2"
-"""The newest LiteLLM that the table is made from."""
+"""The newest LiteLLM release that the table was checked against."""
 
 UPDATE: Final = "/key/update"
 REGENERATE: Final = ("/key/regenerate", "/key/{key}/regenerate")
 _BEFORE, _AFTER = Cut.BEFORE_FORWARDING, Cut.AFTER_REFUSAL
 _NEVER_COMPARED: Final = (Refused("1.92.0", None, "any value"),)
+# The next four tuples are arguments of `Gate`, from ``field`` to ``fragments``, that several endpoints share.
 _SAME_ROUTES: Final = (
     "allowed_routes",
     column("allowed_routes", same_list),
     _BEFORE,
     ("Only proxy admins can set `allowed_routes` on a key",),
 )
-# an administrator's new order is stored
+# If an administrator sends another order, LiteLLM stores it.
 _REORDERED_ROUTES: Final = ("allowed_routes", column("allowed_routes", same_strings), _AFTER, _SAME_ROUTES[-1])
-# stored as {} unless set
+# LiteLLM stores {} until permissions are set.
 _SAME_PERMISSIONS: Final = (
     "permissions",
     column("permissions", same_object),
     _BEFORE,
     ("Only proxy admins can set `permissions`",),
 )
-# the dashboard always sends it; an empty list is not refused
+# LiteLLM's dashboard always sends this field. The empty list is not refused.
 _SAME_ACCESS_GROUPS: Final = (
     "access_group_ids",
-    of_the_team(column("access_group_ids", same_list)),
+    unless_team_changes(column("access_group_ids", same_list)),
     _BEFORE,
     (
         "Team members cannot assign access groups",
         "Access groups cannot be assigned to personal keys",
-        "Access groups must be assigned to the key",  # 1.110.0
+        "Access groups must be assigned to the key",  # since 1.110.0
     ),
 )
-_BUDGET: Final = ("can call /key/update (max_budget/spend)",)
-_OBJECT_PERMISSION: Final = (
+_BUDGET_FRAGMENTS: Final = ("can call /key/update (max_budget/spend)",)
+_OBJECT_PERMISSION_FRAGMENTS: Final = (
     "Vector stores cannot be assigned to",
     "search_tools cannot be assigned to",
     "MCP access groups cannot be assigned to",
@@ -132,7 +144,7 @@ _OBJECT_PERMISSION: Final = (
 
 GATES: Final = (
     Gate(
-        UPDATE,  # BerriAI/litellm#26555, #27005, #33277; it came with BerriAI/litellm#25445
+        UPDATE,  # reported in BerriAI/litellm#26555, #27005 and #33277; introduced by BerriAI/litellm#25445
         *_SAME_ROUTES,
         (
             Refused("1.83.7", "1.101.0", "the lists of key types LLM API and read-only"),
@@ -150,14 +162,15 @@ GATES: Final = (
             Refused("1.110.0", None, "a list that is not empty, from a caller who is no proxy admin"),
         ),
     ),
-    # The dashboard of 1.92.0 sends [] whenever a key is saved, that of 1.100.0 no more. Sent empty, 1.83.13 stores []
-    # over null, later releases null; up to 1.105.0, windows that are sent again get a new ``reset_at``.
+    # The dashboard of 1.92.0 sends [] whenever a key is saved; that of 1.100.0 does not. Where null is stored and []
+    # is sent, 1.83.13 stores [], and later releases store null. Up to 1.105.0, windows that are sent unchanged get a
+    # new ``reset_at``.
     Gate(
         UPDATE,
         "budget_limits",
         column("budget_limits", same_windows),
         _AFTER,
-        _BUDGET,
+        _BUDGET_FRAGMENTS,
         (
             Refused(
                 "1.91.5",
@@ -166,15 +179,15 @@ GATES: Final = (
                 "allow it",
             ),
         ),
-        is_any,
+        any_value,
     ),
-    # from someone who may send it, it also resets the live counter
+    # If the caller may write it, LiteLLM also resets the live counter.
     Gate(
         UPDATE,
         "spend",
         column("spend", same_number),
         _AFTER,
-        _BUDGET,
+        _BUDGET_FRAGMENTS,
         (Refused("1.91.5", None, "any value, from a caller who is no admin"),),
     ),
     Gate(
@@ -182,9 +195,9 @@ GATES: Final = (
         "soft_budget",
         soft_budget,
         _AFTER,
-        _BUDGET,
+        _BUDGET_FRAGMENTS,
         (Refused("1.105.0", None, "any value, from a caller who is no admin"),),
-        is_any,
+        any_value,
     ),
     Gate(
         UPDATE,
@@ -195,15 +208,15 @@ GATES: Final = (
         (Refused("1.92.0", None, "null, of a team's service key"),),
         is_null,
     ),
-    # LiteLLM's dashboard sends it on every save
+    # LiteLLM's dashboard sends this field whenever a key is saved.
     Gate(
         UPDATE,
         "object_permission",
-        of_the_team(object_permission),
+        unless_team_changes(object_permission),
         _AFTER,
-        _OBJECT_PERMISSION,
-        (Refused("1.92.0", None, "what an admin has set on a personal key, from its owner"),),
-        is_any,
+        _OBJECT_PERMISSION_FRAGMENTS,
+        (Refused("1.92.0", None, "a value that an admin has set on a personal key, from the key's owner"),),
+        any_value,
     ),
     Gate(
         UPDATE,
@@ -216,25 +229,26 @@ GATES: Final = (
     Gate(
         UPDATE,
         "allowed_passthrough_routes",
-        premium("allowed_passthrough_routes"),
+        metadata_member("allowed_passthrough_routes"),
         _AFTER,
         ("Enterprise users: allowed_passthrough_routes.", "Only proxy admins can set `allowed_passthrough_routes`"),
         (Refused("1.83.5", None, "any list that is not empty; up to 1.91.5 the empty one too"),),
-        is_any,
+        any_value,
     ),
     *(
         Gate(
             UPDATE,
             name,
-            premium(name),
+            metadata_member(name),
             _AFTER,
             (f"Enterprise users: {name}.",),
             (Refused("1.83.5", None, "any list that is not empty, without a licence; up to 1.91.5 the empty one too"),),
-            is_any,
+            any_value,
         )
         for name in ("guardrails", "policies", "prompts", "tags")
     ),
-    # LiteLLM's Terraform provider, which cannot send null, sends both on every update (BerriAI/litellm#40704, #40705)
+    # LiteLLM's Terraform provider cannot send null. It sends the empty string in both fields with every update
+    # (BerriAI/litellm#40704, #40705).
     Gate(
         UPDATE,
         "team_id",
@@ -255,8 +269,9 @@ GATES: Final = (
         is_empty_string,
         400,
     ),
-    # An Enterprise feature; it writes the key's other columns as an update does, and its licence check comes before
-    # these: read, but not run. LiteLLM takes a key with slashes from the path too: such a request is not intercepted.
+    # Regenerating a key is an Enterprise feature. It writes the key's other columns as an update does. LiteLLM checks
+    # the licence before it checks these fields, so these gates were read in its source, but not run. LiteLLM also
+    # accepts a key with slashes in the path; such a request is not intercepted.
     *(
         gate
         for endpoint in REGENERATE
@@ -274,4 +289,4 @@ GATES: Final = (
 )
 
 FIELDS = frozenset(gate.field for gate in GATES)
-"""All fields that may be dropped."""
+"""The names of all guarded fields."""

@@ -1,4 +1,4 @@
-"""Lookups that ask an ASGI app in this process."""
+"""Lookups that are sent to an ASGI app in this process."""
 
 from urllib.parse import unquote
 
@@ -11,9 +11,10 @@ from sanitizer.sanitize.stored import Caller
 
 
 class InProcess:
-    """Gives the `Caller` that looks a key up in ``app``, as the client that has sent the request of a scope.
+    """Makes the `Caller` of a request from its ASGI scope. Lookups are sent to ``app``.
 
-    Whatever else the server has put into that scope counts for the lookup too: the client, the scheme, the state.
+    The scope of a lookup also has what else the server has put into the scope of the request, such as the client, the
+    scheme and the state.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -23,7 +24,7 @@ class InProcess:
         async def ask(target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:
             path, _, query = target.partition(b"?")
             lines = (line.partition(b": ") for line in header.split(b"\r\n")[1:])
-            asked = {
+            lookup_scope = {
                 **copy_scope(scope),
                 "method": "GET" if content is None else "POST",
                 "path": unquote(path.decode()),
@@ -31,35 +32,35 @@ class InProcess:
                 "query_string": query,
                 "headers": [(name.lower(), value) for name, _, value in lines],
             }
-            asked.pop("extensions", None)
-            return await _ask(self._app, asked, content)
+            lookup_scope.pop("extensions", None)
+            return await _call(self._app, lookup_scope, content)
 
         return Caller(encode_header(scope["headers"]) or b"\r\n", ask)
 
 
-async def _ask(app: ASGIApp, scope: Scope, content: bytes | None) -> tuple[int, bytes]:
-    """The status and the content with which ``app`` answers a request.
+async def _call(app: ASGIApp, scope: Scope, content: bytes | None) -> tuple[int, bytes]:
+    """Call ``app`` with a request. Returns the status and the content of its response.
 
-    As from a server, the status is 500 if the app fails before its answer has begun, or begins none. Raises
-    `UpstreamBroken` if it breaks off its answer.
+    As under a server, the status is 500 if the app fails, or returns, before it has begun a response. Raises
+    `UpstreamBroken` if the response is incomplete.
     """
-    started = whole = False
+    started = complete = False
 
-    async def watched(_: Scope, receive: Receive, send: Send) -> None:
-        async def send_in_order(message: Message) -> None:
-            nonlocal started, whole
+    async def checked(_: Scope, receive: Receive, send: Send) -> None:
+        async def checked_send(message: Message) -> None:
+            nonlocal started, complete
             if not started and message["type"] != "http.response.start":
-                raise RuntimeError("the app has sent content before the start of its answer")
+                raise RuntimeError("the app sent content before it started its response")
             await send(message)
             started = True
-            whole = whole or (message["type"] == "http.response.body" and not message.get("more_body", False))
+            complete = complete or (message["type"] == "http.response.body" and not message.get("more_body", False))
 
-        await app(scope, receive, send_in_order)
-        if not whole:  # the transport would take it for granted
-            raise RuntimeError("the app has returned without a whole answer")
+        await app(scope, receive, checked_send)
+        if not complete:  # the transport does not check this
+            raise RuntimeError("the app returned without completing its response")
 
-    transport = httpx.ASGITransport(app=watched, raise_app_exceptions=False)
+    transport = httpx.ASGITransport(app=checked, raise_app_exceptions=False)
     response = await transport.handle_async_request(httpx.Request("POST", "http://app", content=content))
-    if started and not whole:
+    if started and not complete:
         raise UpstreamBroken
     return response.status_code, b"".join([part async for part in response.aiter_raw()])

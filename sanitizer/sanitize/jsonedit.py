@@ -1,14 +1,14 @@
-"""The top-level members of a JSON object with their byte spans, and how to cut some of them out.
+"""The top-level members of a JSON object with their byte offsets, and how to cut some of them.
 
-The scanner is the standard library's, which is LiteLLM's too: NaN and lone surrogates are passed over here as they are
-there (orjson, with which LiteLLM looks at a body first, accepts less and falls back to ``json``).
+The scanner is that of the standard library's ``json``, which LiteLLM uses too, so both accept the same texts, NaN and
+lone surrogates included. (LiteLLM first tries orjson, which accepts less, and falls back to ``json``.)
 
-Spans are byte offsets, yet the scanner reads ``str``. It is therefore given the UTF-8 bytes as Latin-1, one character a
-byte: the bytes of a multi-byte character are all 0x80 or above, so none of them can be taken for a quote, a backslash,
-a bracket or white space, and every index is an offset. Only the values that are asked for are decoded as UTF-8.
+The scanner reads ``str``, but members are cut by byte offsets. The body is therefore decoded as Latin-1, one character
+per byte, so that every index is a byte offset. All bytes of a multi-byte UTF-8 character are 0x80 or above, so none of
+them is taken for a quote, a backslash, a bracket or white space. Only values that are compared are decoded as UTF-8.
 
-Nothing is ever re-encoded: numbers stay spellings until a value is compared, as `decimal.Decimal`, which neither rounds
-``0.10``, nor writes out ``1e400``, nor minds 5000 digits.
+Nothing is ever re-encoded. Numbers are compared as `decimal.Decimal`, which does not round ``0.10``, does not expand
+``1e400``, and accepts 5000 digits.
 """
 
 import codecs
@@ -22,13 +22,13 @@ from typing import TypeAlias
 Json: TypeAlias = "bool | str | Decimal | list[Json] | dict[str, Json] | None"
 
 MAX_VALUES = 10_000
-"""A key update has some hundred values. Taking apart the 350,000 that fit into 1 MiB would hold the event loop, and so
-every other request, for a quarter of a second; these take some 20 ms at worst."""
+"""The most values of a body that is inspected. A key update has a few hundred. Parsing the 350,000 that fit into 1 MiB
+would block the event loop, and so all other requests, for a quarter of a second; 10,000 take at most some 20 ms."""
 
 _SPACE = " \t\n\r"
 _NON_SPACE = re.compile(rf"[^{_SPACE}]")
-# what raw_decode calls; they raise StopIteration where there is no value
-# a number that is only passed over is cheapest as the string it already is
+# `JSONDecoder.raw_decode` calls these scanners. They raise StopIteration if there is no value.
+# The first one is for values that are skipped: keeping a number as a string is the cheapest.
 _SCAN = make_scanner(json.JSONDecoder(parse_int=str, parse_float=str, parse_constant=str))  # type: ignore[arg-type]
 _SCAN_VALUE = make_scanner(
     json.JSONDecoder(parse_int=Decimal, parse_float=Decimal, parse_constant=Decimal)  # type: ignore[arg-type]
@@ -36,25 +36,26 @@ _SCAN_VALUE = make_scanner(
 
 
 class NotInspectable(ValueError):
-    """JSON that must not be edited; ``reason`` is a stable token for logs and the response header."""
+    """The JSON text must not be edited. ``reason`` is a stable token for logs and the response field."""
 
     def __init__(self, reason: str) -> None:
         self.reason = reason
 
 
 Member: TypeAlias = tuple[str, int, int, int, int]
-"""One member of an object: its name and four byte offsets. A body has many, and a named tuple takes long to make.
+"""One member of an object: its name and four byte offsets. It is a plain tuple because named tuples are slow to make.
 
-The name has its escapes resolved; beyond ASCII it is of no use. The offsets are ``start``, the opening quote of the
-name; ``value``, the first byte of the value; ``end``, one past its last byte; and ``stop``, the comma after the member
-or, after the last one, the closing brace.
+Escapes in the name are resolved. A name that is not ASCII is meaningless, because it was decoded as Latin-1. The
+offsets are ``start``, the opening quote of the name; ``value``, the first byte of the value; ``end``, one past its last
+byte; and ``stop``, the comma after the member or, after the last member, the closing brace.
 """
 
 
 def members(body: bytes) -> list[Member]:
-    """The members of the JSON object that ``body`` is, in their order, duplicates included.
+    """The members of the JSON object in ``body``, in their order, duplicates included.
 
-    Raises `NotInspectable`: ``bom``, ``not_utf8``, ``not_object``, ``not_json``, ``too_deep``, ``too_many_values``.
+    Raises `NotInspectable`. Its reasons are ``bom``, ``not_utf8``, ``not_object``, ``not_json``, ``too_deep`` and
+    ``too_many_values``.
     """
     if may_exceed(body, MAX_VALUES):
         raise NotInspectable("too_many_values")
@@ -79,9 +80,10 @@ def members(body: bytes) -> list[Member]:
 
 
 def cut(body: bytes, found: Sequence[Member], names: Collection[str]) -> bytes:
-    """``body`` less those of its members ``found`` that are called one of ``names``, all other bytes as they were.
+    """``body`` without the members in ``names``. ``found`` are all of its `members`. Other bytes are not changed.
 
-    A member goes with the comma behind it; the last that stays loses its comma if only such members follow.
+    A member is removed with the comma after it. If all members after the last remaining one are removed, the comma
+    after that one is removed too.
     """
     last = len(found) - 1
     while last >= 0 and found[last][0] in names:
@@ -100,14 +102,15 @@ def cut(body: bytes, found: Sequence[Member], names: Collection[str]) -> bytes:
 
 
 def may_exceed(text: bytes, values: int) -> bool:
-    """Whether a JSON text may have more than this many values. It is not parsed: those in strings count too."""
+    """Whether a JSON text may have more than ``values`` values. It counts brackets and commas, in strings too."""
     return len(text) >= values and sum(map(text.count, (b"[", b"{", b","))) >= values
 
 
 def loads(data: bytes) -> Json:
-    """The value of a JSON text in UTF-8, numbers as `Decimal`; of duplicate members the last wins, as for LiteLLM.
+    """The value of a JSON text in UTF-8, with numbers as `Decimal`. As for LiteLLM, the last duplicate member counts.
 
-    Raises `NotInspectable`: ``not_utf8``, ``not_json``, ``too_deep``, ``number`` (an exponent beyond 10**18).
+    Raises `NotInspectable`. Its reasons are ``not_utf8``, ``not_json``, ``too_deep`` and ``number`` (an exponent beyond
+    10**18).
     """
     try:
         text = data.decode().strip(_SPACE)
@@ -152,9 +155,9 @@ def _token(text: str, at: int) -> int:
 
 
 def _members(text: str, start: int) -> list[Member]:
-    """The members from ``start`` on, which is not beyond ``text``, up to the first that no comma follows."""
+    """The members from the index ``start`` (less than ``len(text)``) to the first that is not followed by a comma."""
     found: list[Member] = []
-    # white space is looked for where there is any: most bodies have none, and this is most of the work on a body
+    # Most bodies have no white space, and this loop is most of the work on a body: it calls `_token` only if needed.
     try:
         while True:
             if text[start] != '"':
@@ -175,7 +178,7 @@ def _members(text: str, start: int) -> list[Member]:
             if text[stop] != ",":
                 return found
             start = stop + 1
-    except (IndexError, StopIteration, json.JSONDecodeError):  # the first: the text ends
+    except (IndexError, StopIteration, json.JSONDecodeError):  # IndexError: the end of the text
         raise NotInspectable("not_json") from None
     except RecursionError:
         raise NotInspectable("too_deep") from None

@@ -1,7 +1,8 @@
-"""What "unchanged" means: comparisons of a sent value with the stored one, and judges that know the whole request.
+"""What "unchanged" means: functions that compare what a client has sent with what LiteLLM has stored.
 
-A `Comparison` looks at two values, a `Judge` at all members that were sent and all columns that are stored. Both say
-True for unchanged, False for changed, and None if what is stored has not the shape that it is known for.
+A `Comparator` compares one sent value with one stored value. A `Judge` decides about one member of the request's body;
+it is called with all members that were sent and all columns of the stored key. Both return True for unchanged, False
+for changed, and None if the stored value does not have the expected shape. A member is cut only if the result is True.
 """
 
 from collections.abc import Callable
@@ -11,80 +12,80 @@ from typing import TypeGuard
 from sanitizer.sanitize.jsonedit import Json, equal
 
 Sent = dict[str, Json]
-"""Members of the submitted object."""
+"""Members of the object that was sent, by name."""
 Row = dict[str, Json]
-"""The columns of the stored key: ``info`` of ``GET /key/info``."""
-Comparison = Callable[[Json, Json], bool | None]
-"""Is the sent value (first) the stored one (second)?"""
+"""The columns of the stored key: ``info`` in the response to ``GET /key/info``."""
+Comparator = Callable[[Json, Json], bool | None]
+"""Compares a sent value (the first argument) with the stored one (the second)."""
 Judge = Callable[[Sent, Row], bool | None]
-"""Is a certain member unchanged?"""
+"""Decides whether one particular member, which is among those sent, is unchanged."""
 
 
-def is_any(sent: Json) -> bool:
-    """Any value."""
+def any_value(sent: Json) -> bool:
+    """Accepts any value."""
     return True
 
 
 def not_null(sent: Json) -> bool:
-    """Any value but null, which LiteLLM never stores in this column."""
+    """Accepts any value but null, for columns in which LiteLLM never stores null."""
     return sent is not None
 
 
 def is_null(sent: Json) -> bool:
-    """Null."""
+    """Accepts null alone."""
     return sent is None
 
 
 def is_empty_string(sent: Json) -> bool:
-    """The empty string, from a client that cannot send null."""
+    """Accepts the empty string alone, which clients that cannot send null send instead."""
     return sent == ""
 
 
 def same_list(sent: Json, stored: Json) -> bool | None:
-    """Lists of strings, item by item."""
-    if not _strings(stored):
+    """Compares lists of strings item by item."""
+    if not _is_list_of_strings(stored):
         return None
-    return _strings(sent) and sent == stored
+    return _is_list_of_strings(sent) and sent == stored
 
 
 def same_strings(sent: Json, stored: Json) -> bool | None:
-    """Lists of strings, compared as sets: LiteLLM's dashboard does so, and Terraform-like clients reorder."""
-    if not _strings(stored):
+    """Compares lists of strings as sets. LiteLLM's dashboard does the same, and clients such as Terraform reorder."""
+    if not _is_list_of_strings(stored):
         return None
-    return _strings(sent) and set(sent) == set(stored)
+    return _is_list_of_strings(sent) and set(sent) == set(stored)
 
 
 def same_object(sent: Json, stored: Json) -> bool | None:
-    """JSON objects, by strict equality at every depth."""
+    """Compares JSON objects by strict equality at every depth."""
     return equal(sent, stored) if isinstance(stored, dict) else None
 
 
 def same_number(sent: Json, stored: Json) -> bool | None:
-    """Numbers; a stored null is equal to a sent null alone."""
+    """Compares numbers. A stored null equals only a sent null."""
     return equal(sent, stored) if stored is None or isinstance(stored, Decimal) else None
 
 
 def both_null(sent: Json, stored: Json) -> bool | None:
-    """Null, where null is stored."""
+    """True if null was sent and null is stored."""
     return sent is None and stored is None
 
 
 def empty_for_null(sent: Json, stored: Json) -> bool | None:
-    """An empty string, where null or an empty string is stored."""
+    """True if the empty string was sent, and null or the empty string is stored."""
     if stored is not None and not isinstance(stored, str):
         return None
     return sent == "" and not stored
 
 
 def same_windows(sent: Json, stored: Json) -> bool | None:
-    """Budget windows, compared item by item on what a caller may set: ``budget_duration`` and ``max_budget``.
+    """Compares budget windows item by item, by what a caller can set: ``budget_duration`` and ``max_budget``.
 
-    No windows are null or ``[]``, sent and stored. ``reset_at`` is LiteLLM's: it stands in what is stored, and is not
-    read in what is sent, which may repeat it but not differ. The order counts: LiteLLM gives it no meaning, but would
-    store it.
+    Null and ``[]`` both mean that there are no windows. LiteLLM stores ``reset_at`` and ignores it in a request, so a
+    window may be sent without it. If it is sent, it must equal the stored one. The order of the windows must be the
+    same: LiteLLM gives it no meaning, but would store a new order.
     """
     sent, stored = ([] if windows is None else windows for windows in (sent, stored))
-    if not isinstance(stored, list) or not all(_window(item) for item in stored):
+    if not isinstance(stored, list) or not all(_is_window(item) for item in stored):
         return None
     return (
         isinstance(sent, list)
@@ -93,21 +94,22 @@ def same_windows(sent: Json, stored: Json) -> bool | None:
     )
 
 
-def same_permission(sent: Json, stored: Json) -> bool | None:
-    """Object permissions: each member that is sent equals the stored one, absent and empty alike.
+def same_object_permission(sent: Json, stored: Json) -> bool | None:
+    """Compares each member that was sent with the stored one; a member that is absent equals an empty one.
 
-    LiteLLM merges them member by member, and its dashboard sends some of them.
+    Members that were not sent are not compared: LiteLLM merges the two objects member by member, and its dashboard
+    sends only some of the members.
     """
     if stored is not None and not isinstance(stored, dict):
         return None
     if sent is None or not isinstance(sent, dict):
         return sent is None and stored is None
     columns = stored or {}
-    return all(_same_or_empty(value, columns.get(name)) for name, value in sent.items())
+    return all(_same_or_both_empty(value, columns.get(name)) for name, value in sent.items())
 
 
-def column(name: str, compare: Comparison) -> Judge:
-    """A judge of the member ``name``, which is stored in the column of that name."""
+def column(name: str, compare: Comparator) -> Judge:
+    """Returns a judge of the member ``name``, which is stored in the column of the same name."""
 
     def judge(sent: Sent, row: Row) -> bool | None:
         return compare(sent[name], row[name]) if name in row else None
@@ -115,25 +117,29 @@ def column(name: str, compare: Comparison) -> Judge:
     return judge
 
 
-def of_the_team(judge: Judge) -> Judge:
-    """A judge that takes the member for changed if the team changes too: LiteLLM judges it against the new team."""
+def unless_team_changes(judge: Judge) -> Judge:
+    """Returns ``judge`` with one more condition: a request that changes the key's team changes the member too.
 
-    def stays(sent: Sent, row: Row) -> bool | None:
+    LiteLLM checks such a member against the new team, even if the member itself is the stored one.
+    """
+
+    def judge_with_team(sent: Sent, row: Row) -> bool | None:
         if "team_id" in sent:
             if "team_id" not in row:
                 return None
-            if not _same_or_empty(sent["team_id"], row["team_id"]):
+            if not _same_or_both_empty(sent["team_id"], row["team_id"]):
                 return False
         return judge(sent, row)
 
-    return stays
+    return judge_with_team
 
 
-def premium(name: str) -> Judge:
-    """A judge of a member that LiteLLM keeps in ``metadata``; no value is the same as an empty one.
+def metadata_member(name: str) -> Judge:
+    """Returns a judge of the top-level member ``name``, which LiteLLM stores as a member of the column ``metadata``.
 
-    A sent ``metadata`` replaces the stored one, and such members are laid over it. So leaving one out is the same as
-    sending what is stored only if the body has no ``metadata``, or one with the same value in it.
+    An absent member equals an empty one. LiteLLM replaces the stored ``metadata`` with the one that is sent, and then
+    sets such members in it. If the body has no ``metadata``, leaving out the stored value of such a member therefore
+    changes nothing. If the body has one, it must hold the same value too.
     """
 
     def judge(sent: Sent, row: Row) -> bool | None:
@@ -143,22 +149,25 @@ def premium(name: str) -> Judge:
         value = sent[name]
         if "metadata" in sent:
             metadata = sent["metadata"]
-            if not isinstance(metadata, dict) or not _same_or_empty(value, metadata.get(name)):
+            if not isinstance(metadata, dict) or not _same_or_both_empty(value, metadata.get(name)):
                 return False
-        return _same_or_empty(value, stored.get(name))
+        return _same_or_both_empty(value, stored.get(name))
 
     return judge
 
 
 def object_permission(sent: Sent, row: Row) -> bool | None:
-    """The judge of ``object_permission``, a row of its own that a lookup by alias does not show."""
+    """The judge of ``object_permission``, which LiteLLM stores in a table of its own.
+
+    A lookup by alias shows only the ``object_permission_id`` that refers to it. It cannot be compared then.
+    """
     if "object_permission" not in row or (row["object_permission"] is None and row.get("object_permission_id")):
         return None
-    return same_permission(sent["object_permission"], row["object_permission"])
+    return same_object_permission(sent["object_permission"], row["object_permission"])
 
 
 def soft_budget(sent: Sent, row: Row) -> bool | None:
-    """The judge of ``soft_budget``, which is stored in a table of budgets that a key need not have."""
+    """The judge of ``soft_budget``, which LiteLLM stores in a table of budgets. A key may have no row there."""
     table = row.get("litellm_budget_table", False)
     if table is None:
         return sent["soft_budget"] is None
@@ -167,11 +176,11 @@ def soft_budget(sent: Sent, row: Row) -> bool | None:
     return same_number(sent["soft_budget"], table["soft_budget"])
 
 
-def _strings(value: Json) -> TypeGuard[list[str]]:
+def _is_list_of_strings(value: Json) -> TypeGuard[list[str]]:
     return isinstance(value, list) and all(isinstance(item, str) for item in value)
 
 
-def _window(value: Json) -> TypeGuard[dict[str, Json]]:
+def _is_window(value: Json) -> TypeGuard[dict[str, Json]]:
     return (
         isinstance(value, dict)
         and {"budget_duration", "max_budget"} <= value.keys() <= {"budget_duration", "max_budget", "reset_at"}
@@ -181,15 +190,15 @@ def _window(value: Json) -> TypeGuard[dict[str, Json]]:
 
 
 def _same_window(sent: Json, stored: Json) -> bool:
-    if not _window(sent) or not _window(stored):
+    if not _is_window(sent) or not _is_window(stored):
         return False
     return equal({"reset_at": stored.get("reset_at"), **sent}, {"reset_at": None, **stored})
 
 
-def _empty(value: Json) -> bool:
-    """Whether LiteLLM treats the value as none: null, an empty list, object or string."""
+def _is_empty(value: Json) -> bool:
+    """Whether LiteLLM treats the value as absent: null, or an empty list, object or string."""
     return value is None or value in ([], {}, "")
 
 
-def _same_or_empty(one: Json, other: Json) -> bool:
-    return (_empty(one) and _empty(other)) or equal(one, other)
+def _same_or_both_empty(one: Json, other: Json) -> bool:
+    return (_is_empty(one) and _is_empty(other)) or equal(one, other)

@@ -1,14 +1,14 @@
 """The lookup credential: a LiteLLM key of the gateway's own, for callers who may update a key but not read it.
 
-``GET /key/info`` refuses a key limited to ``/key/update``, for example. With the credential, the gateway reads for such
-a caller, and only after two refusals: LiteLLM has refused the update because of a guarded member, and has answered the
-caller's own lookup with 403. It therefore knows the caller, and only does not let them read. The credential is sent
-with lookups alone; the update itself always carries the caller's own fields.
+For example, LiteLLM refuses ``GET /key/info`` if the caller's own key is limited to ``/key/update``. The gateway reads
+the key with the credential only after two refusals: LiteLLM has refused the update because of a guarded field, and has
+answered the caller's own lookup with 403. LiteLLM has then authenticated the caller, who is only not allowed to read
+the key. The credential is sent with lookups alone. The update itself is always sent with the caller's own fields.
 
-It opens no oracle. The caller is never shown what was read. LiteLLM refuses an update in different words, depending on
-the members in it; so the answer to a further send is the caller's only if it is a success. Any other answer is replaced
-by the first refusal, without the gateway's response field. A stranger who sends guesses at a stored value gets the same
-answer for a right one as for a wrong one; only the time that it takes differs.
+The credential must not become an oracle, from which a caller could learn what is stored. The caller is never shown what
+was read. The text of LiteLLM's refusals depends on the members of the update, so a response to a resend is relayed only
+if it is a success. Otherwise the client gets the first refusal, without the gateway's response field. A caller who
+guesses a stored value gets the same response whether the guess is right or wrong; only the time that it takes differs.
 """
 
 import os
@@ -18,17 +18,17 @@ from collections.abc import Callable
 _KEY = re.compile(r"[\x21-\x7e]{1,512}")
 _MAX_FILE = 4096
 _BOMS = ("\ufeff", "\xef\xbb\xbf", "\xff\xfe", "\xfe\xff")
-"""Byte order marks: as one character; and those of UTF-8 and both kinds of UTF-16, with each byte as a character."""
+"""Byte order marks: U+FEFF, and those of UTF-8 and both byte orders of UTF-16, decoded as Latin-1."""
 _QUOTES = ('"', "'", "`")
 
 
 def read_key(path: str) -> str:
-    """The key in the file ``path``, less white space around it. Raises `OSError`, or `ValueError` if it is none."""
+    """The key in the file ``path``, without white space around it. Raises `OSError`, or `ValueError` if it has none."""
     return _read(path)[0]
 
 
 def checked_key(text: str) -> str:
-    """``text``, less white space around it, if it can be sent as a key. Raises `ValueError`, which does not say it."""
+    """``text`` without white space around it. Raises `ValueError`, without ``text`` in it, if it cannot be a key."""
     key = text.strip()
     if key.startswith(_BOMS):
         raise ValueError("one key and nothing else: it begins with a byte order mark; save it as plain ASCII")
@@ -42,9 +42,9 @@ def checked_key(text: str) -> str:
 class KeyFile:
     """The key in a file that may be replaced or rewritten at any time, as Kubernetes does with a mounted secret.
 
-    It is read at once, and again whenever it is called and another file is there (device, inode, time, size; symbolic
-    links are followed). As long as it cannot be read, or holds no key, the last good one is kept, and ``on_error`` is
-    called with the reason, once for each reason in a row.
+    The file is read at once. Calling the object returns the key, and reads the file again if its device, inode,
+    modification time or size has changed. Symbolic links are followed. If the file cannot be read or has no key, the
+    last key that was read is kept, and ``on_error`` is called with the reason, once until it changes.
     """
 
     def __init__(self, path: str, on_error: Callable[[str], None]) -> None:
@@ -56,7 +56,7 @@ class KeyFile:
         self()
 
     def __call__(self) -> str | None:
-        """The key as it is now; None if there has been none yet."""
+        """The current key, or None if none has been read yet."""
         try:
             if _version(os.stat(self._path)) != self._version:
                 self._key, self._version = _read(self._path)
@@ -76,7 +76,7 @@ def _version(status: os.stat_result) -> tuple[int, ...]:
 
 def _read(path: str) -> tuple[str, tuple[int, ...]]:
     with open(path, "rb") as file:
-        version = _version(os.fstat(file.fileno()))  # of the very file that is read
+        version = _version(os.fstat(file.fileno()))  # of the file that was opened, which may have been replaced since
         content = file.read(_MAX_FILE + 1)
     if len(content) > _MAX_FILE:
         raise ValueError("too long for a key")

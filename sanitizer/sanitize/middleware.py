@@ -1,11 +1,11 @@
-"""The sanitizer as ASGI middleware. Around LiteLLM's own app it repairs updates in that process, with no hop added::
+"""The sanitizer as ASGI middleware. It can wrap LiteLLM's own app, and then repairs updates without another hop::
 
     from litellm.proxy.proxy_server import app as litellm
     from sanitizer.sanitize.middleware import SanitizerMiddleware
     app = SanitizerMiddleware(litellm)
 
-Whatever is not intercepted reaches the app as if nothing were there. What can go wrong with the rest is listed in
-`sanitizer.sanitize.core`.
+A request that is not intercepted reaches the app unchanged. `sanitizer.sanitize.core` lists the cases in which an
+intercepted request is not edited.
 """
 
 import asyncio
@@ -18,13 +18,13 @@ from typing import Any, Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.errors import GatewayError
-from sanitizer.sanitize.answer import Answer
 from sanitizer.sanitize.core import Interception, Sanitizer
+from sanitizer.sanitize.response import AppResponse
 from sanitizer.sanitize.scopes import copy_scope, encode_header
 from sanitizer.sanitize.stored import Caller
 
-_READS: Final = frozenset(("GET", "HEAD", "OPTIONS"))
-"""Methods of requests that write nothing (RFC 9110 section 9.2.1)."""
+_SAFE: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+"""Safe methods (RFC 9110 section 9.2.1), whose requests write nothing."""
 
 
 class ClientLeft(Exception):
@@ -32,12 +32,16 @@ class ClientLeft(Exception):
 
 
 class SanitizerMiddleware:
-    """Cuts guarded fields out of requests to ``app`` if they are sent unchanged; everything else passes by.
+    """Cuts unchanged guarded fields from requests to ``app``, and passes everything else through.
 
-    ``sanitizer``: how; by default one that cuts all fields, under the path prefixes in the variable SERVER_ROOT_PATH,
-    which LiteLLM reads too. ``caller`` gives the `Caller` that looks keys up for a request; by default ``app`` itself
-    is asked, in this process. A request for which it raises `GatewayError` is not intercepted. ``stall_timeout``: when
-    content that is due has not come for this many seconds, the app gets the request as it comes. None: no limit.
+    ``sanitizer`` decides what to cut. The default one cuts all guarded fields. It intercepts paths without a prefix and
+    under the prefix in the environment variable SERVER_ROOT_PATH, which LiteLLM reads too.
+
+    ``caller`` returns the `Caller` for a scope, with which keys are looked up. By default, lookups are sent to ``app``
+    in this process. A request for which ``caller`` raises `GatewayError` is not intercepted.
+
+    ``stall_timeout`` is in seconds. If the content is incomplete and no more of it is received for so long, the app
+    gets the request unedited. None means that there is no limit.
     """
 
     def __init__(
@@ -52,7 +56,7 @@ class SanitizerMiddleware:
         self._stall_timeout = stall_timeout
         self.sanitizer = sanitizer or Sanitizer(prefixes=("", *_root_paths()))
         if caller is None:
-            from sanitizer.sanitize.in_process import InProcess  # the gateway does without httpx
+            from sanitizer.sanitize.in_process import InProcess  # imported here, for the gateway does not load httpx
 
             caller = InProcess(app)
         self._caller = caller
@@ -70,7 +74,7 @@ class SanitizerMiddleware:
         try:
             await self._handle(interception, scope, _Upload(interception, receive, self._stall_timeout), send)
         except ClientLeft:
-            pass  # `close` reports it
+            pass  # `close` reports the request
         finally:
             interception.close()
 
@@ -89,7 +93,7 @@ class SanitizerMiddleware:
 
     def _writing(self, scope: Scope) -> AbstractContextManager[None] | None:
         writing = self.sanitizer.writing
-        if writing is None or scope["type"] != "http" or scope["method"] in _READS:
+        if writing is None or scope["type"] != "http" or scope["method"] in _SAFE:
             return None
         return writing(scope["path"])
 
@@ -97,39 +101,40 @@ class SanitizerMiddleware:
         scope = copy_scope(scope)  # uvicorn appends the request's trailers to the list of fields in its scope
         body = None
         if interception.inspects and await upload.read():
-            body = await upload.ask(interception.edit())
-        previous: Answer | None = None
+            body = await upload.unless_client_leaves(interception.edit())
+        previous: AppResponse | None = None
         while True:
-            answer = Answer(interception, send, previous)
+            response = AppResponse(interception, send, previous)
             returned = False
-            with _Reported(answer):
+            with _FailureHidden(response):
                 try:
-                    await self.app(_with_body(scope, body), upload.replay(body), answer.send)
+                    await self.app(_with_body(scope, body), upload.replay(body), response.send)
                     returned = True
                 finally:
-                    if not returned or not answer.whole:  # what there is of an answer is the client's all the same
-                        await answer.pass_on()
-            if not answer.whole:
+                    if not returned or not response.complete:  # the client gets an incomplete response as well
+                        await response.pass_on()
+            if not response.complete:
                 return
-            body = await upload.ask(interception.next_body(answer.status, answer.head, answer.content))
+            next_body = interception.next_body(response.status, response.head, response.content)
+            body = await upload.unless_client_leaves(next_body)
             if body is None:
-                await answer.pass_on()
+                await response.pass_on()
                 return
-            previous = answer
+            previous = response
 
 
 class _Upload:
-    """The request's content, read into an interception, and the ``receive`` that hands it to the app."""
+    """The content of a request: collects it in an interception, and replays it to the app."""
 
     def __init__(self, interception: Interception, receive: Receive, stall_timeout: float | None) -> None:
         self._stall_timeout = stall_timeout
         self._interception = interception
         self._receive = receive
-        self._read: bool | None = None  # whether the whole content has been read
+        self._complete: bool | None = None  # whether all content was read; None if `read` was not called
 
     async def read(self) -> bool:
-        """Collect the content; False if it can't be inspected and more of it may be to come. Raises `ClientLeft`."""
-        self._read = False
+        """Collect the content. Returns False if it cannot be inspected. Raises `ClientLeft`."""
+        self._complete = False
         more = True
         while more:
             try:
@@ -142,17 +147,17 @@ class _Upload:
                 raise ClientLeft
             more = message.get("more_body", False)
             if not self._interception.collect(bytes(message.get("body", b""))):
-                self._read = not more
+                self._complete = not more
                 return False
-        self._read = True
+        self._complete = True
         return True
 
     def replay(self, body: bytes | None) -> Receive:
-        """A ``receive`` that begins with ``body``, or else with what was read, and goes on with what is to come."""
-        if self._read is None:  # nothing was
+        """A ``receive`` for the app. It returns ``body``, or what was read if that is None, and then later messages."""
+        if self._complete is None:
             return self._receive
         content = self._interception.body if body is None else body
-        replayed: Message | None = {"type": "http.request", "body": content, "more_body": not self._read}
+        replayed: Message | None = {"type": "http.request", "body": content, "more_body": not self._complete}
 
         async def receive() -> Message:
             nonlocal replayed
@@ -160,22 +165,23 @@ class _Upload:
             if message is None:
                 return await self._receive()
             if message["more_body"]:
-                self._interception.release()  # from here on it streams
+                self._interception.release()  # the rest is streamed, so the request is never sent again
             return message
 
         return receive
 
-    async def ask(self, question: Coroutine[Any, Any, bytes | None]) -> bytes | None:
-        """The body that ``question`` returns, asked after `read`. Raises `ClientLeft`, with the question cancelled.
+    async def unless_client_leaves(self, decision: Coroutine[Any, Any, bytes | None]) -> bytes | None:
+        """Run ``decision``, which returns a body, and return that body. To be called after `read`.
 
-        A question that fails, which only a defect can cause, is reported by the event loop, and returns no body.
+        If the client disconnects first, ``decision`` is cancelled and `ClientLeft` is raised. If ``decision`` raises,
+        which only a defect can cause, the event loop's exception handler is called and None is returned.
         """
-        work = asyncio.create_task(question)
-        gone = asyncio.create_task(self._client_left())
+        work = asyncio.create_task(decision)
+        disconnect = asyncio.create_task(self._wait_for_disconnect())
         try:
-            await asyncio.wait((work, gone), return_when=asyncio.FIRST_COMPLETED)
-            if gone.done():
-                gone.result()
+            await asyncio.wait((work, disconnect), return_when=asyncio.FIRST_COMPLETED)
+            if disconnect.done():
+                disconnect.result()
                 raise ClientLeft
             if (error := work.exception()) is not None:
                 self._interception.give_up()
@@ -185,32 +191,32 @@ class _Upload:
             return work.result()
         finally:
             work.cancel()
-            gone.cancel()
-            await asyncio.gather(work, gone, return_exceptions=True)
+            disconnect.cancel()
+            await asyncio.gather(work, disconnect, return_exceptions=True)
 
-    async def _client_left(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         message = await self._receive()
-        if message["type"] != "http.disconnect":  # a server that says something else after the body's end
+        if message["type"] != "http.disconnect":  # some servers send another message after the end of the content
             await asyncio.Event().wait()
 
 
-class _Reported:
-    """Lets the event loop report an app's failure, and hides it from the server, if the answer has been replaced.
+class _FailureHidden:
+    """Hides an app's failure from the server if the response was replaced. The event loop's exception handler gets it.
 
-    A server closes the connection when an app fails, and the client would learn from that what the answer was.
+    A server closes the connection when an app fails. That would tell the client something about the hidden response.
     """
 
-    def __init__(self, answer: Answer) -> None:
-        self._answer = answer
+    def __init__(self, response: AppResponse) -> None:
+        self._response = response
 
     def __enter__(self) -> None: ...
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
-        hidden = isinstance(error, Exception) and self._answer.replaced
+        hidden = isinstance(error, Exception) and self._response.replaced
         if hidden:
-            message = "the app has failed in a further send, whose answer is not the client's"
+            message = "the app has failed during a resend, whose response the client does not get"
             asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
         return hidden
 
@@ -221,7 +227,7 @@ def _root_paths() -> list[str]:
 
 
 def _with_body(scope: Scope, body: bytes | None) -> Scope:
-    """A copy of ``scope`` with the length of ``body``, unless that is None. A chunked body has none and gets none."""
+    """A copy of ``scope``, with the length of ``body`` as Content-Length, if it has one and ``body`` is not None."""
     copied = copy_scope(scope)
     if body is not None:
         length = b"%d" % len(body)

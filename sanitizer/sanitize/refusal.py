@@ -1,4 +1,4 @@
-"""LiteLLM's refusals: the text in an answer that says why."""
+"""LiteLLM's refusals: the text in a response that says why the request was refused."""
 
 import re
 import zlib
@@ -6,17 +6,17 @@ from typing import Final
 
 from sanitizer.sanitize.jsonedit import NotInspectable, loads
 
-LIMIT: Final = 64 * 1024
-"""Bytes of a refusal; a longer answer is none."""
+MAX_REFUSAL: Final = 64 * 1024
+"""The most bytes of content in a refusal. A response with more is not taken for a refusal."""
 
 _CODINGS: Final = re.compile(rb"\r\ncontent-encoding:[ \t]*([^\r]*)", re.IGNORECASE)
 
 
 def refusal_text(head: bytes, content: bytes) -> str:
-    """The one text that says why a request was refused: ``error.message``, ``detail.error`` or ``detail``.
+    """The text that says why a request was refused: ``error.message``, ``detail.error`` or ``detail``.
 
-    ``head`` is the answer's head in octets. Empty if there is no such text, for example because the content is no JSON
-    object, has another content coding than gzip, or is longer than `LIMIT`.
+    ``head`` is the response head in octets. Returns ``""`` if there is no such text, for example because the content is
+    not a JSON object, has a content coding other than gzip, or is longer than `MAX_REFUSAL`, also when inflated.
     """
     plain = _decoded(head, content)
     try:
@@ -42,11 +42,11 @@ def _decoded(head: bytes, content: bytes) -> bytes:
     if codings == [b"gzip"]:
         try:
             inflated = zlib.decompressobj(16 + zlib.MAX_WBITS)
-            content = inflated.decompress(content, LIMIT + 1)
+            content = inflated.decompress(content, MAX_REFUSAL + 1)
         except zlib.error:
             return b""
         if not inflated.eof:
             return b""
     elif codings:
         return b""
-    return content if len(content) <= LIMIT else b""
+    return content if len(content) <= MAX_REFUSAL else b""

@@ -1,4 +1,4 @@
-"""ASGI scopes: their field lines as octets, and copies of them."""
+"""ASGI scopes: their header as octets, and copies of them."""
 
 import re
 from collections.abc import Iterable
@@ -11,7 +11,7 @@ _VALUE: Final = re.compile(rb"[^\r\n]*")
 
 
 def encode_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
-    """A head in octets: an empty start line and the field lines. None if a field is malformed."""
+    """A message head in octets: an empty start line and the field lines. Returns None if a field is malformed."""
     lines = [b"\r\n"]
     for name, value in headers:
         if not _NAME.fullmatch(name) or not _VALUE.fullmatch(value):
@@ -21,7 +21,7 @@ def encode_header(headers: Iterable[tuple[bytes, bytes]]) -> bytes | None:
 
 
 def copy_scope(scope: Scope) -> Scope:
-    """A copy of a scope for an app to change: it may be called more than once."""
+    """A copy of a scope that an app may change. The app may be called again with another copy."""
     copied = {**scope, "headers": list(scope["headers"])}
     if "state" in scope:
         copied["state"] = scope["state"].copy()

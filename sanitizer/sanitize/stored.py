@@ -1,4 +1,4 @@
-"""A key as LiteLLM has it now: ``GET /key/info``, asked as the caller."""
+"""Lookups of the stored state of a key: ``GET /key/info``, sent to LiteLLM as the caller."""
 
 import asyncio
 import hashlib
@@ -11,9 +11,9 @@ from typing import Protocol
 from urllib.parse import quote
 
 from sanitizer.errors import GatewayError, PoolExhausted, UpstreamTimeout
-from sanitizer.sanitize.cache import AnswerCache
+from sanitizer.sanitize.cache import LookupCache
 from sanitizer.sanitize.queries import (
-    MAX_ANSWER,
+    MAX_RESPONSE,
     Query,
     Stored,
     Unknown,
@@ -25,29 +25,28 @@ from sanitizer.sanitize.queries import (
 
 
 class Ask(Protocol):
-    """Sends a lookup."""
+    """A callable that sends lookups."""
 
     def __call__(
         self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /
     ) -> Awaitable[tuple[int, bytes]]:
-        """Send a GET, or a POST with ``content``; ``header`` are field lines, each of which follows a CRLF.
+        """Send a GET to ``target`` or, with ``content``, a POST. ``header`` is field lines that each follow a CRLF.
 
-        Returns the status and, for a 200, the content. A content over ``limit`` bytes comes back cut short, but longer
-        than the limit. Raises `GatewayError`.
+        Returns the status and, for a 200, the content. Content longer than ``limit`` bytes is truncated, but what is
+        returned is still longer than ``limit``. Raises `GatewayError`.
         """
 
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """The caller of an intercepted request, as LiteLLM gets to know it.
-
-    ``head`` is the head that the request is sent to LiteLLM with, in octets; ``ask`` sends a lookup as it is sent.
-    ``client`` is the address that the request has come from, None on a unix socket.
-    """
+    """The caller of an intercepted request, as LiteLLM sees it."""
 
     head: bytes
+    """The head with which the request is sent to LiteLLM, in octets."""
     ask: Ask
+    """Sends a lookup in the same way as the request is sent."""
     client: str | None = None
+    """The client's address, or None on a unix socket."""
 
 
 class LookupOutcome(StrEnum):
@@ -58,30 +57,33 @@ class LookupOutcome(StrEnum):
     REFUSED = "4xx"
     SERVER_ERROR = "5xx"
     TIMEOUT = "timeout"
-    FAILED = "failed"  # there was no answer
-    UNUSABLE = "unusable"  # the answer does not say what is stored
+    FAILED = "failed"  # no response
+    UNUSABLE = "unusable"  # a response from which the stored state cannot be read
 
     @classmethod
     def of_status(cls, status: int) -> "LookupOutcome":
-        """The outcome of a lookup that was answered with another status than 200."""
+        """The outcome of a lookup with a response status other than 200."""
         return {3: cls.REDIRECTED, 4: cls.REFUSED, 5: cls.SERVER_ERROR}.get(status // 100, cls.UNUSABLE)
 
 
 @dataclass(frozen=True, slots=True)
 class Lookup:
-    """One lookup: how it ended, how many seconds it took, and whether the gateway's own credential was used in it."""
+    """A lookup that has ended."""
 
     outcome: LookupOutcome
     seconds: float
+    """How long it took."""
     lookup_key: bool = False
+    """Whether it was made with the gateway's own credential."""
 
 
 class StoredKeys:
-    """Looks keys up in LiteLLM. ``timeout`` (seconds) is for a whole lookup.
+    """Looks keys up in LiteLLM.
 
-    ``lookup_key`` gives the gateway's own credential as it is now, or None (`sanitizer.sanitize.lookup_key`); ``host``
-    is the Host that a lookup with it names. ``cache_ttl`` (seconds; 0: off) lets an answer be reused for the same
-    header, key and path prefix (`sanitizer.sanitize.cache`, which says what that costs).
+    ``timeout`` limits a whole lookup, in seconds. ``cache_ttl`` is how many seconds a response is reused for lookups
+    with the same field lines, key and path prefix; 0 switches the cache off (see `sanitizer.sanitize.cache` for what it
+    costs). ``lookup_key`` returns the gateway's current own credential, or None (see `sanitizer.sanitize.lookup_key`).
+    ``host`` is the Host of lookups with that credential.
     """
 
     def __init__(
@@ -95,28 +97,30 @@ class StoredKeys:
         self._timeout = timeout
         self._lookup_key = lookup_key
         self._host = host
-        self._cache = AnswerCache(cache_ttl) if cache_ttl else None
+        self._cache = LookupCache(cache_ttl) if cache_ttl else None
 
     @property
     def has_lookup_key(self) -> bool:
-        """Whether there may be a credential to look up with."""
+        """Whether the gateway may have a credential of its own."""
         return self._lookup_key is not None
 
     @property
     def caches(self) -> bool:
-        """Whether answers are reused."""
+        """Whether there is a cache of lookups."""
         return self._cache is not None
 
     async def get(
         self, caller: Caller, key: str | None, alias: str | None, prefix: str, *, fresh: bool = False
     ) -> tuple[Stored | Unknown, Lookup | None]:
-        """The state of a key as the caller may see it, and the lookup made for it.
+        """Look up the stored state of a key as the caller.
 
-        It is the state of ``key`` (not empty, encodable as UTF-8) or, if that is None, of the key with this alias,
-        which is never cached. If what is stored comes without a lookup, it has been read for an earlier request.
-        ``prefix`` is the path prefix, ``""`` for none; ``fresh`` bypasses the cache. Cancelling closes the lookup.
-        `Unknown` reasons: ``key_form``, ``lookup_<status>``, ``lookup_timeout``, ``lookup_failed``, ``lookup_size``,
-        ``lookup_shape``, ``key_deleted``.
+        The key is ``key`` (not empty, encodable as UTF-8) or, if that is None, the one with ``alias``, which is never
+        cached. ``prefix`` is the path prefix, ``""`` for none. ``fresh`` bypasses the cache. Cancelling this cancels
+        the lookup.
+
+        Returns the state and the lookup that was made. The lookup is None if the state is from the cache, or if no
+        lookup was possible. Reasons of an `Unknown`: ``key_form``, ``lookup_<status>``, ``lookup_timeout``,
+        ``lookup_failed``, ``lookup_size``, ``lookup_shape``, ``key_deleted``.
         """
         query = query_of(key, alias, prefix)
         if query is None:
@@ -128,20 +132,20 @@ class StoredKeys:
             return found, lookup
         token = token_of(key)
         identity = hashlib.sha256(b"%b\r\n%b" % (quote(prefix).encode(), header)).digest()
-        if not fresh and (answer := cache.get(token, identity)) is not None:
-            return query.read(answer), None
-        begun = cache.begin_lookup(token)
-        found, lookup, answer = await self._look_up(caller, header, query)
+        if not fresh and (content := cache.get(token, identity)) is not None:
+            return query.read(content), None
+        generation = cache.begin_lookup(token)
+        found, lookup, content = await self._look_up(caller, header, query)
         if isinstance(found, Stored):
-            cache.put(token, identity, answer, begun)
+            cache.put(token, identity, content, generation)
         return found, lookup
 
     async def get_with_lookup_key(
         self, caller: Caller, key: str | None, alias: str | None, prefix: str
     ) -> tuple[Stored | Unknown, Lookup | None]:
-        """The state of a key as the gateway's own credential may see it.
+        """Look up the stored state of a key with the gateway's own credential.
 
-        As `get`, but a refusal has the reason ``lookup_key_<status>``, and nothing is cached.
+        As `get`, but nothing is cached, and the reason for a status other than 200 is ``lookup_key_<status>``.
         """
         own = self._lookup_key() if self._lookup_key is not None else None
         query = query_of(key, alias, prefix)
@@ -152,9 +156,9 @@ class StoredKeys:
         return found, lookup
 
     def writing(self, key: str | None) -> AbstractContextManager[None]:
-        """While a request is on its way that may write the key (None: any key), the cache holds nothing of it.
+        """The context of a request that may write the key, or any key if it is None. Meanwhile the key is not cached.
 
-        Is called only if there is a cache, see `caches`.
+        To be called only if there is a cache, see `caches`.
         """
         assert self._cache is not None  # noqa: S101 - for the type checker
         return self._cache.writing(None if key is None else token_of(key))
@@ -162,22 +166,24 @@ class StoredKeys:
     async def _look_up(
         self, caller: Caller, header: bytes, query: Query, *, lookup_key: bool = False
     ) -> tuple[Stored | Unknown, Lookup, bytes]:
-        """What is stored, the lookup, and the answer if there was one."""
+        """Returns the stored state, the lookup, and the content of the response, empty if there was none."""
         since = perf_counter()
         found: Stored | Unknown
-        answer = b""
+        content = b""
         try:
             async with asyncio.timeout(self._timeout):
-                status, answer = await caller.ask(query.target, header + query.header, MAX_ANSWER, query.content)
+                status, content = await caller.ask(
+                    query.request_target, header + query.header, MAX_RESPONSE, query.content
+                )
         except (TimeoutError, UpstreamTimeout, PoolExhausted):
             found, outcome = Unknown("lookup_timeout"), LookupOutcome.TIMEOUT
         except GatewayError:
             found, outcome = Unknown("lookup_failed"), LookupOutcome.FAILED
         else:
             if status == 200:
-                found = query.read(answer)
+                found = query.read(content)
                 outcome = LookupOutcome.OK if isinstance(found, Stored) else LookupOutcome.UNUSABLE
             else:
                 found = Unknown(f"lookup_{'key_' if lookup_key else ''}{status}", status == 403 and not lookup_key)
                 outcome = LookupOutcome.of_status(status)
-        return found, Lookup(outcome, perf_counter() - since, lookup_key), answer
+        return found, Lookup(outcome, perf_counter() - since, lookup_key), content

@@ -1,4 +1,4 @@
-"""What an intercepted request sends, and whether it may be edited."""
+"""The body of an intercepted request, and whether it may be inspected."""
 
 import re
 from collections.abc import Collection, Iterable
@@ -10,82 +10,90 @@ from sanitizer.sanitize.jsonedit import Json, NotInspectable, cut, loads, member
 from sanitizer.sanitize.judges import Row
 from sanitizer.sanitize.targets import Target
 
-_ABOUT_CONTENT: Final = re.compile(
+_CONTENT_FIELDS: Final = re.compile(
     rb"\r\n(content-(?:type|encoding|length|digest|md5)|repr-digest|digest|signature(?:-input)?|x-amz-content-sha256)"
     rb":[ \t]*([^\r]*)",
     re.IGNORECASE,
 )
-"""Field lines that say what the content is. Those that vouch for it are of RFC 9530, RFC 3230, RFC 1864 (with RFC 2616
-section 14.15), RFC 9421 and AWS Signature Version 4."""
+"""Field lines that describe or sign the content. Digests and signatures are those of RFC 9530, RFC 3230, RFC 1864 (with
+RFC 2616 section 14.15), RFC 9421 and AWS Signature Version 4."""
 
-_BEFORE: Final = Cut.BEFORE_FORWARDING  # members read off the class are slow
+_BEFORE: Final = Cut.BEFORE_FORWARDING  # reading a member from the enum's class is slow
 
 
 class Submission:
-    """An inspected body: its members, the gates on what it sends, and the key that it is about.
+    """An inspected body: its members, the gates on them, and the key that the request is about.
 
-    ``values`` has the members that gates are judged by. ``gates`` are those on its members, less those that cut after
-    a refusal if the value cannot be unchanged. ``alias`` names the key where ``key`` is None.
+    `values` maps the names of the members in `Target.inspected` to their values. `gates` are the gates on members of
+    the body. A gate that cuts after a refusal is not among them if the sent value cannot be unchanged. `key` is the
+    key that the request names; if it is None, `alias` is the alias that names the key, or None.
     """
 
     def __init__(self, body: bytes, target: Target) -> None:
-        """Raises `NotInspectable`, also for ``duplicate_member`` among the members that are looked at.
+        """Inspect ``body``. An empty one counts as an object without members: regenerating a key needs no body.
 
-        No body has no members: a key is regenerated without one.
+        Raises `NotInspectable` if the body is not a JSON object that may be edited (see
+        `sanitizer.sanitize.jsonedit.members`), or with ``duplicate_member`` if an inspected member is repeated.
         """
         self.body = body
         self._members = members(body) if body else []
-        looked_at = [(name, body[value:end]) for name, _, value, end, _ in self._members if name in target.looked_at]
-        self.values = values = {name: loads(value) for name, value in looked_at}
-        if len(values) < len(looked_at):
+        inspected = [(name, body[value:end]) for name, _, value, end, _ in self._members if name in target.inspected]
+        self.values = values = {name: loads(value) for name, value in inspected}
+        if len(values) < len(inspected):
             raise NotInspectable("duplicate_member")
         self.gates = tuple(
             gate
             for gate in target.gates
             if gate.field in values and (gate.cut is _BEFORE or gate.can_be_unchanged(values[gate.field]))
         )
-        key = values.get("key", target.key)  # the body's beats the path's
-        self.key = _name(key)
-        self.alias = _name(values.get("key_alias")) if target.endpoint == UPDATE and key is None else None
+        key = values.get("key", target.key)  # a key in the body takes precedence over the one in the path
+        self.key = _identifier(key)
+        self.alias = _identifier(values.get("key_alias")) if target.endpoint == UPDATE and key is None else None
 
     @property
     def names_a_key(self) -> bool:
-        """Whether the key can be looked up."""
+        """Whether the request names a key, which can then be looked up."""
         return self.key is not None or self.alias is not None
 
     @property
-    def comparable(self) -> list[Gate]:
+    def gates_before_forwarding(self) -> list[Gate]:
         """The gates whose members may be cut before the request is forwarded."""
         return [gate for gate in self.gates if gate.cut is _BEFORE and gate.can_be_unchanged(self.values[gate.field])]
 
-    def writes(self, fields: Collection[str]) -> bool:
-        """Whether the body without ``fields`` may change what others are compared with before they are forwarded."""
+    def makes_cache_stale(self, cut_fields: Collection[str]) -> bool:
+        """Whether the body, without ``cut_fields``, may write a stored value that is read from cached lookups.
+
+        Only comparisons before forwarding use the cache. They read the fields that may be cut then, and ``team_id``.
+        """
         compared = {gate.field for gate in self.gates if gate.cut is _BEFORE}
-        return not (compared | ({"team_id"} & self.values.keys())).issubset(fields)
+        return not (compared | ({"team_id"} & self.values.keys())).issubset(cut_fields)
 
     def unchanged(self, gates: Iterable[Gate], row: Row) -> tuple[list[str], bool]:
-        """The fields of ``gates`` that are unchanged, and whether the shape of all that was compared is known."""
+        """Compare the members of ``gates`` with the stored ``row``.
+
+        Returns the names of those that are unchanged, and whether all stored values had the expected shape.
+        """
         verdicts = [(gate.field, gate.unchanged(self.values, row)) for gate in gates]
         return [name for name, verdict in verdicts if verdict], all(verdict is not None for _, verdict in verdicts)
 
     def without(self, fields: Collection[str]) -> bytes:
-        """The body less ``fields``."""
+        """The body without the members named in ``fields``."""
         return cut(self.body, self._members, fields)
 
     def in_order(self, fields: Collection[str]) -> tuple[str, ...]:
-        """``fields`` in the order in which the body has them."""
+        """``fields`` in the order of the body's members."""
         return tuple([name for name in self.values if name in fields])
 
 
-def obstacle(head: bytes, max_body: int) -> str | None:
-    """Why the body under this head must not be edited, as a stable token; None if it may be.
+def reason_not_to_inspect(head: bytes, max_body: int) -> str | None:
+    """The reason why the content of a request must not be inspected, or None if it may be.
 
-    ``head`` is octets whose field lines each follow a CRLF; ``max_body`` is bytes. The tokens: ``content_type``,
-    ``content_encoding``, ``signed``, and ``too_large`` for a Content-Length over ``max_body``.
+    ``head`` is the request head in octets, in which a CRLF precedes each field line. The reason is a stable token:
+    ``content_type``, ``content_encoding``, ``signed``, or ``too_large`` for a Content-Length over ``max_body`` bytes.
     """
     types: list[str] = []
-    found: str | None = None
-    for name, value in _ABOUT_CONTENT.findall(head):
+    reason: str | None = None
+    for name, value in _CONTENT_FIELDS.findall(head):
         name, value = name.lower(), value.rstrip(b" \t")
         if name == b"content-type":
             types.append(value.decode("latin-1"))
@@ -94,26 +102,27 @@ def obstacle(head: bytes, max_body: int) -> str | None:
                 return "content_encoding"
         elif name == b"content-length":
             if exceeds(value, max_body):
-                found = "too_large"
+                reason = "too_large"
         else:
             return "signed"
-    # more than one: servers differ in which they take
-    if types and (len(types) > 1 or not _json(types[0])):
+    # If there is more than one Content-Type, servers differ in which one they use.
+    if types and (len(types) > 1 or not _is_json(types[0])):
         return "content_type"
-    return found
+    return reason
 
 
 def exceeds(length: bytes, limit: int) -> bool:
-    """Whether a Content-Length, however long, says more than ``limit`` bytes. What is no number says nothing."""
+    """Whether a Content-Length of any number of digits exceeds ``limit``. False if it is not a number."""
     digits, bound = length.lstrip(b"0"), b"%d" % limit
     return digits.isdigit() and (len(digits), digits) > (len(bound), bound)
 
 
-def _json(content_type: str) -> bool:
-    """Whether LiteLLM parses the body as JSON, as FastAPI decides it: an empty value counts as a missing one."""
+def _is_json(content_type: str) -> bool:
+    """Whether LiteLLM parses the body as JSON, by FastAPI's rules. An empty Content-Type counts as a missing one."""
     if content_type in ("", "application/json"):
         return True
-    if "form" in content_type.lower():  # anywhere: LiteLLM's authentication then reads a form, FastAPI perhaps JSON
+    # If it contains "form", LiteLLM's authentication reads the body as a form, even if FastAPI then parses it as JSON.
+    if "form" in content_type.lower():
         return False
     message = Message()
     message["content-type"] = content_type
@@ -121,9 +130,9 @@ def _json(content_type: str) -> bool:
     return message.get_content_maintype() == "application" and (subtype == "json" or subtype.endswith("+json"))
 
 
-def _name(value: Json) -> str | None:
-    """The value, if it can name a key."""
-    # LiteLLM's /key/info would take an empty key for the caller's own; a lone surrogate can be neither hashed nor sent
+def _identifier(value: Json) -> str | None:
+    """``value`` if it can identify a key, else None."""
+    # LiteLLM's /key/info answers an empty key with the caller's own. A lone surrogate can be neither hashed nor sent.
     try:
         return value if isinstance(value, str) and value.encode() else None
     except UnicodeEncodeError:

@@ -1,4 +1,4 @@
-"""The intercepted paths: what each of them stands for."""
+"""The intercepted paths, and the endpoint of LiteLLM that each of them belongs to."""
 
 import os
 import re
@@ -9,51 +9,56 @@ from typing import Final
 from sanitizer.sanitize.gates import GATES, Gate
 
 _KEY: Final = re.escape("{key}")
-_ALWAYS_LOOKED_AT: Final = frozenset(("key", "key_alias", "team_id", "metadata"))
-"""Members that have no gate, perhaps, but name the key, or are what others are judged by."""
+_ALWAYS_INSPECTED: Final = frozenset(("key", "key_alias", "team_id", "metadata"))
+"""Members that are inspected even if they have no gate: they identify the key, or other members are judged by them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """What an intercepted path stands for."""
+    """The endpoint that an intercepted path belongs to, with the variable parts of the path."""
 
     endpoint: str
     prefix: str
-    """The path prefix it was called under, ``""`` for none."""
+    """The path prefix, ``""`` for none."""
     key: str | None
-    """The key in the path, if the endpoint has one there."""
+    """The key in the path, or None if the endpoint's path has none."""
     gates: tuple[Gate, ...]
-    looked_at: frozenset[str]
-    """The members of a body whose values are needed: those with a gate, those by which they are judged, and the key."""
+    """The gates of the endpoint."""
+    inspected: frozenset[str]
+    """The members whose values are needed: those with a gate, those by which they are judged, and those that identify
+    the key."""
 
 
 class Targets:
-    """The intercepted paths: every endpoint that has a gate on one of ``fields``, under each of ``prefixes``."""
+    """The intercepted paths: each endpoint that has a gate on one of ``fields``, under each of ``prefixes``."""
 
     def __init__(self, fields: Collection[str], prefixes: Iterable[str]) -> None:
         gates: dict[str, list[Gate]] = {}
         for gate in GATES:
             if gate.field in fields:
                 gates.setdefault(gate.endpoint, []).append(gate)
-        begins = [endpoint.partition("{")[0] for endpoint in gates]
-        self._common = os.path.commonprefix(begins)  # noqa: RUF071 - of characters is what is meant
+        constant_parts = [endpoint.partition("{")[0] for endpoint in gates]
+        self._common_part = os.path.commonprefix(constant_parts)  # noqa: RUF071 - a prefix of characters is meant
         prefix = "|".join(map(re.escape, prefixes))
         self._endpoints = [
             (
                 re.compile(rf"({prefix}){re.escape(endpoint).replace(_KEY, '([^/]+)')}"),
                 endpoint,
                 tuple(rows),
-                _ALWAYS_LOOKED_AT.union(gate.field for gate in rows),
+                _ALWAYS_INSPECTED.union(gate.field for gate in rows),
             )
             for endpoint, rows in gates.items()
         ]
 
     def find(self, path: str) -> Target | None:
-        """The target of a decoded path: LiteLLM matches decoded paths too, exactly and with case."""
-        if self._common not in path:  # this is asked of every POST
+        """The target of a decoded path, or None if the path is not intercepted.
+
+        As LiteLLM does, this compares the whole decoded path, and distinguishes case.
+        """
+        if self._common_part not in path:  # a fast check, because this is called for every POST
             return None
-        for pattern, endpoint, gates, looked_at in self._endpoints:
+        for pattern, endpoint, gates, inspected in self._endpoints:
             if match := pattern.fullmatch(path):
                 prefix, *key = match.groups()
-                return Target(endpoint, prefix, key[0] if key else None, gates, looked_at)
+                return Target(endpoint, prefix, key[0] if key else None, gates, inspected)
         return None

@@ -16,7 +16,7 @@ import pytest
 from sanitizer.demo import background
 from sanitizer.demo.background import serving
 from sanitizer.demo.lookalike import create_lookalike
-from sanitizer.demo.walkthrough import STEPS, judge, play, run, set_scene
+from sanitizer.demo.walkthrough import STEPS, find_failures, play, run, set_scene
 
 DEMO = [sys.executable, "-m", "sanitizer", "demo"]
 TIMEOUT = 60.0
@@ -104,8 +104,8 @@ def test_demo_fails_where_the_defect_is_not_cured() -> None:
     with serving(create_lookalike()) as url, httpx.Client(trust_env=False) as client:
         scene = set_scene(client, url, url)
         results = [play(scene, step) for step in STEPS]
-    assert [result.as_it_should_be for result in results] == [True, False, False, False]
-    assert [failure[0] for failure in judge(results)] == ["2", "3", "4"]
+    assert [result.as_expected for result in results] == [True, False, False, False]
+    assert [failure[0] for failure in find_failures(results)] == ["2", "3", "4"]
 
 
 def test_demo_fails_where_the_answer_is_not_litellms() -> None:
@@ -115,7 +115,7 @@ def test_demo_fails_where_the_answer_is_not_litellms() -> None:
         results = [play(scene, step) for step in STEPS]
     altered = httpx.Response(403, content=results[2].response.content + b" ")
     results[2] = type(results[2])(results[2].step, altered, results[2].models, results[2].routes)
-    assert "3 should be answered by LiteLLM itself, in the words of 1." in judge(results)
+    assert "3 should have LiteLLM's own response, the same as in 1." in find_failures(results)
 
 
 def test_demo_says_why_the_gateway_did_not_start(
@@ -152,7 +152,7 @@ def test_demo_notices_that_the_gateway_ended(
     assert run(serve=True) == 1
     # the gateway's last log lines may come before it
     last = capfd.readouterr().err.splitlines(keepends=True)[-1]
-    assert last == "litellm-sanitizer: the demo failed: the gateway has ended with status -9\n"
+    assert last == "litellm-sanitizer: the demo failed: the gateway ended with status -9\n"
 
 
 def test_demo_interrupted_at_its_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,7 +22,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.sanitize.core import Sanitizer
 from sanitizer.sanitize.middleware import SanitizerMiddleware
-from sanitizer.sanitize.queries import MAX_ANSWER
+from sanitizer.sanitize.queries import MAX_RESPONSE
 from sanitizer.sanitize.stored import StoredKeys
 from tests.support.asgi import JSON, KEY, Client, Fields, Upstream, serving, update
 
@@ -362,7 +362,7 @@ async def waits_for_the_client(scope: Scope, receive: Receive, send: Send) -> No
 
 
 ANSWER = json.dumps({"key": TOKEN, "info": {"allowed_routes": ["/a"]}}).encode()
-FITTING = ANSWER + b" " * (MAX_ANSWER - len(ANSWER))
+FITTING = ANSWER + b" " * (MAX_RESPONSE - len(ANSWER))
 GZIP = (b"content-encoding", b"gzip")
 
 

@@ -1,24 +1,24 @@
-"""What unchanged means: comparisons of values, and judges of members."""
+"""What "unchanged" means: comparators of values, and judges of members."""
 
 import pytest
 
 from sanitizer.sanitize.jsonedit import Json, loads
 from sanitizer.sanitize.judges import (
-    Comparison,
+    Comparator,
     Judge,
     both_null,
     column,
     empty_for_null,
+    metadata_member,
     object_permission,
-    of_the_team,
-    premium,
     same_list,
     same_number,
     same_object,
-    same_permission,
+    same_object_permission,
     same_strings,
     same_windows,
     soft_budget,
+    unless_team_changes,
 )
 
 DAY, WEEK = '{"budget_duration":"1d","max_budget":5}', '{"budget_duration":"7d","max_budget":20.5}'
@@ -179,24 +179,30 @@ PERMISSION = (
         pytest.param(empty_for_null, '"t"', "null", False, id="a string for null"),
         pytest.param(empty_for_null, "null", "null", False, id="null for null is not its business"),
         pytest.param(empty_for_null, '""', "1", None, id="empty for a number"),
-        pytest.param(same_permission, PERMISSION, PERMISSION, True, id="permission: whole"),
-        pytest.param(same_permission, '{"vector_stores":["v1"]}', PERMISSION, True, id="permission: some of it"),
-        pytest.param(same_permission, '{"agents":[],"models":{}}', PERMISSION, True, id="permission: empty for none"),
-        pytest.param(same_permission, "{}", PERMISSION, True, id="permission: nothing of it"),
-        pytest.param(same_permission, '{"mcp_servers":[]}', "null", True, id="permission: empty, none stored"),
-        pytest.param(same_permission, "null", "null", True, id="permission: null, none stored"),
-        pytest.param(same_permission, "null", PERMISSION, False, id="permission: removed"),
-        pytest.param(same_permission, '{"vector_stores":[]}', PERMISSION, False, id="permission: emptied"),
-        pytest.param(same_permission, '{"vector_stores":["v2"]}', PERMISSION, False, id="permission: another"),
-        pytest.param(same_permission, '{"blocked_tools":["b","a"]}', PERMISSION, False, id="permission: reordered"),
-        pytest.param(same_permission, '{"agents":["x"]}', PERMISSION, False, id="permission: one more"),
-        pytest.param(same_permission, '{"agents":false}', PERMISSION, False, id="permission: false is not empty"),
-        pytest.param(same_permission, '{"agents":0}', PERMISSION, False, id="permission: nor is zero"),
-        pytest.param(same_permission, '["v1"]', PERMISSION, False, id="permission: a list"),
-        pytest.param(same_permission, "{}", "[]", None, id="permission: a list stored"),
+        pytest.param(same_object_permission, PERMISSION, PERMISSION, True, id="permission: whole"),
+        pytest.param(same_object_permission, '{"vector_stores":["v1"]}', PERMISSION, True, id="permission: some of it"),
+        pytest.param(
+            same_object_permission, '{"agents":[],"models":{}}', PERMISSION, True, id="permission: empty for none"
+        ),
+        pytest.param(same_object_permission, "{}", PERMISSION, True, id="permission: nothing of it"),
+        pytest.param(same_object_permission, '{"mcp_servers":[]}', "null", True, id="permission: empty, none stored"),
+        pytest.param(same_object_permission, "null", "null", True, id="permission: null, none stored"),
+        pytest.param(same_object_permission, "null", PERMISSION, False, id="permission: removed"),
+        pytest.param(same_object_permission, '{"vector_stores":[]}', PERMISSION, False, id="permission: emptied"),
+        pytest.param(same_object_permission, '{"vector_stores":["v2"]}', PERMISSION, False, id="permission: another"),
+        pytest.param(
+            same_object_permission, '{"blocked_tools":["b","a"]}', PERMISSION, False, id="permission: reordered"
+        ),
+        pytest.param(same_object_permission, '{"agents":["x"]}', PERMISSION, False, id="permission: one more"),
+        pytest.param(
+            same_object_permission, '{"agents":false}', PERMISSION, False, id="permission: false is not empty"
+        ),
+        pytest.param(same_object_permission, '{"agents":0}', PERMISSION, False, id="permission: nor is zero"),
+        pytest.param(same_object_permission, '["v1"]', PERMISSION, False, id="permission: a list"),
+        pytest.param(same_object_permission, "{}", "[]", None, id="permission: a list stored"),
     ],
 )
-def test_comparisons(compare: Comparison, sent: str, stored: str, verdict: bool | None) -> None:
+def test_comparators(compare: Comparator, sent: str, stored: str, verdict: bool | None) -> None:
     """A sent value is the stored one, or not; about a stored value of an unknown shape, nothing is said.
 
     Lists of strings are compared item by item, or as sets; objects strictly and at every depth; budget windows on what
@@ -211,8 +217,8 @@ def values(text: str) -> dict[str, Json]:
     return value
 
 
-GROUPS = of_the_team(column("access_group_ids", same_list))
-TAGS = premium("tags")
+GROUPS = unless_team_changes(column("access_group_ids", same_list))
+TAGS = metadata_member("tags")
 
 
 @pytest.mark.parametrize(

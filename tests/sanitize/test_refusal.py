@@ -6,7 +6,7 @@ import zlib
 
 import pytest
 
-from sanitizer.sanitize.refusal import LIMIT, refusal_text
+from sanitizer.sanitize.refusal import MAX_REFUSAL, refusal_text
 
 HEAD = b"HTTP/1.1 403 Forbidden\r\nContent-Type: application/json\r\n\r\n"
 WORDS = {"error": {"message": "no", "type": "auth_error"}}
@@ -53,7 +53,7 @@ def test_not_utf8() -> None:
         pytest.param(b"GZIP ", gzip.compress(json.dumps(WORDS).encode()), "no", id="gzip in capitals"),
         pytest.param(b"gzip", json.dumps(WORDS).encode(), "", id="gzip that is none"),
         pytest.param(b"gzip", gzip.compress(json.dumps(WORDS).encode())[:-9], "", id="gzip cut off"),
-        pytest.param(b"gzip", gzip.compress(b'{"detail":"no"}' + b" " * LIMIT), "", id="a bomb"),
+        pytest.param(b"gzip", gzip.compress(b'{"detail":"no"}' + b" " * MAX_REFUSAL), "", id="a bomb"),
         pytest.param(b"deflate", zlib.compress(json.dumps(WORDS).encode()), "", id="another"),
         pytest.param(b"gzip, br", gzip.compress(json.dumps(WORDS).encode()), "", id="two"),
     ],
@@ -66,6 +66,6 @@ def test_codings(coding: bytes, content: bytes, found: str) -> None:
 def test_limit() -> None:
     """A refusal is no longer than the limit."""
     content = b'{"detail":"no"}'
-    fitting = content + b" " * (LIMIT - len(content))
+    fitting = content + b" " * (MAX_REFUSAL - len(content))
     assert [refusal_text(HEAD, each) for each in (fitting, fitting + b" ")] == ["no", ""]
     assert [refusal_text(coded(b"gzip"), gzip.compress(each)) for each in (fitting, fitting + b" ")] == ["no", ""]

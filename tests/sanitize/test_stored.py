@@ -28,7 +28,7 @@ from sanitizer.errors import (
 from sanitizer.relay.fetch import fetch
 from sanitizer.relay.pool import Pool
 from sanitizer.sanitize.jsonedit import Json
-from sanitizer.sanitize.queries import MAX_ANSWER, Stored, Unknown, token_of
+from sanitizer.sanitize.queries import MAX_RESPONSE, Stored, Unknown, token_of
 from sanitizer.sanitize.stored import Ask, Caller, Lookup, LookupOutcome, StoredKeys
 from tests.support.asgi import Fields, octets
 from tests.support.upstream import (
@@ -322,7 +322,7 @@ async def test_broken_off(script: Script, reason: str) -> None:
     [
         pytest.param(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 9\r\n\r\n{", "lookup_403", id="refused"),
         pytest.param(
-            b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n" + b" " * (MAX_ANSWER + 1),
+            b"HTTP/1.1 200 OK\r\nContent-Length: 999999999\r\n\r\n" + b" " * (MAX_RESPONSE + 1),
             "lookup_size",
             id="over the limit",
         ),
@@ -415,7 +415,7 @@ async def test_connection_is_reused() -> None:
 )
 async def test_connections_are_given_back(head: bytes, reason: str) -> None:
     """An answer that is not read to its end keeps no connection: there is one for every lookup to come."""
-    body = b" " * (MAX_ANSWER + 1)
+    body = b" " * (MAX_RESPONSE + 1)
     with Upstream(reply(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body), keep=False) as upstream:
         async with keys_at(upstream) as look_up:
             for _ in range(25):

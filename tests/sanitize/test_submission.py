@@ -4,7 +4,7 @@ import pytest
 
 from sanitizer.sanitize.gates import FIELDS, Cut
 from sanitizer.sanitize.jsonedit import Json, NotInspectable
-from sanitizer.sanitize.submission import Submission, exceeds, obstacle
+from sanitizer.sanitize.submission import Submission, exceeds, reason_not_to_inspect
 from sanitizer.sanitize.targets import Target, Targets
 from tests.support.asgi import octets
 
@@ -53,10 +53,10 @@ def target(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Target
         pytest.param([("Authorization", "Bearer x"), ("Content-Length", "5")], None, id="other fields"),
     ],
 )
-def test_obstacle(lines: list[tuple[str, str]], reason: str | None) -> None:
+def test_reason_not_to_inspect(lines: list[tuple[str, str]], reason: str | None) -> None:
     """A body that LiteLLM would not read as plain JSON, or that someone vouches for, is left alone."""
     head = octets([(name.encode(), value.encode("latin-1")) for name, value in lines])
-    assert obstacle(head, 1024) == reason
+    assert reason_not_to_inspect(head, 1024) == reason
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_alias(path: str, body: str, alias: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "guarded", "comparable"),
+    ("body", "guarded", "before_forwarding"),
     [
         pytest.param('{"models":[]}', [], [], id="none"),
         pytest.param('{"metadata":{"allowed_routes":[]}}', ["metadata"], [], id="not at top level"),
@@ -179,18 +179,19 @@ def test_alias(path: str, body: str, alias: str | None) -> None:
         ),
     ],
 )
-def test_gates(body: str, guarded: list[str], comparable: list[str]) -> None:
+def test_gates(body: str, guarded: list[str], before_forwarding: list[str]) -> None:
     """Which gates a body meets, and which of them can be judged before it is forwarded."""
     submission = Submission(body.encode(), target())
     assert [gate.field for gate in submission.gates] == guarded
-    assert [gate.field for gate in submission.comparable] == comparable
+    assert [gate.field for gate in submission.gates_before_forwarding] == before_forwarding
 
 
 def test_unchanged() -> None:
     """Members are judged one by one, and an unknown shape is reported."""
     submission = Submission(b'{"permissions":{},"allowed_routes":["b","a"],"access_group_ids":[]}', target())
     row: dict[str, Json] = {"permissions": {}, "allowed_routes": ["a", "b"], "access_group_ids": []}
-    before, after = submission.comparable, [gate for gate in submission.gates if gate.cut is Cut.AFTER_REFUSAL]
+    before = submission.gates_before_forwarding
+    after = [gate for gate in submission.gates if gate.cut is Cut.AFTER_REFUSAL]
     assert submission.unchanged(before, row) == (["permissions", "access_group_ids"], True)
     assert submission.unchanged(after, row) == (["allowed_routes"], True)
     assert submission.unchanged(before, {**row, "permissions": None}) == (["access_group_ids"], False)
@@ -203,7 +204,7 @@ def test_in_order() -> None:
 
 
 @pytest.mark.parametrize(
-    ("body", "cut", "writes"),
+    ("body", "cut", "stale"),
     [
         pytest.param('{"allowed_routes":[],"models":[]}', ["allowed_routes"], False, id="all cut"),
         pytest.param('{"allowed_routes":[],"permissions":{}}', ["allowed_routes"], True, id="one stays"),
@@ -213,6 +214,6 @@ def test_in_order() -> None:
         pytest.param('{"allowed_routes":[],"team_id":"t"}', ["allowed_routes"], True, id="a team, which they do"),
     ],
 )
-def test_writes(body: str, cut: list[str], writes: bool) -> None:
+def test_makes_cache_stale(body: str, cut: list[str], stale: bool) -> None:
     """A cached value stays only if nothing that is compared before forwarding can be written."""
-    assert Submission(body.encode(), target()).writes(cut) is writes
+    assert Submission(body.encode(), target()).makes_cache_stale(cut) is stale

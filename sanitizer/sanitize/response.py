@@ -1,17 +1,19 @@
-"""An app's answer on its way to the client.
+"""An app's response on its way to the client, which is held back if it may be a refusal.
 
-=========  ===========================================  ==========================================================
-State      What has come                                What ends it
-=========  ===========================================  ==========================================================
-AWAITED    perhaps interim answers                      the start: HOLDING, or PASSING if it need not be held back
-HOLDING    the start, and perhaps some of the content   the last content: WHOLE; too much, or a failure: PASSING
-WHOLE      all, and none of it has passed               the interception has no other body to send: PASSING
-PASSING    what has come has passed, the rest follows
-REPLACED   it is dropped, whatever comes
-=========  ===========================================  ==========================================================
+=========  ==========================================  ============================================================
+State      What the app has sent                       Next state
+=========  ==========================================  ============================================================
+AWAITED    nothing, or interim responses               at the start: HOLDING, or PASSING if it need not be held back
+HOLDING    the start, and perhaps some content         at the end of the content: COMPLETE; if the response is too
+                                                       long, or the app fails: PASSING
+COMPLETE   all of the response                         if the request is not sent again: PASSING
+PASSING    any part, which is relayed to the client
+REPLACED   any part, which is dropped
+=========  ==========================================  ============================================================
 
-While the app answers a further send, the answer before stays WHOLE. An answer to a further send that has not begun to
-pass becomes REPLACED by one that is WHOLE, if it is not for the caller to see or if the request could not be sent.
+While the app handles a resend, the previous response stays COMPLETE. In two cases the response to the resend becomes
+REPLACED, and the client gets a COMPLETE one instead. If it is confidential and not a 2xx, the client gets the first
+response. If the request could not be sent again, the client gets the previous one.
 """
 
 from enum import Enum
@@ -24,52 +26,52 @@ from sanitizer.sanitize.scopes import encode_header
 from sanitizer.sanitize.submission import exceeds
 
 NOT_SENT: Final = "sanitizer.not_sent"
-"""In an ``http.response.start``: the app has sent nothing of the request to where it would have been answered."""
+"""A key of an ``http.response.start``: the app made this response itself, because it could not send the request."""
 
 
 class _State(Enum):
     AWAITED = "awaited"
     HOLDING = "holding"
-    WHOLE = "whole"
+    COMPLETE = "complete"
     PASSING = "passing"
     REPLACED = "replaced"
 
 
-class Answer:
-    """The app's answer, which is held back if the interception wants to see it first.
+class AppResponse:
+    """A response of the app. It is held back if the interception has to inspect it before the client gets it.
 
-    ``previous`` is the answer that is held back while the app answers a further send, `first` the first of those.
+    ``previous`` is the response that was held back before this resend, or None if this responds to the first send.
     """
 
-    def __init__(self, interception: Interception, send: Send, previous: "Answer | None") -> None:
+    def __init__(self, interception: Interception, send: Send, previous: "AppResponse | None") -> None:
         self._interception = interception
         self._send = send
         self._previous = previous
-        self.first: Answer = previous.first if previous is not None else self
+        self._first: AppResponse = previous._first if previous is not None else self
         self._state = _State.AWAITED
         self._start: Message = {}
-        self._messages: list[Message] = []  # what follows the start
-        self._size = 0
+        self._messages: list[Message] = []  # those held back after the start
+        self._size = 0  # bytes of content in `_messages`
         self.status = 0
         self.head = b""
 
     @property
-    def whole(self) -> bool:
-        """Whether the answer is whole and held back."""
-        return self._state is _State.WHOLE
+    def complete(self) -> bool:
+        """Whether the response is complete and held back."""
+        return self._state is _State.COMPLETE
 
     @property
     def replaced(self) -> bool:
-        """Whether an answer that was held back is the client's in place of this one."""
+        """Whether the client gets an earlier response in place of this one."""
         return self._state is _State.REPLACED
 
     @property
     def content(self) -> bytes:
-        """The content of the answer, if it is held back."""
+        """The content that is held back."""
         return b"".join([message.get("body", b"") for message in self._messages])
 
     async def send(self, message: Message) -> None:
-        """The ASGI ``send`` of the app."""
+        """The ASGI ``send`` for the app."""
         if self._state is _State.PASSING:
             await self._send(message)
         elif self._state is _State.REPLACED:
@@ -77,7 +79,7 @@ class Answer:
         elif message["type"] == "http.response.start":
             await self._begin(message)
         elif self._state is _State.AWAITED:
-            if self._previous is None:  # interim answers to further sends do not pass
+            if self._previous is None:  # the client does not get interim responses to resends
                 await self._send(message)
         else:
             self._messages.append(message)
@@ -85,14 +87,14 @@ class Answer:
             if message["type"] != "http.response.body" or self._size > self._interception.held_limit:
                 await self.pass_on()
             elif not message.get("more_body", False):
-                self._state = _State.WHOLE
+                self._state = _State.COMPLETE
 
     async def pass_on(self) -> None:
-        """Hold the answer back no longer. If it is not for the client to see, the first one is the client's instead."""
+        """Stop holding the response back. The client gets the first response instead if this one is confidential."""
         if self._state in (_State.PASSING, _State.REPLACED):
             return
-        if self.first is not self and self._interception.confidential and not 200 <= self.status < 300:
-            await self._replace_by(self.first)
+        if self._first is not self and self._interception.confidential and not 200 <= self.status < 300:
+            await self._replace_by(self._first)
             return
         if self._state is _State.AWAITED:
             return
@@ -120,7 +122,7 @@ class Answer:
         if too_long or not self._interception.holds(self.status):
             await self.pass_on()
 
-    async def _replace_by(self, other: "Answer") -> None:
-        """Let an answer that is held back be the client's, and drop this one."""
+    async def _replace_by(self, other: "AppResponse") -> None:
+        """Send ``other``, which was held back, to the client, and drop this response."""
         self._state = _State.REPLACED
         await other.pass_on()

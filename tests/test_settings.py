@@ -1,7 +1,6 @@
 """Every option: its flag, its variable, the values that it takes and those that it refuses."""
 
 import contextlib
-import re
 import ssl
 from ipaddress import ip_network
 from pathlib import Path
@@ -235,38 +234,6 @@ def test_switch(text: str, value: bool) -> None:
     """A switch is a flag without a value. Its variable takes several words for true and false; empty means not set."""
     assert load({}, {"SANITIZER_ACCESS_LOG": text}).access_log is value
     assert load({"access_log": "true"}, {"SANITIZER_ACCESS_LOG": text}).access_log is True
-
-
-def test_readme() -> None:
-    """The README's table has every option, in no other words than its flag, and the defaults that the code has."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    table = re.search(r"\| flag \| default \| meaning \|\n(.*?)\n\n", readme, re.DOTALL)
-    assert table
-    shown: dict[str, str] = {}
-    for row in table[1].splitlines()[1:]:
-        flags, defaults, _ = (cell.strip() for cell in row.strip("|").split("|", 2))
-        names = re.findall(r"`(--[a-z-]+)`", flags)
-        values = defaults.split(", ") if defaults else [""] * len(names)
-        shown.update(zip(names, values, strict=True))
-    assert set(shown) == {option.flag for option in OPTIONS}
-    for option in OPTIONS:
-        told = shown[option.flag].strip("`").partition(" (")[0]
-        if isinstance(option.default, bool):
-            assert told == ("on" if option.default else "off")
-        elif isinstance(option.default, int | float):
-            assert _size_or_number(told) == option.default, option.flag
-        elif isinstance(option.default, str):
-            assert told == option.default, option.flag
-        elif option.flag not in ("--upstream", "--fields", "--root-path", "--upstream-ca"):  # told in words
-            assert told in ("", "none"), option.flag
-    assert shown["--upstream"] == f"`{Settings().upstream}`"
-
-
-def _size_or_number(text: str) -> float:
-    for unit, factor in (("KiB", 1024), ("MiB", 1024**2)):
-        if text.endswith(unit):
-            return int(text.removesuffix(unit)) * factor
-    return float(text)
 
 
 def test_unknown_variables() -> None:

@@ -170,7 +170,7 @@ def test_addresses_of_the_help() -> None:
         assert address in help_of().partition("options:")[0]
 
 
-@pytest.mark.parametrize(("variables", "arguments"), SERVED)
+@pytest.mark.parametrize(("variables", "arguments"), SERVED, ids=[" ".join([*each[0], *each[1]]) for each in SERVED])
 def test_examples_of_serve(variables: dict[str, str], arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """The command's own parsers take the examples that serve. They are not run, because their ports may be in use."""
     served: list[Settings] = []

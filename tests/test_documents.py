@@ -4,6 +4,7 @@ The documents are all Markdown files of the repository. `tests/test_commands` ru
 """
 
 import ast
+import importlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -110,6 +111,17 @@ def test_modules(page: str) -> None:
     for name in set(re.findall(r"(?<![\w./-])((?:sanitizer|tests)(?:\.[a-z_]\w*)+)(?!\w|\()", text)):
         path = name.replace(".", "/")
         assert not {path, f"{path}.py"}.isdisjoint(FILES | FOLDERS), name
+
+
+@pytest.mark.parametrize("page", CURRENT)
+def test_python(page: str) -> None:
+    """Each Python block can be parsed, and what it imports from this package exists."""
+    for block in blocks_of(page):
+        if block.language == "python":
+            for node in ast.walk(ast.parse(block.text, filename=str(block))):
+                if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("sanitizer"):
+                    module = importlib.import_module(node.module)
+                    assert [alias.name for alias in node.names if not hasattr(module, alias.name)] == []
 
 
 def test_every_test_module_has_its_place() -> None:

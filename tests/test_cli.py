@@ -24,7 +24,7 @@ CHECK = ROOT / "sanitizer/operate/check"
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "sanitizer", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
 @pytest.mark.parametrize(
@@ -196,6 +196,6 @@ def test_examples_of_other_commands(arguments: list[str], tmp_path: Path) -> Non
     with refusing_port() as port:
         away = ["--upstream", f"http://127.0.0.1:{port}"] if arguments[0] == "check" else []
         command = [sys.executable, "-m", "sanitizer", *arguments, *away]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, cwd=tmp_path)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == ((1, "") if away else (0, ""))
     assert ("no connection" if away else "All as it should be.") in done.stdout

@@ -106,11 +106,11 @@ def test_paths(page: str) -> None:
 
 @pytest.mark.parametrize("page", CURRENT)
 def test_modules(page: str) -> None:
-    """Each Python module that a document names exists: ``tests.bench``, ``sanitizer.app:create_app``."""
+    """Each Python module that a document names exists, as in ``tests.bench`` and ``sanitizer.app.create_app``."""
     text = " ".join([*spans_of(page), *(block.text for block in blocks_of(page))])
     for name in set(re.findall(r"(?<![\w./-])((?:sanitizer|tests)(?:\.[a-z_]\w*)+)(?!\w|\()", text)):
-        path = name.replace(".", "/")
-        assert not {path, f"{path}.py"}.isdisjoint(FILES | FOLDERS), name
+        path = PurePosixPath(name.replace(".", "/"))
+        assert not {str(path), f"{path}.py", f"{path.parent}.py"}.isdisjoint(FILES | FOLDERS), name
 
 
 @pytest.mark.parametrize("page", CURRENT)

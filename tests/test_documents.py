@@ -56,10 +56,10 @@ ELSEWHERE = {
         "HTTP/2",
         "a/b",
         "application/json",
+        "ghcr.io/OWNER/REPOSITORY",
         "ghcr.io/example",
     },
     "a file of the operator's machine": {"admin.key", "nsswitch.conf", "prometheus.yml", "sanitized.py"},
-    "a virtual environment": {".venv/bin/python"},
     "an object in the operator's cluster": {
         "deploy/litellm",
         "deploy/litellm-sanitizer",
@@ -91,7 +91,7 @@ def paths_in(page: str) -> Iterator[str]:
     """What looks like a path of the repository, in the page's code spans and its commands."""
     for span in spans_of(page):
         for word in span.split():
-            if re.fullmatch(rf"(?!/)[\w.-]+(?:/[\w.-]+)+/?|[\w-]+{ENDINGS}|[\w-]+/", word):
+            if re.fullmatch(rf"(?!/|\.venv/)[\w.-]+(?:/[\w.-]+)+/?|[\w-]+{ENDINGS}|[\w-]+/", word):
                 yield word
     for block in blocks_of(page):
         if block.language == "sh":
@@ -108,7 +108,7 @@ def test_paths(page: str) -> None:
 def test_modules(page: str) -> None:
     """Each Python module that a document names exists, as in ``tests.bench`` and ``sanitizer.app.create_app``."""
     text = " ".join([*spans_of(page), *(block.text for block in blocks_of(page))])
-    for name in set(re.findall(r"(?<![\w./-])((?:sanitizer|tests)(?:\.[a-z_]\w*)+)(?!\w|\()", text)):
+    for name in set(re.findall(r"(?<![\w./-])((?:sanitizer|tests)(?:\.[a-z]\w*)+)(?!\w|\()", text)):
         path = PurePosixPath(name.replace(".", "/"))
         assert not {str(path), f"{path}.py", f"{path.parent}.py"}.isdisjoint(FILES | FOLDERS), name
 

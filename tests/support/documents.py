@@ -23,7 +23,7 @@ def files() -> Iterator[Path]:
             folders.clear()
             continue
         folders[:] = [name for name in folders if (name in _HIDDEN or name[0] != ".") and name not in _OTHER]
-        yield from (Path(folder, name) for name in names if not name.endswith(".pyc"))
+        yield from (Path(folder, name) for name in names if name != ".git")
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,87 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
-from typing import Any, NoReturn
+from itertools import groupby
+from typing import Any, Final, NoReturn
 
 from sanitizer import FORM, __version__
 from sanitizer.operate.logs import mask
 from sanitizer.sanitize.lookup_key import checked_key, read_key
 from sanitizer.settings import OPTIONS, Option, SettingError, load, unknown_variables
+
+# Every command line below is parsed, and run where that is possible, by tests/test_cli.
+
+_DESCRIPTION: Final = """\
+An HTTP gateway in front of an unmodified LiteLLM. It lets non-admins edit their
+keys again: it removes fields from POST /key/update that are sent back unchanged
+and that LiteLLM would refuse. It relays all other traffic untouched.
+
+It listens on 127.0.0.1:4001 and expects LiteLLM at http://127.0.0.1:4000.
+`litellm-sanitizer serve --help` lists all options and their defaults.
+"""
+
+_EXAMPLES: Final = """\
+Each option can be set by an environment variable as well, such as
+SANITIZER_MAX_BODY for --max-body. A flag takes precedence.
+
+examples:
+  # Play the bug and its repair, without a LiteLLM
+  litellm-sanitizer demo
+
+  # Find out whether this LiteLLM needs the gateway, and whether it will work
+  litellm-sanitizer check --upstream http://127.0.0.1:4000
+
+  # Run it on port 4001 of all addresses, in front of a LiteLLM on port 4000
+  litellm-sanitizer --upstream http://127.0.0.1:4000 --host 0.0.0.0 --port 4001
+
+  # Log and count what it would repair, and change nothing
+  litellm-sanitizer --upstream http://127.0.0.1:4000 --mode observe
+
+  # The same by environment variables
+  SANITIZER_UPSTREAM=http://127.0.0.1:4000 SANITIZER_MODE=observe \\
+    litellm-sanitizer
+"""
+
+_SERVE_EXAMPLES: Final = """\
+examples:
+  # Behind a load balancer, with four processes
+  litellm-sanitizer serve --host 0.0.0.0 --trusted-proxies 10.0.0.0/8 \\
+    --workers 4
+
+  # In front of a LiteLLM behind an ingress that routes by name
+  litellm-sanitizer serve --upstream https://litellm.example.com \\
+    --pass-host-header false
+
+  # Repair two fields only, and log each request
+  litellm-sanitizer serve --fields allowed_routes,permissions --access-log
+"""
+
+_CHECK_DESCRIPTION: Final = """\
+Finds out whether the gateway can work in front of LiteLLM, and which unchanged
+fields this LiteLLM release refuses. Sends some GET requests and changes
+nothing. Exit status: 0, 1 (a problem), 2 (bad usage).
+
+Takes every option of `litellm-sanitizer serve`, so that a command line can be
+checked as it is. Those that make a difference to the check are listed here.
+"""
+
+_CHECK_EXAMPLES: Final = """\
+examples:
+  # Without a key: LiteLLM 1.92.0 and newer do not tell their release
+  litellm-sanitizer check --upstream http://127.0.0.1:4000
+
+  # With the master key, which is in the file master-key
+  litellm-sanitizer check --key-file master-key
+
+  # For scripts
+  litellm-sanitizer check --key-file master-key --json
+"""
+
+_CHECKED: Final = (
+    *("upstream", "root_path", "mode", "fields", "lookup_timeout", "lookup_key_file"),
+    *("pass_host_header", "connect_timeout", "upstream_ca"),
+)
+"""The options that make a difference to a check."""
 
 
 def _default(option: Option) -> str:
@@ -18,16 +93,21 @@ def _default(option: Option) -> str:
     special = {"root_path": "$SERVER_ROOT_PATH", "fields": "all", "max_body": "1MiB", "trusted_proxies": "none"}
     if option.name in special or option.default is None:
         return special.get(option.name, "none")
-    if isinstance(option.default, bool):
+    if isinstance(option.default, bool) and not option.metavar:
         return "on" if option.default else "off"
+    if isinstance(option.default, bool):
+        return str(option.default).lower()
     return f"{option.default:g}" if isinstance(option.default, float) else str(option.default)
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose complaint is one line."""
+    """An argument parser that reports an error in one line, and prints its texts as they are."""
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments, allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
-        # a key may have been given where none is taken
+        # the message may contain a key that was given in the wrong place
         self.exit(2, mask(f"litellm-sanitizer: {message}; see {self.prog} --help\n"))
 
 
@@ -41,54 +121,67 @@ def _parse(arguments: Sequence[str]) -> argparse.Namespace:
 
 
 def _parser() -> tuple[argparse.ArgumentParser, Mapping[str, argparse.ArgumentParser]]:
+    """The parser of the whole command line, and the parsers of its commands by their names."""
     parser = _Parser(
         prog="litellm-sanitizer",
-        description="A gateway in front of LiteLLM that drops key fields from key updates if they are unchanged.",
-        epilog="`litellm-sanitizer serve --help` lists the options; each can be given as SANITIZER_<NAME> in the "
-        "environment too, flags win.",
-        allow_abbrev=False,
+        usage="%(prog)s [COMMAND] [OPTION ...]",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
     )
     parser.add_argument("--version", action="version", version=f"litellm-sanitizer {__version__} ({FORM})")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    commands = parser.add_subparsers(
+        dest="command", required=True, title="commands", metavar="COMMAND", prog="litellm-sanitizer"
+    )
     serve = commands.add_parser(
         "serve",
-        help="run the gateway (the default)",
+        help="run the gateway; this is the default command",
+        usage="%(prog)s [OPTION ...]",
         description="Serves until SIGTERM or SIGINT. Exit status: 0, 1 (can't start), 2 (bad usage).",
-        allow_abbrev=False,
+        epilog=_SERVE_EXAMPLES,
     )
     check = commands.add_parser(
         "check",
-        help="say whether the gateway can work with the LiteLLM that the options name, and which defects that has",
-        description="Sends LiteLLM some GET requests and changes nothing. Takes the options of `serve`, to check them. "
-        "Exit status: 0, 1 (a problem), 2 (bad usage).",
-        allow_abbrev=False,
+        help="find out whether LiteLLM needs the gateway, and whether it will work",
+        usage="%(prog)s [OPTION ...]",
+        description=_CHECK_DESCRIPTION,
+        epilog=_CHECK_EXAMPLES,
     )
     check.add_argument(
         "--key-file",
         metavar="FILE",
-        help="file with a LiteLLM key to ask with, the master key or any other; or the key in SANITIZER_CHECK_KEY",
+        help="file with a LiteLLM key to check with: the master key or any other. The variable SANITIZER_CHECK_KEY can "
+        "hold the key itself",
     )
     check.add_argument(
         "--json",
         action="store_true",
-        help="for machines; `needed` is true if this LiteLLM release refuses fields that are unchanged, false if it "
-        "refuses none, so that the gateway can go, and null if that is not known: the release was not told, or is not "
-        "among those that this gateway knows",
+        help="print the result as JSON. Its `needed` is true if this LiteLLM release refuses unchanged fields, false "
+        "if it refuses none, so that the gateway can be removed, and null if that is not known",
     )
-    for option in OPTIONS:
-        value: dict[str, Any] = (
-            {"metavar": option.takes} if option.takes else {"action": "store_const", "const": "true"}
-        )
-        described = f"{option.help} [{_default(option)}]".replace("%", "%%")
-        for command in (serve, check):
-            command.add_argument(option.flag, dest=option.name, help=described, **value)
-    demo = commands.add_parser("demo", help="play the bug report against an embedded LiteLLM look-alike")
-    demo.add_argument("--serve", action="store_true", help="keep both up for curl")
+    for title, options in groupby(OPTIONS, key=lambda option: option.group):
+        groups = serve.add_argument_group(title), check.add_argument_group(title)
+        for option in options:
+            value: dict[str, Any] = (
+                {"metavar": option.metavar} if option.metavar else {"action": "store_const", "const": "true"}
+            )
+            described = f"{option.help} (default: {_default(option)})".replace("%", "%%")
+            in_check = described if option.name in _CHECKED else argparse.SUPPRESS
+            for group, help_ in zip(groups, (described, in_check), strict=True):
+                group.add_argument(option.flag, dest=option.name, help=help_, **value)
+    demo = commands.add_parser(
+        "demo",
+        help="play the bug report against an embedded LiteLLM look-alike",
+        description="Plays the bug report without and with the gateway. Needs no LiteLLM.",
+    )
+    demo.add_argument("--serve", action="store_true", help="keep both servers up, and print curl commands for them")
     return parser, {"serve": serve, "check": check, "demo": demo}
 
 
 def _check_key(path: str | None) -> str | None:
-    """The key to check with, from a file or the environment. Raises `SettingError`, which does not say it."""
+    """The key to check with, from the file ``path`` or the environment; None if there is none.
+
+    Raises `SettingError`, whose message does not contain the key.
+    """
     source, shown = ("--key-file", path) if path is not None else ("SANITIZER_CHECK_KEY", "***")
     try:
         if path is not None:
@@ -102,7 +195,7 @@ def _check_key(path: str | None) -> str | None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command; returns its exit status: 0, 1 (failed), 2 (bad usage) or 130 (a check interrupted)."""
+    """Run the command. Returns its exit status: 0, 1 (failure), 2 (bad usage) or 130 (a check was interrupted)."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or (arguments[0].startswith("-") and arguments[0] not in ("-h", "--help", "--version")):
         arguments.insert(0, "serve")
@@ -112,7 +205,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
         return run(serve=parsed.serve)
     if parsed.command == "serve":
-        # SIGHUP asks for the certificate to be loaded again; it waits until the gateway serves
+        # SIGHUP loads the certificate again; it stays pending until the gateway serves
         signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGHUP])
     flags = {option.name: value for option in OPTIONS if (value := getattr(parsed, option.name)) is not None}
     try:
@@ -131,7 +224,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sys.stdout.flush()
         except KeyboardInterrupt:
             return 130
-        except BrokenPipeError:  # the reader has gone; Python would try to flush once more at its exit
+        except BrokenPipeError:  # the reader of a pipe has closed it; Python would flush again at its exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
             return 1
         return status

@@ -1,7 +1,6 @@
-"""Every option: its flag, its variable, and what it refuses."""
+"""Every option: its flag, its variable, the values that it takes and those that it refuses."""
 
 import contextlib
-import re
 import ssl
 from ipaddress import ip_network
 from pathlib import Path
@@ -93,7 +92,7 @@ def test_refused(option: str, text: str) -> None:
     ],
 )
 def test_taken(option: str, text: str, value: object) -> None:
-    """The least and the most that an option takes, and every way to write it."""
+    """The smallest and the largest value that an option takes, and each notation."""
     assert getattr(load({option: text}, {}), option) == value
 
 
@@ -107,13 +106,13 @@ def test_brackets(option: str, text: str, host: str) -> None:
 
 
 def test_choices() -> None:
-    """A choice that is none names all that there are."""
+    """The error for an unknown choice names all choices."""
     with pytest.raises(SettingError, match=r"takes enforce, observe or off$"):
         load({"mode": "x"}, {})
 
 
 def test_not_a_certificate(tmp_path: Path) -> None:
-    """A file that is readable but no certificate is refused before anything listens."""
+    """A file that is readable but contains no certificate is refused before anything listens."""
     file = tmp_path / "file"
     file.write_text("no certificate")
     for option in ("upstream_ca", "ssl_certfile"):
@@ -124,7 +123,7 @@ def test_not_a_certificate(tmp_path: Path) -> None:
 
 
 def test_lookup_key(tmp_path: Path) -> None:
-    """The lookup credential is a file's or a variable's, never a flag's; what is said of it does not repeat it."""
+    """The lookup key is read from a file or a variable, never from a flag. No text and no error contains it."""
     file = tmp_path / "key"
     file.write_text("sk-1\n")
     settings = load({}, {"SANITIZER_LOOKUP_KEY_FILE": str(file), "SANITIZER_LOOKUP_KEY": " sk-2\n"})
@@ -142,7 +141,7 @@ def test_lookup_key(tmp_path: Path) -> None:
 
 
 def test_form() -> None:
-    """The form is chosen when the package is loaded; a value that chooses none is refused."""
+    """``SANITIZER_PURE`` is not an unknown variable, and it takes only true or false."""
     assert "SANITIZER_PURE" not in unknown_variables({"SANITIZER_PURE": "true"})
     for value in ("", "0", "1", "true", "False"):
         load({}, {"SANITIZER_PURE": value})
@@ -151,7 +150,7 @@ def test_form() -> None:
 
 
 def test_upstream_tls(tmp_path: Path) -> None:
-    """An https upstream is spoken to in HTTP/1.1, even if it prefers HTTP/2; its certificate and name are verified."""
+    """HTTP/1.1 is negotiated with an https upstream that prefers HTTP/2. Its certificate and its name are verified."""
     assert load({"upstream": "http://a"}, {}).upstream_tls() is None
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
@@ -181,7 +180,7 @@ def handshake(client: ssl.SSLContext, server: ssl.SSLContext, name: str) -> str 
 
 
 def test_flags_win() -> None:
-    """A flag wins over its variable; an empty variable is not set; a variable's error names the variable."""
+    """A flag takes precedence over its variable. An empty variable is not set. An error names the variable."""
     assert load({"port": "1"}, {"SANITIZER_PORT": "2"}).port == 1
     assert load({}, {"SANITIZER_PORT": "2"}).port == 2
     assert load({}, {"SANITIZER_PORT": ""}).port == 4001
@@ -199,12 +198,12 @@ def test_flags_win() -> None:
     ],
 )
 def test_root_path(environment: dict[str, str], prefixes: tuple[str, ...]) -> None:
-    """The bare path always counts; without an own value, LiteLLM's variable is read."""
+    """The path without a prefix is always included. LiteLLM's own variable is read if the option is not set."""
     assert load({}, environment).root_path == prefixes
 
 
 def test_values() -> None:
-    """Sizes, seconds, lists."""
+    """Values with units, and lists."""
     settings = load(
         {
             "max_body": "2KiB",
@@ -222,7 +221,7 @@ def test_values() -> None:
 
 
 def test_defaults() -> None:
-    """Without options: what the table in the README says."""
+    """Without flags and variables, every option has its default."""
     assert load({}, {}) == Settings()
     assert Settings().fields == FIELDS
     assert len({option.flag for option in OPTIONS}) == len(OPTIONS)
@@ -232,45 +231,13 @@ def test_defaults() -> None:
     ("text", "value"), [("1", True), ("true", True), ("on", True), ("0", False), ("False", False), ("", False)]
 )
 def test_switch(text: str, value: bool) -> None:
-    """A switch is a flag without a value; its variable takes several words for yes and no, and empty is not set."""
+    """A switch is a flag without a value. Its variable takes several words for true and false; empty means not set."""
     assert load({}, {"SANITIZER_ACCESS_LOG": text}).access_log is value
     assert load({"access_log": "true"}, {"SANITIZER_ACCESS_LOG": text}).access_log is True
 
 
-def test_readme() -> None:
-    """The README's table has every option, in no other words than its flag, and the defaults that the code has."""
-    readme = (Path(__file__).parents[1] / "README.md").read_text()
-    table = re.search(r"\| flag \| default \| meaning \|\n(.*?)\n\n", readme, re.DOTALL)
-    assert table
-    shown: dict[str, str] = {}
-    for row in table[1].splitlines()[1:]:
-        flags, defaults, _ = (cell.strip() for cell in row.strip("|").split("|", 2))
-        names = re.findall(r"`(--[a-z-]+)`", flags)
-        values = defaults.split(", ") if defaults else [""] * len(names)
-        shown.update(zip(names, values, strict=True))
-    assert set(shown) == {option.flag for option in OPTIONS}
-    for option in OPTIONS:
-        told = shown[option.flag].strip("`").partition(" (")[0]
-        if isinstance(option.default, bool):
-            assert told == ("on" if option.default else "off")
-        elif isinstance(option.default, int | float):
-            assert _size_or_number(told) == option.default, option.flag
-        elif isinstance(option.default, str):
-            assert told == option.default, option.flag
-        elif option.flag not in ("--upstream", "--fields", "--root-path", "--upstream-ca"):  # told in words
-            assert told in ("", "none"), option.flag
-    assert shown["--upstream"] == f"`{Settings().upstream}`"
-
-
-def _size_or_number(text: str) -> float:
-    for unit, factor in (("KiB", 1024), ("MiB", 1024**2)):
-        if text.endswith(unit):
-            return int(text.removesuffix(unit)) * factor
-    return float(text)
-
-
 def test_unknown_variables() -> None:
-    """What is spelled wrongly is told; who means to observe should not enforce."""
+    """Misspelled variables are reported: a gateway that should only observe would enforce otherwise."""
     names = [
         "PATH",
         "SANITIZER_MOED",
@@ -284,7 +251,7 @@ def test_unknown_variables() -> None:
 
 
 def service_links(name: str, port: int) -> dict[str, str]:
-    """What Kubernetes tells a pod of a Service with one port, which is named http."""
+    """The variables that Kubernetes sets for a Service with one port, which is named http."""
     link = f"tcp://10.0.0.1:{port}"
     return {
         f"{name}_SERVICE_HOST": "10.0.0.1",
@@ -303,7 +270,7 @@ def service_links(name: str, port: int) -> dict[str, str]:
     [("SANITIZER", "sanitizer", 4001, "port"), ("SANITIZER_ADMIN", "sanitizer-admin", 9464, "admin_port")],
 )
 def test_service_links(variables: str, service: str, port: int, flag: str) -> None:
-    """Kubernetes names its variables after a Service as options are named: the error says so, and no warning."""
+    """The variables of a Service named like an option cause an error that explains them, and no warning."""
     environment = service_links(variables, port)
     words = f"named {service}\\? Set enableServiceLinks: false"
     with pytest.raises(SettingError, match=rf"^{variables}_PORT 'tcp://10.0.0.1:{port}': takes a port, .*{words}"):
@@ -317,7 +284,7 @@ def test_service_links(variables: str, service: str, port: int, flag: str) -> No
 
 @pytest.mark.parametrize("upstream", ["http://a", "unix:/run/a.sock"])
 def test_ca_without_tls(upstream: str, tmp_path: Path) -> None:
-    """A CA that would go unused is refused: who names one means to have TLS."""
+    """A CA without an https upstream is refused, because whoever sets one expects TLS."""
     file = tmp_path / "ca"
     trustme.CA().cert_pem.write_to_path(str(file))
     with pytest.raises(SettingError, match=r"^--upstream-ca .*: needs an https upstream"):

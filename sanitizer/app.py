@@ -17,9 +17,9 @@ from sanitizer.operate import logs
 from sanitizer.operate.metrics import Decisions
 from sanitizer.relay.asgi import Relay, request_target
 from sanitizer.relay.connections import Connections
-from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnClientError, OnEnded
+from sanitizer.relay.counters import CLIENT_LEFT, Counters, OnClientError, OnRequestEnded
 from sanitizer.relay.fetch import fetch
-from sanitizer.relay.interception import Ask, Interceptor
+from sanitizer.relay.interception import Interceptor, SendLookup
 from sanitizer.relay.pool import Pool
 from sanitizer.relay.stalls import StallSweep
 from sanitizer.sanitize.core import Record, Sanitizer
@@ -44,7 +44,7 @@ class Gateway:
     """
 
     pool: Pool
-    ask: Ask
+    send_lookup: SendLookup
     _sweep: StallSweep
     _app: SanitizerMiddleware
 
@@ -64,7 +64,7 @@ class Gateway:
         self._refusals = logs.Repeats("request refused")
         self._stalls = logs.Repeats("client stalled")
         self.counters = Counters(_with_peer(self._refusals), _with_peer(self._stalls))
-        self.on_ended: OnEnded | None = _log_access if settings.access_log else None
+        self.on_request_ended: OnRequestEnded | None = _log_access if settings.access_log else None
         self._upstream_errors = logs.Repeats("upstream failed")
         self._out_of_descriptors = logs.Repeats("out of file descriptors")
         self._started = False
@@ -108,11 +108,11 @@ class Gateway:
             if not returned and status == CLIENT_LEFT:
                 status = 500  # the server's response to an exception
             method = scope["method"].encode()
-            self.counters.ended(method, status)
-            if self.on_ended is not None:
+            self.counters.count_request(method, status)
+            if self.on_request_ended is not None:
                 client = scope.get("client")
                 seconds = perf_counter() - started
-                self.on_ended(client[0] if client else None, method, request_target(scope), status, seconds)
+                self.on_request_ended(client[0] if client else None, method, request_target(scope), status, seconds)
 
     def start(self) -> None:
         """Create the objects that need a running event loop. Does nothing if they exist already.
@@ -132,12 +132,12 @@ class Gateway:
             max_connections=settings.max_connections,
             on_error=self._on_upstream_error,
         )
-        self.ask = ask = partial(fetch, pool)
+        self.send_lookup = send_lookup = partial(fetch, pool)
         relay = Relay(pool, self.forwarding, self.counters, settings.stall_timeout)
         self._app = SanitizerMiddleware(
             relay,
             sanitizer=self._sanitizer,
-            caller=lambda scope: Caller(relay.outbound_head(scope), ask),
+            caller=lambda scope: Caller(relay.outbound_head(scope), send_lookup),
             stall_timeout=settings.stall_timeout,
         )
         # last, so that no timer is left running if anything above fails

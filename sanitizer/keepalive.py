@@ -11,7 +11,7 @@ COUNT: Final = 4
 """Unanswered probes after which the kernel closes the connection."""
 
 
-def probe_when_silent(sock: socket.socket) -> None:
+def enable_keepalive(sock: socket.socket) -> None:
     """Enable keep-alive probes on a TCP socket.
 
     On Linux, a connection inherits these options from the listener that accepts it.

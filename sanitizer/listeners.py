@@ -37,7 +37,7 @@ from typing import Final
 
 from sanitizer.address import in_brackets
 from sanitizer.descriptors import NONE_LEFT
-from sanitizer.keepalive import probe_when_silent
+from sanitizer.keepalive import enable_keepalive
 
 BACKLOG: Final = 2048
 """Limit of established connections that wait in the kernel to be accepted."""
@@ -65,7 +65,7 @@ def listen_tcp(host: str, port: int, *, reuse_port: bool = False) -> Iterator[so
     with socket.create_server(
         address[:2], family=family, backlog=BACKLOG, dualstack_ipv6=dual, reuse_port=reuse_port
     ) as listener:
-        probe_when_silent(listener)
+        enable_keepalive(listener)
         yield listener
 
 

@@ -6,8 +6,7 @@ and an empty variable counts as not set. A bad value raises `SettingError`, whic
 To add an option, add a field to `Settings`, beside the others of its group, with a parser from `sanitizer.parsers`, and
 a row to the table in the operator's guide, which ``tests/test_documents`` compares with the code.
 `sanitizer.app.Gateway` passes the value to the part that uses it. A value that a client connection uses is also a
-member of `sanitizer.relay.client.Gateway`, and of ``Front`` in ``tests/support/front`` and
-``tests/relay/test_second_send``.
+member of `sanitizer.relay.client.Gateway`, and of ``FakeGateway`` in ``tests/support/fake_gateway``.
 """
 
 import re

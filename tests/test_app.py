@@ -54,7 +54,7 @@ async def gateway(upstream: Upstream) -> AsyncIterator[Gateway]:
 
 
 def answers(gateway: Gateway, method: bytes) -> dict[int, int]:
-    return {index: count for index, count in enumerate(gateway.counters.answers[method]) if count}
+    return {index: count for index, count in enumerate(gateway.counters.responses[method]) if count}
 
 
 @pytest.mark.parametrize(

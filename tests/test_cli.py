@@ -198,4 +198,4 @@ def test_examples_of_other_commands(arguments: list[str], tmp_path: Path) -> Non
         command = [sys.executable, "-m", "sanitizer", *arguments, *away]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
     assert (done.returncode, done.stderr) == ((1, "") if away else (0, ""))
-    assert ("no connection" if away else "All as it should be.") in done.stdout
+    assert ("no connection" if away else "All results are as expected.") in done.stdout

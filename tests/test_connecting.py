@@ -175,7 +175,7 @@ def test_other_platforms(names: set[str], monkeypatch: pytest.MonkeyPatch) -> No
         def setsockopt(self, *option: int) -> None:
             done.append(option)  # type: ignore[arg-type]
 
-    keepalive.probe_when_silent(Sock())  # type: ignore[arg-type]
+    keepalive.enable_keepalive(Sock())  # type: ignore[arg-type]
     values = {"TCP_KEEPALIVE": keepalive.IDLE, "TCP_KEEPINTVL": keepalive.INTERVAL, "TCP_KEEPCNT": keepalive.COUNT}
     assert sorted(done) == sorted(
         [

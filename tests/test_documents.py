@@ -258,7 +258,7 @@ def reasons() -> set[str]:
             elif isinstance(node, ast.FunctionDef):
                 found |= {*literals(node.args.defaults if node.name == "close" else [])}
                 returned = (each.value for each in ast.walk(node) if isinstance(each, ast.Return) and each.value)
-                found |= {*literals(returned if node.name == "obstacle" else [])}
+                found |= {*literals(returned if node.name == "reason_not_to_inspect" else [])}
     return found
 
 

@@ -109,7 +109,7 @@ class Forwarding:
             name = name.lower()
             if name == b"host":
                 head.host = value.rstrip(b" \t")
-                head.hosts += 1
+                head.host_count += 1
             elif name == b"content-length":
                 head.read_length(value)
             elif name == b"origin":
@@ -164,7 +164,7 @@ class Forwarding:
             raise LoopDetected("the request has passed more than 8 gateways; check the --upstream of each")
 
 
-def buffering_is_set(head: bytes) -> bool:
+def has_buffering_field(head: bytes) -> bool:
     """Whether a response head has X-Accel-Buffering, which tells nginx whether to buffer the response."""
     return _BUFFERING in head.lower()
 

@@ -118,8 +118,8 @@ class Head:
     case. ``length``, ``coding`` and ``upgrade`` are the values of Content-Length, Transfer-Encoding and Upgrade, each
     None if the field is missing. ``fault`` says what is wrong with the framing, and is empty if nothing is.
 
-    The others are set for requests only. ``host`` is the value of the last Host line, and ``hosts`` the number of Host
-    lines. ``has_origin`` says whether there is an Origin field.
+    The others are set for requests only. ``host`` is the value of the last Host line, and ``host_count`` the number of
+    Host lines. ``has_origin`` says whether there is an Origin field.
     """
 
     octets: bytes
@@ -128,7 +128,7 @@ class Head:
     upgrade: bytes | None = None
     fault: str = ""
     host: bytes | None = None
-    hosts: int = 0
+    host_count: int = 0
     has_origin: bool = False
 
     def __init__(self) -> None:

@@ -51,7 +51,7 @@ class Request(NamedTuple):
         return self.version == b"1.1" and EXPECTS_CONTINUE.search(self.octets) is not None
 
     @property
-    def repeatable(self) -> bool:
+    def cacheable(self) -> bool:
         """Whether the head can be reused for a request that differs only in the value of Content-Length."""
         if self.version != b"1.1" or self.length is CHUNKED:
             return False
@@ -60,7 +60,7 @@ class Request(NamedTuple):
         return not self.expects_continue
 
 
-class Repeat(NamedTuple):
+class CachedHead(NamedTuple):
     """The cached outbound head of a client that repeats its request heads.
 
     The heads that a client sends on one connection often differ only in the value of Content-Length. A head that equals
@@ -77,8 +77,8 @@ class Repeat(NamedTuple):
     has_length: bool
 
     @classmethod
-    def of(cls, request: Request) -> "Repeat":
-        """Cache the heads of ``request``, which must be `Request.repeatable`."""
+    def of(cls, request: Request) -> "CachedHead":
+        """Cache the heads of ``request``, which must be `Request.cacheable`."""
         octets, outbound = request.octets, request.outbound
         match, passed = _LENGTH.search(octets), _LENGTH.search(outbound)
         if match is None or passed is None:
@@ -111,11 +111,11 @@ def read_request(octets: bytes, peer: Peer, forwarding: Forwarding, authority: b
     method, target, protocol = parts
     version = _VERSIONS.get(protocol)
     if version is None:
-        raise BadRequest(other_protocol(octets) or "HTTP version other than 1.1 and 1.0")
+        raise BadRequest(describe_other_protocol(octets) or "HTTP version other than 1.1 and 1.0")
     if target[:1] != b"/" or method == b"CONNECT":
         target, octets = _origin_form(method, target, version, octets)
     head, outbound = forwarding.outbound(octets, peer, version)
-    check_host(head.host, head.hosts, version)
+    check_host(head.host, head.host_count, version)
     length = request_length(head, version)
     if version == b"1.0":
         outbound = outbound.replace(b" HTTP/1.0\r\n", b" HTTP/1.1\r\n", 1)
@@ -126,24 +126,24 @@ def read_request(octets: bytes, peer: Peer, forwarding: Forwarding, authority: b
         upgrade = _without_h2c(head.upgrade)
         if upgrade:
             outbound += b"Connection: Upgrade\r\nUpgrade: " + upgrade + b"\r\n"
-    if not head.hosts:
+    if not head.host_count:
         outbound += b"Host: " + authority + b"\r\n"
     keep_alive = version == b"1.1" and b"close" not in head.connection
     return Request(octets, outbound, method, target, version, keep_alive, head, length, upgrade)
 
 
-def check_host(host: bytes | None, hosts: int, version: bytes) -> None:
+def check_host(host: bytes | None, host_count: int, version: bytes) -> None:
     """Raise `BadRequest` for more than one Host line, for none in HTTP/1.1, and for an invalid value.
 
-    ``hosts`` is the number of Host lines, and ``host`` the value of one of them, None if there is none.
+    ``host_count`` is the number of Host lines, and ``host`` the value of one of them, None if there is none.
     """
-    if hosts > 1 or (not hosts and version == b"1.1"):
+    if host_count > 1 or (not host_count and version == b"1.1"):
         raise BadRequest("exactly one Host is needed")
     if host and not _HOST_VALUE.fullmatch(host):
         raise BadRequest("Host is not a host name or address")
 
 
-def other_protocol(octets: bytes) -> str:
+def describe_other_protocol(octets: bytes) -> str:
     """Return a message that names the protocol of ``octets`` and says what to do, or "" if it is not recognized."""
     # the signature of version 2 begins with CRLFs, which the client connection has skipped (RFC 9112 section 2.2)
     if octets.startswith((b"PROXY ", b"\0\r\nQUIT\n")):

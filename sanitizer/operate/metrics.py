@@ -135,7 +135,7 @@ def gather(counters: Counters, pool: Pool, decisions: Decisions) -> Snapshot:
         totals["sanitizer_resent_total", endpoint] = count
     for ending, histogram in decisions.lookups.items():
         totals.update(_buckets("sanitizer_lookup_seconds", histogram, ending))
-    for method, answers in counters.answers.items():
+    for method, answers in counters.responses.items():
         for hundred, count in enumerate(answers):
             if count or hundred < 6:
                 name = method.decode() or "other"

@@ -14,7 +14,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from sanitizer.errors import BadRequest, ClientNotSending, GatewayError, LoopDetected, ResponseCut, UpstreamBroken
 from sanitizer.http1.bodies import Framing, Length, request_length
-from sanitizer.http1.forwarding import Forwarding, buffering_is_set
+from sanitizer.http1.forwarding import Forwarding, has_buffering_field
 from sanitizer.http1.heads import checked_head, head_fields
 from sanitizer.http1.requests import check_host
 from sanitizer.http1.responses import error_fields
@@ -171,9 +171,9 @@ class Relay:
         except GatewayError as error:
             peer = _client_address(scope)
             if isinstance(error, ClientNotSending):
-                self._counters.stall(error, peer)
+                self._counters.count_stall(error, peer)
             elif isinstance(error, BadRequest | LoopDetected):
-                self._counters.refuse(error, peer)
+                self._counters.count_refusal(error, peer)
             await _send_error(send, error, scope, not_sent=exchange is None or not exchange.transmitted)
 
     async def _relay(self, exchange: AsgiExchange, scope: Scope, receive: Receive, send: Send) -> None:
@@ -206,9 +206,9 @@ class Relay:
         head, octets = self._forwarding.outbound(checked_head(start_line, fields), peer, version)
         if scope["method"] == "CONNECT":
             raise BadRequest("CONNECT is for proxies")
-        check_host(head.host, head.hosts, version)
+        check_host(head.host, head.host_count, version)
         length = request_length(head, version)
-        if not head.hosts:
+        if not head.host_count:
             octets += b"Host: " + self._pool.authority + b"\r\n"
         if not isinstance(length, int):
             octets += b"Transfer-Encoding: chunked\r\n"
@@ -268,7 +268,7 @@ async def _respond(exchange: AsgiExchange, send: Send, version: str) -> None:
     headers = [(name.lower(), value) for name, value in head_fields(response.head)]
     if response.status in (204, 304):
         headers = [line for line in headers if line[0] != b"content-length"]
-    if version == "1.0" and isinstance(response.length, Framing) and not buffering_is_set(response.head):
+    if version == "1.0" and isinstance(response.length, Framing) and not has_buffering_field(response.head):
         # uvicorn with httptools sends it chunked nevertheless, which nginx accepts; with h11, the close ends it
         advise(HTTP_1_0_STREAM)
         headers.append((b"x-accel-buffering", b"no"))

@@ -53,15 +53,15 @@ from sanitizer.errors import BadRequest, ClientNotReading, ClientNotSending, Gat
 from sanitizer.http1.bodies import LengthReader, Reader, reader
 from sanitizer.http1.forwarding import Forwarding, Peer
 from sanitizer.http1.heads import HeadReader, Malformed, Oversized, has_origin
-from sanitizer.http1.requests import Repeat, other_protocol, read_request
+from sanitizer.http1.requests import CachedHead, describe_other_protocol, read_request
 from sanitizer.http1.responses import error_response
 from sanitizer.relay.closing import Closing
 from sanitizer.relay.connections import Connections
-from sanitizer.relay.counters import Counters, OnEnded
+from sanitizer.relay.counters import Counters, OnRequestEnded
 from sanitizer.relay.deadline import Deadline
 from sanitizer.relay.dispatch import make_handler
 from sanitizer.relay.handler import Handler, Pause
-from sanitizer.relay.interception import Ask, Interceptor
+from sanitizer.relay.interception import Interceptor, SendLookup
 from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.pool import Pool
 from sanitizer.relay.proxied import Proxied
@@ -109,11 +109,11 @@ class Gateway(Protocol):
     connections: Connections
     """The open client connections. Each adds itself when it is made, and removes itself when lost."""
     draining: bool
-    on_ended: OnEnded | None
+    on_request_ended: OnRequestEnded | None
     keepalive_timeout: float
     interceptor: Interceptor
     """Decides which requests are intercepted."""
-    ask: Ask
+    send_lookup: SendLookup
     """Sends the lookups of an interception to upstream."""
 
 
@@ -137,10 +137,12 @@ class ClientConnection(asyncio.Protocol):
         self._pipelined = b""  # octets received after the current request
         self._received = 0  # octets of content, of all requests
         self._awaits_continue = False  # the client may wait for a 100 before it sends the content
-        self._on_ended = gateway.on_ended
-        self._began_at = 0.0  # when the current request's head was complete; for `on_ended` only, like its target
+        self._on_request_ended = gateway.on_request_ended
+        self._began_at = (
+            0.0  # when the current request's head was complete; for `on_request_ended` only, like its target
+        )
         self._target = b""
-        self._repeat: Repeat | None = None  # the previous request's head, if it can be repeated
+        self._repeat: CachedHead | None = None  # the previous request's head, if it can be repeated
         self._remembered_heads = 0  # how many heads have been remembered
         self._pauses: set[Pause] = set()
         self._deadline = Deadline(self.loop, self._expire)
@@ -251,12 +253,12 @@ class ClientConnection(asyncio.Protocol):
         return handler.pending()
 
     def _not_reading(self) -> None:
-        self.gateway.counters.stall(ClientNotReading(), self.address)
+        self.gateway.counters.count_stall(ClientNotReading(), self.address)
         self.abort()
 
     def _not_sending(self) -> None:
         error = ClientNotSending()
-        self.gateway.counters.stall(error, self.address)
+        self.gateway.counters.count_stall(error, self.address)
         self._respond_with_error(error)
 
     # What a handler calls
@@ -321,7 +323,7 @@ class ClientConnection(asyncio.Protocol):
             end.data_received(early)
 
     def _tunnel_stalled(self) -> None:
-        self.gateway.counters.stall(ClientNotReading(), self.address)
+        self.gateway.counters.count_stall(ClientNotReading(), self.address)
 
     def _tunnel_lost(self, end: TunnelEnd, broken_off: bool) -> None:
         self.gateway.connections.discard(end)
@@ -371,7 +373,7 @@ class ClientConnection(asyncio.Protocol):
                 head = data[:end]
                 again = self._repeat.match(head)
                 if again is not None:
-                    if self._on_ended is not None:
+                    if self._on_request_ended is not None:
                         self._remember_for_log(head)
                     self._begin_repeat(self._repeat, *again)
                     return data[end + 2 :]
@@ -380,14 +382,16 @@ class ClientConnection(asyncio.Protocol):
         except Oversized:
             raise HeadTooLarge from None
         except Malformed as malformed:
-            raise BadRequest(other_protocol(self._head_reader.held) or f"malformed request: {malformed}") from None
+            raise BadRequest(
+                describe_other_protocol(self._head_reader.held) or f"malformed request: {malformed}"
+            ) from None
         if found is None:
             if self.state is _IDLE:
                 self._enter(_HEAD)
             return None
         head, rest = found
         self._repeat = None
-        if self._on_ended is not None:
+        if self._on_request_ended is not None:
             self._remember_for_log(head)
         try:
             self._begin(head)
@@ -401,11 +405,11 @@ class ClientConnection(asyncio.Protocol):
         gateway = self.gateway
         request = read_request(head, self.peer, gateway.forwarding, self.pool.authority)
         self.cross_origin = request.head.has_origin
-        self._handler = handler = make_handler(self, request, gateway.interceptor, gateway.ask)
+        self._handler = handler = make_handler(self, request, gateway.interceptor, gateway.send_lookup)
         ordinary = type(handler) is Proxied and request.octets is head
-        if ordinary and request.repeatable and self._remembered_heads < _REMEMBERED_HEADS_LIMIT:
+        if ordinary and request.cacheable and self._remembered_heads < _REMEMBERED_HEADS_LIMIT:
             self._remembered_heads += 1
-            self._repeat = Repeat.of(request)
+            self._repeat = CachedHead.of(request)
         gateway.counters.in_flight += 1  # only now: the end of a request that has a handler is always counted
         if request.length:
             self._content_reader = reader(request.length)
@@ -415,7 +419,7 @@ class ClientConnection(asyncio.Protocol):
             self._enter(_ANSWERING)
             handler.end()
 
-    def _begin_repeat(self, repeat: Repeat, outbound: bytes, length: int) -> None:
+    def _begin_repeat(self, repeat: CachedHead, outbound: bytes, length: int) -> None:
         """Start to handle a request whose head repeats the previous one."""
         self.gateway.counters.in_flight += 1
         self._handler = handler = Proxied(self, repeat.method, outbound, length, repeat.keep_alive)
@@ -469,7 +473,7 @@ class ClientConnection(asyncio.Protocol):
     def _refuse(self, error: GatewayError, head: bytes = b"") -> None:
         """Refuse and count a request that can't be relayed. ``head`` is empty if it could not be read."""
         if self._respond_with_error(error, head):
-            self.gateway.counters.refuse(error, self.address)
+            self.gateway.counters.count_refusal(error, self.address)
 
     def _respond_with_error(self, error: GatewayError, head: bytes = b"") -> bool:
         """Send an error response, and read no further request.
@@ -501,12 +505,12 @@ class ClientConnection(asyncio.Protocol):
 
     def _count(self, method: bytes, status: int) -> None:
         """Count a request that has ended. Called exactly once for each."""
-        self.gateway.counters.ended(method, status)
-        if self._on_ended is not None:
-            self._on_ended(self.address, method, self._target, status, perf_counter() - self._began_at)
+        self.gateway.counters.count_request(method, status)
+        if self._on_request_ended is not None:
+            self._on_request_ended(self.address, method, self._target, status, perf_counter() - self._began_at)
 
     def _remember_for_log(self, head: bytes) -> None:
-        """Keep the arguments of `on_ended` for the request with this head."""
+        """Keep the arguments of `on_request_ended` for the request with this head."""
         self._began_at = perf_counter()
         _, _, rest = head.partition(b"\r\n")[0].partition(b" ")
         self._target = rest.rpartition(b" ")[0]

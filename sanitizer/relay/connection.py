@@ -44,7 +44,7 @@ import httptools
 from sanitizer.errors import GatewayError, UpstreamBroken, UpstreamNotReading
 from sanitizer.http1.bodies import UNTIL_CLOSE, Length, Reader, reader, response_length
 from sanitizer.http1.heads import HeadReader, Malformed, read_response_head
-from sanitizer.keepalive import probe_when_silent
+from sanitizer.keepalive import enable_keepalive
 from sanitizer.relay.pipe import TunnelEnd
 from sanitizer.relay.stalls import Pending
 from sanitizer.relay.transport import Transport, end_is_announced, progress, read_remaining, unacknowledged
@@ -260,7 +260,7 @@ class Connection(asyncio.Protocol):
         self._poll.register(sock.fileno(), select.POLLIN | getattr(select, "POLLRDHUP", 0))
         if sock.family in (socket.AF_INET, socket.AF_INET6):
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            probe_when_silent(sock)
+            enable_keepalive(sock)
 
     def data_received(self, data: bytes) -> None:
         receiver = self.receiver

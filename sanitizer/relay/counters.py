@@ -6,7 +6,7 @@ from typing import Final
 
 from sanitizer.errors import ClientNotReading, ClientNotSending, GatewayError
 
-OnEnded = Callable[[str | None, bytes, bytes, int, float], None]
+OnRequestEnded = Callable[[str | None, bytes, bytes, int, float], None]
 """Called when a request has ended, with the client's address, the method, the target, the status or `CLIENT_LEFT`, and
 the duration in seconds. Method and target are empty if the request could not be read."""
 
@@ -40,7 +40,7 @@ class Histogram:
 class Counters:
     """Counts requests, tunnels, and clients that were disconnected because they stalled.
 
-    ``answers`` maps each of `METHODS`, and ``b""`` for all others, to the number of requests that have ended, by the
+    ``responses`` maps each of `METHODS`, and ``b""`` for all others, to the number of requests that have ended, by the
     first digit of the status; index 0 counts `CLIENT_LEFT`. A request ends when its response is complete or broken off,
     when it has become a tunnel, or when its client has disconnected. ``refused`` is how many of them the gateway has
     refused. ``in_flight`` and ``tunnels`` are the numbers of requests and tunnels that are open. ``stalled`` maps each
@@ -52,10 +52,10 @@ class Counters:
         "_on_refused",
         "_on_stalled",
         "_others",
-        "answers",
         "in_flight",
         "out_of_descriptors",
         "refused",
+        "responses",
         "stalled",
         "tunnels",
     )
@@ -65,26 +65,26 @@ class Counters:
         self._on_stalled = on_stalled
         self.stalled = {ClientNotSending.kind: 0, ClientNotReading.kind: 0}
         self.refused = self.in_flight = self.tunnels = self.out_of_descriptors = 0
-        self.answers = {method: [0] * 10 for method in (*METHODS, b"")}
-        self._others = self.answers[b""]
+        self.responses = {method: [0] * 10 for method in (*METHODS, b"")}
+        self._others = self.responses[b""]
 
     @property
     def requests(self) -> int:
         """How many requests have ended."""
-        return sum(map(sum, self.answers.values()))
+        return sum(map(sum, self.responses.values()))
 
-    def ended(self, method: bytes, status: int) -> None:
+    def count_request(self, method: bytes, status: int) -> None:
         """Count a request that was in flight and has ended."""
         self.in_flight -= 1
-        self.answers.get(method, self._others)[status // 100] += 1
+        self.responses.get(method, self._others)[status // 100] += 1
 
-    def refuse(self, error: GatewayError, peer: str | None) -> None:
+    def count_refusal(self, error: GatewayError, peer: str | None) -> None:
         """Count a request that is refused with ``error``; ``peer`` is the address of its client."""
         self.refused += 1
         if self._on_refused is not None:
             self._on_refused(error.kind, str(error), peer)
 
-    def stall(self, error: GatewayError, peer: str | None) -> None:
+    def count_stall(self, error: GatewayError, peer: str | None) -> None:
         """Count a client that is disconnected because of ``error``; ``peer`` is its address."""
         self.stalled[error.kind] += 1
         if self._on_stalled is not None:

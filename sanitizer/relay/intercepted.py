@@ -88,7 +88,7 @@ class _Attempt(Proxied):
 
     def on_response(self, response: Response) -> None:
         too_long = isinstance(response.length, int) and response.length > self.handler.interception.held_limit
-        if not too_long and self.handler.interception.holds(response.status):
+        if not too_long and self.handler.interception.should_hold(response.status):
             self._held = response
         elif 200 <= response.status < 300 or not self._fall_back_to_first():
             super().on_response(response)
@@ -149,8 +149,8 @@ class _Attempt(Proxied):
     def head_to_client(self, status: int, head: bytes) -> bytes:
         handler = self.handler
         handler.status = status
-        value = handler.interception.answered(status, head)
-        return with_field(head, handler.interception.field, value)
+        value = handler.interception.report_response(status, head)
+        return with_field(head, handler.interception.response_field, value)
 
     def response_sent(self) -> None:
         self.handler.response_sent(self.keep_alive)
@@ -294,8 +294,8 @@ class Intercepted:
                 return  # the client has disconnected, even if that has not been reported yet
             body = None
             if (error := task.exception()) is not None:
-                message = "an interception has failed; the request is forwarded as it was received"
-                self.interception.give_up()
+                message = "an interception has failed; the request is not edited"
+                self.interception.decision_failed()
                 loop.call_exception_handler({"message": message, "exception": error, "task": task})
             else:
                 body = task.result()

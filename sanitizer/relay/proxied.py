@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, ExitStack
 
 from sanitizer.errors import GatewayError
 from sanitizer.http1.bodies import Framing, Length, encode_chunk, last_chunk
-from sanitizer.http1.forwarding import buffering_is_set, passed_trailers
+from sanitizer.http1.forwarding import has_buffering_field, passed_trailers
 from sanitizer.http1.requests import Request
 from sanitizer.http1.responses import error_response
 from sanitizer.relay.advice import HTTP_1_0_STREAM, advise
@@ -94,7 +94,7 @@ class Proxied(Exchange):
                 head += b"Transfer-Encoding: chunked\r\n"
             else:
                 self.keep_alive = False
-                if not buffering_is_set(head):
+                if not has_buffering_field(head):
                     advise(HTTP_1_0_STREAM)
                     head += b"X-Accel-Buffering: no\r\n"
         self._head = head + b"\r\n" if self.keep_alive else head + b"Connection: close\r\n\r\n"

@@ -32,7 +32,7 @@ from sanitizer.sanitize.gates import FIELDS, Gate
 from sanitizer.sanitize.jsonedit import NotInspectable
 from sanitizer.sanitize.queries import key_hash
 from sanitizer.sanitize.refusal import MAX_REFUSAL, refusal_text
-from sanitizer.sanitize.stored import Ask, Caller, Lookup, StoredKeys
+from sanitizer.sanitize.stored import Caller, Lookup, SendLookup, StoredKeys
 from sanitizer.sanitize.submission import Submission, reason_not_to_inspect
 from sanitizer.sanitize.targets import Target, Targets
 
@@ -108,28 +108,30 @@ class Sanitizer:
         prefixes = tuple(prefixes)
         self._targets = Targets(() if mode == "off" else fields, prefixes)
         self._may_write = re.compile(f"(?:{'|'.join(map(re.escape, prefixes))})(?:{_MAY_WRITE})(?:/|\\Z)")
-        self.writing = self._writing if self.stored.caches else None
+        self.write_context = self._write_context if self.stored.caches else None
 
     def intercepts(self, path: str) -> bool:
         """Whether a POST to ``path`` (decoded) is intercepted."""
         return self._targets.find(path) is not None
 
-    def _writing(self, path: str) -> AbstractContextManager[None] | None:
+    def _write_context(self, path: str) -> AbstractContextManager[None] | None:
         """The context in which to run a request to ``path`` (decoded) that is not intercepted, or None for no context.
 
-        The attribute `writing` is this method, or None if there is no cache that such a request could make stale.
+        The attribute `write_context` is this method, or None if there is no cache that such a request could make stale.
         """
         return self.stored.writing(None) if self._may_write.match(path) else None
 
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> "Interception | None":
+    def intercept(
+        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None
+    ) -> "Interception | None":
         """The interception of a POST to ``path`` (decoded), or None if such a request is not intercepted.
 
         ``head`` is the request head as it was received, and ``outbound`` the one that is sent to LiteLLM. Both are
-        octets: a start line, which may be empty, and field lines. ``ask`` sends lookups. ``client`` is the client's
-        address, or None on a unix socket.
+        octets: a start line, which may be empty, and field lines. ``send_lookup`` sends lookups. ``client`` is the
+        client's address, or None on a unix socket.
         """
         target = self._targets.find(path)
-        return None if target is None else Interception(self, target, head, Caller(outbound, ask, client))
+        return None if target is None else Interception(self, target, head, Caller(outbound, send_lookup, client))
 
 
 class Interception:
@@ -138,9 +140,9 @@ class Interception:
     1. If `inspects` is true, `collect` with each piece of the content, until the content is complete or `collect`
        returns False; or `stop_collecting`, if the rest of the content does not arrive. Then `edit` if the content is
        complete, else `release`.
-    2. `holds` with the status of each response. If it returns True, the response is held back until it is complete and
-       was passed to `next_body`. A response with more than `held_limit` bytes of content is relayed instead.
-    3. `answered` when the head of the final response is relayed to the client, unless there is no response.
+    2. `should_hold` with the status of each response. If it returns True, the adapter holds the response back, and calls
+       `next_body` when it is complete. A response with more than `held_limit` bytes of content is relayed instead.
+    3. `report_response` when the head of the final response is relayed to the client, unless there is no response.
     4. `close`, always.
 
     If `confidential` is true, a response to a resend is relayed only if it is a 2xx. Instead of any other, the client
@@ -148,7 +150,7 @@ class Interception:
     followed by one CRLF or by two.
     """
 
-    field = RESPONSE_FIELD
+    response_field = RESPONSE_FIELD
     held_limit = MAX_REFUSAL
 
     def __init__(self, sanitizer: Sanitizer, target: Target, head: bytes, caller: Caller) -> None:
@@ -223,12 +225,12 @@ class Interception:
         self._decide(comparison.decision)
         return comparison.edited_body
 
-    def give_up(self) -> None:
+    def decision_failed(self) -> None:
         """To be called if `edit` or `next_body` has raised. The adapter goes on as if it had returned None."""
         if self._decision is None:
             self._decide(Decision(Outcome.UNKNOWN, reason="internal"))
 
-    def holds(self, status: int) -> bool:
+    def should_hold(self, status: int) -> bool:
         """Whether a response with this status has to be held back and passed to `next_body`."""
         return bool(self._candidates(status))
 
@@ -249,8 +251,8 @@ class Interception:
         self.confidential = comparison.used_lookup_key
         return comparison.edited_body
 
-    def answered(self, status: int, head: bytes) -> bytes | None:
-        """Report the final response. Returns the value of its field `field`, or None if it must not have one.
+    def report_response(self, status: int, head: bytes) -> bytes | None:
+        """Report the final response. Returns the value of its field `response_field`, or None if it must not have one.
 
         The decision can depend on what the gateway's own credential has read. A caller who may not read the key learns
         it only from a 2xx response, that is, if LiteLLM lets the caller write the key.

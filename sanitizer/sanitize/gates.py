@@ -88,14 +88,14 @@ class Gate:
     """Parts of the texts of LiteLLM's refusals: a text that contains one of them refuses this field. Fields that the
     same check guards share their fragments. A fragment contains nothing that a client has sent."""
     refused: tuple[Refused, ...] = ()
-    """Which releases, up to `NEWEST`, refuse which unchanged values."""
+    """Which releases, up to `NEWEST_PROVEN`, refuse which unchanged values."""
     can_be_unchanged: Callable[[Json], bool] = not_null
     """Whether the sent value can be unchanged at all, whatever is stored."""
     status: int = 403
     """The status of LiteLLM's refusal."""
 
 
-NEWEST: Final = "1.110.2"
+NEWEST_PROVEN: Final = "1.110.2"
 """The newest LiteLLM release that the table was checked against."""
 
 UPDATE: Final = "/key/update"

@@ -21,7 +21,9 @@ class InProcess:
         self._app = app
 
     def __call__(self, scope: Scope) -> Caller:
-        async def ask(target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:
+        async def send_lookup(
+            target: bytes, header: bytes, limit: int, content: bytes | None = None, /
+        ) -> tuple[int, bytes]:
             path, _, query = target.partition(b"?")
             lines = (line.partition(b": ") for line in header.split(b"\r\n")[1:])
             lookup_scope = {
@@ -35,7 +37,7 @@ class InProcess:
             lookup_scope.pop("extensions", None)
             return await _call(self._app, lookup_scope, content)
 
-        return Caller(encode_header(scope["headers"]) or b"\r\n", ask)
+        return Caller(encode_header(scope["headers"]) or b"\r\n", send_lookup)
 
 
 async def _call(app: ASGIApp, scope: Scope, content: bytes | None) -> tuple[int, bytes]:

@@ -89,10 +89,12 @@ class SanitizerMiddleware:
         except GatewayError:
             return None
         client = scope.get("client")
-        return self.sanitizer.intercept(scope["path"], head, caller.head, caller.ask, client[0] if client else None)
+        return self.sanitizer.intercept(
+            scope["path"], head, caller.head, caller.send_lookup, client[0] if client else None
+        )
 
     def _writing(self, scope: Scope) -> AbstractContextManager[None] | None:
-        writing = self.sanitizer.writing
+        writing = self.sanitizer.write_context
         if writing is None or scope["type"] != "http" or scope["method"] in _SAFE:
             return None
         return writing(scope["path"])
@@ -184,8 +186,8 @@ class _Upload:
                 disconnect.result()
                 raise ClientLeft
             if (error := work.exception()) is not None:
-                self._interception.give_up()
-                message = "an interception has failed; the request goes on as it came"
+                self._interception.decision_failed()
+                message = "an interception has failed; the request is not edited"
                 asyncio.get_running_loop().call_exception_handler({"message": message, "exception": error})
                 return None
             return work.result()

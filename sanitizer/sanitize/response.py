@@ -99,8 +99,8 @@ class AppResponse:
         if self._state is _State.AWAITED:
             return
         self._state = _State.PASSING
-        value = self._interception.answered(self.status, self.head)
-        field = self._interception.field
+        value = self._interception.report_response(self.status, self.head)
+        field = self._interception.response_field
         headers = [line for line in self._start.get("headers", ()) if line[0].lower() != field]
         if value is not None:
             headers.append((field, value))
@@ -119,7 +119,7 @@ class AppResponse:
             return
         self._state = _State.HOLDING
         too_long = any(name.lower() == b"content-length" and exceeds(value, limit) for name, value in headers)
-        if too_long or not self._interception.holds(self.status):
+        if too_long or not self._interception.should_hold(self.status):
             await self.pass_on()
 
     async def _replace_by(self, other: "AppResponse") -> None:

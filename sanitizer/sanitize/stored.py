@@ -24,7 +24,7 @@ from sanitizer.sanitize.queries import (
 )
 
 
-class Ask(Protocol):
+class SendLookup(Protocol):
     """A callable that sends lookups."""
 
     def __call__(
@@ -43,7 +43,7 @@ class Caller:
 
     head: bytes
     """The head with which the request is sent to LiteLLM, in octets."""
-    ask: Ask
+    send_lookup: SendLookup
     """Sends a lookup in the same way as the request is sent."""
     client: str | None = None
     """The client's address, or None on a unix socket."""
@@ -172,7 +172,7 @@ class StoredKeys:
         content = b""
         try:
             async with asyncio.timeout(self._timeout):
-                status, content = await caller.ask(
+                status, content = await caller.send_lookup(
                     query.request_target, header + query.header, MAX_RESPONSE, query.content
                 )
         except (TimeoutError, UpstreamTimeout, PoolExhausted):

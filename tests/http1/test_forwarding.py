@@ -4,7 +4,7 @@ import pytest
 
 from sanitizer.address import TrustedProxies
 from sanitizer.errors import LoopDetected
-from sanitizer.http1.forwarding import Forwarding, buffering_is_set, passed_trailers
+from sanitizer.http1.forwarding import Forwarding, has_buffering_field, passed_trailers
 from sanitizer.http1.heads import Fields, encode_head, head_fields
 from sanitizer.settings import load
 
@@ -162,7 +162,7 @@ def test_what_a_head_says() -> None:
         b"GET /\r\ncONTENT-lENGTH:  3 \r\nHOST:h\r\nhost: i\r\nUpgrade: a \t\r\nupgrade:b\r\nX-Origin: y\r\n",
         forwarding().peer("192.0.2.1", "http"),
     )
-    assert (head.length, head.host, head.hosts, head.upgrade, head.has_origin) == (b"3", b"i", 2, b"a, b", False)
+    assert (head.length, head.host, head.host_count, head.upgrade, head.has_origin) == (b"3", b"i", 2, b"a, b", False)
 
 
 @pytest.mark.parametrize("found", [True, False])
@@ -192,4 +192,4 @@ def test_own_host() -> None:
 )
 def test_buffering_is_set(fields: Fields, found: bool) -> None:
     """Only a field line of that name counts."""
-    assert buffering_is_set(encode_head(b"HTTP/1.1 200 OK", fields)) is found
+    assert has_buffering_field(encode_head(b"HTTP/1.1 200 OK", fields)) is found

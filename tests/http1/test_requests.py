@@ -9,7 +9,7 @@ from sanitizer.errors import BadRequest
 from sanitizer.http1.bodies import Framing
 from sanitizer.http1.forwarding import Forwarding
 from sanitizer.http1.heads import head_fields
-from sanitizer.http1.requests import Repeat, Request, decoded_path, other_protocol, read_request
+from sanitizer.http1.requests import CachedHead, Request, decoded_path, describe_other_protocol, read_request
 
 HOST = b"Host: a\r\n"
 FORWARDING = Forwarding(TrustedProxies(), b"litellm-sanitizer-0")
@@ -83,7 +83,7 @@ def test_not_relayed(octets: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "hosts"),
+    ("octets", "host_count"),
     [
         pytest.param(head(b"GET / HTTP/1.0", b""), [b"upstream"], id="none"),
         pytest.param(head(b"GET / HTTP/1.0", b"Host:\r\n"), [b""], id="an empty one"),
@@ -148,7 +148,7 @@ def test_expects_continue(octets: bytes, expects: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "repeatable"),
+    ("fields", "cacheable"),
     [
         pytest.param(b"", True, id="nothing"),
         pytest.param(b"Content-Length: 5\r\n", True, id="length"),
@@ -156,10 +156,10 @@ def test_expects_continue(octets: bytes, expects: bool) -> None:
         pytest.param(b"Connection: upgrade\r\nUpgrade: a\r\n", False, id="upgrade"),
     ],
 )
-def test_repeatable(fields: bytes, repeatable: bool) -> None:
+def test_repeatable(fields: bytes, cacheable: bool) -> None:
     """Only what differs in Content-Length alone may be known again."""
     request = read(head(b"GET / HTTP/1.1", HOST + fields))
-    assert request.repeatable is repeatable
+    assert request.cacheable is cacheable
     assert (request.length is Framing.CHUNKED) == (b"chunked" in fields)
 
 
@@ -195,7 +195,7 @@ def test_decoded_path(target: bytes, path: str) -> None:
 )
 def test_other_protocol(octets: bytes, advice: str) -> None:
     """A protocol that a load balancer or a client may speak by mistake is named, with what to do about it."""
-    found = other_protocol(octets)
+    found = describe_other_protocol(octets)
     assert advice in found
     assert bool(found) == bool(advice)
 
@@ -210,7 +210,7 @@ GET = b"GET /a HTTP/1.1\r\nHost: h\r\n"
 @pytest.mark.parametrize("digits", [b"12", b"0", b"7", b"007", b"9" * 18])
 def test_other_digits(digits: bytes) -> None:
     """The same head with another length gives the same head for upstream with that length."""
-    repeat = Repeat.of(read(POST))
+    repeat = CachedHead.of(read(POST))
     assert repeat.match(POST.replace(b"12", digits)) == (OUTBOUND.replace(b"12", digits), int(digits))
 
 
@@ -219,13 +219,13 @@ def test_other_digits(digits: bytes) -> None:
 )
 def test_no_digits(digits: bytes) -> None:
     """Whatever is no length is not this head again: it is judged like any other."""
-    assert Repeat.of(read(POST)).match(POST.replace(b"12", digits)) is None
+    assert CachedHead.of(read(POST)).match(POST.replace(b"12", digits)) is None
 
 
 def test_without_length() -> None:
     """A head without Content-Length has to be equal."""
     request = read(GET)
-    repeat = Repeat.of(request)
+    repeat = CachedHead.of(request)
     assert repeat.match(GET) == (request.outbound, 0)
     assert repeat.match(GET.replace(b"/a", b"/b")) is None
     assert repeat.match(b"") is None
@@ -235,7 +235,7 @@ def test_without_length() -> None:
 def test_any_edit(insert: bytes, at: int, cut: int) -> None:
     """An edited head matches only if the edit leaves digits in the one place, and all else as it was."""
     edited = POST[:at] + insert + POST[at + cut :]
-    found = Repeat.of(read(POST)).match(edited)
+    found = CachedHead.of(read(POST)).match(edited)
     before, after = POST.split(b"12")
     digits = edited[len(before) : len(edited) - len(after)]
     same = len(edited) > len(before) + len(after) and edited == before + digits + after
@@ -277,9 +277,9 @@ def test_as_if_read_afresh(
         again = read(octets(second))
     except BadRequest:
         return
-    if not judged.repeatable:
+    if not judged.cacheable:
         return
-    repeat = Repeat.of(judged)
+    repeat = CachedHead.of(judged)
     assert repeat.match(octets(second)) == (again.outbound, again.length)
     assert not isinstance(again.length, Framing)
     assert (repeat.method, repeat.keep_alive, again.upgrade) == (again.method, again.keep_alive, b"")

@@ -21,7 +21,7 @@ import trustme
 from sanitizer import __version__
 from sanitizer.cli import main
 from sanitizer.operate.check.client import MAX_ANSWER
-from sanitizer.sanitize.gates import GATES, NEWEST
+from sanitizer.sanitize.gates import GATES, NEWEST_PROVEN
 from sanitizer.sanitize.queries import token_of
 from tests.support.upstream import CLOSE, OK, RESET, WAIT_CLOSED, Connection, Upstream, refusing_port, reply
 
@@ -111,7 +111,7 @@ def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
         checked = Checked(capsys, "--upstream", url, "--key-file", key_file)
     assert (checked.status, checked.err) == (0, "")
     head, *lines = checked.out.splitlines()
-    assert head == f"litellm-sanitizer {__version__}, proven on LiteLLM {NEWEST}: check of {url}"
+    assert head == f"litellm-sanitizer {__version__}, proven on LiteLLM {NEWEST_PROVEN}: check of {url}"
     assert lines == [
         "",
         f"ok       connection  LiteLLM answers at {url}",
@@ -143,7 +143,7 @@ def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
 
 def test_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
     """Endpoints that refuse the same are shown once; so are values that several gates of a field name."""
-    with running(ready={**READY, "litellm_version": NEWEST}) as (_, url):
+    with running(ready={**READY, "litellm_version": NEWEST_PROVEN}) as (_, url):
         lines = Checked(capsys, "--upstream", url).out.splitlines()
     heading = "  POST /key/regenerate, /key/{key}/regenerate"
     assert [line.split(None, 1) for line in lines[lines.index(heading) + 1 :][:3]] == [
@@ -187,7 +187,7 @@ def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
     assert checked.status == 0
     report = checked.report
     assert (report["ok"], report["needed"], report["upstream"], report["release"]) == (True, True, url, "1.83.13")
-    assert report["proven_on"] == NEWEST == "1.110.2"
+    assert report["proven_on"] == NEWEST_PROVEN == "1.110.2"
     assert checked.findings() == [("connection", "ok"), ("release", "ok"), ("dashboard", "ok"), ("key", "ok")]
     fields = [(each["endpoint"], each["field"]) for each in report["defects"]]
     assert fields == list(dict.fromkeys((gate.endpoint, gate.field) for gate in GATES))
@@ -276,7 +276,9 @@ ROUTES_AND_TEAM = ["allowed_routes 3", "team_id 1"]
         pytest.param(
             "1.109.0", ["allowed_routes 1", *SINCE_1_105_0], REGENERATE, ROUTES_AND_TEAM, id="but for the order"
         ),
-        pytest.param(NEWEST, ["allowed_routes 1", *SINCE_1_105_0], REGENERATE, ROUTES_AND_TEAM, id="the newest known"),
+        pytest.param(
+            NEWEST_PROVEN, ["allowed_routes 1", *SINCE_1_105_0], REGENERATE, ROUTES_AND_TEAM, id="the newest known"
+        ),
         pytest.param("2.0.0", ["allowed_routes 1", *SINCE_1_105_0], REGENERATE, ROUTES_AND_TEAM, id="a newer one"),
     ],
 )
@@ -300,7 +302,7 @@ def test_defects(
         assert (found("refused", endpoint), found("fixed", endpoint)) == (regenerate, [])
     assert checked.status == 0
     assert ("Fixed in this release:" in text) is bool(fixed)
-    assert (f"newer than {NEWEST}, the newest release whose defects are known" in text) is (release == "2.0.0")
+    assert (f"newer than {NEWEST_PROVEN}, the newest release whose defects are known" in text) is (release == "2.0.0")
     assert ("older than 1.83.5, the oldest release whose defects are known" in text) is (release == "1.83.4")
     assert dict(checked.findings())["release"] == ("note" if release in ("2.0.0", "1.83.4") else "ok")
 

@@ -37,7 +37,7 @@ from hypothesis.stateful import (
 
 from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.connection import Connection
-from sanitizer.relay.interception import Ask
+from sanitizer.relay.interception import SendLookup
 from tests.support.cores import BODY, Core
 from tests.support.fake_gateway import KEEPALIVE, FakeGateway, make_connection, shut_down
 from tests.support.transitions import record
@@ -1297,7 +1297,7 @@ class ClientMachine(RuleBasedStateMachine):
         assert counters.requests == len(self.ended)
         assert counters.refused == self.refusals == len(self.gateway.refusals)
         assert sorted(self.gateway.ended) == sorted(self.ended)
-        answers = {(method, i): n for method, row in counters.answers.items() for i, n in enumerate(row) if n}
+        answers = {(method, i): n for method, row in counters.responses.items() for i, n in enumerate(row) if n}
         assert answers == Counter((method, status // 100) for method, _, status in self.ended)
         tunnels = [origin.tunnel for origin in self.origins if origin.tunnel is not None]
         assert counters.tunnels == sum(tunnel.open for tunnel in tunnels)
@@ -1526,13 +1526,13 @@ class Deciding:
             self.cancelled = True
             raise
 
-    def holds(self, status: int) -> bool:
+    def should_hold(self, status: int) -> bool:
         return False
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
         raise AssertionError("there is no answer")
 
-    def answered(self, status: int, head: bytes) -> bytes | None:
+    def report_response(self, status: int, head: bytes) -> bytes | None:
         return None
 
     def close(self, reason: str = "", status: int | None = None) -> None:
@@ -1764,7 +1764,9 @@ def test_a_defect_of_the_interceptor() -> None:
     """A request that ends the connection with an exception is not counted as in flight for ever."""
 
     class Defective(FakeGateway):
-        def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> None:
+        def intercept(
+            self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None
+        ) -> None:
             raise RuntimeError("a defect")
 
     with virtual_loop() as loop:

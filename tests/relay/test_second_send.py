@@ -207,7 +207,7 @@ def test_exchanges(upstream: Upstream, case: Exchange, framing: str) -> None:
 def test_confidential(
     upstream: Upstream, answers: tuple[Answer, ...], bodies: tuple[bytes | None, ...], shown: int, framing: str
 ) -> None:
-    """Any answer to a further send but a 2xx is replaced by the first answer, byte for byte."""
+    """Any answer to a resend but a 2xx is replaced by the first answer, byte for byte."""
     upstream.script = in_turn(*[script_of(answer, framing) for answer in answers])
     core = Core(*bodies, confidential=True)
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -223,7 +223,7 @@ def test_confidential(
 
 @pytest.mark.parametrize("steps", [(CLOSE,), (b"HTTP/1.1 500 Odd\r\nContent-Length: 9\r\n\r\nhalf", CLOSE)])
 def test_confidential_send_fails(upstream: Upstream, steps: tuple[bytes | Step, ...]) -> None:
-    """A further send that fails gives way to the first answer as well."""
+    """A resend that fails gives way to the first answer as well."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(*steps))
     with Listener(upstream, Core(SECOND, confidential=True)) as listener, listener.connect() as client:
         response = client.ask(update())
@@ -432,7 +432,7 @@ def test_length_over_the_limit(upstream: Upstream, length: bytes) -> None:
 
 
 def test_interim_answers(upstream: Upstream) -> None:
-    """Interim answers to the first send pass at once, those to further sends do not."""
+    """Interim answers to the first send pass at once, those to resends do not."""
     seen = threading.Event()
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: <%d>\r\n\r\n"
     go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -464,7 +464,7 @@ def test_expect_on_a_further_send(upstream: Upstream) -> None:
     assert [request.get(b"expect") for request in upstream.requests] == [b"100-continue"] * 2
 
 
-# no connection for a further send
+# no connection for a resend
 
 
 def test_upstream_is_gone(upstream: Upstream) -> None:
@@ -523,7 +523,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
 
 
 def test_a_connection_comes_free(upstream: Upstream) -> None:
-    """A further send waits for a connection as every request does."""
+    """A resend waits for a connection as every request does."""
     free = threading.Event()
     upstream.script = busy(free)
     core = Core(SECOND, gate=asyncio.Event())
@@ -546,7 +546,7 @@ def test_a_connection_comes_free(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("end", [CLOSE, RESET], ids=["closed", "reset"])
 def test_stale_connection(upstream: Upstream, end: Step) -> None:
-    """A connection that upstream has closed meanwhile is not used: nothing of the further send is lost with it."""
+    """A connection that upstream has closed meanwhile is not used: nothing of the resend is lost with it."""
     upstream.script = in_turn(reply(FORBIDDEN, end), reply(OK))
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -558,7 +558,7 @@ def test_stale_connection(upstream: Upstream, end: Step) -> None:
     assert [(request.connection, request.body) for request in upstream.requests] == [(0, BODY), (1, SECOND)]
 
 
-# a further send fails
+# a resend fails
 
 
 @pytest.mark.parametrize(
@@ -680,7 +680,7 @@ def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
 
 
 def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
-    """A further send that waits for a connection gets none any more."""
+    """A resend that waits for a connection gets none any more."""
     free = threading.Event()
     upstream.script = busy(free)
     core = Core(SECOND, gate=asyncio.Event())

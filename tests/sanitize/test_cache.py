@@ -76,16 +76,16 @@ async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str =
 async def test_off_by_default(litellm: LiteLLM) -> None:
     """Without a time to live, every request is looked up."""
     stored = stored_keys(0)
-    app = Sanitized(litellm, stored, ask=litellm.info)
+    app = Sanitized(litellm, stored, send_lookup=litellm.info)
     for _ in range(3):
         assert await send(app, update()) == b"dropped"
     assert litellm.lookups == 3
-    assert app.sanitizer.writing is None, "there is nothing that other requests could outdate"
+    assert app.sanitizer.write_context is None, "there is nothing that other requests could outdate"
 
 
 async def test_reuse(litellm: LiteLLM, keys: StoredKeys) -> None:
     """The same caller's further updates of the same key share a lookup, raw or by hash."""
-    app = Sanitized(litellm, keys, ask=litellm.info)
+    app = Sanitized(litellm, keys, send_lookup=litellm.info)
     assert await send(app, update()) == b"dropped"
     assert await send(app, update()) == b"dropped"
     assert await send(app, json.dumps({"key": token_of(KEY), "allowed_routes": ["/a"]}).encode()) == b"dropped"
@@ -97,7 +97,7 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
     now = 100.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     stored = stored_keys(10)
-    app = Sanitized(litellm, stored, ask=litellm.info)
+    app = Sanitized(litellm, stored, send_lookup=litellm.info)
     lookups = []
     for now in (100, 106, 109.9, 110.1, 120):  # noqa: B007 - the clock
         await send(app, update())
@@ -116,7 +116,7 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
 )
 async def test_not_shared(headers: Fields, path: str, litellm: LiteLLM, keys: StoredKeys) -> None:
     """What one caller may see says nothing about another; and another's request ends the first one's entry."""
-    app = Sanitized(litellm, keys, ask=litellm.info)
+    app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update())
     assert await send(app, update(), headers, path) == b"dropped"
     assert litellm.lookups == 2
@@ -126,7 +126,7 @@ async def test_not_shared(headers: Fields, path: str, litellm: LiteLLM, keys: St
 
 async def test_field_boundaries(litellm: LiteLLM, keys: StoredKeys) -> None:
     """Fields that only look alike when run together are different credentials."""
-    app = Sanitized(litellm, keys, ask=litellm.info)
+    app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update(), [JSON, (b"ab", b"c")])
     await send(app, update(), [JSON, (b"a", b"bc")])
     assert litellm.lookups == 2
@@ -134,7 +134,7 @@ async def test_field_boundaries(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 async def test_other_keys_stay(litellm: LiteLLM, keys: StoredKeys) -> None:
     """An entry is one key's."""
-    app = Sanitized(litellm, keys, ask=litellm.info)
+    app = Sanitized(litellm, keys, send_lookup=litellm.info)
     other = json.dumps({"key": "sk-other", "allowed_routes": ["/a"]}).encode()
     for body in (update(), other, update(), other):
         assert await send(app, body) == b"dropped"
@@ -143,7 +143,7 @@ async def test_other_keys_stay(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 async def test_difference_is_confirmed(litellm: LiteLLM, keys: StoredKeys) -> None:
     """A cached value that differs is not believed: someone else may have stored just what is sent now."""
-    app = Sanitized(litellm, keys, ask=litellm.info)
+    app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update(["/a"]))
     litellm.routes[token_of(KEY)] = ["/b"]  # behind this process's back
     assert await send(app, update(["/b"])) == b"dropped"
@@ -152,7 +152,7 @@ async def test_difference_is_confirmed(litellm: LiteLLM, keys: StoredKeys) -> No
 
 async def test_a_b_a(litellm: LiteLLM, keys: StoredKeys) -> None:
     """Changes there and back in quick succession all arrive."""
-    app = Sanitized(litellm, keys, ask=litellm.info)
+    app = Sanitized(litellm, keys, send_lookup=litellm.info)
     assert await send(app, update(["/a"])) == b"dropped"
     assert await send(app, update(["/b"])) == b"changed"
     assert litellm.routes[token_of(KEY)] == ["/b"]
@@ -171,7 +171,7 @@ async def test_a_b_a(litellm: LiteLLM, keys: StoredKeys) -> None:
 )
 async def test_writers_empty(body: bytes, headers: Fields, litellm: LiteLLM, keys: StoredKeys) -> None:
     """Whatever may write the key ends its entry, whoever sends it."""
-    app = Sanitized(litellm, keys, ask=litellm.info)
+    app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update())
     await send(app, body, headers)
     before = litellm.lookups
@@ -195,8 +195,8 @@ async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM
         await finish.wait()
         await litellm(scope, receive, send)
 
-    app = Sanitized(litellm, keys, ask=litellm.info)
-    writer = asyncio.create_task(send(Sanitized(slow, keys, ask=litellm.info), body, BOB))
+    app = Sanitized(litellm, keys, send_lookup=litellm.info)
+    writer = asyncio.create_task(send(Sanitized(slow, keys, send_lookup=litellm.info), body, BOB))
     await writing.wait()
     for _ in range(2):
         assert await send(app, update(["/a"])) == b"dropped"

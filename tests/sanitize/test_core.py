@@ -144,7 +144,7 @@ async def play(
         answers.append(answer(body, refusals))
         status, content = answers[-1]
         following = None
-        if interception.holds(status):
+        if interception.should_hold(status):
             held += 1
             following = await interception.next_body(status, b"HTTP/1.1 403 No\r\n\r\n", content)
         if following is None:
@@ -152,7 +152,7 @@ async def play(
         body = following
     if interception.confidential and not 200 <= status < 300:
         status, content = answers[0]
-    mark = interception.answered(status, HEAD)
+    mark = interception.report_response(status, HEAD)
     interception.close()
     assert sanitizer.held == 0
     (record,) = records
@@ -309,7 +309,7 @@ async def test_rule(
 
 
 async def test_at_most_so_many_sends() -> None:
-    """Each further send cuts something, and after the last that is allowed the answer is the caller's."""
+    """Each resend cuts something, and after the last that is allowed the answer is the caller's."""
     names = ["guardrails", "policies", "prompts", "spend", "user_id"]
     refusals = [(name, 403, premium(name)) for name in names[:3]] + [("spend", 403, BUDGET), ("user_id", 403, USER)]
     sent = {**KEY, "guardrails": [], "policies": [], "prompts": [], "spend": 1.5, "user_id": None}
@@ -552,7 +552,7 @@ async def test_every_gate(gate: Gate) -> None:
 def test_only_unchanged_members_are_cut(
     members: dict[str, bool], refusals: list[tuple[str, int, str]], with_key: bool
 ) -> None:
-    """Whatever is sent and whatever is refused: a change always arrives, and each further send cuts something.
+    """Whatever is sent and whatever is refused: a change always arrives, and each resend cuts something.
 
     ``members``: whether each member is changed; ``with_key``: the caller may not read the key, but the gateway may.
     """

@@ -139,7 +139,7 @@ async def test_exchanges(case: Exchange) -> None:
 
 @pytest.mark.parametrize(("answers", "bodies", "shown"), CONFIDENTIAL)
 async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | None, ...], shown: int) -> None:
-    """Any answer to a further send but a 2xx is replaced by the first answer."""
+    """Any answer to a resend but a 2xx is replaced by the first answer."""
     app = App([messages_of(answer) for answer in answers])
     core = Core(*bodies, confidential=True)
     client = await Client([BODY], HEAD).through(around(app, core))
@@ -154,7 +154,7 @@ async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | N
 
 @pytest.mark.parametrize("before", [(), (start(500), content(b"half", more=True)), (start(500), content(b"whole"))])
 async def test_confidential_send_fails(before: Sequence[Step]) -> None:
-    """A further send that fails gives way to the first answer too; no server sees the failure, and closes for it."""
+    """A resend that fails gives way to the first answer too; no server sees the failure, and closes for it."""
     failure = Failure()
     client = Client([BODY])
     with reported(failure):
@@ -315,7 +315,7 @@ async def test_interim_answers() -> None:
 
 
 async def test_interim_answers_to_further_sends() -> None:
-    """Those to further sends do not pass: the client sees one request."""
+    """Those to resends do not pass: the client sees one request."""
     client = await Client([BODY]).through(around(App([FORBIDDEN, [HINT, *ALLOWED]]), Core(SECOND)))
     assert merged(client.sent) == (start(200, FIELD), b"ok")
 
@@ -500,8 +500,10 @@ async def served(upstream: Upstream, core: Core, **options: Any) -> AsyncIterato
     """A server in front of ``upstream``; ``options`` are those of the connections to it."""
     pool = Pool(Address("http", "127.0.0.1", upstream.port), **options)
     relay = Relay(pool, Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), Counters())
-    ask = partial(fetch, pool)
-    app = SanitizerMiddleware(relay, sanitizer=core, caller=lambda scope: Caller(relay.outbound_head(scope), ask))
+    send_lookup = partial(fetch, pool)
+    app = SanitizerMiddleware(
+        relay, sanitizer=core, caller=lambda scope: Caller(relay.outbound_head(scope), send_lookup)
+    )
     async with serving(app) as port:
         yield Served(port)
     pool.close()

@@ -29,7 +29,7 @@ from sanitizer.relay.fetch import fetch
 from sanitizer.relay.pool import Pool
 from sanitizer.sanitize.jsonedit import Json
 from sanitizer.sanitize.queries import MAX_RESPONSE, Stored, Unknown, token_of
-from sanitizer.sanitize.stored import Ask, Caller, Lookup, LookupOutcome, StoredKeys
+from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome, SendLookup, StoredKeys
 from tests.support.asgi import Fields, octets
 from tests.support.upstream import (
     CLOSE,
@@ -66,7 +66,7 @@ class LookUp:
     """Looks keys up as a caller with given fields, or with the lookup credential; `lookup` is the last one made."""
 
     stored: StoredKeys
-    ask: Ask
+    send_lookup: SendLookup
     lookup: Lookup | None = None
 
     async def __call__(
@@ -78,7 +78,7 @@ class LookUp:
         lookup_key: bool = False,
     ) -> Stored | Unknown:
         get = self.stored.get_with_lookup_key if lookup_key else self.stored.get
-        found, self.lookup = await get(Caller(octets(list(fields or [HOST])), self.ask), key, alias, prefix)
+        found, self.lookup = await get(Caller(octets(list(fields or [HOST])), self.send_lookup), key, alias, prefix)
         return found
 
 

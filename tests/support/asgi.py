@@ -16,7 +16,7 @@ from sanitizer.sanitize.gates import FIELDS
 from sanitizer.sanitize.middleware import SanitizerMiddleware
 from sanitizer.sanitize.queries import Stored, Unknown
 from sanitizer.sanitize.scopes import encode_header
-from sanitizer.sanitize.stored import Ask, Caller, Lookup, LookupOutcome, StoredKeys
+from sanitizer.sanitize.stored import Caller, Lookup, LookupOutcome, SendLookup, StoredKeys
 
 Fields = list[tuple[bytes, bytes]]
 
@@ -191,7 +191,7 @@ class Sanitized:
     max_body: int = 1024
     prefixes: tuple[str, ...] = ("", "/p")
     records: list[Record] = field(default_factory=list)
-    ask: Ask = ask_nobody
+    send_lookup: SendLookup = ask_nobody
     stall_timeout: float | None = None
 
     def __post_init__(self) -> None:
@@ -206,7 +206,7 @@ class Sanitized:
         self.middleware = SanitizerMiddleware(
             self.app,
             sanitizer=self.sanitizer,
-            caller=lambda scope: Caller(octets(scope["headers"]), self.ask),
+            caller=lambda scope: Caller(octets(scope["headers"]), self.send_lookup),
             stall_timeout=self.stall_timeout,
         )
 

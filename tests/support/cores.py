@@ -1,4 +1,4 @@
-"""A sanitizer with scripted bodies for further sends, and the cases of further sends that test both adapters."""
+"""A sanitizer with scripted bodies for resends, and the cases of resends that test both adapters."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from sanitizer.sanitize.core import Interception, Record, Sanitizer
 from sanitizer.sanitize.gates import FIELDS
-from sanitizer.sanitize.stored import Ask, Caller
+from sanitizer.sanitize.stored import Caller, SendLookup
 from sanitizer.sanitize.targets import Target, Targets
 
 LIMIT: Final = 64 * 1024
@@ -28,7 +28,7 @@ class Core(Sanitizer):
 
     `next_body` sets `next_body_called`, waits for ``gate`` if there is one, and calls `before_return`. Then it returns
     the next of ``bodies``, or raises it if it is an exception; after the last one it returns None. ``confidential``:
-    whether responses to further sends are confidential. ``edited``: what `edit` returns or raises, in place of the real
+    whether responses to resends are confidential. ``edited``: what `edit` returns or raises, in place of the real
     sanitizer's edit. `ended` is set when a request is over.
     """
 
@@ -57,9 +57,11 @@ class Core(Sanitizer):
         self.held_heads: list[bytes] = []
         """The heads of these responses."""
 
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> Interception | None:
+    def intercept(
+        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None
+    ) -> Interception | None:
         target = Targets(FIELDS, ("",)).find(path)
-        return None if target is None else _Scripted(self, target, head, Caller(outbound, ask, client))
+        return None if target is None else _Scripted(self, target, head, Caller(outbound, send_lookup, client))
 
 
 class _Scripted(Interception):
@@ -73,7 +75,7 @@ class _Scripted(Interception):
         body = await super().edit()
         return body if self._core.edited is None else self._core.edited
 
-    def holds(self, status: int) -> bool:
+    def should_hold(self, status: int) -> bool:
         return status in self._core.statuses
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
@@ -210,5 +212,5 @@ CONFIDENTIAL = [
     pytest.param((REFUSED, refused(2), Answer(400, ())), (b"{}", b"[]"), 0, id="held, and another status after that"),
     pytest.param((REFUSED, refused(2), refused(3)), (b"{}", b"[]", None), 0, id="held three times"),
 ]
-"""Cases in which the responses to further sends are confidential: upstream's responses, the bodies that are sent again,
+"""Cases in which the responses to resends are confidential: upstream's responses, the bodies that are sent again,
 and the index of the response that the client receives."""

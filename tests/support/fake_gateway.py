@@ -9,7 +9,7 @@ from sanitizer.http1.forwarding import Forwarding
 from sanitizer.relay.client import ClientConnection
 from sanitizer.relay.connections import Connections
 from sanitizer.relay.counters import Counters
-from sanitizer.relay.interception import Ask, Interceptor
+from sanitizer.relay.interception import Interceptor, SendLookup
 from sanitizer.relay.pool import Pool
 from tests.support.virtual import ADDRESS, FakeTransport, VirtualLoop
 
@@ -28,7 +28,7 @@ class FakeGateway:
     """
 
     keepalive_timeout = KEEPALIVE
-    writing = None  # it is its own interceptor, and intercepts nothing
+    write_context = None  # it is its own interceptor, and intercepts nothing
 
     def __init__(
         self,
@@ -66,14 +66,16 @@ class FakeGateway:
         """The statuses of the requests that have ended."""
         return [status for _, _, status in self.ended]
 
-    def on_ended(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
+    def on_request_ended(self, client: str | None, method: bytes, target: bytes, status: int, seconds: float) -> None:
         assert client == self._client
         self.ended.append((method, target, status))
 
-    def intercept(self, path: str, head: bytes, outbound: bytes, ask: Ask, client: str | None) -> None:
+    def intercept(self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None) -> None:
         """No request is intercepted."""
 
-    async def ask(self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:
+    async def send_lookup(
+        self, target: bytes, header: bytes, limit: int, content: bytes | None = None, /
+    ) -> tuple[int, bytes]:
         raise AssertionError("nothing is looked up")
 
 

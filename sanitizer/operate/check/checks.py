@@ -20,7 +20,7 @@ from sanitizer.operate.check.client import TAKES_TLS, Answer, Client, Unreachabl
 from sanitizer.operate.check.defects import NEWEST_KNOWN, OLDEST_KNOWN, defects_of, release_of
 from sanitizer.operate.check.report import Report, Result
 from sanitizer.operate.logs import mask
-from sanitizer.sanitize.gates import NEWEST
+from sanitizer.sanitize.gates import NEWEST_PROVEN
 from sanitizer.sanitize.lookup_key import read_key
 from sanitizer.sanitize.queries import token_of
 from sanitizer.settings import Settings
@@ -126,7 +126,7 @@ def _release(report: Report, settings: Settings, litellm: Client, key: str | Non
         return
     known = "release whose defects are known and shown here"
     if release > NEWEST_KNOWN:
-        report.add("release", Result.NOTE, f"{version}, newer than {NEWEST}, the newest {known}")
+        report.add("release", Result.NOTE, f"{version}, newer than {NEWEST_PROVEN}, the newest {known}")
     elif release < OLDEST_KNOWN:
         oldest = ".".join(map(str, OLDEST_KNOWN))
         report.add("release", Result.NOTE, f"{version}, older than {oldest}, the oldest {known}")

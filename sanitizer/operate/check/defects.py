@@ -4,7 +4,7 @@ import re
 from dataclasses import dataclass
 from typing import Final
 
-from sanitizer.sanitize.gates import GATES, NEWEST, Gate
+from sanitizer.sanitize.gates import GATES, NEWEST_PROVEN, Gate
 from sanitizer.settings import Settings
 
 Release = tuple[int, ...]
@@ -38,7 +38,7 @@ def _release(text: str | None) -> Release:
     return (release_of(text) if text else None) or (1_000_000,)
 
 
-NEWEST_KNOWN: Final = _release(NEWEST)
+NEWEST_KNOWN: Final = _release(NEWEST_PROVEN)
 OLDEST_KNOWN: Final = min(_release(row.since) for gate in GATES for row in gate.refused)
 
 

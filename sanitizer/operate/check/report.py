@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from sanitizer.operate.check.defects import NEWEST_KNOWN, OLDEST_KNOWN, Defect, release_of
-from sanitizer.sanitize.gates import NEWEST
+from sanitizer.sanitize.gates import NEWEST_PROVEN
 
 
 class Result(StrEnum):
@@ -33,7 +33,7 @@ class Report:
     """
 
     upstream: str
-    proven_on: str = NEWEST
+    proven_on: str = NEWEST_PROVEN
     release: str | None = None
     findings: list[Finding] = field(default_factory=list)
     defects: list[Defect] | None = None

@@ -25,19 +25,6 @@ from tests.support.documents import FILES, PAGES, Block, blocks_of, text_of
 from tests.support.gateway import ROOT
 
 TIMEOUT = 120.0
-UNMARKED = {
-    ".github/CONTRIBUTING.md",
-    "README.md",
-    "deploy/README.md",
-    "sanitizer/README.md",
-    "sanitizer/sanitize/README.md",
-    "tests/bench/README.md",
-    "tests/conformance/README.md",
-    "tests/litellm/README.md",
-}
-"""Documents whose blocks need not have marks yet."""
-
-MARKED = [page for page in PAGES if page not in UNMARKED]
 LOOKS_LIKE_COMMANDS = re.compile(
     r"^(?:\$ |(?:curl|docker|export|kubectl|litellm-sanitizer|pip|python3?|sudo) |\.?\w[\w.-]*/[\w./-]+(?: |$))",
     re.MULTILINE,
@@ -48,7 +35,7 @@ def commands_of(page: str) -> list[Block]:
     return [block for block in blocks_of(page) if block.language == "sh"]
 
 
-@pytest.mark.parametrize("page", MARKED)
+@pytest.mark.parametrize("page", PAGES)
 def test_languages(page: str) -> None:
     """The language of a block with commands is ``sh``. Without it, the block would not be run."""
     for block in blocks_of(page):
@@ -96,7 +83,7 @@ def checkout(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return copy
 
 
-@pytest.mark.parametrize("page", MARKED)
+@pytest.mark.parametrize("page", PAGES)
 def test_commands(page: str, checkout: Path, tmp_path: Path) -> None:
     """The blocks without a mark succeed, one after the other."""
     for block in commands_of(page):

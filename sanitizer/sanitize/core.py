@@ -140,8 +140,8 @@ class Interception:
     1. If `inspects` is true, `collect` with each piece of the content, until the content is complete or `collect`
        returns False; or `stop_collecting`, if the rest of the content does not arrive. Then `edit` if the content is
        complete, else `release`.
-    2. `should_hold` with the status of each response. If it returns True, the adapter holds the response back, and calls
-       `next_body` when it is complete. A response with more than `held_limit` bytes of content is relayed instead.
+    2. `should_hold` with the status of each response. If it returns True, the adapter holds the response back, and
+       calls `next_body` when it is complete. A response over `held_limit` bytes of content is relayed instead.
     3. `report_response` when the head of the final response is relayed to the client, unless there is no response.
     4. `close`, always.
 

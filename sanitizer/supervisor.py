@@ -168,8 +168,11 @@ class Supervisor:
         """Start successors for ``dead``, by their index in `_workers`, unless a stop signal is received."""
         for worker in dead.values():
             # a worker exits with status 0 if it was sent a stop signal itself
-            level, verb = (logging.ERROR, "died") if worker.exitcode else (logging.WARNING, "ended")
-            logs.event(level, f"a worker has {verb}, starting another", worker=worker.pid, exit_status=worker.exitcode)
+            if worker.exitcode:
+                level, message = logging.ERROR, "a worker has died, starting another"
+            else:
+                level, message = logging.WARNING, "a worker has ended, starting another"
+            logs.event(level, message, worker=worker.pid, exit_status=worker.exitcode)
         self._pause()
         indexes = list(dead)
         while indexes and not self._signals:

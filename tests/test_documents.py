@@ -279,6 +279,15 @@ def test_reasons() -> None:
     assert found - explained == set()
 
 
+def test_log_lines() -> None:
+    """The log lines that the guide explains are those that the code logs, or how they begin."""
+    table = text_of("deploy/README.md").partition("| line | cause and remedy |")[2].partition("\n\n")[0]
+    quoted = re.findall(r"`([^`]+)`", "".join(row.split(" | ")[0] for row in table.splitlines()[2:]))
+    package = "\n".join(text_of(name) for name in FILES if re.fullmatch(r"sanitizer/.*\.py", name))
+    assert len(quoted) > 10
+    assert [line for line in quoted if line not in package] == []
+
+
 def table_of(page: str) -> dict[str, str]:
     """The defaults in the page's table of options, by their flags."""
     table = re.search(r"\| flag \| default \| meaning \|\n(.*?)\n\n", text_of(page), re.DOTALL)

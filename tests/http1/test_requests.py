@@ -90,11 +90,11 @@ def test_not_relayed(octets: bytes) -> None:
         pytest.param(head(b"GET / HTTP/1.1"), [b"a"], id="one"),
     ],
 )
-def test_host_for_upstream(octets: bytes, hosts: list[bytes]) -> None:
+def test_host_for_upstream(octets: bytes, host_count: list[bytes]) -> None:
     """Upstream gets a request in HTTP/1.1, and so a Host: its own where HTTP/1.0 needs none."""
     outbound = read(octets).outbound
     assert outbound.startswith(b"GET / HTTP/1.1\r\n")
-    assert [value for name, value in head_fields(outbound) if name == b"Host"] == hosts
+    assert [value for name, value in head_fields(outbound) if name == b"Host"] == host_count
 
 
 @pytest.mark.parametrize(

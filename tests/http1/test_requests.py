@@ -83,18 +83,18 @@ def test_not_relayed(octets: bytes) -> None:
 
 
 @pytest.mark.parametrize(
-    ("octets", "host_count"),
+    ("octets", "hosts"),
     [
         pytest.param(head(b"GET / HTTP/1.0", b""), [b"upstream"], id="none"),
         pytest.param(head(b"GET / HTTP/1.0", b"Host:\r\n"), [b""], id="an empty one"),
         pytest.param(head(b"GET / HTTP/1.1"), [b"a"], id="one"),
     ],
 )
-def test_host_for_upstream(octets: bytes, host_count: list[bytes]) -> None:
+def test_host_for_upstream(octets: bytes, hosts: list[bytes]) -> None:
     """Upstream gets a request in HTTP/1.1, and so a Host: its own where HTTP/1.0 needs none."""
     outbound = read(octets).outbound
     assert outbound.startswith(b"GET / HTTP/1.1\r\n")
-    assert [value for name, value in head_fields(outbound) if name == b"Host"] == host_count
+    assert [value for name, value in head_fields(outbound) if name == b"Host"] == hosts
 
 
 @pytest.mark.parametrize(

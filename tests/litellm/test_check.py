@@ -57,7 +57,8 @@ def test_command_of_the_readme(
     release: LiteLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The command in README says what the release refuses."""
-    (command,) = re.findall(r"^\.venv/bin/litellm-sanitizer (check .*)$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    readme = (ROOT / "README.md").read_text()
+    (command,) = re.findall(r"^\.venv/bin/litellm-sanitizer (check .*)$", readme, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "admin.key").write_text(release.master_key)
     assert main(shlex.split(command.replace("http://127.0.0.1:4000", release.url))) == 0

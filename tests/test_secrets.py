@@ -14,7 +14,7 @@ import pytest
 
 from tests.operate.exposition import wait_until_ready
 from tests.support.client import Client
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import CLOSE, OK, RESET, WAIT_CLOSED, Connection, Script, Upstream, refusing_port, reply
 from tests.support.wire import Cut
 
@@ -106,15 +106,15 @@ HANDSHAKE = f"GET /v1/realtime?key={SECRETS['query']} HTTP/1.1\r\n{FIELDS}{UPGRA
 
 @dataclass(frozen=True)
 class Case:
-    """A request, what upstream does about it, and the status of what the client is answered; ``asgi``: on that face."""
+    """A request, what upstream does about it, and the status that the client gets; ``asgi``: on that adapter."""
 
     message: bytes
     script: Script
     status: int = 200
     asgi: int | None = None
 
-    def expected(self, face: Face) -> int:
-        return self.status if self.asgi is None or face == "fast" else self.asgi
+    def expected(self, adapter: Adapter) -> int:
+        return self.status if self.asgi is None or adapter == "native" else self.asgi
 
 
 CASES: dict[str, Case] = {
@@ -253,9 +253,9 @@ def assert_no_secret_in_admin(gateway: Gateway) -> None:
         assert_no_secret(answer.raw_head.decode("latin-1") + answer.body.decode(), f"the admin listener's {path}")
 
 
-@pytest.mark.parametrize("face", ["fast", "asgi"])
+@pytest.mark.parametrize("adapter", ["native", "asgi"])
 @pytest.mark.parametrize("log_format", ["json", "text"])
-def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> None:
+def test_no_secret_is_written(adapter: Adapter, log_format: str, tmp_path: Path) -> None:
     """Whatever happens to requests full of secrets, none of them is logged, or in an answer of the gateway's own."""
     own = tmp_path / "key"
     own.write_text(SECRETS["own"])
@@ -270,13 +270,13 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
         "2",
         "--lookup-timeout",
         "2",
-        *(["--access-log"] if face == "fast" else []),
+        *(["--access-log"] if adapter == "native" else []),
     )
-    with Upstream() as upstream, Gateway(upstream.url, *options, face=face, admin=True) as gateway:
+    with Upstream() as upstream, Gateway(upstream.url, *options, adapter=adapter, admin=True) as gateway:
         for name, case in CASES.items():
             upstream.script = case.script
             received = play(gateway, case.message)
-            assert received.startswith(b"HTTP/1.1 %d " % case.expected(face)), (name, received)
+            assert received.startswith(b"HTTP/1.1 %d " % case.expected(adapter)), (name, received)
             for answer in (received, leave(gateway, case.message)):
                 if not answer.startswith(b"HTTP/1.1 200"):  # an answer of upstream's is upstream's
                     assert_no_secret(answer.decode("latin-1"), "an answer")
@@ -286,7 +286,7 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
         assert lookups
         for secret in (KEY, SECRETS["path"], SECRETS["padded"], SECRETS["jwt"]):
             assert secret.encode() not in b"".join(lookups), "the key is in the URL of a lookup"
-        if face == "fast":  # uvicorn merges trailers into the fields that it hands out
+        if adapter == "native":  # uvicorn merges trailers into the fields that it hands out
             assert SECRETS["trailer"].encode() not in upstream.received, "a trailer has been passed on"
         with pytest.raises(AssertionError):
             assert_no_secret(upstream.received.decode("latin-1"), "what upstream received, as it should")
@@ -294,13 +294,13 @@ def test_no_secret_is_written(face: Face, log_format: str, tmp_path: Path) -> No
         own.write_text(f"{SECRETS['own']} {SECRETS['own']}")  # no key
         upstream.script = refusing
         play(gateway, update(RESEND))
-        if face == "fast":
+        if adapter == "native":
             assert_no_secret_in_admin(gateway)
         gateway.stop()
         assert_no_secret("\n".join(gateway.lines), "the log")
-        for message in (*FAILURES, *(EVENTS if face == "fast" else ())):
+        for message in (*FAILURES, *(EVENTS if adapter == "native" else ())):
             assert any(message in line for line in gateway.lines), f"not logged: {message}"
-        if (face, log_format) == ("fast", "json"):
+        if (adapter, log_format) == ("native", "json"):
             accesses = [record for record in gateway.records if record["message"] == "request"]
             assert len(accesses) == 2 * len(CASES) + 1
             assert any("sk-***" in record.get("path", "") for record in accesses)

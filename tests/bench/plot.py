@@ -13,8 +13,8 @@ WIDTH, PANEL, GAP, ROW, LABEL = 960, 448, 24, 26, 128
 SHORT = {
     "gateway": "this gateway",
     "pure": "pure Python",
-    "asgi": "its ASGI face",
-    "asgi-pure": "ASGI face, pure",
+    "asgi": "its ASGI adapter",
+    "asgi-pure": "ASGI adapter, pure",
     "hello": 'uvicorn "hello"',
     "sniffio": "httpx + sniffio",
     "httpx": "httpx relay",

@@ -2,7 +2,7 @@
 
 ``hello`` relays nothing: it repeats an answer that upstream has given once, and is what any ASGI gateway costs at
 least. ``httpx_relay`` and ``aiohttp_relay`` stream both ways through the client library named, as gateways are commonly
-written. ``asgi_face`` is this gateway under a server that is not its own.
+written. ``asgi_adapter`` is this gateway under a server that is not its own.
 """
 
 import os
@@ -143,7 +143,7 @@ def aiohttp_relay() -> App:
     return app
 
 
-def asgi_face() -> App:
+def asgi_adapter() -> App:
     """The gateway as an ASGI application, as any ASGI server runs it; it logs its decisions as the command does."""
     from sanitizer.app import create_app
     from sanitizer.operate import logs

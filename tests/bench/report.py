@@ -96,7 +96,7 @@ GOALS: tuple[Goal, ...] = (
     Goal("p50, 1 connection / nginx", "requests@1", "p50_us", "nginx", bounds(1.3, 1.15)),
     Goal("SSE, CPU an event, 64 streams / nginx", "sse", "cpu_us", "nginx", bounds(1.4, 1.3)),
     Goal("`/key/update`, CPU a request / nginx + njs", "update", "cpu_us", "njs", bounds(3.2, 2.5)),
-    Goal('ASGI face: CPU a request / "hello"', "requests@64", "cpu_us", "hello", {}, peer="asgi"),
+    Goal('ASGI adapter: CPU a request / "hello"', "requests@64", "cpu_us", "hello", {}, peer="asgi"),
     Goal("resident at 256 connections (PSS)", "memory", "pss", None, bounds(30, 31), unit=MIB, suffix=" MiB"),
 )
 

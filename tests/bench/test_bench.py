@@ -130,7 +130,7 @@ def test_verdicts_rest_on_the_control_of_their_own_figure() -> None:
             {"gateway": 140, "asgi": 300},
             [
                 "CPU a request, 64 connections / nginx | 1.40x | ≤ 1.45x: met | - | ≤ 1.15x: not measured",
-                'ASGI face: CPU a request / "hello" | 3.00x | reported | - | not measured',
+                'ASGI adapter: CPU a request / "hello" | 3.00x | reported | - | not measured',
             ],
             id="pure",
         ),
@@ -139,7 +139,7 @@ def test_verdicts_rest_on_the_control_of_their_own_figure() -> None:
             {"gateway": 110, "pure": 150, "asgi": 200, "asgi-pure": 300},
             [
                 "CPU a request, 64 connections / nginx | 1.50x | ≤ 1.45x: **missed** | 1.10x | ≤ 1.15x: met",
-                'ASGI face: CPU a request / "hello" | 3.00x | reported | 2.00x | reported',
+                'ASGI adapter: CPU a request / "hello" | 3.00x | reported | 2.00x | reported',
             ],
             id="compiled",
         ),

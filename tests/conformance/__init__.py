@@ -1,6 +1,6 @@
-"""What other suites, and the RFCs, ask of an intermediary, asked of this one: one table, played over both faces.
+"""What other suites, and the RFCs, ask of an intermediary, asked of this one: one table, played over both adapters.
 
-``python -m tests.conformance`` plays it without pytest and prints the counts by source and face.
+``python -m tests.conformance`` plays it without pytest and prints the counts by source and adapter.
 """
 
 from tests.conformance.table import Row

@@ -1,6 +1,6 @@
-"""Play the table over both faces, and over a plain httpx relay; print how many rows pass, by source.
+"""Play the table over both adapters, and over a plain httpx relay; print how many rows pass, by source.
 
-``python -m tests.conformance [--failures] [face ...]``
+``python -m tests.conformance [--failures] [adapter ...]``
 """
 
 import sys
@@ -11,7 +11,7 @@ from tests.conformance import all_rows
 from tests.conformance.labs import Labs
 from tests.conformance.table import Row
 from tests.support import wire
-from tests.support.gateway import Face
+from tests.support.gateway import Adapter
 
 
 def source(row: Row) -> str:
@@ -20,13 +20,13 @@ def source(row: Row) -> str:
     return " ".join(head.split(" ")[:2]) if head.startswith("RFC") else head
 
 
-def failures(face: Face, rows: list[Row]) -> dict[str, str]:
-    """The rows that fail on ``face``, by name, with the reason."""
+def failures(adapter: Adapter, rows: list[Row]) -> dict[str, str]:
+    """The rows that fail on ``adapter``, by name, with the reason."""
     found = {}
     with Labs() as labs:
         for row in rows:
             # the httpx relay has no options, which is no excuse for not doing what a row asks
-            lab = labs.get(face, () if face == "httpx" else row.options)
+            lab = labs.get(adapter, () if adapter == "httpx" else row.options)
             try:
                 row.run(lab)
             except (AssertionError, wire.Cut, OSError, ValueError, IndexError) as error:
@@ -35,26 +35,28 @@ def failures(face: Face, rows: list[Row]) -> dict[str, str]:
 
 
 def main(arguments: list[str]) -> int:
-    faces = [cast(Face, each) for each in arguments if each in get_args(Face)] or ["fast", "asgi", "httpx"]
+    adapters = [cast(Adapter, each) for each in arguments if each in get_args(Adapter)] or ["native", "asgi", "httpx"]
     rows = all_rows()
     wire.TIMEOUT = 2.0  # a row that fails by waiting should not take long
-    failed = {face: failures(face, rows) for face in faces}
+    failed = {adapter: failures(adapter, rows) for adapter in adapters}
     totals = Counter(source(row) for row in rows)
-    print(f"{'source':<28}{'rows':>6}" + "".join(f"{face:>8}" for face in faces))
+    print(f"{'source':<28}{'rows':>6}" + "".join(f"{adapter:>8}" for adapter in adapters))
     for name, total in [*sorted(totals.items()), ("all", len(rows))]:
-        passed = (sum(row.name not in failed[face] for row in rows if name in ("all", source(row))) for face in faces)
+        passed = (
+            sum(row.name not in failed[adapter] for row in rows if name in ("all", source(row))) for adapter in adapters
+        )
         print(f"{name:<28}{total:>6}" + "".join(f"{count:>8}" for count in passed))
     lost = Counter(row.asgi.lost for row in rows if row.asgi)
-    print("\nWhat the ASGI face cannot carry (its rows assert what it does instead):")
+    print("\nWhat the ASGI adapter cannot carry (its rows assert what it does instead):")
     for each, count in lost.items():
         print(f"  {count:>3}  {each.value}")
     if "httpx" in failed:
         print(f"\nThe httpx relay fails {len(failed['httpx'])} of {len(rows)} rows.")
     if "--failures" in arguments:
-        for face in faces:
-            for name, reason in failed[face].items():
-                print(f"\n{face}: {name}\n    {reason}")
-    return 1 if any(failed[face] for face in faces if face != "httpx") else 0
+        for adapter in adapters:
+            for name, reason in failed[adapter].items():
+                print(f"\n{adapter}: {name}\n    {reason}")
+    return 1 if any(failed[adapter] for adapter in adapters if adapter != "httpx") else 0
 
 
 if __name__ == "__main__":

@@ -295,7 +295,7 @@ def pipeline(lab: Lab) -> None:
     assert [each.target for each in lab.upstream.requests] == [b"/1", b"/2", b"/3", b"/4"]
 
 
-@scenario(ROWS, "an intercepted request among pipelined ones keeps its place", "Design: two faces, one connection")
+@scenario(ROWS, "an intercepted request among pipelined ones keeps its place", "Design: two adapters, one connection")
 def pipeline_intercepted(lab: Lab) -> None:
     lab.upstream.script = in_turn(*(reply(answer(body=b"%d" % n)) for n in range(1, 7)))
     update = post(b'{"key": "sk-none", "models": []}', b"Content-Type: application/json", target=b"/key/update")
@@ -528,7 +528,7 @@ SWITCH = (
 
 
 def _refused_upgrade(lab: Lab) -> None:
-    """The ASGI face: a websocket scope is refused; any other upgrade is an ordinary request without its Upgrade."""
+    """The ASGI adapter: a websocket scope is refused; any other upgrade is an ordinary request without its Upgrade."""
     response = lab.ask(HANDSHAKE)
     assert response.status == 200
     assert lab.upstream.requests[0].all(b"upgrade") == []

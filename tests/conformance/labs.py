@@ -6,7 +6,7 @@ import contextlib
 from types import TracebackType
 
 from tests.conformance.table import Lab
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import Upstream
 
 
@@ -14,18 +14,18 @@ class Labs:
     """All labs of a run, started as they are asked for. A context manager."""
 
     def __init__(self) -> None:
-        self._labs: dict[tuple[Face, tuple[str, ...]], Lab] = {}
+        self._labs: dict[tuple[Adapter, tuple[str, ...]], Lab] = {}
         self._stack = contextlib.ExitStack()
 
-    def get(self, face: Face, options: tuple[str, ...] = ()) -> Lab:
-        if (face, options) not in self._labs:
+    def get(self, adapter: Adapter, options: tuple[str, ...] = ()) -> Lab:
+        if (adapter, options) not in self._labs:
             upstream = self._stack.enter_context(Upstream())
-            if face == "httpx":
+            if adapter == "httpx":
                 upstream.settle_timeout = 0.02  # it does not notice
             self._stack.callback(upstream.errors.clear)  # each row has looked at its own
-            gateway = self._stack.enter_context(Gateway(upstream.url, *options, face=face))
-            self._labs[face, options] = Lab(face, gateway, upstream)
-        return self._labs[face, options]
+            gateway = self._stack.enter_context(Gateway(upstream.url, *options, adapter=adapter))
+            self._labs[adapter, options] = Lab(adapter, gateway, upstream)
+        return self._labs[adapter, options]
 
     def __enter__(self) -> Labs:
         return self

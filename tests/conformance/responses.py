@@ -341,7 +341,7 @@ def http_10_keep_alive(lab: Lab) -> None:
     with lab.connect() as client:
         response = client.ask(request(b"GET / HTTP/1.0", HOST, b"Connection: keep-alive"))
         assert response.body == b"ok"
-        if lab.face == "fast":  # under uvicorn the field is uvicorn's: the oldest that is supported sends none
+        if lab.adapter == "native":  # under uvicorn the field is uvicorn's: the oldest that is supported sends none
             assert response.all(b"connection") == [b"close"]
         assert client.closed()
 

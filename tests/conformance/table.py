@@ -2,7 +2,7 @@
 
 A row is a name, the source of the fact it states, and a ``play`` against a `Lab` that raises AssertionError (or `Cut`)
 where the gateway does otherwise. Where ASGI cannot carry something, the row says which `Lost` thing it is, and asserts
-what the ASGI face does instead: nothing is skipped.
+what the ASGI adapter does instead: nothing is skipped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from enum import Enum
 from typing import Protocol
 
 from tests.support.client import Client, Response
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import OK, Script, Step, Upstream, reply
 from tests.support.wire import Cut, Fields
 
@@ -46,9 +46,9 @@ class Lost(Enum):
 
 @dataclass(frozen=True)
 class Lab:
-    """A gateway in one of its faces, and the upstream that it stands in front of."""
+    """A gateway in one of its adapters, and the upstream that it stands in front of."""
 
-    face: Face
+    adapter: Adapter
     gateway: Gateway
     upstream: Upstream
 
@@ -78,7 +78,7 @@ Play = Callable[[Lab], None]
 
 @dataclass(frozen=True)
 class Instead:
-    """What the ASGI face does, for want of ``lost``."""
+    """What the ASGI adapter does, for want of ``lost``."""
 
     lost: Lost
     play: Play
@@ -96,7 +96,7 @@ class Row:
         with contextlib.suppress(AssertionError, Cut, OSError):  # which the row before has been reported for
             lab.settle()
         lab.upstream.restart()
-        (self.asgi.play if self.asgi and lab.face == "asgi" else self.play)(lab)
+        (self.asgi.play if self.asgi and lab.adapter == "asgi" else self.play)(lab)
         lab.upstream.settle()
         if lab.upstream.errors:
             raise lab.upstream.errors[0]
@@ -241,7 +241,7 @@ def relayed(
     asgi: tuple[Lost, Arrives | None, Returns | None] | None = None,
     options: tuple[str, ...] = (),
 ) -> Row:
-    """A request that reaches upstream, and the answer to it; ``asgi`` has what to expect of the ASGI face instead."""
+    """A request that reaches upstream, and the response; ``asgi`` has what to expect of the ASGI adapter instead."""
     arrives, returns, script = arrives or Arrives(), returns or Returns(), script or reply(OK)
     instead = None
     if asgi:
@@ -271,7 +271,7 @@ def refused(
     asgi: tuple[Lost, Arrives | int] | None = None,
 ) -> Row:
     """A request that is answered with ``status`` and the connection closed; nothing reaches upstream.
-    ``asgi`` is the status with which the ASGI face refuses it instead, or what it lets through."""
+    ``asgi`` is the status with which the ASGI adapter refuses it instead, or what it lets through."""
     instead = None
     if asgi:
         lost, other = asgi

@@ -1,4 +1,4 @@
-"""Every row of the table, over both faces."""
+"""Every row of the table, over both adapters."""
 
 import re
 from collections.abc import Iterator
@@ -8,7 +8,7 @@ import pytest
 from tests.conformance import all_rows
 from tests.conformance.labs import Labs
 from tests.conformance.table import Row
-from tests.support.gateway import ROOT, Face
+from tests.support.gateway import ROOT, Adapter
 
 README = (ROOT / "tests/conformance/README.md").read_text()
 
@@ -20,10 +20,10 @@ def labs() -> Iterator[Labs]:
 
 
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in all_rows()])
-@pytest.mark.parametrize("face", ["fast", "asgi"])
-def test_row(labs: Labs, face: Face, row: Row) -> None:
-    """The gateway does what the row says, in either face."""
-    row.run(labs.get(face, row.options))
+@pytest.mark.parametrize("adapter", ["native", "asgi"])
+def test_row(labs: Labs, adapter: Adapter, row: Row) -> None:
+    """The gateway does what the row says, in either adapter."""
+    row.run(labs.get(adapter, row.options))
 
 
 def test_table() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from tests.deploy.proxies import command, running
 from tests.support.client import Client, ask
-from tests.support.gateway import Face, Gateway, free_port
+from tests.support.gateway import Adapter, Gateway, free_port
 from tests.support.upstream import CLOSE, Connection, Upstream, perform, reply
 
 CONFIGURATION = """\
@@ -38,11 +38,11 @@ class Chain:
     upstream: Upstream
 
 
-@pytest.fixture(scope="module", params=["fast", "asgi"])
+@pytest.fixture(scope="module", params=["native", "asgi"])
 def chain(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chain]:
     directory, port = tmp_path_factory.mktemp("nginx"), free_port()
-    face: Face = request.param
-    with Upstream() as upstream, Gateway(upstream.url, face=face) as gateway:
+    adapter: Adapter = request.param
+    with Upstream() as upstream, Gateway(upstream.url, adapter=adapter) as gateway:
         configuration = directory / "default.conf"
         configuration.write_text(CONFIGURATION.format(nginx=port, gateway=gateway.address[1]))
         with running(command("nginx", directory, configuration), directory, port):
@@ -105,6 +105,6 @@ def test_an_upgrade_is_not_passed_on_but_explained(chain: Chain) -> None:
     head = b"GET /upgraded/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     assert [ask(chain.address, head).status for _ in range(2)] == [404, 404]
     assert [request.get(b"upgrade") for request in chain.upstream.requests] == [None, None]
-    if chain.gateway.face == "fast":  # under ASGI nothing that nginx is told would help
+    if chain.gateway.adapter == "native":  # under ASGI nothing that nginx is told would help
         chain.gateway.wait_for_line("upgrade.*proxy_http_version 1.1")
         assert sum("upgrade" in line for line in chain.gateway.lines) == 1

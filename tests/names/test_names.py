@@ -18,7 +18,7 @@ import pytest
 
 from tests.names.dns import NAME, NXDOMAIN, SERVFAIL, Nameserver, configure
 from tests.operate.exposition import wait_until_ready
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import CLOSE, OK, Upstream, reply
 
 PORT = 4000
@@ -30,7 +30,7 @@ FIRST, SECOND = "127.0.0.2", "127.0.0.3"
 NOWHERE = "192.0.2.1"  # to which there is no route
 TIMES = 8
 
-faces = pytest.mark.parametrize("face", ["fast", "asgi"])
+adapters = pytest.mark.parametrize("adapter", ["native", "asgi"])
 
 
 def curl(url: str = URL) -> int:
@@ -91,23 +91,23 @@ def refusing(address: str) -> Iterator[None]:
         yield
 
 
-@faces
+@adapters
 @pytest.mark.parametrize("dead", [black_hole, refusing], ids=["black hole", "refused"])
-def test_a_dead_address(face: Face, dead: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
+def test_a_dead_address(adapter: Adapter, dead: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
     """One address of two that is dead keeps no request from the other one, and the gateway is ready."""
     configure()
     with (
         Nameserver([FIRST, SECOND]),
         dead(FIRST),
         Upstream(CLOSING, host=SECOND, port=PORT),
-        Gateway(URL, "--connect-timeout", "2", face=face, admin=face == "fast") as gateway,
+        Gateway(URL, "--connect-timeout", "2", adapter=adapter, admin=adapter == "native") as gateway,
     ):
         assert curl() == 200
         assert statuses(gateway) == {200: TIMES}
-        if face == "fast":
+        if adapter == "native":
             wait_until_ready(gateway)
             assert "not ready" not in str(gateway.records)
-    if face == "fast":
+    if adapter == "native":
         assert_json(gateway)
 
 
@@ -152,34 +152,34 @@ def test_two_live_addresses(workers: int) -> None:
         assert second.requests
 
 
-@faces
-def test_a_lost_packet(face: Face) -> None:
+@adapters
+def test_a_lost_packet(adapter: Adapter) -> None:
     """A query that is lost, and asked again by the resolver, is no failure, however short the connect timeout is."""
     configure("timeout:2")
     with (
         Nameserver([FIRST]) as dns,
         Upstream(CLOSING, host=FIRST, port=PORT),
-        Gateway(URL, "--connect-timeout", "1", face=face) as gateway,
+        Gateway(URL, "--connect-timeout", "1", adapter=adapter) as gateway,
     ):
         dns.loses_first = True
         assert curl() == 200
         assert statuses(gateway, 2) == {200: 2}
 
 
-@faces
-def test_a_slow_resolver(face: Face) -> None:
+@adapters
+def test_a_slow_resolver(adapter: Adapter) -> None:
     """Requests that come together wait for one look-up, and for it they have time of their own."""
     configure("timeout:5")
     with (
         Nameserver([FIRST], delay=3) as dns,
         Upstream(CLOSING, host=FIRST, port=PORT),
-        Gateway(URL, "--connect-timeout", "1", face=face) as gateway,
+        Gateway(URL, "--connect-timeout", "1", adapter=adapter) as gateway,
     ):
         assert curl() == 200
         before = dns.queries
         assert at_once(gateway, 40) == {200: 40}
         assert dns.queries - before < 10
-    if face == "fast":
+    if adapter == "native":
         assert_json(gateway)
 
 
@@ -222,15 +222,15 @@ def test_no_address(code: int | None, reason: str) -> None:
     assert_json(gateway)
 
 
-@faces
+@adapters
 @pytest.mark.parametrize("failure", ["server failure", "silence"])
-def test_the_resolver_fails_later(face: Face, failure: str) -> None:
+def test_the_resolver_fails_later(adapter: Adapter, failure: str) -> None:
     """While look-ups fail the last addresses are used."""
     configure("timeout:1", "attempts:1")
     with (
         Nameserver([FIRST]) as dns,
         Upstream(CLOSING, host=FIRST, port=PORT) as upstream,
-        Gateway(URL, "--connect-timeout", "2", face=face, admin=face == "fast") as gateway,
+        Gateway(URL, "--connect-timeout", "2", adapter=adapter, admin=adapter == "native") as gateway,
     ):
         assert gateway.ask(GET).status == 200
         if failure == "silence":
@@ -240,7 +240,7 @@ def test_the_resolver_fails_later(face: Face, failure: str) -> None:
         assert curl() == 0
         assert statuses(gateway) == {200: TIMES}
         assert len(upstream.requests) == TIMES + 1
-        if face == "fast":
+        if adapter == "native":
             wait_until_ready(gateway)
             assert "not ready" not in str(gateway.records)
 

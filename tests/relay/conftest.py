@@ -1,18 +1,18 @@
-"""One gateway a face and module, and the upstream that it stands in front of."""
+"""One gateway an adapter and module, and the upstream that it stands in front of."""
 
 from collections.abc import Iterator
 
 import pytest
 
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import Upstream
 
 
-@pytest.fixture(scope="module", params=["fast", "asgi"])
-def face(request: pytest.FixtureRequest) -> Face:
-    """The face under test."""
-    face: Face = request.param
-    return face
+@pytest.fixture(scope="module", params=["native", "asgi"])
+def adapter(request: pytest.FixtureRequest) -> Adapter:
+    """The adapter under test."""
+    adapter: Adapter = request.param
+    return adapter
 
 
 @pytest.fixture(scope="module")
@@ -22,9 +22,9 @@ def running_upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module")
-def gateway(face: Face, running_upstream: Upstream) -> Iterator[Gateway]:
+def gateway(adapter: Adapter, running_upstream: Upstream) -> Iterator[Gateway]:
     """A gateway with default options, shared by the module's tests."""
-    with Gateway(running_upstream.url, face=face) as gateway:
+    with Gateway(running_upstream.url, adapter=adapter) as gateway:
         yield gateway
 
 

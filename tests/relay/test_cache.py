@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.client import Client
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import CLOSE, OK, WAIT_CLOSED, Connection, Script, Step, Upstream, perform
 from tests.support.wire import Cut
 
@@ -40,9 +40,9 @@ def litellm(*steps: bytes | Step | threading.Event, path: bytes = b"/team/") -> 
 
 
 @pytest.fixture(scope="module")
-def gateway(face: Face, running_upstream: Upstream) -> Iterator[Gateway]:
+def gateway(adapter: Adapter, running_upstream: Upstream) -> Iterator[Gateway]:
     options = ("--cache-ttl", "10", "--root-path", "/p")
-    with Gateway(running_upstream.url, *options, face=face) as gateway:
+    with Gateway(running_upstream.url, *options, adapter=adapter) as gateway:
         yield gateway
 
 

@@ -1,4 +1,4 @@
-"""An exchange by itself: when a request is sent once more, how it ends, and what its face is told, each once."""
+"""An exchange by itself: when a request is sent once more, how it ends, and what its adapter is told, each once."""
 
 from __future__ import annotations
 
@@ -635,7 +635,7 @@ def test_largest_head(world: World, beyond: int) -> None:
 
 
 def test_unblocked(world: World) -> None:
-    """The face is told when its request has been written, and when upstream takes more again."""
+    """The adapter is told when its request has been written, and when upstream takes more again."""
     recorder = world.start(b"POST", 10)
     assert recorder.exchange.blocked
     transport = world.accept()

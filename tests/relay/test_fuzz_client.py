@@ -121,7 +121,7 @@ def origin_form(seen: Seen) -> Seen:
     return method, target, content
 
 
-@pytest.mark.parametrize("face", ["fast"], indirect=True)
+@pytest.mark.parametrize("adapter", ["native"], indirect=True)
 @settings(max_examples=EXAMPLES, deadline=None, suppress_health_check=list(HealthCheck))
 @given(pieces=streams())
 @example(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import OK, Connection, Upstream, reply
 
 KEY = "sk-of-the-gateway"
@@ -106,9 +106,9 @@ def test_no_host_of_an_absolute_target(upstream: Upstream, target: bytes, host: 
 
 
 @pytest.fixture(scope="module")
-def own_name(face: Face, running_upstream: Upstream) -> Iterator[Gateway]:
+def own_name(adapter: Adapter, running_upstream: Upstream) -> Iterator[Gateway]:
     """A gateway that names upstream itself."""
-    with Gateway(running_upstream.url, "--pass-host-header", "false", face=face) as gateway:
+    with Gateway(running_upstream.url, "--pass-host-header", "false", adapter=adapter) as gateway:
         yield gateway
 
 
@@ -137,10 +137,10 @@ def test_own_name(own_name: Gateway, upstream: Upstream, octets: bytes, told: li
 
 
 @pytest.mark.parametrize("options", [("--pass-host-header", "false"), ("--pass-host-header", "true"), ()], ids=repr)
-def test_trusted_peer_tells_the_host(upstream: Upstream, face: Face, options: tuple[str, ...]) -> None:
+def test_trusted_peer_tells_the_host(upstream: Upstream, adapter: Adapter, options: tuple[str, ...]) -> None:
     """A trusted peer's X-Forwarded-Host stays, whatever becomes of Host."""
     octets = get(b"inner.test", more=b"X-Forwarded-Host: outer.test\r\n")
-    with Gateway(upstream.url, "--trusted-proxies", "127.0.0.1", *options, face=face) as gateway:
+    with Gateway(upstream.url, "--trusted-proxies", "127.0.0.1", *options, adapter=adapter) as gateway:
         assert gateway.ask(octets).status == 200
     own = b"127.0.0.1:%d" % upstream.port
     assert upstream.requests[0].all(b"host") == [own if "false" in options else b"inner.test"]
@@ -161,7 +161,7 @@ def test_own_name_of_an_intercepted_request(own_name: Gateway, upstream: Upstrea
 @pytest.mark.parametrize("trusted", [(), ("--trusted-proxies", "127.0.0.1")], ids=["stranger", "trusted"])
 @pytest.mark.parametrize("passed", ["true", "false"])
 def test_lookup_key_goes_to_upstreams_own_name(
-    upstream: Upstream, face: Face, tmp_path: Path, trusted: tuple[str, ...], passed: str
+    upstream: Upstream, adapter: Adapter, tmp_path: Path, trusted: tuple[str, ...], passed: str
 ) -> None:
     """The gateway's own key never goes to a virtual host that a caller has chosen, by whatever field."""
 
@@ -180,7 +180,7 @@ def test_lookup_key_goes_to_upstreams_own_name(
     )
     head = b"POST /key/update HTTP/1.1\r\n%bContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     options = ("--lookup-key-file", str(file), "--pass-host-header", passed, *trusted)
-    with Gateway(upstream.url, *options, face=face) as gateway:
+    with Gateway(upstream.url, *options, adapter=adapter) as gateway:
         assert gateway.ask(head % (chosen, len(UPDATE)) + UPDATE).status == 403
     with_key = [each for each in upstream.requests if each.get(b"authorization") == b"Bearer " + KEY.encode()]
     assert len(with_key) == 1

@@ -8,7 +8,7 @@ import threading
 import pytest
 
 from tests.support.client import Client
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import CLOSE, OK, Connection, Upstream, in_turn, perform, reply
 
 GET = b"GET / HTTP/1.0\r\n\r\n"
@@ -50,10 +50,10 @@ def test_an_answer_of_unknown_length_is_not_to_be_buffered(
         assert response.body == b"ok"
 
 
-def test_what_to_set_is_said_once(face: Face, upstream: Upstream) -> None:
+def test_what_to_set_is_said_once(adapter: Adapter, upstream: Upstream) -> None:
     """The first answer that nginx would buffer is logged, with what helps; not the others, nor one that is not ours."""
     upstream.script = in_turn(reply(CHUNKED % b"X-Accel-Buffering: no\r\n"), reply(CHUNKED % b""))
-    with Gateway(upstream.url, face=face) as gateway:
+    with Gateway(upstream.url, adapter=adapter) as gateway:
         gateway.ask(GET)
         assert not any("proxy_buffering" in line for line in gateway.lines)
         for _ in range(3):
@@ -98,7 +98,7 @@ def test_an_expectation_is_ignored(gateway: Gateway, upstream: Upstream, path: b
         interim: list[object] = []
         assert client.read_response(interim=interim).status == 200  # type: ignore[arg-type]
     assert upstream.requests[0].get(b"x-a") == b"1"
-    if gateway.face == "fast":  # uvicorn sends its 100 in every version
+    if gateway.adapter == "native":  # uvicorn sends its 100 in every version
         assert interim == []
 
 

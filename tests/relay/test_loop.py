@@ -2,27 +2,27 @@
 
 import pytest
 
-from tests.support.gateway import Face, Gateway, free_port
+from tests.support.gateway import Adapter, Gateway, free_port
 from tests.support.upstream import Upstream
 
 GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
 
 
-def test_itself(face: Face) -> None:
+def test_itself(adapter: Adapter) -> None:
     """A gateway whose upstream is itself answers 508."""
     port = free_port()
-    with Gateway(f"http://127.0.0.1:{port}", face=face, listen=("--port", str(port))) as gateway:
+    with Gateway(f"http://127.0.0.1:{port}", adapter=adapter, listen=("--port", str(port))) as gateway:
         response = gateway.ask(GET)
     assert response.status == 508
     assert b'"error"' in response.body
 
 
 @pytest.mark.parametrize("body", [b'{"key": "sk-1", "models": []}', b'{"key": "sk-1", "allowed_routes": []}'])
-def test_intercepted(face: Face, body: bytes) -> None:
+def test_intercepted(adapter: Adapter, body: bytes) -> None:
     """An intercepted request, and the lookup made for it, come to an end likewise."""
     port = free_port()
     head = b"POST /key/update HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
-    with Gateway(f"http://127.0.0.1:{port}", face=face, listen=("--port", str(port))) as gateway:
+    with Gateway(f"http://127.0.0.1:{port}", adapter=adapter, listen=("--port", str(port))) as gateway:
         assert gateway.ask(head % len(body) + body).status == 508
 
 

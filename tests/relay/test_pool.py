@@ -590,7 +590,7 @@ def test_close_leaves_alone_what_is_over(loop: VirtualLoop) -> None:
 
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_request_after_close(loop: VirtualLoop, cancelled: bool) -> None:
-    """It fails, in a turn of its own: a face that goes on with its next request at once must not go too deep."""
+    """It fails, in a turn of its own: an adapter that goes on with its next request at once must not go too deep."""
     world = make_world(loop)
     world.idle_connection()
     loop.act(world.pool.close)

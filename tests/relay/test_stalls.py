@@ -21,7 +21,7 @@ import trustme
 from sanitizer.relay.stalls import Pending, StallSweep
 from tests.relay.messages import CUT, INFO, SWITCH, UPDATE
 from tests.support.client import Client
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import OK, WAIT_CLOSED, Connection, Upstream, reply
 from tests.support.virtual import VirtualLoop, virtual_loop
 from tests.support.wire import Cut, send_until_blocked
@@ -40,9 +40,9 @@ def post(path: bytes, framing: bytes = b"Content-Length: 100", *fields: bytes) -
 
 
 @contextlib.contextmanager
-def running(upstream: Upstream, *options: str, face: Face = "fast") -> Iterator[Gateway]:
+def running(upstream: Upstream, *options: str, adapter: Adapter = "native") -> Iterator[Gateway]:
     stalls = ("--stall-timeout", str(TIMEOUT), "--shutdown-grace", "2", *options)
-    with Gateway(upstream.url, *stalls, face=face, admin=face == "fast") as gateway:
+    with Gateway(upstream.url, *stalls, adapter=adapter, admin=adapter == "native") as gateway:
         yield gateway
 
 
@@ -133,7 +133,7 @@ def upgrade() -> bytes:
 # Clients that do not send
 
 
-@pytest.mark.parametrize("face", ["fast", "asgi"])
+@pytest.mark.parametrize("adapter", ["native", "asgi"])
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 @pytest.mark.parametrize(
     "upload",
@@ -143,10 +143,10 @@ def upgrade() -> bytes:
         pytest.param((b"Content-Length: 100", b""), id="nothing of it"),
     ],
 )
-def test_uploads_that_stop(upstream: Upstream, face: Face, path: bytes, upload: tuple[bytes, bytes]) -> None:
+def test_uploads_that_stop(upstream: Upstream, adapter: Adapter, path: bytes, upload: tuple[bytes, bytes]) -> None:
     """The client gets 408 in LiteLLM's form, and upstream sees an exchange that is given up."""
     framing, content = upload
-    with running(upstream, face=face) as gateway, gateway.connect() as client:
+    with running(upstream, adapter=adapter) as gateway, gateway.connect() as client:
         client.send(post(path, framing) + content)
         response = client.read_response(b"POST")
         assert response.status == 408
@@ -154,7 +154,7 @@ def test_uploads_that_stop(upstream: Upstream, face: Face, path: bytes, upload: 
         for number in range(len(upstream.connections)):
             upstream.wait_closed(number)
         assert not any(request.complete for request in upstream.requests)
-        if face == "fast":  # elsewhere the server closes the connection when its own keep-alive timeout is over
+        if adapter == "native":  # elsewhere the server closes the connection when its own keep-alive timeout is over
             assert client.closed()
             stalled(gateway, "client_not_sending")
 
@@ -173,8 +173,8 @@ def test_upload_that_stops_after_a_continue(upstream: Upstream) -> None:
         assert client.read_response(b"POST").status == 408
 
 
-@pytest.mark.parametrize("face", ["fast", "asgi"])
-def test_uploads_that_hold_all_bodies(upstream: Upstream, face: Face) -> None:
+@pytest.mark.parametrize("adapter", ["native", "asgi"])
+def test_uploads_that_hold_all_bodies(upstream: Upstream, adapter: Adapter) -> None:
     """64 updates, each of the largest size, stop one octet short: then no other is inspected, but only for a while."""
 
     def script(connection: Connection) -> None:
@@ -185,7 +185,7 @@ def test_uploads_that_hold_all_bodies(upstream: Upstream, face: Face) -> None:
     upstream.script = script
     size = MIB
     update = post(b"/key/update", b"Content-Length: %d" % len(UPDATE)) + UPDATE
-    with running(upstream, "--max-body", "1MiB", face=face) as gateway, contextlib.ExitStack() as stack:
+    with running(upstream, "--max-body", "1MiB", adapter=adapter) as gateway, contextlib.ExitStack() as stack:
         for _ in range(64):
             client = stack.enter_context(Client(gateway.address, keep=False))
             client.send(post(b"/key/update", b"Content-Length: %d" % size) + b"x" * (size - 1))
@@ -219,17 +219,17 @@ def never_reading(answer: bytes = b"") -> Iterator[Upstream]:
             ended.set()
 
 
-@pytest.mark.parametrize("face", ["fast", "asgi"])
+@pytest.mark.parametrize("adapter", ["native", "asgi"])
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
-def test_upstream_that_never_reads(face: Face, path: bytes) -> None:
+def test_upstream_that_never_reads(adapter: Adapter, path: bytes) -> None:
     """A request that upstream takes nothing of, and does not answer, fails with 504; what it occupied is free again."""
-    with never_reading() as upstream, running(upstream, face=face) as gateway, gateway.connect() as client:
+    with never_reading() as upstream, running(upstream, adapter=adapter) as gateway, gateway.connect() as client:
         client.send(post(path, b"Content-Length: %d" % (1000 * MIB)))
         send_until_blocked(client, 1000 * MIB)
         response = client.read_response(b"POST")
         assert response.status == 504
         assert json.loads(response.body)["error"]["type"] == "upstream_not_reading"
-        if face == "fast":
+        if adapter == "native":
             stalled(gateway, "upstream_not_reading")
 
 
@@ -333,7 +333,7 @@ def ask(client: Client) -> None:
     client.send(post(b"/", b"Content-Length: 2") + b"{}")
 
 
-@pytest.mark.parametrize("face", ["fast", "asgi"])
+@pytest.mark.parametrize("adapter", ["native", "asgi"])
 @pytest.mark.parametrize(
     ("send", "script", "end"),
     [
@@ -344,11 +344,15 @@ def ask(client: Client) -> None:
     ],
 )
 def test_not_cut(
-    upstream: Upstream, face: Face, send: Callable[[Client], None], script: Callable[[Connection], None], end: bytes
+    upstream: Upstream,
+    adapter: Adapter,
+    send: Callable[[Client], None],
+    script: Callable[[Connection], None],
+    end: bytes,
 ) -> None:
     """Whoever gets on, and LiteLLM in any case, has all the time that it takes."""
     upstream.script = script
-    with running(upstream, face=face) as gateway, gateway.connect() as client:
+    with running(upstream, adapter=adapter) as gateway, gateway.connect() as client:
         send(client)
         client.read_until(end)
 
@@ -370,10 +374,10 @@ def test_not_cut_natively(
         client.read_until(end)
 
 
-@pytest.mark.parametrize("face", ["fast", "asgi"])
-def test_slow_upload(upstream: Upstream, face: Face) -> None:
+@pytest.mark.parametrize("adapter", ["native", "asgi"])
+def test_slow_upload(upstream: Upstream, adapter: Adapter) -> None:
     """Nor is a client whose content comes octet by octet."""
-    with running(upstream, *PATIENT, face=face) as gateway, gateway.connect() as client:
+    with running(upstream, *PATIENT, adapter=adapter) as gateway, gateway.connect() as client:
         client.send(post(b"/", b"Content-Length: 20"))
         for _ in range(20):
             client.send(b"x")
@@ -451,7 +455,7 @@ def test_refusal_that_stalls(upstream: Upstream) -> None:
         connection.send(REFUSED[-1:])
 
     upstream.script = script
-    body = json.dumps({"key": "sk-face", "spend": 1.5}).encode()
+    body = json.dumps({"key": "sk-adapter", "spend": 1.5}).encode()
     with running(upstream) as gateway, gateway.connect() as client:
         client.send(post(b"/key/update", b"Content-Length: %d" % len(body)) + body)
         assert client.read_head().status == 403

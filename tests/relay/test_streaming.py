@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.support.client import Client
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import OK, RESET, Connection, Upstream, reply
 from tests.support.wire import send_until_blocked
 
@@ -26,10 +26,10 @@ def bulk_upstream() -> Iterator[Upstream]:
 
 
 @pytest.fixture(scope="module")
-def bulk_gateway(face: Face, bulk_upstream: Upstream) -> Iterator[Gateway]:
+def bulk_gateway(adapter: Adapter, bulk_upstream: Upstream) -> Iterator[Gateway]:
     """A gateway that relays nothing else; warm."""
     bulk_upstream.restart()
-    with Gateway(bulk_upstream.url, face=face) as gateway:
+    with Gateway(bulk_upstream.url, adapter=adapter) as gateway:
         for _ in range(20):
             assert gateway.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
         yield gateway

@@ -1,6 +1,6 @@
 """Transcript equality: a request sent directly and through the gateway is the same at upstream, and so is its answer.
 
-Less what a hop writes itself (hop-by-hop fields, X-Forwarded-*, Via), and on the ASGI face what ASGI cannot carry.
+Less what a hop writes itself (hop-by-hop fields, X-Forwarded-*, Via), and on the ASGI adapter what ASGI cannot carry.
 """
 
 from __future__ import annotations
@@ -129,7 +129,7 @@ def transcript(address: Address, upstream: Upstream, sent: Sent, answered: Answe
 def assert_same(gateway: Gateway, upstream: Upstream, sent: Sent, answered: Answered) -> None:
     direct = transcript(upstream.address, upstream, sent, answered)
     relayed = transcript(gateway.address, upstream, sent, answered)
-    if gateway.face == "asgi":
+    if gateway.adapter == "asgi":
         direct, relayed = direct.through_asgi(), relayed.through_asgi()
     assert relayed == direct
 

@@ -1,4 +1,4 @@
-"""Upgrades are tunnelled: WebSockets with `websockets` on both ends, over the fast face."""
+"""Upgrades are tunnelled: WebSockets with `websockets` on both ends, through the native adapter."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tests.support.client import Response
-from tests.support.gateway import Face, Gateway
+from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import CLOSE, OK, Connection, Upstream, refusing_port, reply
 
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n"
@@ -210,18 +210,22 @@ def test_no_origin_before_it() -> None:
         assert (response.status, allowed(response)) == (400, [])
 
 
-def test_timeouts_can_be_read_by_a_page(face: Face) -> None:
+def test_timeouts_can_be_read_by_a_page(adapter: Adapter) -> None:
     """504, 503 and 502 before any connection, likewise."""
 
     def hold(connection: Connection) -> None:
         connection.read_request()
         connection.closed()
 
-    with refusing_port() as port, Gateway(f"http://127.0.0.1:{port}", face=face) as gateway:
+    with refusing_port() as port, Gateway(f"http://127.0.0.1:{port}", adapter=adapter) as gateway:
         response = gateway.ask(GET + ORIGIN + b"\r\n")
         assert (response.status, allowed(response)) == (502, [b"*"])
     options = ("--response-timeout", "5", "--max-connections", "1", "--connect-timeout", "1")
-    with Upstream(hold) as upstream, Gateway(upstream.url, *options, face=face) as gateway, gateway.connect() as first:
+    with (
+        Upstream(hold) as upstream,
+        Gateway(upstream.url, *options, adapter=adapter) as gateway,
+        gateway.connect() as first,
+    ):
         first.send(GET + ORIGIN + b"\r\n")
         upstream.wait_request()
         response = gateway.ask(GET + ORIGIN + b"\r\n")

@@ -19,12 +19,12 @@ from typing import Any, Literal
 
 from tests.support.client import Address, Client, Response
 
-Face = Literal["fast", "asgi", "httpx"]
+Adapter = Literal["native", "asgi", "httpx"]
 """Which implementation of the gateway a test runs; see `MODULES`."""
 
-MODULES: dict[Face, list[str]] = {
-    "fast": ["sanitizer", "serve"],  # the product: the command's own server
-    "asgi": ["tests.support.asgi_face"],  # create_app() under an unmodified uvicorn
+MODULES: dict[Adapter, list[str]] = {
+    "native": ["sanitizer", "serve"],  # the product: the command's own server
+    "asgi": ["tests.support.asgi_adapter"],  # create_app() under an unmodified uvicorn
     "httpx": ["tests.conformance.httpx_relay"],  # a simple relay with httpx, for comparison
 }
 ROOT = Path(__file__).parents[2]
@@ -69,19 +69,19 @@ class Gateway:
         self,
         upstream: str,
         *options: str,
-        face: Face = "fast",
+        adapter: Adapter = "native",
         listen: tuple[str, ...] = ("--port", "0"),
         admin: bool = False,
         admin_port: int = 0,
     ) -> None:
-        self.face = face
-        arguments = [*MODULES[face], "--upstream", upstream, *listen, *options]
-        if face == "fast" and "--log-format" not in options:
+        self.adapter = adapter
+        arguments = [*MODULES[adapter], "--upstream", upstream, *listen, *options]
+        if adapter == "native" and "--log-format" not in options:
             arguments += ["--log-format", "json"]
         for attempt in range(ADMIN_ATTEMPTS):
             self.admin = ("127.0.0.1", admin_port or (free_port() if admin else 0))
             try:
-                self._start([*arguments, "--admin-port", str(self.admin[1])] if face == "fast" else arguments)
+                self._start([*arguments, "--admin-port", str(self.admin[1])] if adapter == "native" else arguments)
                 return
             except AssertionError:
                 # another process has bound the port since it was found to be free
@@ -191,7 +191,7 @@ class Gateway:
 
     def assert_no_traceback(self) -> None:
         """Fail if the gateway's own server has logged a traceback. uvicorn logs one for each response that is cut."""
-        if self.face == "fast":
+        if self.adapter == "native":
             with self._condition:
                 assert not any("Traceback" in line for line in self.lines), "\n".join(self.lines)
 

@@ -1,6 +1,6 @@
 """The ASGI gateway: `create_app` under an unmodified uvicorn, as an operator with a server of their own would run it.
 
-``python -m tests.support.asgi_face --upstream URL [options of litellm-sanitizer]``
+``python -m tests.support.asgi_adapter --upstream URL [options of litellm-sanitizer]``
 """
 
 import sys

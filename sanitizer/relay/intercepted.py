@@ -111,13 +111,16 @@ class _Attempt(Proxied):
         if self.response is not None and self._held is None:  # it is being relayed
             super().on_error(error)
             return
+        not_sent = self.previous is not None and not self.transmitted
+        if not_sent:
+            self.handler.interception.not_resent()
         if self._fall_back_to_first():
+            return
+        if self.previous is not None and not_sent:
+            self.handler.relay(self.previous)
             return
         if self._held is not None:
             self.relay_held(False)
-        elif self.previous is not None and not self.transmitted:
-            self.handler.relay(self.previous)
-            return
         super().on_error(error)
 
     def pending(self) -> Pending | None:

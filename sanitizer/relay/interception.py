@@ -33,6 +33,7 @@ class Interception(Protocol):
     def decision_failed(self) -> None: ...
     def should_hold(self, status: int) -> bool: ...
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None: ...
+    def not_resent(self) -> None: ...
     def report_response(self, status: int, head: bytes) -> bytes | None: ...
     def close(self, reason: str = "client_left", status: int | None = None) -> None: ...
 
@@ -43,8 +44,9 @@ class Interceptor(Protocol):
     ``intercept`` takes the decoded path, the heads as received and as forwarded, a function for lookups, and the
     client's IP address. It returns None for a request that is not intercepted.
 
-    ``writing`` is called with the decoded path of each request that is not intercepted, unless its method is safe. It
-    returns a context in which that request has to run, or None. The property is None if no request needs a context.
+    ``write_context`` is called with the decoded path of each request that is not intercepted, unless its method is
+    safe. It returns a context in which that request has to run, or None. The property is None if no request needs a
+    context.
     """
 
     @property

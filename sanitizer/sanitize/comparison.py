@@ -41,6 +41,7 @@ class Comparison:
         self._cut_fields: list[str] = []  # with `observe_only`, those that would have been cut
         self._after_refusal: list[str] = []  # those of `_cut_fields` that LiteLLM refused first
         self._reason: str | None = None  # why a member could not be compared
+        self._before_resend: tuple[list[str], list[str]] = [], []  # both lists as of the last send
 
     @property
     def used_lookup_key(self) -> bool:
@@ -119,6 +120,7 @@ class Comparison:
 
         Returns whether the request has to be sent again. Cancelling this cancels the lookup.
         """
+        self._before_resend = self._cut_fields, self._after_refusal
         had_no_value = self._stored is None
         found = await self._look_up_once()
         if had_no_value and isinstance(found, Stored):
@@ -126,11 +128,16 @@ class Comparison:
             unchanged, _ = self.submission.unchanged(self.submission.gates_before_forwarding, found.info)
             self._cut_fields = [name for name in self._cut_fields if name in unchanged]
         newly_cut = self._cut_unchanged(gates, found)
-        self._after_refusal += newly_cut
+        self._after_refusal = self._after_refusal + newly_cut
         if not newly_cut or self._observe_only:
             return False
         self.resent += 1
         return True
+
+    def undo_resend(self) -> None:
+        """Take back what the last `compare_after_refusal` has cut, because the request could not be sent again."""
+        self._cut_fields, self._after_refusal = self._before_resend
+        self.resent -= 1
 
     def _cut_unchanged(self, gates: Sequence[Gate], found: Stored | Unknown) -> list[str]:
         """Cut the members of ``gates`` that are unchanged. Returns the names of those that were not cut before."""
@@ -140,7 +147,7 @@ class Comparison:
         unchanged, shapes_known = self.submission.unchanged(gates, found.info)
         self._reason = None if shapes_known else "stored_shape"
         newly_cut = [name for name in dict.fromkeys(unchanged) if name not in self._cut_fields]
-        self._cut_fields += newly_cut
+        self._cut_fields = self._cut_fields + newly_cut
         return newly_cut
 
     async def _look_up(self, *, fresh: bool) -> Stored | Unknown:

@@ -138,10 +138,12 @@ class Interception:
     """One intercepted request. Its adapter calls these methods, in this order:
 
     1. If `inspects` is true, `collect` with each piece of the content, until the content is complete or `collect`
-       returns False; or `stop_collecting`, if the rest of the content does not arrive. Then `edit` if the content is
-       complete, else `release`.
+       returns False; or `stop_collecting`, if the rest of the content does not arrive (ASGI only). Then `edit` if the
+       content is complete, else `release`.
     2. `should_hold` with the status of each response. If it returns True, the adapter holds the response back, and
        calls `next_body` when it is complete. A response over `held_limit` bytes of content is relayed instead.
+       If no connection can be had to send the request again, `not_resent`; then the response that was held back is the
+       final one.
     3. `report_response` when the head of the final response is relayed to the client, unless there is no response.
     4. `close`, always.
 
@@ -250,6 +252,15 @@ class Interception:
             return None
         self.confidential = comparison.used_lookup_key
         return comparison.edited_body
+
+    def not_resent(self) -> None:
+        """Take back the decision of `next_body`, because nothing of the request could be sent again."""
+        assert self._comparison is not None  # noqa: S101 - `next_body` has returned a body
+        self._comparison.undo_resend()
+        decision = self._comparison.decision
+        if not decision.fields:
+            decision = Decision(Outcome.CHANGED, reason="not_resent", lookup_key=decision.lookup_key)
+        self._decision = decision
 
     def report_response(self, status: int, head: bytes) -> bytes | None:
         """Report the final response. Returns the value of its field `response_field`, or None if it must not have one.

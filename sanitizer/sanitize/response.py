@@ -115,6 +115,7 @@ class AppResponse:
         self.status = start["status"]
         self.head = encode_header(headers) or b""
         if start.get(NOT_SENT) and self._previous is not None:
+            self._interception.not_resent()
             await self._replace_by(self._previous)
             return
         self._state = _State.HOLDING

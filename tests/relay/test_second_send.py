@@ -482,6 +482,7 @@ def test_upstream_is_gone(upstream: Upstream) -> None:
         assert client.ask(GET).status == 502  # the connection is as good as before
         assert listener.gateway.pool.errors["unreachable"] == 2
     assert [record.status for record in core.records] == [403]
+    assert core.not_resent == 1
     assert bodies_of(upstream) == [BODY]
 
 
@@ -519,6 +520,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
         assert other.read_response().status == 200
         assert client.ask(GET).status == 200
         assert listener.gateway.pool.errors["pool_exhausted"] == 1
+    assert core.not_resent == 1
     assert [request.method for request in upstream.requests] == [b"POST", b"GET", b"GET"]
 
 
@@ -556,6 +558,7 @@ def test_stale_connection(upstream: Upstream, end: Step) -> None:
         listener.open_gate()
         assert client.read_response().status == 200
     assert [(request.connection, request.body) for request in upstream.requests] == [(0, BODY), (1, SECOND)]
+    assert core.not_resent == 0
 
 
 # a resend fails

@@ -125,8 +125,9 @@ async def play(
     *,
     mode: str = "enforce",
     path: str = "/key/update",
+    sends: int = 9,
 ) -> Played:
-    """One request through an adapter that holds back what it is asked to."""
+    """One request through an adapter that holds back what it is asked to, and has a connection for so many sends."""
     records: list[Record] = []
     keys = keys or Keys()
     sanitizer = Sanitizer(keys, mode=mode, on_decision=records.append)
@@ -148,6 +149,9 @@ async def play(
             held += 1
             following = await interception.next_body(status, b"HTTP/1.1 403 No\r\n\r\n", content)
         if following is None:
+            break
+        if len(bodies) == sends:
+            interception.not_resent()
             break
         body = following
     if interception.confidential and not 200 <= status < 300:
@@ -306,6 +310,33 @@ async def test_rule(
     assert played.keys.calls == lookups
     assert played.record.resent == len(bodies) - 1
     assert (played.status, played.content) == answer(json.dumps(bodies[-1]).encode(), refusals)
+
+
+@pytest.mark.parametrize(
+    ("sent", "sends", "mark"),
+    [
+        pytest.param({"spend": 1.5}, 1, b'changed; reason="not_resent"', id="the first resend"),
+        pytest.param(
+            {"spend": 1.5, "permissions": {"x": 1}},
+            1,
+            b'dropped; fields="permissions"',
+            id="after a cut before forwarding",
+        ),
+        pytest.param(
+            {"spend": 1.5, "user_id": None},
+            2,
+            b'dropped; fields="spend"; after-refusal="spend"',
+            id="the second resend",
+        ),
+    ],
+)
+async def test_no_connection_for_a_resend(sent: dict[str, Any], sends: int, mark: bytes) -> None:
+    """A field is not reported as cut if LiteLLM never got the request without it."""
+    refusals = [("spend", 403, BUDGET), ("user_id", 403, USER)]
+    played = await play({**KEY, **sent}, refusals, sends=sends)
+    assert (played.status, played.mark) == (403, mark)
+    assert len(played.bodies) == sends
+    assert (played.record.resent, played.record.decision.field_value) == (sends - 1, mark)
 
 
 async def test_at_most_so_many_sends() -> None:

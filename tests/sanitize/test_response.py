@@ -558,6 +558,7 @@ async def test_upstream_is_gone(upstream: Upstream) -> None:
         core.gate.set()
         response = await request
     assert (response.status, response.body) == (403, REFUSAL)
+    assert core.not_resent == 1
 
 
 async def test_no_connection_comes_free(upstream: Upstream) -> None:

@@ -54,6 +54,7 @@ class Core(Sanitizer):
         self.cancelled = False
         self.held_answers: list[tuple[int, bytes]] = []
         """Status and content of each response that `next_body` was called with."""
+        self.not_resent = 0  # how often a body could not be sent
         self.held_heads: list[bytes] = []
         """The heads of these responses."""
 
@@ -95,6 +96,9 @@ class _Scripted(Interception):
             raise body
         self.confidential = core.confidential and (self.confidential or body is not None)
         return body
+
+    def not_resent(self) -> None:
+        self._core.not_resent += 1
 
     def close(self, reason: str = "client_left", status: int | None = None) -> None:
         super().close(reason, status)

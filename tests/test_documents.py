@@ -14,6 +14,7 @@ import pytest
 
 from sanitizer.operate.metrics import FAMILIES
 from sanitizer.sanitize.decision import Outcome
+from sanitizer.sanitize.gates import GATES
 from sanitizer.settings import OPTIONS, Settings
 from tests.support.documents import FILES, FOLDERS, PAGES, anchors_of, blocks_of, links_of, spans_of, text_of
 from tests.support.gateway import ROOT
@@ -211,6 +212,16 @@ def test_variables() -> None:
     places = [*WRITTEN, *SOURCES, *(name for name in FILES if name.startswith((".ci/", ".github/")))]
     unknown = {place: set(re.findall(r"\bSANITIZER_[A-Z_]*[A-Z]\b", text_of(place))) - known for place in set(places)}
     assert {place: names for place, names in unknown.items() if names} == {}
+
+
+def test_fragments() -> None:
+    """The maintainers' table of what LiteLLM refuses has every fragment of a refusal, beside its field."""
+    rows = [row for row in text_of("sanitizer/sanitize/README.md").splitlines() if row.startswith("|")]
+    for gate in GATES:
+        for fragment in gate.fragments:
+            assert any(f"`{gate.field}`" in row and fragment in row for row in rows) or gate.field == "soft_budget", (
+                gate
+            )
 
 
 # --- the operator's guide, which is README.md and deploy/README.md

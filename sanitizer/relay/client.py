@@ -22,8 +22,8 @@ Every state but TUNNEL leads to CLOSED as well.
 Cases, before the code that branches on them:
 
 * A request is received before the response to the previous one is sent (pipelining, RFC 9112 section 9.3.2): its octets
-  are kept unparsed, so that the responses keep their order. Up to a limit, the socket is still read, because only then
-  is a disconnect reported.
+  are kept unparsed, so that the responses keep their order. Up to a limit, the socket is still read, because asyncio
+  reports a disconnect only while it reads.
 * The response is complete before the request is: it says ``Connection: close``. What the client still sends is read and
   dropped for a while, but no longer than `LINGER_LIMIT`, so that the client can read the response (RFC 9112 section
   9.6).
@@ -128,7 +128,7 @@ class ClientConnection(asyncio.Protocol):
         self.peer: Peer
         self.state = _IDLE
         self.write_blocked = False  # the write buffer is full, because the client reads slowly
-        self.cross_origin = False  # the current request has an Origin field; a repeated head leaves it as it is
+        self.cross_origin = False  # the current request has an Origin field; a repeated head has the same
         self._writer: Writer
         self.write: Callable[[bytes], None]  # the writer's method, which saves a call for each piece
         self._head_reader = HeadReader(httptools.HttpRequestParser, HEAD_LIMIT)
@@ -138,9 +138,7 @@ class ClientConnection(asyncio.Protocol):
         self._received = 0  # octets of content, of all requests
         self._awaits_continue = False  # the client may wait for a 100 before it sends the content
         self._on_request_ended = gateway.on_request_ended
-        self._began_at = (
-            0.0  # when the current request's head was complete; for `on_request_ended` only, like its target
-        )
+        self._began_at = 0.0  # when the current request's head was complete; like its target, for `on_request_ended`
         self._target = b""
         self._repeat: CachedHead | None = None  # the previous request's head, if it can be repeated
         self._remembered_heads = 0  # how many heads have been remembered
@@ -530,7 +528,7 @@ class ClientConnection(asyncio.Protocol):
         self._closing = self._writer.close(self.gateway.keepalive_timeout)
 
     def _expire(self) -> None:
-        """Close the connection when the deadline has passed, unless the client is still reading a response."""
+        """Close the connection when the deadline has passed, unless the client acknowledges more of a response."""
         before, self._unacknowledged = self._unacknowledged, unacknowledged(self.transport)
         if self._unacknowledged and (before is None or self._unacknowledged < before):
             self._deadline.set(self.gateway.keepalive_timeout)

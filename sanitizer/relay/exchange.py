@@ -14,8 +14,8 @@ DONE      nothing
 Cases, before the code that branches on them:
 
 * Upstream closes a pooled connection just as a request is sent on it, without a byte of a response. If the method is
-  idempotent and a copy of everything sent is left, the request is sent once more, on a new connection (RFC 9110 section
-  9.2.2). A POST may have been carried out, and is never repeated.
+  idempotent and no more than 64 KiB were sent, of which a copy is kept, the request is sent once more, on a new
+  connection (RFC 9110 section 9.2.2). A POST may have been carried out, and is never repeated.
 * The response ends before the request does: the response is complete, but the connection can't be used again.
 * The exchange fails: an error response can still be sent before `on_response`, but not after it.
 """

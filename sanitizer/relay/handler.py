@@ -45,7 +45,7 @@ class Handler(Protocol):
         """Called when the connection will take no further request, which the response should announce."""
 
     def cancel(self) -> None:
-        """Give up and write nothing more: the client has disconnected, or its request is refused with ``status``."""
+        """Give up and write nothing more: the client has disconnected, or ``status`` was set to refuse its request."""
 
     def pause_reading(self) -> None:
         """Stop reading the response from upstream: the client is slower."""

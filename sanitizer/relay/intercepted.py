@@ -10,8 +10,8 @@ State       What it waits for                                   The next states
 ==========  ==================================================  =========================
 COLLECTING  the request's content, while it may be collected    DECIDING, SENT
 DECIDING    the task that decides what to send                  SENT
-SENT        the response, to relay it or to hold it back        HELD
-HELD        the task that decides whether to send another body  SENT
+SENT        the response, to relay it or to hold it back        MATCHING
+MATCHING    the task that decides whether to send another body  SENT
 DONE        nothing
 ==========  ==================================================  =========================
 
@@ -23,7 +23,7 @@ Cases, before the code that branches on them:
 * The content is not to be inspected, or turns out to be too large: it is forwarded as it is received, without a task.
 * A held response breaks off, stalls, or has more content than the interception's ``held_limit``: what has been received
   of it is relayed.
-* No connection is available for another body: the held response is relayed.
+* No connection is available for another body: the held response is relayed, and the interception learns of it.
 * The responses to further attempts are confidential: unless such a response is a 2xx, the first response is relayed in
   its place.
 * A task fails, which only a defect can cause: the request is forwarded, or the held response relayed, as it was
@@ -55,12 +55,12 @@ class _State(Enum):
     COLLECTING = "collecting"
     DECIDING = "deciding"
     SENT = "sent"
-    HELD = "held"
+    MATCHING = "matching"
     DONE = "done"
 
 
 # looking up a member on the enum class is slow
-_COLLECTING, _DECIDING, _SENT, _HELD, _DONE = _State
+_COLLECTING, _DECIDING, _SENT, _MATCHING, _DONE = _State
 
 
 class _Attempt(Proxied):
@@ -134,7 +134,7 @@ class _Attempt(Proxied):
             self.relay_held(False)
 
     def _fall_back_to_first(self) -> bool:
-        """Relay the first response if this one is confidential. Returns whether it is."""
+        """Cancel this attempt, and relay the first response, if this one is confidential. Returns whether it is."""
         if self.first is None or not self.handler.interception.confidential:
             return False
         self.cancel()
@@ -142,7 +142,7 @@ class _Attempt(Proxied):
         return True
 
     def relay_held(self, last: bool, trailers: bytes = b"") -> None:
-        """Stop holding the response back, and relay what has been received of it. ``last``: it is complete."""
+        """Stop holding the response back, and relay what has been received of it. ``last``: that is all of it."""
         response, self._held = self._held, None
         if response is not None:
             super().on_response(response)
@@ -220,6 +220,7 @@ class Intercepted:
             self._task.cancel()
         if self._attempt is not None:
             self._attempt.cancel()
+        # once a response has started, both arguments are ignored: the request is reported already
         self.interception.close("client_left" if self.status == CLIENT_LEFT else "refused", self.status or None)
 
     def pause_reading(self) -> None:
@@ -261,7 +262,7 @@ class Intercepted:
 
     def response_held(self, attempt: _Attempt, response: Response, content: bytes) -> None:
         """Called when the response to ``attempt`` is complete and held back."""
-        self._state = _HELD
+        self._state = _MATCHING
         decision = self.interception.next_body(response.status, response.head, content)
         self._run(decision, partial(self._send_next, attempt))
 

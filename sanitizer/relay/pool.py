@@ -2,7 +2,7 @@
 
 Cases, before the code that branches on them:
 
-* Upstream has closed an idle connection: its socket is polled before use, and it is never used for a request.
+* Upstream has closed an idle connection: `Connection.send_request` polls its socket first, and does not use it.
 * ``max_connections`` are open: an exchange waits for one to become free, in order of arrival and for a limited time.
 * An exchange is over before the connection that was opened for it is established: the next waiting exchange gets the
   connection, or it becomes idle.
@@ -57,7 +57,7 @@ _TUNNEL_CLOSE_TIMEOUT: Final = 60.0
 
 
 class Requester(Protocol):
-    """Needs a connection for its request; an `sanitizer.relay.exchange.Exchange`."""
+    """Needs a connection for its request; such as an `Exchange`."""
 
     @property
     def done(self) -> bool:

@@ -1,8 +1,8 @@
 """Disconnecting peers that stall (``--stall-timeout``).
 
 There is no timer for each request. Instead, each process sweeps over all its connections every quarter of the timeout.
-A peer without progress in five sweeps in a row has stalled. That is noticed between 1 and 1.25 times the timeout after
-its last progress.
+A peer that is seen in five sweeps in a row with the same progress has stalled: four quarters lie between them. That is
+noticed between 1 and 1.25 times the timeout after its last progress.
 
 Each connection reports what it waits for (`Pending`). A peer can stall in these ways:
 

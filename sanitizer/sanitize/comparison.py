@@ -36,7 +36,7 @@ class Comparison:
         self._prefix = prefix
         self._observe_only = observe_only
         # What a lookup made for this request has returned, never a cached value. If LiteLLM refuses the caller's own
-        # lookup and there is a credential, this stays None until the lookup with that, which is made after a refusal.
+        # lookup and there is a credential, this stays None until, after a refusal, the credential's lookup sets it.
         self._stored: Stored | Unknown | None = None
         self._cut_fields: list[str] = []  # with `observe_only`, those that would have been cut
         self._after_refusal: list[str] = []  # those of `_cut_fields` that LiteLLM refused first

@@ -228,7 +228,10 @@ class Interception:
         return comparison.edited_body
 
     def decision_failed(self) -> None:
-        """To be called if `edit` or `next_body` has raised. The adapter goes on as if it had returned None."""
+        """To be called if `edit` or `next_body` has raised. The adapter goes on as if it had returned None.
+
+        After `next_body`, the decision before it stands.
+        """
         if self._decision is None:
             self._decide(Decision(Outcome.UNKNOWN, reason="internal"))
 
@@ -282,8 +285,8 @@ class Interception:
     def close(self, reason: str = "client_left", status: int | None = None) -> None:
         """End the interception, and report the request unless that was done before.
 
-        ``reason`` is the decision's reason if the request was not forwarded. ``status`` is that of the gateway's own
-        error response, if there was one. This may be called more than once.
+        ``reason`` is the decision's reason if the request was not forwarded; otherwise it is ignored. ``status`` is
+        that of the gateway's own error response, if there was one. This may be called more than once.
         """
         decision = self._decision
         if decision is None:
@@ -298,7 +301,7 @@ class Interception:
         return [] if self._comparison is None else self._comparison.candidates(status)
 
     def _decide(self, decision: Decision) -> None:
-        """Record what is forwarded now. From now on, the request may write the key."""
+        """Record what is forwarded now. For the cache, the request may write the key from now on."""
         self._decision = decision
         stored = self._sanitizer.stored
         if not stored.caches:

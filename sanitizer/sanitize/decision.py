@@ -8,10 +8,10 @@ class Outcome(StrEnum):
     """The outcome of an intercepted request, as metric labels, logs and the response field name it."""
 
     DROPPED = "dropped"  # at least one guarded field was cut
-    CHANGED = "changed"  # no guarded field was cut: they differ from the stored values, or LiteLLM did not refuse them
-    ABSENT = "absent"  # there was no guarded field
+    CHANGED = "changed"  # no guarded field was cut: all differ from the stored values, or LiteLLM did not refuse them
+    ABSENT = "absent"  # there was no guarded field with a value that can be unchanged
     UNREADABLE = "unreadable"  # the body could not be inspected
-    UNKNOWN = "unknown"  # there was no usable stored value
+    UNKNOWN = "unknown"  # no stored value could be read
     OBSERVED = "observed"  # a field would have been cut, but the mode is "observe"
 
 
@@ -25,7 +25,7 @@ class Decision:
     reason: str | None = None
     """A stable token that qualifies the outcome."""
     after_refusal: tuple[str, ...] = ()
-    """Those of ``fields`` because of which LiteLLM had refused the request first."""
+    """Those of ``fields`` that were cut only after LiteLLM had refused the request."""
     lookup_key: bool = False
     """Whether a lookup was made with the gateway's own credential."""
 

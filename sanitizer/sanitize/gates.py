@@ -18,8 +18,10 @@ LiteLLM 1.83.13, 1.92.0, 1.109.1 and 1.110.2, and seen when they were run.
 A new gate also needs an entry in each of these places. A test fails until all of them have one:
 
 * the table of guarded fields in ``tests/litellm/README.md``
-* `tests/sanitize`: ``AFTER`` or ``BEFORE`` in ``test_gates``, ``ROW`` in ``test_core``
-* `tests/operate/test_check`: a list ``SINCE_...``
+* the table of fragments in ``sanitizer/sanitize/README.md``
+* `tests/sanitize`: ``AFTER`` or ``BEFORE`` in ``test_gates``, and ``ROW`` in ``test_core``, or ``UNCHANGED`` there if it
+  is null or derived
+* `tests/operate/test_check`: the list ``SINCE_...`` of its release, in the order of `GATES`
 * `tests/litellm`: ``TABLE`` in ``matrix``, ``REPAIRED`` in ``test_matrix``, ``REFUSALS`` in ``test_refusals``,
   ``GUESSES`` in ``test_lookup_key``, and ``REPAIRED`` in ``test_discover``, whose test needs a running LiteLLM
 

@@ -95,6 +95,7 @@ def cut(body: bytes, found: Sequence[Member], names: Collection[str]) -> bytes:
         if unwanted:
             kept.append(body[position:start])
             position = end
+        # drop the comma after a cut member, and the one after the last member that is kept
         if (unwanted or index >= last) and index < len(found) - 1:
             kept.append(body[position:stop])
             position = stop + 1

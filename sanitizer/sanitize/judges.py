@@ -168,7 +168,7 @@ def object_permission(sent: Sent, row: Row) -> bool | None:
 
 def soft_budget(sent: Sent, row: Row) -> bool | None:
     """The judge of ``soft_budget``, which LiteLLM stores in a table of budgets. A key may have no row there."""
-    table = row.get("litellm_budget_table", False)
+    table = row.get("litellm_budget_table", False)  # False: this LiteLLM does not show it
     if table is None:
         return sent["soft_budget"] is None
     if not isinstance(table, dict) or "soft_budget" not in table:
@@ -192,6 +192,7 @@ def _is_window(value: Json) -> TypeGuard[dict[str, Json]]:
 def _same_window(sent: Json, stored: Json) -> bool:
     if not _is_window(sent) or not _is_window(stored):
         return False
+    # a `reset_at` that was not sent counts as the stored one
     return equal({"reset_at": stored.get("reset_at"), **sent}, {"reset_at": None, **stored})
 
 

@@ -136,6 +136,7 @@ def _read_alias(alias: str | None, response: dict[str, Json]) -> Stored | Unknow
 
 
 def _row(info: Json, status: Json = None) -> Stored | Unknown:
+    """The row of a key. ``status`` is the one beside ``info``, where LiteLLM shows it for a deleted key."""
     if not isinstance(info, dict):
         return Unknown("lookup_shape")
     if "deleted" in (info.get("status"), status):  # since 1.105, LiteLLM shows deleted keys too

@@ -295,11 +295,11 @@ CASES = {
         ["IDLE RECEIVING ANSWERING CLOSING CLOSED"],
         intercepted=["COLLECTING DECIDING DONE"],
     ),
-    "a refusal is passed on": Case(HELD, exchanges=[ANSWERED], intercepted=["COLLECTING DECIDING SENT HELD DONE"]),
+    "a refusal is passed on": Case(HELD, exchanges=[ANSWERED], intercepted=["COLLECTING DECIDING SENT MATCHING DONE"]),
     "another body is sent": Case(
         (*HELD, answer()),
         exchanges=[ANSWERED, ANSWERED],
-        intercepted=["COLLECTING DECIDING SENT HELD SENT DONE"],
+        intercepted=["COLLECTING DECIDING SENT MATCHING SENT DONE"],
         bodies=(b"{}",),
     ),
 }

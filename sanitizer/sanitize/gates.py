@@ -19,7 +19,7 @@ A new gate also needs an entry in each of these places. A test fails until all o
 
 * the table of guarded fields in ``tests/litellm/README.md``
 * the table of fragments in ``sanitizer/sanitize/README.md``
-* `tests/sanitize`: ``AFTER`` or ``BEFORE`` in ``test_gates``, and ``ROW`` in ``test_core``, or ``UNCHANGED`` there if it
+* `tests/sanitize`: ``AFTER`` or ``BEFORE`` in ``test_gates``, and ``ROW`` in ``test_core``, or ``UNCHANGED`` if it
   is null or derived
 * `tests/operate/test_check`: the list ``SINCE_...`` of its release, in the order of `GATES`
 * `tests/litellm`: ``TABLE`` in ``matrix``, ``REPAIRED`` in ``test_matrix``, ``REFUSALS`` in ``test_refusals``,

@@ -35,6 +35,13 @@ SOURCES = sorted(
 # --- links and paths
 
 
+def test_readme_is_short() -> None:
+    """A tired operator reads README in a minute. What does not fit belongs into deploy/README.md."""
+    readme = text_of("README.md")
+    assert len(readme.splitlines()) <= 150
+    assert len(readme.split()) <= 1600
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page: str) -> None:
     """Each relative link leads to a file or folder, and to a heading if it has an anchor."""

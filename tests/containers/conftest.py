@@ -74,5 +74,5 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
 def images(podman: Podman) -> Images:
     bases = os.environ.get("IMAGE_BASES")
     if not bases:
-        pytest.skip("IMAGE_BASES names no folder with bases for the images (tests/deploy/base.sh makes them)")
+        pytest.skip("IMAGE_BASES names no folder with bases for the images (tests/containers/base.sh makes them)")
     return Images(podman, Path(bases))

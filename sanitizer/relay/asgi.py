@@ -225,7 +225,7 @@ async def _send_error(send: Send, error: GatewayError, scope: Scope, not_sent: b
     """Send an error response of the gateway's own.
 
     ``not_sent`` means that nothing of the request has been sent to upstream. It is added to the message for
-    `sanitizer.sanitize.answer`.
+    `sanitizer.sanitize.response`.
     """
     # the octets that follow on this connection can't be trusted, or may never be sent; HTTP/2 has no such field
     close = isinstance(error, BadRequest | LoopDetected | ClientNotSending) and scope["http_version"] in ("1.0", "1.1")

@@ -71,7 +71,7 @@ checked as it is. Those that make a difference to the check are listed here.
 
 _CHECK_EXAMPLES: Final = """\
 examples:
-  # Without a key: LiteLLM 1.92.0 and newer do not tell their release
+  # Without a key: since 1.92.0, LiteLLM then does not report its release
   litellm-sanitizer check --upstream http://127.0.0.1:4000
 
   # With the master key, which is in the file master-key

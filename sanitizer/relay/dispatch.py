@@ -10,7 +10,7 @@ from sanitizer.relay.interception import Interceptor, SendLookup
 from sanitizer.relay.proxied import Proxied, ProxiedWrite
 
 _SAFE: Final = frozenset((b"GET", b"HEAD", b"OPTIONS"))
-"""Safe methods (RFC 9110 section 9.2.1): such a request writes nothing. TRACE is of no use to LiteLLM."""
+"""Safe methods (RFC 9110 section 9.2.1): such a request writes nothing. TRACE is missing: LiteLLM has none."""
 
 
 def make_handler(client: Client, request: Request, interceptor: Interceptor, send_lookup: SendLookup) -> Handler:

@@ -150,7 +150,7 @@ class StoredKeys:
         own = self._lookup_key() if self._lookup_key is not None else None
         query = query_of(key, alias, prefix)
         if own is None or query is None:
-            return Unknown("lookup_403"), None  # as the caller's own lookup has ended
+            return Unknown("lookup_403"), None  # the result of the caller's own lookup
         header = lookup_key_header(caller.head, own, self._host)
         found, lookup, _ = await self._look_up(caller, header, query, lookup_key=True)
         return found, lookup

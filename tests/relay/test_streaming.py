@@ -30,9 +30,32 @@ def bulk_gateway(adapter: Adapter, bulk_upstream: Upstream) -> Iterator[Gateway]
     """A gateway that relays nothing else; warm."""
     bulk_upstream.restart()
     with Gateway(bulk_upstream.url, adapter=adapter) as gateway:
-        for _ in range(20):
-            assert gateway.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
+        warm(gateway)
         yield gateway
+
+
+@pytest.fixture
+def narrow_upstream() -> Iterator[Upstream]:
+    """An upstream that does not record what it receives, and whose connections have a small receive buffer."""
+    with Upstream(keep=False, receive_buffer=65536) as upstream:
+        yield upstream
+
+
+@pytest.fixture
+def narrow_gateway(adapter: Adapter, narrow_upstream: Upstream) -> Iterator[Gateway]:
+    """A gateway that has not relayed anything large; warm.
+
+    The kernel enlarges a receive buffer (up to ``tcp_rmem``, often 32 MiB) as data is read from it. A connection that
+    has carried 100 MiB takes so much, with nobody reading, that it would look as if the gateway piled data up.
+    """
+    with Gateway(narrow_upstream.url, adapter=adapter) as gateway:
+        warm(gateway)
+        yield gateway
+
+
+def warm(gateway: Gateway) -> None:
+    for _ in range(20):
+        assert gateway.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
 
 
 @pytest.mark.parametrize("framing", ["chunked", "until close"])
@@ -125,7 +148,7 @@ def test_upload_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream, frami
     assert largest - before < GROWTH
 
 
-def test_slow_client_slows_upstream(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:
+def test_slow_client_slows_upstream(narrow_gateway: Gateway, narrow_upstream: Upstream) -> None:
     """While a client does not read, upstream is not read either; once it reads, everything comes."""
     taken: list[int] = []
     blocked = threading.Event()
@@ -138,13 +161,13 @@ def test_slow_client_slows_upstream(bulk_gateway: Gateway, bulk_upstream: Upstre
         for start in range(taken[0], SIZE, MIB):
             connection.send(bytes(min(MIB, SIZE - start)))
 
-    bulk_upstream.script = script
-    before = bulk_gateway.memory()
-    with Client(bulk_gateway.address, keep=False, receive_buffer=65536) as client:
+    narrow_upstream.script = script
+    before = narrow_gateway.memory()
+    with Client(narrow_gateway.address, keep=False, receive_buffer=65536) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert blocked.wait(30)
         assert taken[0] < SIZE // 2, "upstream could send on although the client does not read"
-        assert bulk_gateway.memory() - before < GROWTH
+        assert narrow_gateway.memory() - before < GROWTH
         client.read_head()
         got = 0
         while got < SIZE and (data := client.recv(MIB)):
@@ -152,7 +175,7 @@ def test_slow_client_slows_upstream(bulk_gateway: Gateway, bulk_upstream: Upstre
     assert got == SIZE
 
 
-def test_slow_upstream_slows_client(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:
+def test_slow_upstream_slows_client(narrow_gateway: Gateway, narrow_upstream: Upstream) -> None:
     """While upstream does not read, the client is not read either; once it reads, everything arrives."""
     go_on = threading.Event()
     received = []
@@ -166,15 +189,15 @@ def test_slow_upstream_slows_client(bulk_gateway: Gateway, bulk_upstream: Upstre
         received.append(got)
         connection.send(OK)
 
-    bulk_upstream.script = script
-    before = bulk_gateway.memory()
-    with Client(bulk_gateway.address, keep=False) as client:
-        number = len(bulk_upstream.requests) + 1
+    narrow_upstream.script = script
+    before = narrow_gateway.memory()
+    with Client(narrow_gateway.address, keep=False) as client:
+        number = len(narrow_upstream.requests) + 1
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % SIZE)
-        bulk_upstream.wait_request(number)
+        narrow_upstream.wait_request(number)
         taken = send_until_blocked(client, SIZE)
         assert taken < SIZE // 2, "the client could send on although upstream does not read"
-        assert bulk_gateway.memory() - before < GROWTH
+        assert narrow_gateway.memory() - before < GROWTH
         go_on.set()
         for start in range(taken, SIZE, MIB):
             client.send(bytes(min(MIB, SIZE - start)))

@@ -163,7 +163,6 @@ class Relay:
             return
         if scope["type"] != "http":
             raise RuntimeError(f"Relay does not support ASGI scopes of type {scope['type']!r}")
-        exchange: AsgiExchange | None = None
         try:
             head, length = self._outbound(scope)
             exchange = AsgiExchange(self._pool, scope["method"].encode(), head, length)
@@ -174,7 +173,7 @@ class Relay:
                 self._counters.count_stall(error, peer)
             elif isinstance(error, BadRequest | LoopDetected):
                 self._counters.count_refusal(error, peer)
-            await _send_error(send, error, scope, not_sent=exchange is None or not exchange.transmitted)
+            await _send_error(send, error, scope)
 
     async def _relay(self, exchange: AsgiExchange, scope: Scope, receive: Receive, send: Send) -> None:
         def done(reader: asyncio.Task[None]) -> None:
@@ -190,6 +189,8 @@ class Relay:
             await _respond(exchange, send, scope["http_version"])
         finally:
             exchange.cancel()
+            if not exchange.transmitted:
+                scope["sanitizer.not_sent"] = True  # for sanitizer.sanitize.response
             # not awaited: the caller must know that a write is over before the client's next request is handled
             reader.cancel()
 
@@ -221,19 +222,14 @@ def request_target(scope: MutableMapping[str, Any]) -> bytes:
     return path + b"?" + scope["query_string"] if scope["query_string"] else path
 
 
-async def _send_error(send: Send, error: GatewayError, scope: Scope, not_sent: bool) -> None:
-    """Send an error response of the gateway's own.
-
-    ``not_sent`` means that nothing of the request has been sent to upstream. It is added to the message for
-    `sanitizer.sanitize.response`.
-    """
+async def _send_error(send: Send, error: GatewayError, scope: Scope) -> None:
+    """Send an error response of the gateway's own."""
     # the octets that follow on this connection can't be trusted, or may never be sent; HTTP/2 has no such field
     close = isinstance(error, BadRequest | LoopDetected | ClientNotSending) and scope["http_version"] in ("1.0", "1.1")
     cross_origin = any(name == b"origin" for name, _ in scope["headers"])
     fields, content = error_fields(error, not close, cross_origin)
     headers = [(name.lower(), value) for name, value in fields]
-    start = {"type": "http.response.start", "status": error.status, "headers": headers}
-    await send({**start, "sanitizer.not_sent": True} if not_sent else start)
+    await send({"type": "http.response.start", "status": error.status, "headers": headers})
     await send({"type": "http.response.body", "body": content})
 
 

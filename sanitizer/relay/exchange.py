@@ -229,6 +229,7 @@ class Exchange:
         self.transmitted = True
         self._unsent = []
         self._await_response()
+        self.on_transmitted()
         if not self.request_complete:
             if connection.write_paused:
                 self.on_blocked()
@@ -254,6 +255,9 @@ class Exchange:
             self._timer = None
 
     # What a subclass defines
+
+    def on_transmitted(self) -> None:
+        """Called when the head has been written, and all content that `send` had been called with."""
 
     def on_interim(self, head: bytes) -> None:
         """Called with the head of each 1xx response other than 101."""

@@ -23,7 +23,7 @@ Cases, before the code that branches on them:
 * The content is not to be inspected, or turns out to be too large: it is forwarded as it is received, without a task.
 * A held response breaks off, stalls, or has more content than the interception's ``held_limit``: what has been received
   of it is relayed.
-* No connection is available for another body: the held response is relayed, and the interception learns of it.
+* No connection is available for another body: the held response is relayed.
 * The responses to further attempts are confidential: unless such a response is a 2xx, the first response is relayed in
   its place.
 * A task fails, which only a defect can cause: the request is forwarded, or the held response relayed, as it was
@@ -82,6 +82,10 @@ class _Attempt(Proxied):
         self._held_size = 0  # octets of content
         self._held_trailers = b""
 
+    def on_transmitted(self) -> None:
+        if self.previous is not None:
+            self.handler.interception.report_resend()
+
     def on_interim(self, head: bytes) -> None:
         if self.previous is None:
             super().on_interim(head)
@@ -111,12 +115,9 @@ class _Attempt(Proxied):
         if self.response is not None and self._held is None:  # it is being relayed
             super().on_error(error)
             return
-        not_sent = self.previous is not None and not self.transmitted
-        if not_sent:
-            self.handler.interception.not_resent()
         if self._fall_back_to_first():
             return
-        if self.previous is not None and not_sent:
+        if self.previous is not None and not self.transmitted:
             self.handler.relay(self.previous)
             return
         if self._held is not None:

@@ -41,7 +41,7 @@ class Comparison:
         self._cut_fields: list[str] = []  # with `observe_only`, those that would have been cut
         self._after_refusal: list[str] = []  # those of `_cut_fields` that LiteLLM refused first
         self._reason: str | None = None  # why a member could not be compared
-        self._before_resend: tuple[list[str], list[str]] = [], []  # both lists as of the last send
+        self._planned: tuple[list[str], list[str]] | None = None  # both lists for a resend that is not yet sent
 
     @property
     def used_lookup_key(self) -> bool:
@@ -55,17 +55,25 @@ class Comparison:
 
     @property
     def edited_body(self) -> bytes | None:
-        """The body to send in place of the original one, or None if nothing is cut from it."""
-        return self.submission.without(self._cut_fields) if self._cut_fields and not self._observe_only else None
+        """The body to send next in place of the original one, or None if nothing is cut from it."""
+        fields = self.planned_fields
+        return self.submission.without(fields) if fields and not self._observe_only else None
+
+    @property
+    def planned_fields(self) -> list[str]:
+        """The fields that the body to send next lacks."""
+        return self._cut_fields if self._planned is None else self._planned[0]
 
     @property
     def decision(self) -> Decision:
-        """The decision so far."""
+        """The decision about what was sent so far. It does not cover a resend before `report_resend` is called."""
         submission, reason = self.submission, None
         if not submission.gates:
             return Decision(Outcome.ABSENT)
         if self._cut_fields:
             outcome = Outcome.OBSERVED if self._observe_only else Outcome.DROPPED
+        elif self._planned is not None:
+            outcome, reason = Outcome.CHANGED, "not_resent"
         else:
             reason = self._reason
             outcome = Outcome.CHANGED if reason is None else Outcome.UNKNOWN
@@ -95,7 +103,7 @@ class Comparison:
                 return
             # A cached value is good enough to find a member unchanged. Anything else needs a new lookup.
             found = await self._look_up(fresh=True)
-        self._cut_unchanged(gates, found)
+        self._cut_fields = self._unchanged(gates, found)
 
     def candidates(self, status: int | None = None) -> list[Gate]:
         """The gates whose members may still be cut if LiteLLM refuses the request because of them.
@@ -120,35 +128,40 @@ class Comparison:
 
         Returns whether the request has to be sent again. Cancelling this cancels the lookup.
         """
-        self._before_resend = self._cut_fields, self._after_refusal
+        cut_fields = self._cut_fields
         had_no_value = self._stored is None
         found = await self._look_up_once()
         if had_no_value and isinstance(found, Stored):
             # What was cut so far was compared with a cached value. A member that differs from the new one is put back.
             unchanged, _ = self.submission.unchanged(self.submission.gates_before_forwarding, found.info)
-            self._cut_fields = [name for name in self._cut_fields if name in unchanged]
-        newly_cut = self._cut_unchanged(gates, found)
-        self._after_refusal = self._after_refusal + newly_cut
-        if not newly_cut or self._observe_only:
+            cut_fields = [name for name in cut_fields if name in unchanged]
+        newly_cut = [name for name in self._unchanged(gates, found) if name not in cut_fields]
+        if not newly_cut:
             return False
-        self.resent += 1
+        self._planned = cut_fields + newly_cut, self._after_refusal + newly_cut
+        if self._observe_only:
+            self._commit()
+            return False
         return True
 
-    def undo_resend(self) -> None:
-        """Take back what the last `compare_after_refusal` has cut, because the request could not be sent again."""
-        self._cut_fields, self._after_refusal = self._before_resend
-        self.resent -= 1
+    def report_resend(self) -> None:
+        """Report that the request is being sent again, without what the last `compare_after_refusal` has cut."""
+        self.resent += 1
+        self._commit()
 
-    def _cut_unchanged(self, gates: Sequence[Gate], found: Stored | Unknown) -> list[str]:
-        """Cut the members of ``gates`` that are unchanged. Returns the names of those that were not cut before."""
+    def _commit(self) -> None:
+        assert self._planned is not None  # noqa: S101 - for the type checker
+        self._cut_fields, self._after_refusal = self._planned
+        self._planned = None
+
+    def _unchanged(self, gates: Sequence[Gate], found: Stored | Unknown) -> list[str]:
+        """The names of the members of ``gates`` that are unchanged, each once."""
         if isinstance(found, Unknown):
             self._reason = found.reason
             return []
         unchanged, shapes_known = self.submission.unchanged(gates, found.info)
         self._reason = None if shapes_known else "stored_shape"
-        newly_cut = [name for name in dict.fromkeys(unchanged) if name not in self._cut_fields]
-        self._cut_fields = self._cut_fields + newly_cut
-        return newly_cut
+        return list(dict.fromkeys(unchanged))
 
     async def _look_up(self, *, fresh: bool) -> Stored | Unknown:
         """Look the key up as the caller. Unless ``fresh``, a cached value of an earlier request may be returned."""

@@ -142,8 +142,8 @@ class Interception:
        content is complete, else `release`.
     2. `should_hold` with the status of each response. If it returns True, the adapter holds the response back, and
        calls `next_body` when it is complete. A response over `held_limit` bytes of content is relayed instead.
-       If no connection can be had to send the request again, `not_resent`; then the response that was held back is the
-       final one.
+       If that returns a body, `report_resend` when the request is sent again. If no connection can be had for that,
+       the response that was held back is the final one.
     3. `report_response` when the head of the final response is relayed to the client, unless there is no response.
     4. `close`, always.
 
@@ -256,14 +256,14 @@ class Interception:
         self.confidential = comparison.used_lookup_key
         return comparison.edited_body
 
-    def not_resent(self) -> None:
-        """Take back the decision of `next_body`, because nothing of the request could be sent again."""
+    def report_resend(self) -> None:
+        """Report that the request is being sent again, with the body that `next_body` has returned.
+
+        Until then, LiteLLM has not got that body, and neither the decision nor the record says that it has.
+        """
         assert self._comparison is not None  # noqa: S101 - `next_body` has returned a body
-        self._comparison.undo_resend()
-        decision = self._comparison.decision
-        if not decision.fields:
-            decision = Decision(Outcome.CHANGED, reason="not_resent", lookup_key=decision.lookup_key)
-        self._decision = decision
+        self._comparison.report_resend()
+        self._decision = self._comparison.decision
 
     def report_response(self, status: int, head: bytes) -> bytes | None:
         """Report the final response. Returns the value of its field `response_field`, or None if it must not have one.
@@ -301,18 +301,18 @@ class Interception:
         return [] if self._comparison is None else self._comparison.candidates(status)
 
     def _decide(self, decision: Decision) -> None:
-        """Record what is forwarded now. For the cache, the request may write the key from now on."""
+        """Record the decision before the request is forwarded. For the cache, the request may write from now on."""
         self._decision = decision
         stored = self._sanitizer.stored
         if not stored.caches:
             return
-        submission = self._comparison.submission if self._comparison is not None else None
+        comparison = self._comparison
         if (
-            submission is None
+            comparison is None
             or decision.outcome is not Outcome.DROPPED
-            or submission.makes_cache_stale(decision.fields)
+            or comparison.submission.makes_cache_stale(comparison.planned_fields)
         ):
-            self._writing.enter_context(stored.writing(submission.key if submission else None))
+            self._writing.enter_context(stored.writing(comparison.submission.key if comparison else None))
 
     def _report(self, decision: Decision, status: int | None, head: bytes = b"") -> None:
         if self._reported:

@@ -106,11 +106,12 @@ class SanitizerMiddleware:
             body = await upload.unless_client_leaves(interception.edit())
         previous: AppResponse | None = None
         while True:
-            response = AppResponse(interception, send, previous)
+            sent = _with_body(scope, body)
+            response = AppResponse(interception, sent, send, previous)
             returned = False
             with _FailureHidden(response):
                 try:
-                    await self.app(_with_body(scope, body), upload.replay(body), response.send)
+                    await self.app(sent, upload.replay(body), response.send)
                     returned = True
                 finally:
                     if not returned or not response.complete:  # the client gets an incomplete response as well

@@ -19,14 +19,14 @@ response. If the request could not be sent again, the client gets the previous o
 from enum import Enum
 from typing import Final
 
-from starlette.types import Message, Send
+from starlette.types import Message, Scope, Send
 
 from sanitizer.sanitize.core import Interception
 from sanitizer.sanitize.scopes import encode_header
 from sanitizer.sanitize.submission import exceeds
 
 NOT_SENT: Final = "sanitizer.not_sent"
-"""A key of an ``http.response.start``: the app made this response itself, because it could not send the request."""
+"""A key that the app puts into its scope before it responds or returns, if it has sent nothing of the request."""
 
 
 class _State(Enum):
@@ -40,11 +40,13 @@ class _State(Enum):
 class AppResponse:
     """A response of the app. It is held back if the interception has to inspect it before the client gets it.
 
-    ``previous`` is the response that was held back before this resend, or None if this responds to the first send.
+    ``scope`` is the one that the app is called with. ``previous`` is the response that was held back before this
+    resend, or None if this responds to the first send.
     """
 
-    def __init__(self, interception: Interception, send: Send, previous: "AppResponse | None") -> None:
+    def __init__(self, interception: Interception, scope: Scope, send: Send, previous: "AppResponse | None") -> None:
         self._interception = interception
+        self._scope = scope
         self._send = send
         self._previous = previous
         self._first: AppResponse = previous._first if previous is not None else self
@@ -52,6 +54,7 @@ class AppResponse:
         self._start: Message = {}
         self._messages: list[Message] = []  # those held back after the start
         self._size = 0  # bytes of content in `_messages`
+        self._resend_reported = previous is None
         self.status = 0
         self.head = b""
 
@@ -91,6 +94,7 @@ class AppResponse:
 
     async def pass_on(self) -> None:
         """Stop holding the response back. The client gets the first response instead if this one is confidential."""
+        self._report_resend()
         if self._state in (_State.PASSING, _State.REPLACED):
             return
         if self._first is not self and self._interception.confidential and not 200 <= self.status < 300:
@@ -114,14 +118,19 @@ class AppResponse:
         self._start = start
         self.status = start["status"]
         self.head = encode_header(headers) or b""
-        if start.get(NOT_SENT) and self._previous is not None:
-            self._interception.not_resent()
+        if self._previous is not None and NOT_SENT in self._scope:
             await self._replace_by(self._previous)
             return
+        self._report_resend()
         self._state = _State.HOLDING
         too_long = any(name.lower() == b"content-length" and exceeds(value, limit) for name, value in headers)
         if too_long or not self._interception.should_hold(self.status):
             await self.pass_on()
+
+    def _report_resend(self) -> None:
+        if not self._resend_reported and NOT_SENT not in self._scope:
+            self._resend_reported = True
+            self._interception.report_resend()
 
     async def _replace_by(self, other: "AppResponse") -> None:
         """Send ``other``, which was held back, to the client, and drop this response."""

@@ -482,7 +482,7 @@ def test_upstream_is_gone(upstream: Upstream) -> None:
         assert client.ask(GET).status == 502  # the connection is as good as before
         assert listener.gateway.pool.errors["unreachable"] == 2
     assert [record.status for record in core.records] == [403]
-    assert core.not_resent == 1
+    assert core.resent == 0
     assert bodies_of(upstream) == [BODY]
 
 
@@ -520,7 +520,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
         assert other.read_response().status == 200
         assert client.ask(GET).status == 200
         assert listener.gateway.pool.errors["pool_exhausted"] == 1
-    assert core.not_resent == 1
+    assert core.resent == 0
     assert [request.method for request in upstream.requests] == [b"POST", b"GET", b"GET"]
 
 
@@ -558,7 +558,7 @@ def test_stale_connection(upstream: Upstream, end: Step) -> None:
         listener.open_gate()
         assert client.read_response().status == 200
     assert [(request.connection, request.body) for request in upstream.requests] == [(0, BODY), (1, SECOND)]
-    assert core.not_resent == 0
+    assert core.resent == 1
 
 
 # a resend fails
@@ -674,12 +674,14 @@ def test_client_leaves_as_the_core_answers(upstream: Upstream) -> None:
 def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
     """Upstream's connection is closed."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(WAIT_CLOSED))
-    with Listener(upstream, Core(SECOND, b"{}")) as listener, listener.connect() as client:
+    core = Core(SECOND, b"{}")
+    with Listener(upstream, core) as listener, listener.connect() as client:
         client.send(update())
         upstream.wait_for(lambda: bodies_of(upstream) == [BODY, SECOND])
         client.close()
         upstream.wait_closed()
         assert_gone(listener, upstream, [BODY, SECOND])
+    assert core.resent == 1
 
 
 def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
@@ -699,7 +701,7 @@ def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
         listener.open_gate()
         client.close()
         listener.wait(core.ended)
-        assert core.held == 0
+        assert (core.held, core.resent) == (0, 0)
         free.set()
         assert other.read_response().status == 200
         assert other.ask(GET).status == 200

@@ -126,8 +126,12 @@ async def play(
     mode: str = "enforce",
     path: str = "/key/update",
     sends: int = 9,
+    leaves: bool = False,
 ) -> Played:
-    """One request through an adapter that holds back what it is asked to, and has a connection for so many sends."""
+    """One request through an adapter that holds back what it is asked to, and has a connection for so many sends.
+
+    ``leaves``: the client disconnects instead of getting the last answer.
+    """
     records: list[Record] = []
     keys = keys or Keys()
     sanitizer = Sanitizer(keys, mode=mode, on_decision=records.append)
@@ -151,12 +155,12 @@ async def play(
         if following is None:
             break
         if len(bodies) == sends:
-            interception.not_resent()
             break
+        interception.report_resend()
         body = following
     if interception.confidential and not 200 <= status < 300:
         status, content = answers[0]
-    mark = interception.report_response(status, HEAD)
+    mark = None if leaves else interception.report_response(status, HEAD)
     interception.close()
     assert sanitizer.held == 0
     (record,) = records
@@ -339,6 +343,15 @@ async def test_no_connection_for_a_resend(sent: dict[str, Any], sends: int, mark
     assert (played.record.resent, played.record.decision.field_value) == (sends - 1, mark)
 
 
+@pytest.mark.parametrize(("sends", "mark"), [(1, b'changed; reason="not_resent"'), (2, b'dropped; fields="spend"')])
+async def test_client_leaves_before_a_resend(sends: int, mark: bytes) -> None:
+    """Neither the log nor a counter claims a resend that was decided and not sent."""
+    refusals = [("spend", 403, BUDGET), ("user_id", 403, USER)]
+    played = await play({**KEY, "spend": 1.5, "user_id": None}, refusals, sends=sends, leaves=True)
+    assert played.record.decision.field_value.startswith(mark)
+    assert (played.record.resent, played.record.status) == (sends - 1, None)
+
+
 async def test_at_most_so_many_sends() -> None:
     """Each resend cuts something, and after the last that is allowed the answer is the caller's."""
     names = ["guardrails", "policies", "prompts", "spend", "user_id"]
@@ -420,6 +433,14 @@ async def test_cached_value_is_not_for_refusals() -> None:
     keys = Keys(own=[Cached(stored().info), stored(spend=9)])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.keys.calls == ["sk-1", "sk-1 fresh"]
+    assert played.mark == b'dropped; fields="permissions"'
+
+
+async def test_cached_cut_stands_without_a_resend() -> None:
+    """A member that a cached value had cut is reported as cut, though it differs, if there is no resend."""
+    keys = Keys(own=[Cached(stored().info), stored(permissions={"x": 2}, spend=9)])
+    played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
+    assert played.bodies == [{**KEY, "spend": 1.5}]
     assert played.mark == b'dropped; fields="permissions"'
 
 

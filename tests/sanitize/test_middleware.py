@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import logging
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -512,6 +513,29 @@ async def test_writes_are_announced(body: bytes, mode: str, writes: list[str | N
     lookups = Lookups(ROUTES, caches=True)
     await Client([body]).through(Sanitized(app, lookups, mode))
     assert lookups.writes == writes
+    assert lookups.writing_now == 0
+
+
+async def test_member_that_is_put_back_is_announced() -> None:
+    """A resend that has a member again, which a cached value had cut, writes what the cache holds."""
+    announced: list[int] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        announced.append(lookups.writing_now)
+        body = (await receive())["body"]
+        status, content = (
+            (403, b'{"error": {"message": "only team admins can call /key/update (max_budget/spend)"}}')
+            if b"spend" in body
+            else (200, b"{}")
+        )
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": content})
+
+    stored = Stored({"allowed_routes": ["/b"], "spend": Decimal(1), "litellm_budget_table": None})
+    lookups = Lookups(Cached(ROUTES.info), stored, caches=True)
+    client = await Client([update(spend=1)]).through(Sanitized(app, lookups))
+    assert client.field_values == [b'dropped; fields="spend"; after-refusal="spend"']
+    assert announced == [0, 1]
     assert lookups.writing_now == 0
 
 

@@ -558,7 +558,7 @@ async def test_upstream_is_gone(upstream: Upstream) -> None:
         core.gate.set()
         response = await request
     assert (response.status, response.body) == (403, REFUSAL)
-    assert core.not_resent == 1
+    assert core.resent == 0
 
 
 async def test_no_connection_comes_free(upstream: Upstream) -> None:
@@ -575,6 +575,37 @@ async def test_no_connection_comes_free(upstream: Upstream) -> None:
             core.gate.set()
             response = await request
     assert (response.status, response.body) == (403, REFUSAL)
+
+
+async def test_client_leaves_while_a_resend_waits(upstream: Upstream) -> None:
+    """A resend that waits for a connection, and gets none before the client leaves, is not reported as sent."""
+    upstream.script = in_turn(reply(REFUSED), reply(WAIT_CLOSED))
+    core = Core(SECOND, gate=asyncio.Event())
+    async with served(upstream, core, max_connections=1) as server:
+        with raw.Client(("127.0.0.1", server.port)) as client, raw.Client(("127.0.0.1", server.port)) as other:
+            client.send(UPDATE)
+            await core.next_body_called.wait()
+            other.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
+            await asyncio.to_thread(upstream.wait_request, 2)
+            assert core.gate is not None
+            core.gate.set()
+            client.close()
+            await core.ended.wait()
+    assert (core.held, core.resent) == (0, 0)
+    assert [record.status for record in core.records] == [None]
+
+
+async def test_client_leaves_during_a_resend(upstream: Upstream) -> None:
+    """A resend that was sent when the client leaves is reported, though its response never comes."""
+    upstream.script = in_turn(reply(REFUSED), reply(WAIT_CLOSED))
+    core = Core(SECOND)
+    async with served(upstream, core) as server:
+        with raw.Client(("127.0.0.1", server.port)) as client:
+            client.send(UPDATE)
+            await asyncio.to_thread(upstream.wait_request, 2)
+            client.close()
+            await core.ended.wait()
+    assert (core.resent, [record.status for record in core.records]) == (1, [None])
 
 
 async def test_held_answer_breaks_off_before_the_relay(upstream: Upstream) -> None:

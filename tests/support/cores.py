@@ -54,7 +54,7 @@ class Core(Sanitizer):
         self.cancelled = False
         self.held_answers: list[tuple[int, bytes]] = []
         """Status and content of each response that `next_body` was called with."""
-        self.not_resent = 0  # how often a body could not be sent
+        self.resent = 0  # how many of the bodies were sent
         self.held_heads: list[bytes] = []
         """The heads of these responses."""
 
@@ -97,8 +97,8 @@ class _Scripted(Interception):
         self.confidential = core.confidential and (self.confidential or body is not None)
         return body
 
-    def not_resent(self) -> None:
-        self._core.not_resent += 1
+    def report_resend(self) -> None:
+        self._core.resent += 1
 
     def close(self, reason: str = "client_left", status: int | None = None) -> None:
         super().close(reason, status)

@@ -86,7 +86,9 @@ class _JSON(logging.Formatter):
         if record.exc_info:
             line["exception"] = self.formatException(record.exc_info)
         # values are masked before they are escaped, because an escape sequence would hide where a key begins
-        return _to_json({name: mask(value) if isinstance(value, str) else value for name, value in line.items()})
+        return _to_json(
+            {name: mask(value) if isinstance(value, str) else _masked(value) for name, value in line.items()}
+        )
 
 
 class _Text(logging.Formatter):
@@ -103,6 +105,17 @@ class _Text(logging.Formatter):
         return line
 
 
+def _masked(value: Any) -> Any:
+    """``value`` with each text in it masked. It may be a list, a tuple or a dict."""
+    if isinstance(value, str):
+        return mask(value)
+    if isinstance(value, list | tuple):
+        return [_masked(item) for item in value]
+    if isinstance(value, dict):
+        return {_masked(name): _masked(item) for name, item in value.items()}
+    return value
+
+
 def _printable(text: str) -> str:
     """``text`` masked, with escape sequences if it would not print in one line."""
     text = mask(text)
@@ -112,7 +125,7 @@ def _printable(text: str) -> str:
 def _quoted(value: Any) -> str:
     """A field's value, masked. It is written as JSON unless it is a word, so that it can't pass for several fields."""
     if not isinstance(value, str):
-        return mask(_to_json(value))
+        return _to_json(_masked(value))
     text = mask(value)
     printable = text.isprintable()
     return text if printable and _WORD.fullmatch(text) else json.dumps(text, ensure_ascii=not printable)

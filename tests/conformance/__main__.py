@@ -3,15 +3,18 @@
 ``python -m tests.conformance [--failures] [adapter ...]``
 """
 
+import argparse
 import sys
 from collections import Counter
-from typing import cast, get_args
+from typing import Final, get_args
 
 from tests.conformance import all_rows
 from tests.conformance.labs import Labs
 from tests.conformance.table import Row
 from tests.support import wire
 from tests.support.gateway import Adapter
+
+ADAPTERS: Final[tuple[Adapter, ...]] = get_args(Adapter)
 
 
 def source(row: Row) -> str:
@@ -34,8 +37,14 @@ def failures(adapter: Adapter, rows: list[Row]) -> dict[str, str]:
     return found
 
 
-def main(arguments: list[str]) -> int:
-    adapters = [cast(Adapter, each) for each in arguments if each in get_args(Adapter)] or ["native", "asgi", "httpx"]
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.conformance")
+    parser.add_argument("adapters", nargs="*", metavar="adapter", help=f"one of {', '.join(ADAPTERS)}; by default all")
+    parser.add_argument("--failures", action="store_true", help="print the rows that fail, with the reason")
+    arguments = parser.parse_args()
+    adapters: list[Adapter] = arguments.adapters or list(ADAPTERS)
+    if unknown := set(adapters).difference(ADAPTERS):
+        parser.error(f"unknown adapter: {', '.join(sorted(unknown))}")
     rows = all_rows()
     wire.TIMEOUT = 2.0  # a row that fails by waiting should not take long
     failed = {adapter: failures(adapter, rows) for adapter in adapters}
@@ -52,7 +61,7 @@ def main(arguments: list[str]) -> int:
         print(f"  {count:>3}  {each.value}")
     if "httpx" in failed:
         print(f"\nThe httpx relay fails {len(failed['httpx'])} of {len(rows)} rows.")
-    if "--failures" in arguments:
+    if arguments.failures:
         for adapter in adapters:
             for name, reason in failed[adapter].items():
                 print(f"\n{adapter}: {name}\n    {reason}")
@@ -60,4 +69,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

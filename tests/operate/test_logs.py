@@ -40,6 +40,16 @@ def test_text_values(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err.endswith(shown)
 
 
+@pytest.mark.parametrize("style", ["json", "text"])
+def test_values_in_values_are_masked(style: str, capsys: pytest.CaptureFixture[str]) -> None:
+    """A secret is masked wherever it is in a field's value."""
+    logs.configure("info", style)
+    logs.event(logging.INFO, "x", found=["a", ("sk-secret1", 1)], by={"sk-secret2": {"b": "sk-secret3"}})
+    line = capsys.readouterr().err
+    assert line.count("sk-***") == 3
+    assert "secret" not in line
+
+
 @given(st.text(max_size=20) | st.text(' ="\\', max_size=5))
 @example("/x  outcome=dropped")
 def test_text_value_is_one_field(value: str) -> None:

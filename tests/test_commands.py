@@ -21,7 +21,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.documents import FILES, PAGES, Block, blocks_of, text_of
+from tests.support.documents import FILES, PAGES, Block, blocks_of, prose_of, text_of
 from tests.support.gateway import ROOT
 
 TIMEOUT = 120.0
@@ -42,6 +42,12 @@ def test_languages(page: str) -> None:
         assert block.language not in ("bash", "console", "shell"), f"{block}: write ```sh"
         if not block.language:
             assert not LOOKS_LIKE_COMMANDS.search(block.text), f"{block}: write ```sh, or another language"
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_fences(page: str) -> None:
+    """Each fence is three backticks, with a language or nothing behind them. Another one would hide its commands."""
+    assert re.findall(r"^ *(?:```|~~~).*", prose_of(page), re.MULTILINE) == []
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -6,6 +6,7 @@ The documents are all Markdown files of the repository. `tests/test_commands` ru
 import ast
 import importlib
 import os
+import pkgutil
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
@@ -119,6 +120,25 @@ def test_modules(page: str) -> None:
     for name in set(re.findall(r"(?<![\w./-])((?:sanitizer|tests)(?:\.[a-z]\w*)+)(?!\w|\()", text)):
         path = PurePosixPath(name.replace(".", "/"))
         assert not {str(path), f"{path}.py", f"{path.parent}.py"}.isdisjoint(FILES | FOLDERS), name
+
+
+def test_names_in_docstrings() -> None:
+    """Each module, class or function that a docstring or a comment names by its full path exists."""
+    texts = [text_of(name) for name in FILES if re.fullmatch(r"(?:deploy|sanitizer|tests)/.*\.py", name)]
+    names = {name for text in texts for name in re.findall(r"(?<!`)`((?:sanitizer|tests)(?:\.\w+)+)`(?!`)", text)}
+    assert len(names) > 20
+    assert sorted(name for name in names if not resolves(name)) == []
+
+
+def resolves(name: str) -> bool:
+    """Whether ``name`` is the path of a module, or of something in a module."""
+    if f"{name.replace('.', '/')}.py" in FILES:  # it need not be importable here
+        return True
+    try:
+        pkgutil.resolve_name(name)
+    except (AttributeError, ImportError):
+        return False
+    return True
 
 
 @pytest.mark.parametrize("page", CURRENT)

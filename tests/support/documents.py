@@ -19,11 +19,11 @@ _BLOCK = re.compile(
 def files() -> Iterator[Path]:
     """The files of the repository. The tree need not be a clone: folders that are not part of it are left out."""
     for folder, folders, names in os.walk(ROOT):
-        if "pyvenv.cfg" in names:
+        if "pyvenv.cfg" in names or "conda-meta" in folders:
             folders.clear()
             continue
         folders[:] = [name for name in folders if (name in _HIDDEN or name[0] != ".") and name not in _OTHER]
-        yield from (Path(folder, name) for name in names if name != ".git")
+        yield from (path for name in names if name != ".git" and (path := Path(folder, name)).is_file())
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Block:
 
 
 def text_of(page: str) -> str:
-    return (ROOT / page).read_text()
+    return (ROOT / page).read_text(encoding="utf-8")
 
 
 def blocks_of(page: str) -> list[Block]:

@@ -69,6 +69,8 @@ class Probe:
             async with asyncio.timeout(self._timeout):
                 await ended.wait()
         except TimeoutError:
+            pass
+        finally:  # also if the probe is cancelled: a TLS connection waits for upstream's close_notify
             transport.abort()
         return None
 

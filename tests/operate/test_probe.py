@@ -3,10 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import os
+import select
+import socket
 import ssl
+import threading
 
 import pytest
+import trustme
 
 from sanitizer.address import Address
 from sanitizer.connecting import Connector
@@ -69,3 +75,37 @@ async def test_reasons(error: Exception, reason: str | None, monkeypatch: pytest
         found = await changed
     probing.cancel()
     assert found == (f"upstream can't be reached: {reason}" if reason else "the gateway is out of file descriptors")
+
+
+@pytest.mark.anyio
+async def test_cancelled_while_it_closes_a_connection() -> None:
+    """A probe that is cancelled while it waits for upstream's close_notify closes the connection at once."""
+    authority = trustme.CA()
+    serving, connecting = (ssl.SSLContext(role) for role in (ssl.PROTOCOL_TLS_SERVER, ssl.PROTOCOL_TLS_CLIENT))
+    authority.issue_cert("localhost").configure_cert(serving)
+    authority.configure_trust(connecting)
+    closing = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    ended: list[bool] = []
+
+    def upstream() -> None:
+        sock, _ = listener.accept()
+        sock.settimeout(10)
+        with serving.wrap_socket(sock, server_side=True) as connection:
+            assert connection.recv(1) == b""  # the probe's close_notify, which is not responded to
+            loop.call_soon_threadsafe(closing.set)
+            if select.select([connection], [], [], 10)[0]:
+                with contextlib.suppress(ConnectionResetError):
+                    assert os.read(connection.fileno(), 1) == b""
+                ended.append(True)
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=upstream)
+        thread.start()
+        address = Address("https", "localhost", listener.getsockname()[1])
+        probing = asyncio.create_task(Probe(address, connecting, 60, lambda _: None).run())
+        async with asyncio.timeout(30):
+            await closing.wait()
+            probing.cancel()
+            await asyncio.to_thread(thread.join)
+    assert ended == [True]

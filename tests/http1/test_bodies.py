@@ -106,7 +106,7 @@ def test_what_is_written_is_read(pieces: list[bytes], step: int) -> None:
 
 @given(st.integers(0, 40), st.integers(1, 50))
 def test_length(length: int, step: int) -> None:
-    """Content with a length ends after so many octets, and the octets after it are returned."""
+    """Content ends when its length is reached, and the octets after it are returned."""
     octets = bytes(range(50))
     body = reader(length)
     content = b""

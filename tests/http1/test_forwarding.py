@@ -138,7 +138,7 @@ def test_via_names_the_version_received() -> None:
     ],
 )
 def test_loop(via: list[bytes]) -> None:
-    """A request is refused if Via has this gateway, or more than eight others of its kind."""
+    """A request is refused if Via names this gateway, or more than eight others of its kind."""
     with pytest.raises(LoopDetected):
         sent([(b"Via", value) for value in via])
 

@@ -131,7 +131,7 @@ def test_response_fields(fields: Fields, passed: Fields) -> None:
 
 
 def test_head_fields() -> None:
-    """The pairs of name and value, without the white space around values (RFC 9112 section 5.1)."""
+    """`head_fields` returns pairs of name and value, without the white space around values (RFC 9112 section 5.1)."""
     octets = b"HTTP/1.1 200 OK\r\nA: \t1 2\t \r\nb:\r\nC:x:y\r\n"
     assert head_fields(octets) == [(b"A", b"1 2"), (b"b", b""), (b"C", b"x:y")]
 
@@ -202,7 +202,7 @@ def test_control_characters_in_a_target(target: bytes) -> None:
     ],
 )
 def test_with_field(value: bytes | None, head: bytes) -> None:
-    """`with_field` writes the only line of a field, or removes all of its lines, and keeps other lines."""
+    """`with_field` leaves one line of a field, or none, and keeps all other lines."""
     before = b"HTTP/1.1 200 OK\r\nX-B: 1\r\nA: x-b: 1\r\nx-b: 2\r\n"
     assert with_field(before, b"x-b", value) == head
     assert with_field(b"HTTP/1.1 200 OK\r\nA: x-b: 1\r\n", b"x-b", value) == head

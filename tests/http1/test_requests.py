@@ -176,7 +176,7 @@ def test_repeatable(fields: bytes, cacheable: bool) -> None:
     ],
 )
 def test_decoded_path(target: bytes, path: str) -> None:
-    """A path is decoded as by the server that LiteLLM runs on."""
+    """A path is decoded as LiteLLM's server decodes it."""
     assert decoded_path(target) == path
 
 
@@ -266,7 +266,7 @@ LENGTHS = st.sampled_from([b"0", b"00", b"12", b"007"])
 def test_as_if_read_afresh(
     method: bytes, version: bytes, lines: list[bytes], at: int, first: bytes, second: bytes
 ) -> None:
-    """A head that differs from a cacheable one only in its length is forwarded as it is without the cache."""
+    """A head that differs from a cached one only in its length is forwarded as it would be without the cache."""
     start = b"%b /a HTTP/%b" % (method, version)
 
     def octets(length: bytes) -> bytes:

@@ -1,4 +1,4 @@
-"""Client connections as a state machine: clients, upstream and the clock act in any order, and a model is checked.
+"""Client connections behave as a model predicts, whatever clients, upstream and the clock do, in any order.
 
 At least two client connections share a pool. Only the event loop and the transports are fake. Clients send requests in
 any pieces, stop reading, and disconnect. Upstream accepts or refuses connections, sends responses in any pieces, closes
@@ -58,7 +58,7 @@ RESPONSE_TIMEOUT: Final = 20.0
 HELD: Final = 64 * 1024
 """A request with more bytes than this is not sent a second time."""
 PIPELINED: Final = 64 * 1024
-"""Reading from a client is paused while more bytes than this of further requests wait."""
+"""If more bytes than this of further requests wait, reading from their client is paused."""
 SMALL: Final = 16 * 1024
 """A request with at most this many bytes is assumed to have been received when upstream responds."""
 LARGE: Final = 70_000
@@ -144,7 +144,7 @@ class Request:
 
 
 def make_request(kind: str, target: bytes, body: bytes) -> Request:
-    """A request of the kind that is named."""
+    """A request of the named ``kind``."""
     host = b"Host: example.test\r\n"
     if kind == "GET upgrade":
         head = b"GET %b HTTP/1.1\r\n%bConnection: Upgrade\r\nUpgrade: echo\r\n\r\n" % (target, host)
@@ -239,7 +239,7 @@ class Answer:
 
 
 def make_answer(kind: str, method: bytes, body: bytes, interim: int) -> Answer:
-    """A response to a request with ``method``, of the kind that is named, after ``interim`` interim responses."""
+    """A response of the named ``kind`` to a request with ``method``, after ``interim`` interim responses."""
     has_content = method != b"HEAD"
     before = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * interim
     status, fields, content = 200, b"Content-Length: %d\r\n" % len(body), body
@@ -404,7 +404,10 @@ class Reader:
         self._parser: h11.Connection | None = None
 
     def feed(self, data: bytes, methods: list[bytes], *, ended: bool = False) -> None:
-        """Read ``data``, after which the connection has ``ended`` or not. ``methods``: those of all requests on it."""
+        """Read ``data``. ``ended``: whether the connection ends after it.
+
+        ``methods`` are the methods of all requests on the connection.
+        """
         while data or ended:
             if self._parser is None:
                 if not data:
@@ -1086,7 +1089,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.loop.settle()
 
     def broken(self, origin: Origin, *, retry: bool) -> None:
-        """A connection is lost with a request on it, which is sent again if ``retry`` and all else allows it."""
+        """A connection is lost with a request on it. With ``retry``, the request is sent again if it may be."""
         seen = origin.current
         assert seen is not None
         client = seen.client
@@ -1433,7 +1436,7 @@ def test_client_that_takes_its_answer_slowly() -> None:
 
 @pytest.mark.parametrize("read", [0, 9])
 def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
-    """A request, even one that was received in part, is begun only when the client has read the last response."""
+    """A request, even one received in part, is begun only when the client has read the previous response."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
@@ -1722,7 +1725,7 @@ def test_fin_in_an_answer(framing: str, kind: str, *, blocked: bool) -> None:
 
 @pytest.mark.parametrize("takes", [True, False])
 def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
-    """A FIN cancels the request in progress at once. The client may read the last response for the keep-alive time."""
+    """A FIN cancels the request in progress at once. The previous response can be read until the keep-alive timeout."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)

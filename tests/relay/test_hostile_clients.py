@@ -50,8 +50,8 @@ def test_an_empty_line_keeps_no_connection(upstream: Upstream) -> None:
 
 
 def test_many_requests_and_no_reader(upstream: Upstream) -> None:
-    """A client that pipelines requests and does not read keeps only a few responses in memory."""
-    size = 50_000  # one write each
+    """A client that pipelines requests and does not read can't fill the gateway's memory with responses."""
+    size = 50_000  # each response is one write
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
         assert client.ask(GET).status == 200

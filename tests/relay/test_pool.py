@@ -82,7 +82,7 @@ def test_a_lost_connection_frees_its_place(loop: VirtualLoop, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["refused", "timed out"])
 def test_a_failed_attempt_frees_its_place(loop: VirtualLoop, how: str) -> None:
-    """A failed connection attempt fails only its own exchange, and an attempt is made for the next one."""
+    """A failed connection attempt fails only its own exchange. Another attempt is made for the next exchange."""
     world = make_world(loop, max_connections=1)
     first = world.start()
     loop.advance(1)
@@ -361,7 +361,7 @@ def test_kept_in_http_1_0_by_its_own_word(loop: VirtualLoop) -> None:
 
 
 def keep_busy(world: World, transport: FakeTransport, seconds: float) -> None:
-    """For ``seconds``, complete a request per second on a connection that is in use, and start the next one on it."""
+    """On a busy connection, complete one request per second for ``seconds``, and start the next one each time."""
     for _ in range(int(seconds)):
         world.loop.advance(1)
         world.answer(transport)

@@ -29,7 +29,7 @@ from tests.support.wire import Cut, send_until_blocked
 TIMEOUT: Final = 0.4
 QUIET: Final = 4 * TIMEOUT
 PATIENT: Final = ("--stall-timeout", str(2 * TIMEOUT))
-"""For a slow client, which must not miss the timeout even on an overloaded machine."""
+"""For a slow client, which must make progress within the timeout even on an overloaded machine."""
 MIB: Final = 1024 * 1024
 GET: Final = b"GET /many HTTP/1.1\r\nHost: a\r\n\r\n"
 REFUSED: Final = json.dumps({"error": {"message": "Only proxy admins can set `spend`", "code": "403"}}).encode()
@@ -80,7 +80,7 @@ def many(connection: Connection) -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "tls", "unix"])
 def test_clients_that_never_read(upstream: Upstream, transport: str, tmp_path: Path) -> None:
-    """Clients that never read are reset, so that the connections to upstream that they use become free."""
+    """Clients that never read are reset, which frees the connections to upstream that they use."""
     upstream.script = many
     options = ["--max-connections", "3", "--connect-timeout", "20"]
     context = None
@@ -108,7 +108,7 @@ def test_clients_that_never_read(upstream: Upstream, transport: str, tmp_path: P
 
 
 def test_client_of_a_tunnel_that_never_reads(upstream: Upstream) -> None:
-    """A tunnel whose client does not read is counted as a stall and closed towards upstream."""
+    """If the client of a tunnel does not read, the stall is counted, and the connection to upstream is closed."""
 
     def script(connection: Connection) -> None:
         connection.read_request()

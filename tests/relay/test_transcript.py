@@ -27,7 +27,7 @@ WRITTEN_BY_A_HOP = {
 
 @dataclass(frozen=True)
 class Sent:
-    """A request, whose content is sent in ``pieces``: one write for each, chunked or with Content-Length."""
+    """A request whose content is sent in ``pieces``, one write for each, chunked or with Content-Length."""
 
     method: bytes = b"GET"
     target: bytes = b"/"

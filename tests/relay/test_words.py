@@ -40,7 +40,7 @@ def refusal(gateway: Gateway) -> dict[str, Any]:
     ],
 )
 def test_refused(octets: bytes, words: list[str]) -> None:
-    """The response to invalid octets is 400, and the log names the peer and the error, or the protocol and a remedy."""
+    """Invalid octets are refused with 400. The log has the peer, and the error or the protocol that was recognized."""
     with Upstream() as upstream, Gateway(upstream.url) as gateway:
         with gateway.connect() as client:
             client.send(octets)
@@ -95,10 +95,7 @@ UNTRUSTED = "--trusted-proxies"
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_untrusted_https(upstream: Upstream, workers: str) -> None:
-    """An untrusted peer that sends X-Forwarded-Proto: https is logged at most once per worker, with the option to set.
-
-    Upstream receives http.
-    """
+    """X-Forwarded-Proto: https from an untrusted peer is replaced, and logged at most once per worker with a remedy."""
     octets = GET + b"X-Forwarded-Proto: https\r\n\r\n"
     with Gateway(upstream.url, "--workers", workers, "--shutdown-grace", "0") as gateway:
         for _ in range(3):
@@ -124,7 +121,7 @@ def test_untrusted_https(upstream: Upstream, workers: str) -> None:
     ],
 )
 def test_no_warning(upstream: Upstream, line: bytes, options: tuple[str, ...]) -> None:
-    """No warning is logged if a peer is trusted, or if nothing that it claims is lost by not trusting it."""
+    """No warning is logged for a trusted peer, or for an untrusted one that does not claim https."""
     with Gateway(upstream.url, *options) as gateway:
         assert gateway.ask(GET + line + b"\r\n").status == 200
         gateway.stop()
@@ -176,7 +173,7 @@ def test_refusals_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, na
 
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_failures_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, path: bytes) -> None:
-    """A 502 also has the field, for intercepted and other requests, and for new and repeated heads."""
+    """A 502 also has Access-Control-Allow-Origin, for intercepted and other requests, and for repeated heads."""
     upstream.script = reply(CLOSE)
     head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n" % path
     with gateway.connect() as client:
@@ -197,7 +194,7 @@ def test_failures_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, pa
     ],
 )
 def test_heads_that_are_not_read(upstream: Upstream, octets: bytes, status: int) -> None:
-    """The refusals of oversized and malformed heads, and of malformed content, also have the field."""
+    """Refusals of oversized and malformed heads, and of malformed content, also have Access-Control-Allow-Origin."""
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
         client.send(octets)
         response = client.read_response()
@@ -205,7 +202,7 @@ def test_heads_that_are_not_read(upstream: Upstream, octets: bytes, status: int)
 
 
 def test_no_origin_before_it() -> None:
-    """An Origin in an earlier request on the connection does not count for a later request without one."""
+    """An Origin in an earlier request adds no Access-Control-Allow-Origin to the response to a later request."""
     with Upstream() as upstream, Gateway(upstream.url) as gateway, gateway.connect() as client:
         assert client.ask(GET + ORIGIN + b"\r\n").status == 200
         client.send(GET + b"A b: c\r\n\r\n")
@@ -214,7 +211,7 @@ def test_no_origin_before_it() -> None:
 
 
 def test_timeouts_can_be_read_by_a_page(adapter: Adapter) -> None:
-    """A 504, a 503, and a 502 for an upstream that refuses connections also have the field."""
+    """A 504, a 503, and a 502 for an upstream that refuses connections also have Access-Control-Allow-Origin."""
 
     def hold(connection: Connection) -> None:
         connection.read_request()
@@ -238,6 +235,6 @@ def test_timeouts_can_be_read_by_a_page(adapter: Adapter) -> None:
 
 
 def test_answers_of_upstream_pass_as_they_are(gateway: Gateway, upstream: Upstream) -> None:
-    """The field is not added to an upstream response that does not have it."""
+    """Access-Control-Allow-Origin is not added to a response from upstream."""
     upstream.script = reply(OK)
     assert allowed(gateway.ask(GET + ORIGIN + b"\r\n")) == []

@@ -1,4 +1,4 @@
-"""Content: where it ends, what is refused because two parsers could disagree, reading and writing it."""
+"""Content: its length, the framing that is refused because two parsers could disagree, and reading and writing it."""
 
 import subprocess
 import sys
@@ -40,7 +40,7 @@ LENGTH, CODING = b"Content-Length", b"Transfer-Encoding"
     ],
 )
 def test_request_length(fields: Fields, length: Length) -> None:
-    """RFC 9112 section 6.3: a request's content is as long as its fields say, or empty."""
+    """RFC 9112 section 6.3: the fields of a request determine the length of its content, which is 0 without any."""
     assert request_length(head(fields)) == length
 
 
@@ -61,7 +61,7 @@ FAULTY = [
 
 @pytest.mark.parametrize("fields", FAULTY)
 def test_faulty_framing(fields: Fields) -> None:
-    """What two parsers could read differently is refused, from either side."""
+    """Framing that two parsers could read differently is refused in requests and in responses."""
     with pytest.raises(BadRequest):
         request_length(head(fields))
     with pytest.raises(UpstreamBroken):
@@ -69,7 +69,7 @@ def test_faulty_framing(fields: Fields) -> None:
 
 
 def test_coding_is_not_for_http_1_0() -> None:
-    """RFC 9112 section 6.1."""
+    """RFC 9112 section 6.1: an HTTP/1.0 request with Transfer-Encoding is refused."""
     with pytest.raises(BadRequest):
         request_length(head([(CODING, b"chunked")]), b"1.0")
 
@@ -86,13 +86,13 @@ def test_coding_is_not_for_http_1_0() -> None:
     ],
 )
 def test_response_length(method: bytes, status: int, fields: Fields, length: Length) -> None:
-    """RFC 9112 section 6.3: some responses have no content whatever their fields say."""
+    """RFC 9112 section 6.3: the length of a response's content depends on method, status and fields."""
     assert response_length(method, status, head(fields)) == length
 
 
 @given(st.lists(st.binary(max_size=20), max_size=5), st.integers(1, 30))
 def test_what_is_written_is_read(pieces: list[bytes], step: int) -> None:
-    """Chunks that are written are read again, in pieces of any size."""
+    """Encoded chunks and trailers are decoded to the same content and trailers, in pieces of any size."""
     octets = b"".join(map(encode_chunk, pieces)) + last_chunk(b"A: b\r\n")
     body = reader(Framing.CHUNKED)
     content = b""
@@ -106,7 +106,7 @@ def test_what_is_written_is_read(pieces: list[bytes], step: int) -> None:
 
 @given(st.integers(0, 40), st.integers(1, 50))
 def test_length(length: int, step: int) -> None:
-    """A content of a known length ends there; what follows is given back."""
+    """Content ends when its length is reached, and the octets after it are returned."""
     octets = bytes(range(50))
     body = reader(length)
     content = b""
@@ -121,7 +121,7 @@ def test_length(length: int, step: int) -> None:
 
 
 def test_until_close() -> None:
-    """A content that the connection's end ends has no end of its own."""
+    """Content that ends with the connection is returned as it is fed, and never reported as complete."""
     body = reader(Framing.UNTIL_CLOSE)
     assert body.feed(b"a") == (b"a", None)
     assert (body.feed(b""), body.trailers) == ((b"", None), b"")
@@ -144,7 +144,7 @@ CHUNKED = [
 @pytest.mark.parametrize("step", [1, 2, 3, 100])
 @pytest.mark.parametrize(("octets", "content", "trailers"), CHUNKED)
 def test_chunked(octets: bytes, content: bytes, trailers: bytes, step: int) -> None:
-    """RFC 9112 section 7.1, in pieces of any size; what follows the end is given back."""
+    """Chunked content (RFC 9112 section 7.1) is decoded in pieces of any size, and the octets after it are returned."""
     decoder = ChunkedReader()
     octets += b"rest" if step == 100 else b""
     found = b""
@@ -187,14 +187,14 @@ def test_chunked(octets: bytes, content: bytes, trailers: bytes, step: int) -> N
 )
 @pytest.mark.parametrize("step", [1, 100])
 def test_not_chunked(octets: bytes, step: int) -> None:
-    """What another parser might read otherwise is refused, in pieces of any size."""
+    """Chunks that another parser could read differently are refused, in pieces of any size."""
     with pytest.raises(Malformed):
         feed_in_pieces(ChunkedReader(), octets, step)
 
 
 @pytest.mark.parametrize("octets", [b"1;" + b"x" * 100, b"0\r\n" + b"A: " + b"x" * 100], ids=["extension", "trailers"])
 def test_chunked_without_end(octets: bytes) -> None:
-    """Extensions and trailers are bounded, as heads are."""
+    """The sizes of chunk extensions and trailers are limited, as those of heads are."""
     decoder = ChunkedReader()
     decoder.feed(octets)
     with pytest.raises(Oversized):
@@ -202,7 +202,7 @@ def test_chunked_without_end(octets: bytes) -> None:
 
 
 def test_long_content() -> None:
-    """Content is not bounded, as long as some of it comes now and then."""
+    """The size of chunked content is not limited."""
     decoder = ChunkedReader()
     for _ in range(20):
         assert decoder.feed(b"4000\r\n" + b"x" * 0x4000 + b"\r\n") == (b"x" * 0x4000, None)
@@ -217,7 +217,7 @@ def test_long_content() -> None:
     ],
 )
 def test_work_is_linear(octets: bytes, most: int) -> None:
-    """What drips in octet by octet is looked at a fixed number of times, not again with each octet."""
+    """Octets that are received one by one are scanned at most ``most`` times each, on average."""
     command = [sys.executable, "-m", "tests.support.scanned"]
     result = subprocess.run(command, input=octets, check=True, capture_output=True)
     assert 0 < int(result.stdout) <= most * len(octets)

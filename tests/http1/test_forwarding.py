@@ -1,4 +1,4 @@
-"""Which field lines of a request pass, and which the gateway writes itself."""
+"""Which field lines of a request are forwarded, and which ones the gateway writes."""
 
 import pytest
 
@@ -65,12 +65,12 @@ def sent(fields: Fields, trusted: str = "", peer: str | None = "192.0.2.1", sche
     ],
 )
 def test_request_fields(fields: Fields, passed: Fields) -> None:
-    """End-to-end fields pass in order. The forwarding fields of a peer that is not trusted are replaced."""
+    """End-to-end fields are forwarded in order. The forwarding fields of an untrusted peer are replaced."""
     assert sent(fields) == passed + UNTRUSTED
 
 
 def test_trusted_peer() -> None:
-    """A trusted peer's forwarding fields pass as they are, duplicates and order included. Missing ones are written."""
+    """The forwarding fields of a trusted peer are forwarded unchanged and in order. Missing ones are added."""
     fields = [(b"Forwarded", b"for=a"), (b"X-Forwarded-For", b"a"), (b"x-forwarded-for", b"b"), (b"X-Real-IP", b"a")]
     via = (b"Via", b"1.1 " + PSEUDONYM)
     host, proto = (b"X-Forwarded-Host", b"h"), (b"X-Forwarded-Proto", b"https")
@@ -88,7 +88,7 @@ def test_trusted_peer() -> None:
     ],
 )
 def test_peer_trusted(peer: str | None, trusted: str, address: bytes | None) -> None:
-    """An address is judged, and told upstream, in its plain form."""
+    """A peer's address is compared with the trusted proxies, and kept, without IPv4 mapping and zone."""
     found = forwarding(trusted).peer(peer, "http")
     assert (found.trusted, found.address) == (True, address)
     assert not forwarding("198.51.100.0/24").peer(peer, "http").trusted
@@ -105,7 +105,7 @@ def test_peer_trusted(peer: str | None, trusted: str, address: bytes | None) -> 
     ],
 )
 def test_claimed_https(peer: str | None, scheme: str, trusted: str, said: list[str | None]) -> None:
-    """A peer that is not trusted but says that it was asked by https is named, once."""
+    """An untrusted peer that sends X-Forwarded-Proto: https over plain HTTP is reported once."""
     named: list[str | None] = []
     trusts = load({"trusted_proxies": trusted} if trusted else {}, {}).trusted_proxies
     it = Forwarding(trusts, PSEUDONYM, on_untrusted=named.append)
@@ -117,12 +117,12 @@ def test_claimed_https(peer: str | None, scheme: str, trusted: str, said: list[s
 
 
 def test_unix_peer_has_no_address() -> None:
-    """What an untrusted unix peer says is removed; there is no address to put in its place."""
+    """The X-Forwarded-For of an untrusted peer on a Unix socket is removed, and none is added."""
     assert sent([(b"X-Forwarded-For", b"forged")], peer=None)[0] == (b"X-Forwarded-Proto", b"http")
 
 
 def test_via_names_the_version_received() -> None:
-    """RFC 9110 section 7.6.3: received-protocol is the version of the message received; earlier hops stay."""
+    """RFC 9110 section 7.6.3: a Via line with the version of the received request is added to those of earlier hops."""
     it = forwarding()
     octets = encode_head(b"GET / HTTP/1.0", [(b"Via", b"1.1 a")])
     _, outbound = it.outbound(octets, it.peer("192.0.2.1", "http"), b"1.0")
@@ -138,26 +138,26 @@ def test_via_names_the_version_received() -> None:
     ],
 )
 def test_loop(via: list[bytes]) -> None:
-    """A request that has been here, or in more than eight gateways, goes no further."""
+    """A request is refused if Via names this gateway, or more than eight others of its kind."""
     with pytest.raises(LoopDetected):
         sent([(b"Via", value) for value in via])
 
 
 def test_eight_gateways_are_no_loop() -> None:
-    """Eight gateways, one behind another, may be intended."""
+    """A request that has passed eight other gateways is forwarded."""
     via = [(b"Via", b"1.1 litellm-sanitizer-%d" % n) for n in range(8)]
     assert sent(via)[:8] == via
 
 
 def test_trailers_carry_no_routing() -> None:
-    """RFC 9110 section 6.5.1: a trailer that frames, routes or authenticates is dropped."""
+    """RFC 9110 section 6.5.1: trailers for framing, routing or authentication are removed."""
     bad = [b"Host", b"Content-Type", b"TE", b"X-Forwarded-For", b"authorization", b"Via", b"Cookie", b"If-Match"]
     lines = b"".join(name + b": x\r\n" for name in bad)
     assert passed_trailers(lines + b"X-Checksum: y\r\nHosts:z\r\n" + lines) == b"X-Checksum: y\r\nHosts:z\r\n"
 
 
 def test_what_a_head_says() -> None:
-    """The fields that matter to an intermediary are found in any spelling, and looked for only at a line's start."""
+    """The fields that an intermediary interprets are found in upper and lower case, and only at the start of a line."""
     head, _ = forwarding().outbound(
         b"GET /\r\ncONTENT-lENGTH:  3 \r\nHOST:h\r\nhost: i\r\nUpgrade: a \t\r\nupgrade:b\r\nX-Origin: y\r\n",
         forwarding().peer("192.0.2.1", "http"),
@@ -167,15 +167,15 @@ def test_what_a_head_says() -> None:
 
 @pytest.mark.parametrize("found", [True, False])
 def test_origin(found: bool) -> None:
-    """A head with an Origin comes from a page's script."""
+    """A head has an Origin if a field line has exactly this name, in any case."""
     it = forwarding()
     octets = encode_head(b"GET / HTTP/1.1", [(b"Host", b"h"), (b"oRIGIN" if found else b"X-Origin", b"https://a")])
     assert it.outbound(octets, it.peer("192.0.2.1", "http"))[0].has_origin is found
 
 
 def test_own_host() -> None:
-    """With a Host of its own for upstream, the gateway tells the client's in X-Forwarded-Host alone."""
-    it = Forwarding(TrustedProxies(), PSEUDONYM, rb"\g<1>")  # no value is a template of replacements
+    """If the gateway sends its own Host, the client's Host is sent in X-Forwarded-Host."""
+    it = Forwarding(TrustedProxies(), PSEUDONYM, rb"\g<1>")  # the value must not be used as a replacement template
     octets = encode_head(b"GET / HTTP/1.1", [(b"A", b"1"), (b"hOST", b"h"), (b"B", b"2")])
     fields = head_fields(it.outbound(octets, it.peer(None, "http"))[1])
     assert fields[:3] == [(b"A", b"1"), (b"Host", rb"\g<1>"), (b"B", b"2")]
@@ -191,5 +191,5 @@ def test_own_host() -> None:
     ],
 )
 def test_buffering_is_set(fields: Fields, found: bool) -> None:
-    """Only a field line of that name counts."""
+    """Only a field line with the name X-Accel-Buffering counts."""
     assert has_buffering_field(encode_head(b"HTTP/1.1 200 OK", fields)) is found

@@ -1,4 +1,4 @@
-"""Message heads: found in a stream of octets, validated, read and written."""
+"""Message heads: finding them in a stream of octets, validating, reading and writing them."""
 
 import httptools
 import pytest
@@ -26,7 +26,7 @@ def reader(limit: int = 100) -> HeadReader:
 
 @pytest.mark.parametrize("step", [1, 2, 3, 5, 100])
 def test_head(step: int) -> None:
-    """A head is found in pieces of any size, and what follows it given back; then the next."""
+    """A head is found in pieces of any size, and the octets after it are returned. The next head is found likewise."""
     heads = reader()
     octets = HEAD + b"rest"
     for _ in range(2):
@@ -60,14 +60,14 @@ def test_head(step: int) -> None:
     ],
 )
 def test_faulty_head(octets: bytes, step: int) -> None:
-    """What would let two parsers disagree about where a line ends, or what it says, does not pass."""
+    """A head that two parsers could divide into lines differently, or read differently, is refused."""
     with pytest.raises(Malformed):
         read_in_pieces(reader(), octets, step)
 
 
 @pytest.mark.parametrize("step", [1, 1000])
 def test_large_head(step: int) -> None:
-    """A head is bounded, complete or not."""
+    """A head that is an octet over the limit is refused, whether it is received at once or octet by octet."""
     octets = HEAD.replace(b"X:", b"X: " + b"x" * (101 - len(HEAD)))
     assert len(octets) == 102
     with pytest.raises(Oversized):
@@ -76,7 +76,7 @@ def test_large_head(step: int) -> None:
 
 
 def test_held() -> None:
-    """The octets of a head that is not complete, or that is faulty, are kept; those of a complete one are not."""
+    """`held` has the octets of an incomplete or malformed head, and none after a complete one."""
     heads = reader()
     heads.feed(b"GET / HT")
     assert heads.held == b"GET / HT"
@@ -95,12 +95,12 @@ def test_held() -> None:
     ],
 )
 def test_has_origin(octets: bytes, found: bool) -> None:
-    """An Origin is found even in a head that is not whole."""
+    """An Origin is found even in an incomplete head, and only at the start of a line."""
     assert has_origin(octets) is found
 
 
 def test_upgrade() -> None:
-    """A head that asks for an upgrade is found like any other."""
+    """A head with Upgrade is found like any other."""
     head = HEAD.replace(b"X:", b"Connection: upgrade\r\nUpgrade: x")
     assert reader().feed(head + b"rest") == (head[:-2], b"rest")
 
@@ -126,18 +126,18 @@ def read_in_pieces(heads: HeadReader, octets: bytes, step: int) -> None:
     ],
 )
 def test_response_fields(fields: Fields, passed: Fields) -> None:
-    """A response's end-to-end fields pass; nothing is added."""
+    """The end-to-end fields of a response are relayed, and no field is added."""
     assert head_fields(read_response_head(encode_head(b"HTTP/1.1 200 OK", fields)).octets) == passed
 
 
 def test_head_fields() -> None:
-    """The pairs of name and value, without the white space around values (RFC 9112 section 5.1)."""
+    """`head_fields` returns pairs of name and value, without the white space around values (RFC 9112 section 5.1)."""
     octets = b"HTTP/1.1 200 OK\r\nA: \t1 2\t \r\nb:\r\nC:x:y\r\n"
     assert head_fields(octets) == [(b"A", b"1 2"), (b"b", b""), (b"C", b"x:y")]
 
 
 def test_encode_head() -> None:
-    """Start line and field lines; the empty line is written when the head is sent."""
+    """An encoded head has the start line and the field lines, but not the empty line that ends a head."""
     assert encode_head(b"GET / HTTP/1.1", [(b"a", b"1"), (b"B", b"")]) == b"GET / HTTP/1.1\r\na: 1\r\nB: \r\n"
 
 
@@ -149,7 +149,7 @@ def test_encode_head() -> None:
     ],
 )
 def test_connection_options(fields: Fields, options: list[bytes]) -> None:
-    """RFC 9110 section 5.6.1: a list over several lines, empty members, optional white space, any case."""
+    """RFC 9110 section 5.6.1: a list may have several lines, empty members and optional white space, in any case."""
     assert list(read_response_head(encode_head(b"GET / HTTP/1.1", fields)).connection) == options
 
 
@@ -161,7 +161,7 @@ def test_connection_options(fields: Fields, options: list[bytes]) -> None:
     ],
 )
 def test_octets_pass(octets: bytes) -> None:
-    """A head with nothing for this hop passes octet by octet: spelling, white space, empty values."""
+    """A head without hop-by-hop fields is returned unchanged, with its spelling and white space."""
     assert read_response_head(octets).octets == octets
 
 
@@ -176,20 +176,20 @@ def test_octets_pass(octets: bytes) -> None:
     ],
 )
 def test_control_characters(line: tuple[bytes, bytes]) -> None:
-    """RFC 9110 section 5.5: nothing can end a line, whatever an ASGI server lets through."""
+    """RFC 9110 section 5.5: a field that would end its line, or has an invalid name, is refused."""
     with pytest.raises(BadRequest):
         checked_head(b"GET / HTTP/1.1", [(b"Host", b"a"), line, (b"Accept", b"*/*")])
 
 
 def test_no_control_characters() -> None:
-    """A tab and octets over 127 are none."""
+    """A tab and octets above 127 are accepted in a value."""
     fields = [(b"X", b"a\tb\xe9"), (b"Y", b"")]
     assert checked_head(b"GET / HTTP/1.1", fields) == b"GET / HTTP/1.1\r\nX: a\tb\xe9\r\nY: \r\n"
 
 
 @pytest.mark.parametrize("target", [b"/a\r\nX: y", b"/a\n", b"/\x00"])
 def test_control_characters_in_a_target(target: bytes) -> None:
-    """Nor can a target end the request line."""
+    """A target with a control character is refused."""
     with pytest.raises(BadRequest):
         checked_head(b"GET %b HTTP/1.1" % target, [(b"Host", b"a")])
 
@@ -202,7 +202,7 @@ def test_control_characters_in_a_target(target: bytes) -> None:
     ],
 )
 def test_with_field(value: bytes | None, head: bytes) -> None:
-    """A field has one value, whatever was there before, and other lines stay."""
+    """`with_field` leaves one line of a field, or none, and keeps all other lines."""
     before = b"HTTP/1.1 200 OK\r\nX-B: 1\r\nA: x-b: 1\r\nx-b: 2\r\n"
     assert with_field(before, b"x-b", value) == head
     assert with_field(b"HTTP/1.1 200 OK\r\nA: x-b: 1\r\n", b"x-b", value) == head

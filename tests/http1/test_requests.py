@@ -1,4 +1,4 @@
-"""What a request's head says: every spelling of a target, and what makes a request one that is not relayed."""
+"""Request heads: the forms of a target, the requests that are refused, and heads that repeat."""
 
 import pytest
 from hypothesis import given, settings
@@ -47,7 +47,7 @@ def head(line: bytes, fields: bytes = HOST) -> bytes:
     ],
 )
 def test_target(octets: bytes, target: bytes, in_origin_form: bytes) -> None:
-    """A target is a path; the authority of an absolute one takes Host's place, whatever Host says."""
+    """An absolute target is replaced by its path and query, and its authority replaces Host. Other targets are kept."""
     request = read(octets)
     assert (request.target, request.octets) == (target, in_origin_form)
 
@@ -77,7 +77,7 @@ def test_target(octets: bytes, target: bytes, in_origin_form: bytes) -> None:
     ],
 )
 def test_not_relayed(octets: bytes) -> None:
-    """What two servers could take for two requests, or is no business of a gateway's, is malformed."""
+    """A request that two servers could read differently, or that is not for a gateway, is refused."""
     with pytest.raises(BadRequest):
         read(octets)
 
@@ -91,7 +91,7 @@ def test_not_relayed(octets: bytes) -> None:
     ],
 )
 def test_host_for_upstream(octets: bytes, hosts: list[bytes]) -> None:
-    """Upstream gets a request in HTTP/1.1, and so a Host: its own where HTTP/1.0 needs none."""
+    """An HTTP/1.0 request is forwarded as HTTP/1.1. If it has no Host, upstream's own authority is sent."""
     outbound = read(octets).outbound
     assert outbound.startswith(b"GET / HTTP/1.1\r\n")
     assert [value for name, value in head_fields(outbound) if name == b"Host"] == hosts
@@ -106,7 +106,7 @@ def test_host_for_upstream(octets: bytes, hosts: list[bytes]) -> None:
     ],
 )
 def test_keep_alive(octets: bytes, keep_alive: bool) -> None:
-    """HTTP/1.1 stays unless it says close; HTTP/1.0 goes."""
+    """An HTTP/1.1 connection is kept unless Connection has close. An HTTP/1.0 connection is not kept."""
     assert read(octets).keep_alive is keep_alive
 
 
@@ -127,7 +127,7 @@ UPGRADE = HOST + b"Connection: upgrade\r\nUpgrade: %b\r\n"
     ],
 )
 def test_upgrade(octets: bytes, upgrade: bytes) -> None:
-    """Upgrade is asked of upstream where a tunnel can be made of it, and never for what could pass the sanitizer by."""
+    """Upgrade is forwarded for GET without content in HTTP/1.1. h2c is removed, since it would bypass the sanitizer."""
     assert read(octets).upgrade == upgrade
 
 
@@ -141,7 +141,7 @@ def test_upgrade(octets: bytes, upgrade: bytes) -> None:
     ],
 )
 def test_expects_continue(octets: bytes, expects: bool) -> None:
-    """RFC 9110 section 10.1.1: in HTTP/1.0 the expectation is ignored, and so does not pass."""
+    """RFC 9110 section 10.1.1: a 100-continue expectation is forwarded in HTTP/1.1, and ignored in HTTP/1.0."""
     request = read(octets)
     assert request.expects_continue is expects
     assert (b"100-continue\t" in request.outbound.lower()) is expects
@@ -157,7 +157,7 @@ def test_expects_continue(octets: bytes, expects: bool) -> None:
     ],
 )
 def test_repeatable(fields: bytes, cacheable: bool) -> None:
-    """Only what differs in Content-Length alone may be known again."""
+    """A head is cacheable unless it has chunked framing or an upgrade."""
     request = read(head(b"GET / HTTP/1.1", HOST + fields))
     assert request.cacheable is cacheable
     assert (request.length is Framing.CHUNKED) == (b"chunked" in fields)
@@ -176,7 +176,7 @@ def test_repeatable(fields: bytes, cacheable: bool) -> None:
     ],
 )
 def test_decoded_path(target: bytes, path: str) -> None:
-    """As the server that LiteLLM runs on decodes it."""
+    """A path is decoded as LiteLLM's server decodes it."""
     assert decoded_path(target) == path
 
 
@@ -194,13 +194,13 @@ def test_decoded_path(target: bytes, path: str) -> None:
     ],
 )
 def test_other_protocol(octets: bytes, advice: str) -> None:
-    """A protocol that a load balancer or a client may speak by mistake is named, with what to do about it."""
+    """Protocols that a load balancer or a client may use by mistake are recognized, and a remedy is named."""
     found = describe_other_protocol(octets)
     assert advice in found
     assert bool(found) == bool(advice)
 
 
-# A head that comes again is relayed as it was the first time, and nothing else is taken for it.
+# A repeated head is forwarded as it was the first time, and no other head is taken for a repetition.
 
 POST = b"POST /a HTTP/1.1\r\nHost: h\r\nContent-Length: 12\r\nX: y\r\n"
 OUTBOUND = POST + PEER.lines + b"X-Forwarded-Host: h\r\nVia: 1.1 litellm-sanitizer-0\r\n"
@@ -209,7 +209,7 @@ GET = b"GET /a HTTP/1.1\r\nHost: h\r\n"
 
 @pytest.mark.parametrize("digits", [b"12", b"0", b"7", b"007", b"9" * 18])
 def test_other_digits(digits: bytes) -> None:
-    """The same head with another length gives the same head for upstream with that length."""
+    """The same head with another length matches, and the head for upstream has that length."""
     repeat = CachedHead.of(read(POST))
     assert repeat.match(POST.replace(b"12", digits)) == (OUTBOUND.replace(b"12", digits), int(digits))
 
@@ -218,12 +218,12 @@ def test_other_digits(digits: bytes) -> None:
     "digits", [b"", b"-1", b"+1", b"1 ", b" 1", b"1,1", b"0x1", b"1\r\nY: 1", b"9" * 19, b"\xb2", b"1_0"]
 )
 def test_no_digits(digits: bytes) -> None:
-    """Whatever is no length is not this head again: it is judged like any other."""
+    """A head with anything but a valid length in its place does not match."""
     assert CachedHead.of(read(POST)).match(POST.replace(b"12", digits)) is None
 
 
 def test_without_length() -> None:
-    """A head without Content-Length has to be equal."""
+    """A head without Content-Length matches only an equal head."""
     request = read(GET)
     repeat = CachedHead.of(request)
     assert repeat.match(GET) == (request.outbound, 0)
@@ -233,7 +233,7 @@ def test_without_length() -> None:
 
 @given(st.binary(max_size=8), st.integers(0, len(POST)), st.integers(0, 4))
 def test_any_edit(insert: bytes, at: int, cut: int) -> None:
-    """An edited head matches only if the edit leaves digits in the one place, and all else as it was."""
+    """An edited head matches if and only if it has digits for the length, and is unchanged otherwise."""
     edited = POST[:at] + insert + POST[at + cut :]
     found = CachedHead.of(read(POST)).match(edited)
     before, after = POST.split(b"12")
@@ -266,7 +266,7 @@ LENGTHS = st.sampled_from([b"0", b"00", b"12", b"007"])
 def test_as_if_read_afresh(
     method: bytes, version: bytes, lines: list[bytes], at: int, first: bytes, second: bytes
 ) -> None:
-    """What a head that comes again with another length is taken for is what it is taken for by itself."""
+    """A head that differs from a cached one only in its length is forwarded as it would be without the cache."""
     start = b"%b /a HTTP/%b" % (method, version)
 
     def octets(length: bytes) -> bytes:

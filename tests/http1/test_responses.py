@@ -1,4 +1,4 @@
-"""The responses that the gateway gives itself, for its errors."""
+"""The gateway's own responses to errors."""
 
 import json
 
@@ -23,7 +23,7 @@ from sanitizer.http1.responses import error_response
     ],
 )
 def test_error_response(error: GatewayError, keep_alive: bool, cross_origin: bool, head: bytes) -> None:
-    """A response has its error's status and content. To HEAD it says their length alone (RFC 9110 section 9.3.2)."""
+    """A response has the status and content of its error, and no content for HEAD (RFC 9110 section 9.3.2)."""
     found, content = error_response(error, keep_alive, cross_origin)
     framing = b"Content-Type: application/json\r\nContent-Length: %d\r\n" % len(content)
     assert found == b"HTTP/1.1 " + head % framing

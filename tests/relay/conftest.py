@@ -1,4 +1,4 @@
-"""One gateway an adapter and module, and the upstream that it stands in front of."""
+"""Fixtures: one gateway per adapter and module, and its upstream."""
 
 from collections.abc import Iterator
 
@@ -30,7 +30,7 @@ def gateway(adapter: Adapter, running_upstream: Upstream) -> Iterator[Gateway]:
 
 @pytest.fixture
 def upstream(running_upstream: Upstream) -> Iterator[Upstream]:
-    """The upstream of `gateway`, with nothing recorded yet."""
+    """The upstream of `gateway`, with no recorded requests. An error in its script is raised after the test."""
     running_upstream.restart()
     yield running_upstream
     running_upstream.settle()

@@ -1,4 +1,4 @@
-"""An update of a key that is cut, what its look-up is answered, and the head of a tunnel."""
+"""An update of a key with an unchanged member, its edited body, the response to its lookup, and a 101 response."""
 
 import hashlib
 import json

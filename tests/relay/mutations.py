@@ -1,10 +1,10 @@
-"""What the fuzzers do to a stream: up to three mutations, and any division into pieces."""
+"""Changes that the fuzzers make to a stream of octets: up to three mutations, and a division into pieces."""
 
 from hypothesis import strategies as st
 
 
 def mutated(draw: st.DrawFn, stream: bytes, tokens: list[bytes]) -> bytes:
-    """``stream`` with up to three mutations: what is inserted, or replaces something, is mostly one of ``tokens``."""
+    """``stream`` with up to three mutations. Inserted octets are often one of ``tokens``."""
     for _ in range(draw(st.integers(0, 3))):
         at = draw(st.integers(0, len(stream)))
         until = at + draw(st.integers(1, 12))
@@ -25,7 +25,7 @@ def mutated(draw: st.DrawFn, stream: bytes, tokens: list[bytes]) -> bytes:
 
 
 def divided(draw: st.DrawFn, stream: bytes) -> list[bytes]:
-    """``stream`` in up to six pieces, none of them empty."""
+    """``stream`` in up to six pieces, none of which is empty."""
     cuts = sorted(draw(st.sets(st.integers(1, max(1, len(stream) - 1)), max_size=5)))
     pieces = [stream[start:end] for start, end in zip([0, *cuts], [*cuts, len(stream)], strict=True)]
     return [piece for piece in pieces if piece]

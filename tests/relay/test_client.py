@@ -1,16 +1,17 @@
-"""The client connection as a state machine: whatever the two peers and the clock do, in any order, it answers rightly.
+"""Client connections behave as a model predicts, whatever clients, upstream and the clock do, in any order.
 
-Two client connections share a pool; only the event loop and the transports are not real. Clients send requests in any
-pieces, stop taking answers, and leave. Upstream accepts connections or not, answers in any pieces, breaks off, and
-takes nothing for a while. The clock moves. The model says after each step
+At least two client connections share a pool. Only the event loop and the transports are fake. Clients send requests in
+any pieces, stop reading, and disconnect. Upstream accepts or refuses connections, sends responses in any pieces, closes
+connections, and stops reading for a while. The clock moves. After each step the model predicts
 
-* which whole responses each client has got, in the order of its requests, and how its connection has ended;
-* what upstream has got: the content of each request as far as it has been sent, and no POST on two connections;
-* what has been counted, and which connections there are;
-* who may be paused;
-* what each side of a tunnel has got, and how it has ended.
+* which complete responses each client has received, in the order of its requests, and how its connection has ended;
+* what upstream has received: the content of each request as far as it has been sent, and no POST on two connections;
+* the values of the counters, and which connections exist;
+* from which peers reading may be paused;
+* what each side of a tunnel has received, and how it has ended.
 
-The model does not say which request a new connection is for, or in which order requests get one: `test_pool` does.
+The model does not predict which request a new connection is for, or in which order requests get one. `test_pool` tests
+that.
 """
 
 from __future__ import annotations
@@ -49,23 +50,26 @@ HEAD_TIMEOUT: Final = 30.0
 LINGER: Final = 5.0
 LINGER_LIMIT: Final = 30.0
 CLOSE_NOTIFY: Final = 0.25
-"""Seconds in which a TLS connection is ended when all has been taken. Like all times here, sums of it are exact."""
+"""Seconds until a closed TLS connection is aborted after the client has received everything.
+
+Like all times here, it is exact as a float, and so are its sums.
+"""
 RESPONSE_TIMEOUT: Final = 20.0
 HELD: Final = 64 * 1024
-"""Bytes of a request beyond which it is not sent a second time."""
+"""A request with more bytes than this is not sent a second time."""
 PIPELINED: Final = 64 * 1024
-"""Bytes of waiting requests beyond which a client is not read."""
+"""If more bytes than this of further requests wait, reading from their client is paused."""
 SMALL: Final = 16 * 1024
-"""Bytes of a request that upstream is taken to have got when it answers, whatever it has taken of them."""
+"""A request with at most this many bytes is assumed to have been received when upstream responds."""
 LARGE: Final = 70_000
 IDEMPOTENT: Final = (b"GET", b"HEAD", b"PUT")
 
 
 class TLSTransport(FakeTransport):
-    """A TLS connection whose client does not answer close_notify: only `abort` ends it."""
+    """The transport of a TLS connection whose client does not reply to close_notify: only `abort` ends it."""
 
     changed = 0.0
-    """When it was closed, or all was taken."""
+    """When `close` was called, or when the client last received everything."""
 
     def get_extra_info(self, name: str, default: Any = None) -> Any:
         return True if name == "sslcontext" else super().get_extra_info(name, default)
@@ -85,7 +89,7 @@ class TLSTransport(FakeTransport):
 
 
 def may_be_open(transport: FakeTransport) -> bool:
-    """Whether a connection that has been closed may still be there."""
+    """Whether a transport may still be open after `close` was called."""
     if isinstance(transport, TLSTransport) and transport.loop.now < transport.changed + CLOSE_NOTIFY:
         return True
     return transport.unsent > 0
@@ -96,10 +100,10 @@ def may_be_open(transport: FakeTransport) -> bool:
 
 @dataclass
 class Request:
-    """A request on the wire, and what it says.
+    """A request: its octets in ``wire``, and their meaning.
 
-    ``wire`` is the head and the content; ``head`` the head's size. ``fault`` tells what the gateway refuses it for:
-    the head, or the content at ``fault_at``, where the faulty bytes end.
+    ``head`` is the size of the head, and ``delivered`` how many of the octets the gateway has received. ``fault`` is
+    the part that the gateway refuses: the head, or the content, whose malformed octets end at ``fault_at``.
     """
 
     method: bytes
@@ -115,7 +119,7 @@ class Request:
     fault_at: int = 0
     delivered: int = 0
     spans: list[tuple[int, bytes]] = field(default_factory=list)
-    """Where in ``wire`` each piece of the content begins."""
+    """Each piece of the content, after its position in ``wire``."""
 
     @property
     def whole(self) -> bool:
@@ -130,17 +134,17 @@ class Request:
         return self.delivered >= self.head
 
     def sent_content(self) -> bytes:
-        """The content in what has been delivered."""
+        """The content that the gateway has received so far."""
         return b"".join(piece[: max(self.delivered - at, 0)] for at, piece in self.spans)
 
     def held_size(self, head_upstream: int) -> int:
-        """Bytes for upstream so far, where its head is so large."""
+        """How many bytes there are for upstream so far, if its head has ``head_upstream`` bytes."""
         overhead = sum(len(b"%x\r\n\r\n" % len(piece)) for _, piece in self.spans) if self.framing == "chunked" else 0
         return head_upstream + len(self.sent_content()) + overhead
 
 
 def make_request(kind: str, target: bytes, body: bytes) -> Request:
-    """A request of a named kind."""
+    """A request of the named ``kind``."""
     host = b"Host: example.test\r\n"
     if kind == "GET upgrade":
         head = b"GET %b HTTP/1.1\r\n%bConnection: Upgrade\r\nUpgrade: echo\r\n\r\n" % (target, host)
@@ -204,14 +208,15 @@ REQUESTS: Final = (
 )
 
 
-# Answers
+# Responses
 
 
 @dataclass
 class Answer:
-    """What upstream answers: a response in ``wire``, whose final head ends at ``head``, and how it goes on.
+    """A response of upstream: its octets in ``wire``, of which ``sent`` have been sent, and their meaning.
 
-    Beyond ``end`` are bytes that nobody asked for; at ``faulty_at`` the answer is no HTTP any more.
+    The final head ends at ``head``, and the response at ``end``. Octets after that belong to no response. Once
+    ``faulty_at`` octets have been sent, the response is malformed; 0 if it never is.
     """
 
     status: int
@@ -225,16 +230,16 @@ class Answer:
     faulty_at: int = 0
     sent: int = 0
     closes: bool = False
-    """Whether its head says to the client that the connection ends, once it has begun."""
+    """Whether the head that the client receives must have Connection: close. Set when the response has begun."""
 
     @property
     def begun(self) -> bool:
-        """Whether the final head has come."""
+        """Whether the final head has been sent."""
         return self.sent >= self.head
 
 
 def make_answer(kind: str, method: bytes, body: bytes, interim: int) -> Answer:
-    """An answer of a named kind to a request with this method."""
+    """A response of the named ``kind`` to a request with ``method``, after ``interim`` interim responses."""
     has_content = method != b"HEAD"
     before = b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\n" * interim
     status, fields, content = 200, b"Content-Length: %d\r\n" % len(body), body
@@ -291,26 +296,26 @@ ANSWERS: Final = (
 
 @dataclass
 class Seen:
-    """A request as upstream has read it so far."""
+    """A request as far as upstream has received it."""
 
     method: bytes
     target: bytes
     client: Client
     number: int
-    """Which request of its client it is."""
+    """Its index among the requests of its client."""
     reused: bool
-    """Whether its connection was free before it, and may have been closed by upstream meanwhile."""
+    """Whether its connection was idle before it, so that upstream may have closed it."""
     head: int
     content: bytes = b""
     whole: bool = False
     size: int = 0
-    """Bytes of it that have been written, with its head and what frames its content."""
+    """How many bytes of it have been written, including its head and its chunk framing."""
     changed: float = 0.0
-    """When its last byte came."""
+    """When the latest byte of it was written."""
 
 
 class Origin:
-    """One connection of the gateway's, as upstream sees it. h11 reads the requests on it."""
+    """A connection from the gateway, as upstream sees it. h11 parses the requests on it."""
 
     def __init__(self, transport: FakeTransport) -> None:
         self.transport = transport
@@ -321,7 +326,7 @@ class Origin:
         self.stale = False
         self.tunnel: Tunnel | None = None
         self.free = not transport.written
-        """Whether it has been free: nobody had a use for it when it was made, or it has had a request."""
+        """Whether it has been idle: it was not used when it was opened, or it has had a request."""
         self._parser = h11.Connection(h11.SERVER)
 
     @property
@@ -330,7 +335,7 @@ class Origin:
         return self.current is None and not self.transport.closing and self.tunnel is None
 
     def old(self, now: float) -> bool:
-        """Whether the gateway has used the connection for long enough."""
+        """Whether the connection has reached the end of its lifetime."""
         assert isinstance(self.transport.protocol, Connection)
         return now >= self.transport.protocol.expires_at
 
@@ -379,14 +384,14 @@ class Origin:
 
 @dataclass
 class Expected:
-    """A whole response that a client must have got."""
+    """A complete response that a client must have received."""
 
     status: int
     body: bytes
     closes: bool
     interim: int = 0
     own: bool = False
-    """Whether it is the gateway's own."""
+    """Whether the gateway has generated it."""
 
 
 class Reader:
@@ -399,7 +404,10 @@ class Reader:
         self._parser: h11.Connection | None = None
 
     def feed(self, data: bytes, methods: list[bytes], *, ended: bool = False) -> None:
-        """Read more; ``methods`` are those of all requests on the connection."""
+        """Read ``data``. ``ended``: whether the connection ends after it.
+
+        ``methods`` are the methods of all requests on the connection.
+        """
         while data or ended:
             if self._parser is None:
                 if not data:
@@ -409,7 +417,7 @@ class Reader:
                 self._parser.send(h11.Request(method=method or b"GET", target="/", headers=[("Host", "a")]))
                 self._parser.send(h11.EndOfMessage())
             if not data and self.partial is None:
-                return  # no response has begun, so the end ends none
+                return  # no response has begun, so none ends with the connection
             self._parser.receive_data(data)
             end_to_come, data = ended and bool(data), b""
             while True:
@@ -442,10 +450,10 @@ SWITCH: Final = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpg
 
 
 class Tunnel:
-    """What two transports have become, and what the model says of them.
+    """A tunnel between two transports, and the state that the model predicts for it.
 
-    ``due`` is what each peer must have been sent, from where the tunnel began. ``ended`` are the sides that have ended
-    with FIN, ``over`` says whether both connections end.
+    In each pair the client's side is first. ``due``: the octets that each side must have been sent since the tunnel
+    began. ``ended``: which sides have sent FIN. ``over``: whether both connections must be closed.
     """
 
     def __init__(self, client: FakeTransport, upstream: FakeTransport) -> None:
@@ -457,7 +465,7 @@ class Tunnel:
 
     @property
     def open(self) -> bool:
-        """Whether it counts as a tunnel: it does until the client's connection is lost."""
+        """Whether the tunnel is counted: it is until the client's connection is lost."""
         return not self.sides[0].lost
 
     def check(self) -> None:
@@ -475,10 +483,12 @@ class Tunnel:
 
 
 class Client:
-    """A client, and what the model says of its connection.
+    """A client, and the state that the model predicts for its connection.
 
-    ``finished`` counts the requests that are over; ``active`` is the one at work. ``ending`` is how the connection
-    ends, or has ended: after all is written, with time to read the last response, cut, or because the client left.
+    ``finished`` counts the requests that have ended, and ``active`` is the one in progress. ``ending`` is how the
+    connection ends or has ended: "fin" after everything was written, "linger" with time for the client to read its last
+    response, "reset", "left" because the client has disconnected, or "tunnel" if it has become one. It is "" while the
+    connection stays open.
     """
 
     def __init__(self, number: int, transport: FakeTransport, now: float) -> None:
@@ -499,24 +509,24 @@ class Client:
         self.deadline = now + KEEPALIVE
         self.linger_end = now
         self.untaken = float("inf")
-        """What it had not taken when its deadline last came, since its last response."""
+        """How many bytes it had not received at its latest deadline since the last response."""
         self.lost_by = float("inf")
-        """When its connection must have ended, however little it takes."""
+        """When its connection must have ended, even if it does not read."""
         self.head_begun = False
         """Whether the gateway has begun to read a head that is not complete."""
 
     @property
     def next(self) -> Request | None:
-        """The first request that is not at work yet."""
+        """The next request to begin; None while another one is in progress, or if there is none."""
         return self.requests[self.finished] if self.active is None and self.finished < len(self.requests) else None
 
     def waiting(self) -> int:
-        """Bytes that have come for requests behind the one at work."""
+        """How many bytes the gateway has received of the requests after the one in progress."""
         ahead = self.finished if self.active is None else self.finished + 1
         return sum(request.delivered for request in self.requests[ahead:])
 
     def delivered(self, size: int) -> None:
-        """So many bytes have reached the gateway."""
+        """The gateway receives the next ``size`` bytes."""
         for request in self.requests:
             part = min(size, len(request.wire) - request.delivered)
             request.delivered += part
@@ -524,7 +534,7 @@ class Client:
 
 
 def at_work(clients: list[Client]) -> list[Client]:
-    """Those that have a request at work; all, if none has."""
+    """The clients with a request in progress, or all clients if none has one."""
     return [client for client in clients if client.active is not None] or clients
 
 
@@ -541,7 +551,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.answers = 0
         self.refusals = 0
         self.allowed: Counter[int] = Counter()
-        """Statuses of the gateway's own that a request without a connection may get in this step, and how many."""
+        """How many requests without a connection may fail in this step, by the status of the gateway's response."""
         self.upstream_closed = False
         self.gateway: FakeGateway
 
@@ -562,13 +572,13 @@ class ClientMachine(RuleBasedStateMachine):
         kind = TLSTransport if self.tls else FakeTransport
         self.clients.append(Client(len(self.clients), make_connection(self.gateway, self.loop, kind), self.loop.now))
 
-    # What can be done things to
+    # What rules act on
 
     def open_clients(self) -> list[Client]:
         return [client for client in self.clients if not client.ending]
 
     def answering(self) -> list[Origin]:
-        """Connections on which upstream has an answer to go on with."""
+        """Connections on which upstream has sent only a part of its response."""
         return [
             origin
             for origin in self.origins
@@ -576,15 +586,15 @@ class ClientMachine(RuleBasedStateMachine):
         ]
 
     def quiet(self) -> list[Client]:
-        """Clients that have no request at work, and none begun."""
+        """Clients whose requests have all ended."""
         return [client for client in self.open_clients() if client.next is None and client.active is None]
 
     def http_origins(self) -> list[Origin]:
-        """Connections to upstream that are open, and no tunnels."""
+        """Open connections to upstream that are not tunnels."""
         return [origin for origin in self.origins if not origin.transport.closing and origin.tunnel is None]
 
     def switching(self) -> list[Origin]:
-        """Connections on which upstream may switch protocols; nothing has come behind the request."""
+        """Connections on which upstream may switch protocols: their clients have nothing to send after the request."""
         return [
             origin
             for origin in self.asked()
@@ -597,11 +607,11 @@ class ClientMachine(RuleBasedStateMachine):
         ]
 
     def tunnels(self) -> list[Tunnel]:
-        """The tunnels on which neither side has broken off, or both have ended."""
+        """The tunnels whose connections are not to be closed."""
         return [origin.tunnel for origin in self.origins if origin.tunnel is not None and not origin.tunnel.over]
 
     def asked(self) -> list[Origin]:
-        """Connections on which upstream has a request, and no answer yet."""
+        """Connections on which upstream has a request and no response yet."""
         return [
             origin
             for origin in self.origins
@@ -619,7 +629,7 @@ class ClientMachine(RuleBasedStateMachine):
         now=st.sampled_from([True, True, False]),
     )
     def compose(self, data: st.DataObject, kind: str, same: bool, size: int, now: bool) -> None:
-        """A client makes up a request, to be sent behind those before it; mostly it sends it at once."""
+        """A client has another request to send, and mostly sends it at once."""
         client = data.draw(st.sampled_from(self.open_clients()))
         self.add_request(client, kind, same=same, size=size)
         if now:
@@ -643,7 +653,7 @@ class ClientMachine(RuleBasedStateMachine):
         same=st.sampled_from([True, True, False]),
     )
     def ask(self, data: st.DataObject, request: str, answer: str, interim: int, same: bool) -> None:
-        """A request from its head to the end of its answer: after it there is a connection in the pool, as a rule."""
+        """A client sends a request and receives the response. This usually leaves an idle connection in the pool."""
         client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, request, same=same, size=12)
         self.send(client, len(client.outgoing))
@@ -666,7 +676,7 @@ class ClientMachine(RuleBasedStateMachine):
         seconds=st.sampled_from([0.0, 0.0, 100.0]),
     )
     def begin_request(self, data: st.DataObject, kind: str, part: int, same: bool, seconds: float) -> None:
-        """The head of a request and a part of its content have come, and upstream has got it, mostly."""
+        """A client sends a request head and part of the content, upstream accepts a connection, and time may pass."""
         client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, kind, same=same, size=30)
         if client.next is not None:
@@ -678,7 +688,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.quiet())
     @rule(data=st.data(), stale=st.booleans())
     def ask_and_leave(self, data: st.DataObject, stale: bool) -> None:
-        """A client leaves before there is a connection for its request: one may go into the pool without any use."""
+        """A client disconnects before there is a connection for its request. The pool may get an unused connection."""
         client = data.draw(st.sampled_from(self.quiet()))
         self.add_request(client, "GET", same=True, size=0)
         self.send(client, len(client.outgoing))
@@ -708,7 +718,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: any(client.ending == "linger" for client in self.clients))
     @rule()
     def send_on(self) -> None:
-        """Clients whose connection is about to end go on sending for a while; nothing comes of it."""
+        """Lingering clients go on sending. Their octets are discarded, but give them more time."""
         for client in self.clients:
             if client.ending == "linger" and client.transport.readable:
                 client.transport.feed(client.outgoing[:100] or b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -720,7 +730,7 @@ class ClientMachine(RuleBasedStateMachine):
         client = data.draw(st.sampled_from(at_work(self.open_clients())))
         transport = client.transport
         if how == "eof":
-            if transport.readable:  # a FIN is found by reading
+            if transport.readable:  # a FIN is detected by reading
                 transport.feed_eof()
                 self.half_closed(client)
         else:
@@ -765,7 +775,7 @@ class ClientMachine(RuleBasedStateMachine):
         now=st.booleans(),
     )
     def respond(self, data: st.DataObject, kind: str, size: int, interim: int, now: bool) -> None:
-        """Upstream makes up an answer, and sends it at once or in pieces."""
+        """Upstream has a response to send, and sends it at once or later in pieces."""
         origin = data.draw(st.sampled_from(self.asked()))
         self.respond_on(origin, kind, size, interim, now=now)
 
@@ -787,7 +797,7 @@ class ClientMachine(RuleBasedStateMachine):
         part=st.sampled_from([0, 1, 5]),
     )
     def begin_response(self, data: st.DataObject, kind: str, interim: int, part: int) -> None:
-        """The head of an answer has come, and a part of its content; rather before the request is whole."""
+        """Upstream sends the head of a response and part of its content, preferably before the request is complete."""
         origins = self.asked()
         early = [origin for origin in origins if origin.current is not None and not origin.current.whole]
         origin = data.draw(st.sampled_from(early or origins))
@@ -803,9 +813,9 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.answering())
     @rule(data=st.data(), more=st.booleans())
     def answer_who_leaves(self, data: st.DataObject, *, more: bool) -> None:
-        """The rest of an answer comes in the very turn in which the loop has found its client gone.
+        """The rest of a response is received in the iteration of the event loop in which its client is reset.
 
-        It may have sent ``more`` before: another request, behind the one that is answered.
+        ``more``: whether the client has sent another request before that.
         """
         origin = data.draw(st.sampled_from(self.answering()))
         assert origin.answer is not None
@@ -816,7 +826,7 @@ class ClientMachine(RuleBasedStateMachine):
             self.send(client, len(client.outgoing))
             self.consistent()
             if origin.current is None:
-                return  # what came first has ended the request
+                return  # sending has ended the request
         expected = list(client.expected)
         client.transport.reset()
         self.go_on(origin, len(origin.answer.wire))
@@ -826,22 +836,22 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.http_origins())
     @rule(data=st.data(), how=st.sampled_from(["eof", "reset"]))
     def break_off(self, data: st.DataObject, how: Literal["eof", "reset"]) -> None:
-        """Upstream ends a connection: one that is idle, or whatever it has answered so far."""
+        """Upstream ends a connection that is idle, or has a request, whatever it has sent of the response."""
         origin = data.draw(st.sampled_from(self.http_origins()))
-        if how == "reset" or origin.transport.readable:  # a FIN is found by reading
+        if how == "reset" or origin.transport.readable:  # a FIN is detected by reading
             self.end(origin, how)
 
     @precondition(lambda self: any(origin.idle and not origin.stale for origin in self.origins))
     @rule(data=st.data())
     def go_stale(self, data: st.DataObject) -> None:
-        """The end of an idle connection is in the kernel, where the gateway can find it, but the loop has not."""
+        """Upstream ends an idle connection. The event loop has not reported it yet, but the socket can be polled."""
         origin = data.draw(st.sampled_from([each for each in self.origins if each.idle and not each.stale]))
         origin.go_stale()
 
     @precondition(lambda self: any(origin.idle for origin in self.origins))
     @rule(data=st.data())
     def speak_unasked(self, data: st.DataObject) -> None:
-        """Upstream sends something on an idle connection, which is closed for it."""
+        """Upstream sends octets on an idle connection, and the gateway closes the connection."""
         origin = data.draw(st.sampled_from([each for each in self.origins if each.idle]))
         origin.transport.feed(b"HTTP/1.1 408 Request Timeout\r\n\r\n")
         self.loop.settle()
@@ -850,7 +860,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.http_origins())
     @rule(data=st.data())
     def upstream_blocks(self, data: st.DataObject) -> None:
-        """Upstream stops taking, or takes again."""
+        """Upstream stops reading, or resumes it."""
         origins = self.http_origins()
         reading = [origin for origin in origins if origin.current is not None and not origin.current.whole]
         origin = data.draw(st.sampled_from(reading or origins))
@@ -864,7 +874,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.switching() or self.quiet())
     @rule(data=st.data(), octets=st.sampled_from([b"", b"first"]))
     def switch(self, data: st.DataObject, octets: bytes) -> None:
-        """Upstream switches protocols, for a request that has been made, or for a new one."""
+        """Upstream switches protocols, for a request that it has received, or for a new one."""
         if not self.switching():
             client = data.draw(st.sampled_from(self.quiet()))
             self.add_request(client, "GET upgrade", same=False, size=0)
@@ -881,14 +891,14 @@ class ClientMachine(RuleBasedStateMachine):
         tunnel.due[0] = SWITCH + octets
         origin.transport.feed(SWITCH + octets)
         self.loop.settle()
-        client.read = before + len(tunnel.due[0])  # which is not for the reader of responses
+        client.read = before + len(tunnel.due[0])  # the reader of responses must not read these octets
         client.ending = "tunnel"
         self.end_request(client, 101)
 
     @precondition(lambda self: self.tunnels())
     @rule(data=st.data(), side=st.sampled_from([0, 1]), what=st.sampled_from(["octets", "block", "eof", "reset"]))
     def use_tunnel(self, data: st.DataObject, side: int, what: str) -> None:
-        """A side of a tunnel sends octets, takes nothing or takes again, ends, or breaks off."""
+        """A side of a tunnel sends octets, stops reading, resumes it, sends FIN, or sends RST."""
         tunnel = data.draw(st.sampled_from(self.tunnels()))
         transport = tunnel.sides[side]
         if what == "block":
@@ -909,7 +919,7 @@ class ClientMachine(RuleBasedStateMachine):
             tunnel.ended[side] = True
             tunnel.over = all(tunnel.ended) or self.tls
 
-    # Rules: the clock, and the end
+    # Rules: the clock and the shutdown
 
     @rule(seconds=st.sampled_from([0.5, 4.5, 5.0, 10.0, 30.0, 45.0, 75.0]))
     def advance(self, seconds: float) -> None:
@@ -917,7 +927,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.pass_time(seconds)
 
     def pass_time(self, seconds: float) -> None:
-        """Let the limits that are reached in this time take effect, one after another."""
+        """Move the clock by ``seconds``, and apply each timeout to the model when it expires."""
         cancelled = self.loop.cancelled
         for _ in self.loop.steps(seconds):
             self.allowed[504] += self.loop.cancelled - cancelled
@@ -930,11 +940,11 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.gateway.draining and self.started > 2)
     @rule()
     def drain(self) -> None:
-        """The gateway stops: no connection takes a request beyond the one at work."""
+        """The gateway begins to drain: no connection accepts a request after the one in progress."""
         self.gateway.draining = True
         for client in self.clients:
             if client.ending == "linger":
-                shut_down(client.transport)  # which changes nothing: it may still be read
+                shut_down(client.transport)  # this changes nothing: it still has time to read its response
         for client in self.open_clients():
             client.last = True
             shut_down(client.transport)
@@ -944,7 +954,7 @@ class ClientMachine(RuleBasedStateMachine):
     @precondition(lambda self: not self.upstream_closed and self.started > 5)
     @rule()
     def close_upstream(self) -> None:
-        """All connections to upstream are dropped, for good: whatever is at work fails, and so does what comes."""
+        """The pool is closed: the requests in progress fail, and so does every later request."""
         self.upstream_closed = True
         self.loop.act(self.gateway.pool.close)
         for tunnel in self.tunnels():
@@ -958,25 +968,25 @@ class ClientMachine(RuleBasedStateMachine):
     # The model
 
     def half_closed(self, client: Client) -> None:
-        """The client has ended its side: an answer that has begun is cut, those before it can still be taken."""
+        """The client has sent FIN: a response that has begun is cut off, and those before it can still be read."""
         client.ending = "reset" if self.status_begun(client) else "fin"
         client.lost_by = self.loop.now + KEEPALIVE
         if client.active is not None:
             self.end_request(client, self.status_begun(client))
 
     def left(self, client: Client) -> None:
-        """The client is gone, with the request that was at work."""
+        """The client has disconnected, which ends the request in progress."""
         client.ending = "left"
         if client.active is not None:
             self.end_request(client, self.status_begun(client))
 
     def status_begun(self, client: Client) -> int:
-        """The status of the answer as far as it has come, 0 for none."""
+        """The status of a response whose final head has been sent, 0 if there is none."""
         answer = client.origin.answer if client.origin else None
         return answer.status if answer and answer.begun else 0
 
     def end_request(self, client: Client, status: int) -> None:
-        """The request at work is over, in whatever way."""
+        """The request in progress has ended. ``status`` is 0 if no response had begun."""
         request = client.active
         assert request is not None
         self.ended.append((request.method, request.target, status))
@@ -989,7 +999,7 @@ class ClientMachine(RuleBasedStateMachine):
             client.origin = None
 
     def finish(self, client: Client, expected: Expected, *, closes: bool) -> None:
-        """The request at work has been answered whole."""
+        """The response to the request in progress is complete."""
         request = client.active
         assert request is not None
         client.expected.append(expected)
@@ -1011,7 +1021,7 @@ class ClientMachine(RuleBasedStateMachine):
         return client.last or self.gateway.draining or not request.stays_open or not request.whole
 
     def fail(self, client: Client, status: int) -> None:
-        """The exchange of the request at work has failed, and no answer has begun."""
+        """The exchange of the request in progress has failed, and no response had begun."""
         closes = self.closes(client)
         self.finish(client, Expected(status, b"", closes, self.interim_passed(client), own=True), closes=closes)
 
@@ -1022,12 +1032,12 @@ class ClientMachine(RuleBasedStateMachine):
         return answer.wire[: answer.sent].count(b"103 Early Hints\r\nLink: </a>\r\n\r\n")
 
     def cut(self, client: Client) -> None:
-        """An answer that has begun breaks off."""
+        """A response that has begun is cut off."""
         self.end_request(client, self.status_begun(client))
         client.ending = "reset"
 
     def go_on(self, origin: Origin, size: int) -> None:
-        """Upstream sends so much of its answer."""
+        """Upstream sends the next ``size`` bytes of its response."""
         answer, seen = origin.answer, origin.current
         assert answer is not None
         assert seen is not None
@@ -1036,9 +1046,9 @@ class ClientMachine(RuleBasedStateMachine):
         piece = answer.wire[answer.sent : answer.sent + size]
         answer.sent += len(piece)
         if not begun and answer.faulty_at and answer.sent >= answer.faulty_at:
-            answer.head = answer.end  # a head with a fault right behind it goes to nobody
+            answer.head = answer.end  # a head is not relayed if malformed octets directly follow it
         if not begun and answer.begun:
-            client.last = self.closes(client)  # as its head says, from here on
+            client.last = self.closes(client)  # as the relayed head says
             assert client.active is not None
             if answer.until_close and client.active.version != b"1.1":
                 client.last = True
@@ -1079,7 +1089,7 @@ class ClientMachine(RuleBasedStateMachine):
         self.loop.settle()
 
     def broken(self, origin: Origin, *, retry: bool) -> None:
-        """A connection is lost with a request on it."""
+        """A connection is lost with a request on it. With ``retry``, the request is sent again if it may be."""
         seen = origin.current
         assert seen is not None
         client = seen.client
@@ -1101,14 +1111,14 @@ class ClientMachine(RuleBasedStateMachine):
             self.fail(client, 502)
 
     def expire(self) -> None:
-        """What time alone brings about."""
+        """Apply the timeouts that have expired."""
         now = self.loop.now
         for client in self.clients:
             transport = client.transport
             if client.ending in ("", "linger") and client.active is None and now >= client.deadline:
                 before, client.untaken = client.untaken, transport.unsent
                 if 0 < transport.unsent < before and not transport.closing:
-                    client.deadline = now + KEEPALIVE  # it may still take what has been written to it
+                    client.deadline = now + KEEPALIVE  # it is still reading what was written
                 else:
                     client.ending = "fin"
             seen = client.origin.current if client.origin else None
@@ -1122,7 +1132,7 @@ class ClientMachine(RuleBasedStateMachine):
                 self.fail(client, 504)
 
     def advance_requests(self) -> None:
-        """Whose turn it is is at work; what can't be read is refused."""
+        """Begin the requests whose turn it is, and refuse malformed ones."""
         for client in self.clients:
             while not client.ending:
                 if client.active is None:
@@ -1163,7 +1173,7 @@ class ClientMachine(RuleBasedStateMachine):
         client.linger_end = self.loop.now + LINGER_LIMIT
 
     def adopt_failure(self, client: Client) -> None:
-        """A request without a connection may fail with what this step allows; the model does not say which."""
+        """Let a request without a connection fail as this step allows. The model does not predict which one fails."""
         if client.active is None or client.origin is not None or client.ending:
             return
         if len(client.reader.responses) > len(client.expected):
@@ -1184,12 +1194,12 @@ class ClientMachine(RuleBasedStateMachine):
             self.connect()
 
     def consistent(self) -> None:
-        """Everything is as the model says."""
+        """Check that everything is as the model predicts."""
         self.advance_requests()
         for client in self.clients:
             fresh = bytes(client.transport.written[client.read :])
             client.read += len(fresh)
-            # a client that has left does not read what it may still have got
+            # a client that has disconnected does not read what was still written to it
             ended = client.transport.ending == "fin" and not client.transport.unsent and client.ending != "left"
             methods = [request.method for request in client.requests]
             client.reader.feed(fresh, methods, ended=ended)
@@ -1217,7 +1227,7 @@ class ClientMachine(RuleBasedStateMachine):
         ]
         expected = client.expected
         if client.ending == "fin" and not transport.ending and client.reader.partial is not None:
-            # the end of the connection, which ends the response, comes only when all before it has been taken
+            # the response ends with the connection, which is closed only after the client has received everything
             assert client.reader.partial.body == expected[-1].body
             expected = expected[:-1]
         assert got == expected, (client.number, client.ending)
@@ -1232,7 +1242,7 @@ class ClientMachine(RuleBasedStateMachine):
         else:
             assert transport.closing
             assert transport.lost or (client.ending == "fin" and may_be_open(transport))
-            # who takes nothing does not get a response that could be taken for whole
+            # a client that has not received everything must not take its response for complete
             assert not transport.lost or transport.ending == ("reset" if transport.unsent else client.ending)
         assert transport.lost or self.loop.now < client.lost_by
         if client.ending == "linger":
@@ -1246,7 +1256,7 @@ class ClientMachine(RuleBasedStateMachine):
             self.check_content(client, client.origin)
 
     def may_pause(self, client: Client) -> bool:
-        """Whether the gateway has a reason not to read from a client."""
+        """Whether the gateway may pause reading from a client."""
         if client.waiting() > PIPELINED and (client.active is not None or client.transport.blocked):
             return True
         if client.active is None or client.active.whole:
@@ -1254,7 +1264,7 @@ class ClientMachine(RuleBasedStateMachine):
         return client.origin is None or client.origin.transport.blocked
 
     def must_pause(self, client: Client) -> bool:
-        """Whether what a client sends has nowhere to go."""
+        """Whether the gateway must pause reading from a client, because it can't forward more."""
         request = client.active
         if client.waiting() > PIPELINED and (request is None or request.whole):
             return True
@@ -1263,7 +1273,7 @@ class ClientMachine(RuleBasedStateMachine):
         return client.origin is None or client.origin.transport.blocked
 
     def check_content(self, client: Client, origin: Origin) -> None:
-        """Upstream has got of the request at work what the client has sent of it."""
+        """Check that upstream has received as much of the request in progress as the client has sent."""
         request, seen = client.active, origin.current
         assert request is not None
         assert seen is not None
@@ -1315,7 +1325,7 @@ class ClientMachine(RuleBasedStateMachine):
                 assert self.max_connections is None or not unattached, "a request waits beside an idle connection"
 
     def teardown(self) -> None:
-        """At the end clients leave, or take all that was written to them; then nothing is at work any more."""
+        """Disconnect the clients. Then no request may be in flight, and all connections must end."""
         with contextlib.closing(self.loop):
             if not hasattr(self, "gateway"):
                 return
@@ -1339,7 +1349,7 @@ class ClientMachine(RuleBasedStateMachine):
 
 
 def test_repeated_head() -> None:
-    """A request whose head has come before has as much time for its answer as any other."""
+    """The keep-alive timeout does not apply while a request waits for its response, even if its head is repeated."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1365,7 +1375,7 @@ def test_repeated_head() -> None:
 )
 @pytest.mark.parametrize("after", ["nothing", "an answer"])
 def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> None:
-    """Its connection is closed in its time, and not before; what comes of a head does not put that off."""
+    """A connection without a complete head is closed at its timeout. Further octets of the head do not extend it."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1391,7 +1401,7 @@ def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> N
 def answered(
     gateway: FakeGateway, loop: VirtualLoop, request: Request, answer: Answer
 ) -> tuple[FakeTransport, FakeTransport]:
-    """A client whose first request has been answered, and the connection to upstream that it was answered on."""
+    """A client that was sent a response to its first request, and the connection to upstream that the request used."""
     client = make_connection(gateway, loop)
     client.feed(request.wire)
     loop.settle()
@@ -1401,7 +1411,7 @@ def answered(
 
 
 def test_client_that_takes_its_answer_slowly() -> None:
-    """While it takes some of it, its connection stays open for the next request; when it takes none, it is reset."""
+    """A connection stays open while its client reads some of a response, and is reset if the client reads nothing."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
@@ -1426,7 +1436,7 @@ def test_client_that_takes_its_answer_slowly() -> None:
 
 @pytest.mark.parametrize("read", [0, 9])
 def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
-    """It waits, though its head may have been ``read`` in part, and is begun when the client takes its answer."""
+    """A request, even one received in part, is begun only when the client has read the previous response."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         request, answer = make_request("GET", b"/", b""), make_answer("length", b"GET", b"ok", 0)
@@ -1446,7 +1456,7 @@ def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_largest_head(beyond: int) -> None:
-    """A head of the largest size is relayed; one that is longer by an octet is refused."""
+    """A head of the largest size is forwarded, and one that is longer by an octet is refused."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1460,7 +1470,7 @@ def test_largest_head(beyond: int) -> None:
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_most_that_is_pipelined(beyond: int) -> None:
-    """A client is read until that much waits for its turn; it is read on when the request before it is answered."""
+    """Reading from a client is paused while more than the limit waits behind a request, and resumed afterwards."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1478,7 +1488,7 @@ def test_most_that_is_pipelined(beyond: int) -> None:
 
 
 def test_client_that_comes_late() -> None:
-    """A connection that is made when all others have been shut down is closed at once, and holds up nothing."""
+    """A connection that is accepted after all others were shut down is closed at once."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         loop.act(gateway.connections.shutdown)
@@ -1489,7 +1499,7 @@ def test_client_that_comes_late() -> None:
 
 
 def test_ipv4_client_on_an_ipv6_socket() -> None:
-    """Logs and upstream learn of its IPv4 address."""
+    """The log and X-Forwarded-For have the IPv4 address of an IPv4-mapped client."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop, peername=("::ffff:192.0.2.1", 40000))
@@ -1498,11 +1508,11 @@ def test_ipv4_client_on_an_ipv6_socket() -> None:
         upstream = loop.attempts[0].accept()
         assert b"\r\nX-Forwarded-For: 192.0.2.1\r\n" in upstream.written
         upstream.feed(make_answer("length", b"GET", b"ok", 0).wire)
-        assert gateway.ended == [(b"GET", b"/", 200)]  # where the address is compared
+        assert gateway.ended == [(b"GET", b"/", 200)]  # `FakeGateway` has compared the address
 
 
 class Deciding:
-    """An interception that waits for a decision which never comes."""
+    """An interception whose decision is never made."""
 
     inspects = True
     field = b"x-test"
@@ -1540,7 +1550,7 @@ class Deciding:
 
 
 def test_fin_while_it_is_decided_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A FIN cancels the task of an intercepted request at once, though an answer before it is not taken yet."""
+    """A FIN cancels the task of an intercepted request at once, even if the client has not read an earlier response."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1565,7 +1575,7 @@ def test_fin_while_it_is_decided_about(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("kind", ["GET", "POST"])
 def test_request_of_a_client_that_has_left(kind: str) -> None:
-    """A request that has waited for the one before it is not begun when the client is gone with the answer to that."""
+    """A pipelined request is not begun if its client disconnects before the previous request is answered."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1585,12 +1595,12 @@ def test_request_of_a_client_that_has_left(kind: str) -> None:
 
 @pytest.mark.parametrize("what", ["stale", "reset"])
 def test_upload_whose_connection_is_lost(what: str) -> None:
-    """A client is not read from the loss of its request's connection until there is another."""
+    """Reading from a client is paused from the loss of its request's connection until there is another one."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client, other = make_connection(gateway, loop), make_connection(gateway, loop)
         request = make_request("GET", b"/", b"")
-        for each in (client, other):  # the other's request is at work, so that writes wait for the end of a turn
+        for each in (client, other):  # the other's request is in progress, so that writes are batched
             each.feed(request.wire)
             loop.settle()
         first, _ = [attempt.accept() for attempt in loop.attempts.copy()]
@@ -1610,7 +1620,7 @@ def test_upload_whose_connection_is_lost(what: str) -> None:
 
 
 def test_upload_that_upstream_does_not_take() -> None:
-    """A client is not read while upstream takes nothing of its request, and is read on when it does."""
+    """Reading from a client is paused while upstream does not read its request, and resumed when upstream does."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1631,7 +1641,7 @@ def test_upload_that_upstream_does_not_take() -> None:
 
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_slow_reader(path: bytes) -> None:
-    """Upstream is not read while the client takes nothing of its answer, and is read on when it does."""
+    """Reading from upstream is paused while the client does not read its response, and resumed when the client does."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway, interceptor=Core())
         client = make_connection(gateway, loop)
@@ -1651,7 +1661,7 @@ def test_slow_reader(path: bytes) -> None:
 
 
 def test_upload_that_is_answered_early() -> None:
-    """A client that reads its response only when it has sent its content may take half a minute, in a drain too."""
+    """A client that was answered before it has sent its content may go on sending for 30 seconds, even in a drain."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1672,7 +1682,7 @@ def test_upload_that_is_answered_early() -> None:
 
 @pytest.mark.parametrize("seconds", [1.0, KEEPALIVE - 1])
 def test_the_end_of_a_tls_connection(seconds: float) -> None:
-    """It comes when the client has taken all of its response, however long that takes, and no later."""
+    """A closed TLS connection ends only when the client has received all of its response, and soon after that."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop, TLSTransport)
@@ -1694,7 +1704,7 @@ def test_the_end_of_a_tls_connection(seconds: float) -> None:
 @pytest.mark.parametrize("kind", ["GET", "GET 1.0"])
 @pytest.mark.parametrize("framing", ["length", "chunked", "until close"])
 def test_fin_in_an_answer(framing: str, kind: str, *, blocked: bool) -> None:
-    """What a client gets of an answer that is cut because of its FIN can't be taken for whole."""
+    """A client that sends FIN during its response is reset, so that it can't take the response for complete."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1715,7 +1725,7 @@ def test_fin_in_an_answer(framing: str, kind: str, *, blocked: bool) -> None:
 
 @pytest.mark.parametrize("takes", [True, False])
 def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
-    """The request at work is cancelled at once; the answer before it has the keep-alive timeout to be taken in."""
+    """A FIN cancels the request in progress at once. The previous response can be read until the keep-alive timeout."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
@@ -1745,7 +1755,7 @@ def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
 
 
 def test_client_connection() -> None:
-    """Whatever peers and clock do, the model is right."""
+    """After each step of any sequence, client connections are as the model predicts."""
     with record() as recording:
         run_state_machine_as_test(
             ClientMachine,
@@ -1761,7 +1771,7 @@ def test_client_connection() -> None:
 
 
 def test_a_defect_of_the_interceptor() -> None:
-    """A request that ends the connection with an exception is not counted as in flight for ever."""
+    """A request is no longer counted as in flight after an exception in the interceptor has ended its connection."""
 
     class Defective(FakeGateway):
         def intercept(
@@ -1774,14 +1784,14 @@ def test_a_defect_of_the_interceptor() -> None:
         client = make_connection(gateway, loop)
         with pytest.raises(RuntimeError, match="a defect"):
             client.feed(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 0\r\n\r\n")
-        client.reset()  # as event loops do then
+        client.reset()  # as event loops do after an exception
         loop.settle()
         assert client.lost
         assert gateway.counters.in_flight == 0
 
 
 def test_an_answer_in_the_turn_of_a_reset() -> None:
-    """A connection that has been reset takes no further request, though the current one is answered in that turn."""
+    """A request is counted once if its response is received after its client connection was aborted."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)

@@ -1,8 +1,8 @@
-"""Fuzz: what clients send, mutated and in any pieces, never reaches upstream as other requests than h11 reads in it.
+"""Fuzzing with mutated requests in any pieces: upstream receives only the requests that h11 finds in the octets sent.
 
-A stream of pipelined requests is sent to the gateway and given to h11. The requests that upstream receives whole must
-be the first of those that h11 finds: method, target and content. The gateway may stop earlier, since it refuses more
-(see test_fuzz_upstream's `STRICTER`); one request more, or another one, would be smuggled.
+A stream of pipelined requests is sent to the gateway and parsed by h11. The complete requests that upstream receives
+must be the first ones that h11 finds, with the same method, target and content. There may be fewer, since the gateway
+refuses more than h11 (see `STRICTER` in test_fuzz_upstream). An additional or a different request would be smuggled.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ Seen = tuple[bytes, bytes, bytes]  # method, target, content
 
 
 def read_with_h11(stream: bytes) -> tuple[list[Seen], bool]:
-    """The requests that h11 finds in ``stream``, and whether the last of them ends the connection.
+    """The requests that h11 finds in ``stream``, and whether the last of them closes the connection.
 
-    Empty lines before a request are passed over, as RFC 9112 section 2.2 asks of servers and h11 does not.
+    Empty lines before a request are skipped, which h11 does not do, but RFC 9112 section 2.2 recommends to servers.
     """
     requests: list[Seen] = []
     while True:
@@ -55,11 +55,13 @@ def read_with_h11(stream: bytes) -> tuple[list[Seen], bool]:
 
 
 def exchange(gateway: Gateway, upstream: Upstream, pieces: list[bytes], answers: int, *, ends: bool) -> list[Seen]:
-    """The requests that upstream receives whole. If the stream does not end the connection by itself, it is ended, when
-    there have been so many ``answers``: a client that ends it before has left, and takes its requests along.
+    """Send ``pieces``. Returns the complete requests that upstream has received.
+
+    If the requests do not close the connection (``ends``), the client half-closes it after it has received ``answers``
+    responses. Before that, a FIN would cancel its requests.
     """
     upstream.restart(reply(OK))
-    # it may refuse before it has read everything
+    # the gateway may refuse a request before it has read everything
     with gateway.connect() as client, contextlib.suppress(Cut, ConnectionError):
         client.send(*pieces)
         if not ends:
@@ -109,7 +111,7 @@ TOKENS += [
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[bytes]:
-    """One to three requests with up to three mutations, and a plain one that ends the connection; in pieces."""
+    """One to three requests with up to three mutations, then a valid one that closes the connection, in pieces."""
     stream = b"".join(draw(st.lists(requests(), min_size=1, max_size=3)))
     return divided(draw, mutated(draw, stream, TOKENS) + LAST)
 
@@ -130,7 +132,7 @@ def origin_form(seen: Seen) -> Seen:
 @example(pieces=[b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n1;\n\r\nx\r\n0\r\n\r\n" + LAST])
 @example(pieces=[b"GET / HTTP/1.1\r\nHost: a\r\nX: y\n\nGET /smuggled HTTP/1.1\r\nHost: a\r\n\r\n" + LAST])
 def test_nothing_is_smuggled(gateway: Gateway, running_upstream: Upstream, pieces: list[bytes]) -> None:
-    """Upstream receives the requests that h11 reads in the stream, or the first of them, and no other."""
+    """Upstream receives all or the first of the requests that h11 finds in the stream, and no other request."""
     expected, ends = read_with_h11(b"".join(pieces))
     received = exchange(gateway, running_upstream, pieces, len(expected), ends=ends)
     assert received == [origin_form(each) for each in expected[: len(received)]]

@@ -1,4 +1,4 @@
-"""Host: which values are hosts, and which Host and X-Forwarded-Host upstream gets."""
+"""Host: which values are valid, and which Host and X-Forwarded-Host upstream receives."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def get(*hosts: bytes, target: bytes = b"/", version: bytes = b"1.1", more: byte
 )
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 def test_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: bytes) -> None:
-    """uri-host [":" port] (RFC 9110 section 7.2), an empty value, and what can be mistaken for nothing else, pass."""
+    """uri-host [":" port] (RFC 9110 section 7.2), an empty value, and any other unambiguous value are forwarded."""
     assert gateway.ask(get(host, version=version)).status == 200
     assert upstream.requests[0].all(b"host") == [host]
 
@@ -82,7 +82,7 @@ def test_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: bytes
 )
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
 def test_no_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: bytes) -> None:
-    """What is no host is refused (RFC 9112 section 3.2), and nothing of it reaches upstream."""
+    """A request with an invalid Host is refused (RFC 9112 section 3.2) and not forwarded."""
     response = gateway.ask(get(host, version=version))
     assert response.status == 400
     assert b"Host" in response.body
@@ -99,7 +99,7 @@ def test_no_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: by
     ],
 )
 def test_no_host_of_an_absolute_target(upstream: Upstream, target: bytes, host: bytes) -> None:
-    """The authority of an absolute target takes Host's place, so it has to be one as well."""
+    """The authority of an absolute target replaces Host, so both must be valid."""
     with Gateway(upstream.url) as gateway:
         assert gateway.ask(get(host, target=target)).status == 400
     assert upstream.requests == []
@@ -107,7 +107,7 @@ def test_no_host_of_an_absolute_target(upstream: Upstream, target: bytes, host: 
 
 @pytest.fixture(scope="module")
 def own_name(adapter: Adapter, running_upstream: Upstream) -> Iterator[Gateway]:
-    """A gateway that names upstream itself."""
+    """A gateway that sends upstream's own authority as Host."""
     with Gateway(running_upstream.url, "--pass-host-header", "false", adapter=adapter) as gateway:
         yield gateway
 
@@ -125,12 +125,12 @@ def own_name(adapter: Adapter, running_upstream: Upstream) -> Iterator[Gateway]:
     ],
 )
 def test_own_name(own_name: Gateway, upstream: Upstream, octets: bytes, told: list[bytes]) -> None:
-    """--pass-host-header=false: Host is upstream's own authority; X-Forwarded-Host tells the client's."""
+    """--pass-host-header=false: Host is upstream's own authority, and X-Forwarded-Host is the client's Host."""
     authority = b"127.0.0.1:%d" % upstream.port
     with own_name.connect() as client:
         assert client.ask(octets).status == 200
         if b"HTTP/1.1" in octets:
-            assert client.ask(octets).status == 200  # the head is known now
+            assert client.ask(octets).status == 200  # the head is cached now
     for request in upstream.requests:
         assert request.all(b"host") == [authority]
         assert request.all(b"x-forwarded-host") == told
@@ -138,7 +138,7 @@ def test_own_name(own_name: Gateway, upstream: Upstream, octets: bytes, told: li
 
 @pytest.mark.parametrize("options", [("--pass-host-header", "false"), ("--pass-host-header", "true"), ()], ids=repr)
 def test_trusted_peer_tells_the_host(upstream: Upstream, adapter: Adapter, options: tuple[str, ...]) -> None:
-    """A trusted peer's X-Forwarded-Host stays, whatever becomes of Host."""
+    """A trusted peer's X-Forwarded-Host is forwarded, whatever --pass-host-header is."""
     octets = get(b"inner.test", more=b"X-Forwarded-Host: outer.test\r\n")
     with Gateway(upstream.url, "--trusted-proxies", "127.0.0.1", *options, adapter=adapter) as gateway:
         assert gateway.ask(octets).status == 200
@@ -148,7 +148,7 @@ def test_trusted_peer_tells_the_host(upstream: Upstream, adapter: Adapter, optio
 
 
 def test_own_name_of_an_intercepted_request(own_name: Gateway, upstream: Upstream) -> None:
-    """An intercepted request, and the lookup made for it, name upstream as any other request does."""
+    """An intercepted request and its lookup have the same Host and X-Forwarded-Host as any other request."""
     body = b'{"key": "' + b"0" * 64 + b'", "permissions": {}}'
     head = b"POST /key/update HTTP/1.1\r\nHost: client.test\r\nContent-Length: %d\r\n" % len(body)
     assert own_name.ask(head + b"Content-Type: application/json\r\n\r\n" + body).status == 200
@@ -163,7 +163,7 @@ def test_own_name_of_an_intercepted_request(own_name: Gateway, upstream: Upstrea
 def test_lookup_key_goes_to_upstreams_own_name(
     upstream: Upstream, adapter: Adapter, tmp_path: Path, trusted: tuple[str, ...], passed: str
 ) -> None:
-    """The gateway's own key never goes to a virtual host that a caller has chosen, by whatever field."""
+    """The lookup with the gateway's own key has upstream's own Host, and no host that the caller has chosen."""
 
     def script(connection: Connection) -> None:
         if connection.read_request().method == b"POST":
@@ -189,7 +189,7 @@ def test_lookup_key_goes_to_upstreams_own_name(
 
 
 def test_repeated_host(upstream: Upstream) -> None:
-    """A client that repeats its head gets the same answers as for the first."""
+    """Host is forwarded unchanged each time a client repeats a head."""
     upstream.script = reply(OK)
     with Gateway(upstream.url) as gateway, gateway.connect() as client:
         for _ in range(3):

@@ -1,4 +1,4 @@
-"""What a client does to the gateway, or could be told wrongly by it: found by trying to break it."""
+"""Clients that misbehave, and responses that could mislead a client: cases found by trying to break the gateway."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def send_for_ever(client: Client) -> None:
 
 
 def test_cut_answer_resets_an_http_1_0_client(upstream: Upstream) -> None:
-    """An answer that lasts until the connection closes must not end in good order when upstream has broken off."""
+    """An HTTP/1.0 client is reset if upstream closes the connection before its response is complete."""
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", CLOSE)
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
         client.send(b"GET / HTTP/1.0\r\n\r\n")
@@ -38,7 +38,7 @@ def test_cut_answer_resets_an_http_1_0_client(upstream: Upstream) -> None:
 
 
 def test_an_empty_line_keeps_no_connection(upstream: Upstream) -> None:
-    """CRLF behind a request, which some clients send, does not switch the idle timeout off."""
+    """A CRLF after a request, which some clients send, does not disable the keep-alive timeout."""
     upstream.script = reply(OK)
     with (
         Gateway(upstream.url, "--keepalive-timeout", "2", "--shutdown-grace", "0") as gateway,
@@ -50,14 +50,14 @@ def test_an_empty_line_keeps_no_connection(upstream: Upstream) -> None:
 
 
 def test_many_requests_and_no_reader(upstream: Upstream) -> None:
-    """A client that pipelines and does not read holds one answer or so in memory, not all of them."""
-    size = 50_000  # one write each
+    """A client that pipelines requests and does not read can't fill the gateway's memory with responses."""
+    size = 50_000  # each response is one write
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size)
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
         assert client.ask(GET).status == 200
         before = gateway.memory()
         client.sock.settimeout(1)
-        with pytest.raises((TimeoutError, BlockingIOError)):  # at last nothing more is taken
+        with pytest.raises((TimeoutError, BlockingIOError)):  # in the end, the gateway reads nothing more
             send_for_ever(client)
         assert gateway.memory() - before < 20 * MIB
 
@@ -73,7 +73,7 @@ def test_many_requests_and_no_reader(upstream: Upstream) -> None:
 )
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_client_leaves_with_more_behind_its_request(upstream: Upstream, path: bytes, behind: bytes) -> None:
-    """It is seen to leave, whatever it has sent behind the request at work."""
+    """A disconnect is detected, whatever the client has sent after the request in progress."""
     left = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -90,7 +90,7 @@ def test_client_leaves_with_more_behind_its_request(upstream: Upstream, path: by
 
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_half_close_of_a_client_that_does_not_read(upstream: Upstream, path: bytes) -> None:
-    """Its FIN is no less a departure for the response that it has stopped reading: the exchange ends at once."""
+    """A FIN from a client that has stopped reading its response ends the exchange and resets the client."""
     stuck = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -113,7 +113,7 @@ def test_half_close_of_a_client_that_does_not_read(upstream: Upstream, path: byt
 
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_half_close_in_an_answer(upstream: Upstream, path: bytes) -> None:
-    """An answer that lasts until the connection closes is not whole when it is cut for a client's FIN: it is reset."""
+    """A client that sends FIN during a response which ends with the connection is reset, and the exchange ends."""
     upstream.script = reply(b"HTTP/1.1 200 OK\r\n\r\ncontent", WAIT_CLOSED)
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
         client.send(b"POST %b HTTP/1.0\r\nHost: a\r\nContent-Length: 2\r\n\r\n{}" % path)
@@ -126,9 +126,10 @@ def test_half_close_in_an_answer(upstream: Upstream, path: bytes) -> None:
 
 
 def test_slow_readers_get_it_all(upstream: Upstream) -> None:
-    """A response is not cut while its client takes some of it now and then, however long it takes for all.
+    """A response is not cut off while its client reads some of it from time to time, however long all of it takes.
 
-    What the kernel does not take lies in the gateway at the end; for which sizes that is so, the kernel decides.
+    The last octets, which do not fit into the kernel's buffers, wait in the gateway. Several sizes are tried, because
+    the size of these buffers varies.
     """
 
     def script(connection: Connection) -> None:
@@ -142,7 +143,7 @@ def test_slow_readers_get_it_all(upstream: Upstream) -> None:
             taken = 0
             while data := client.recv(8192):
                 taken += len(data)
-                time.sleep(0.01)  # all of it takes several times the timeout
+                time.sleep(0.01)  # all of the response takes several times the timeout
             return taken
 
     upstream.script = script
@@ -156,7 +157,7 @@ def test_slow_readers_get_it_all(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_early_answer_says_that_the_connection_ends(upstream: Upstream, path: bytes) -> None:
-    """A client whose content is not wanted any more is told that it can't use the connection again."""
+    """A response that upstream sends before it has received all content has Connection: close."""
     upstream.script = reply(b"HTTP/1.1 413 Content Too Large\r\nContent-Length: 0\r\n\r\n", early=True)
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
         client.send(b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 5000000\r\n\r\n" % path)
@@ -165,7 +166,7 @@ def test_early_answer_says_that_the_connection_ends(upstream: Upstream, path: by
 
 
 def test_authority_of_an_intercepted_request(upstream: Upstream) -> None:
-    """The authority of an absolute target takes Host's place, however the request goes (RFC 9112 section 3.2.2)."""
+    """The authority of an absolute target replaces Host, in an intercepted request too (RFC 9112 section 3.2.2)."""
     upstream.script = reply(OK)
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway:
         for path in (b"/key/update", b"/other"):
@@ -175,7 +176,7 @@ def test_authority_of_an_intercepted_request(upstream: Upstream) -> None:
 
 
 def test_nobody_waits_in_the_backlog_of_a_draining_supervisor(upstream: Upstream) -> None:
-    """With workers too, the listener closes when the time to go on accepting is over."""
+    """With workers, the listener is closed during a drain, while requests in progress go on."""
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\na")
     with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "6") as gateway, gateway.connect() as client:
         client.send(GET)
@@ -183,7 +184,7 @@ def test_nobody_waits_in_the_backlog_of_a_draining_supervisor(upstream: Upstream
         gateway.terminate()
         gateway.wait_for_line("stopping")
         deadline = time.monotonic() + 30
-        while time.monotonic() < deadline:  # by the clock: a fast machine is answered a thousand times in that second
+        while time.monotonic() < deadline:  # not by the number of attempts: a fast machine makes a thousand of them
             try:
                 with socket.create_connection(gateway.address, timeout=10) as late:  # type: ignore[arg-type]
                     late.sendall(GET)

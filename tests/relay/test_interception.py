@@ -1,7 +1,7 @@
 """Which requests are intercepted, and that these are relayed as faithfully as all others.
 
-The gateway counts what it intercepts and says so when it stops. A field name that arrives in the case in which it was
-sent shows that a request and its lookup have been relayed as octets: ASGI servers lower-case names.
+The gateway logs how many requests it has intercepted when it stops. A field name that arrives in its original case
+shows that a request and its lookup were forwarded as octets, because ASGI servers convert names to lower case.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from tests.support.upstream import OK, Connection, Upstream, reply
 MIB = 1024 * 1024
 SIZE = 100 * MIB
 MARK = b"X-In-This-CASE"
-"""A field of every request here."""
+"""The name of a field that every request here has."""
 
 SSE_HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n"
 EVENTS = b"".join(b"data: %d\n\n" % n for n in range(3)) + b"data: [DONE]\n\n"
@@ -37,7 +37,7 @@ def head(start: bytes, *fields: bytes) -> bytes:
 
 @dataclass
 class Tally:
-    """How many requests a gateway should have relayed as they came so far, and how many it should have intercepted."""
+    """How many requests a gateway should have intercepted so far, and how many it should only have relayed."""
 
     gateway: Gateway
     relayed: int = 0
@@ -46,7 +46,7 @@ class Tally:
 
 @contextlib.contextmanager
 def tallied(gateway: Gateway) -> Iterator[Tally]:
-    """``gateway``, stopped in the end; then its own count of requests has to be the tally's."""
+    """Run ``gateway``. At the end it is stopped, and must have counted as many requests as the tally."""
     with gateway:
         tally = Tally(gateway)
         yield tally
@@ -58,7 +58,7 @@ def tallied(gateway: Gateway) -> Iterator[Tally]:
 
 
 def arrived(upstream: Upstream, count: int = 1) -> bool:
-    """Whether so many requests have arrived, each with its field names as they were sent."""
+    """Whether upstream has received ``count`` requests, each with `MARK` in its original case."""
     return [MARK in request.names for request in upstream.requests] == [True] * count
 
 
@@ -76,7 +76,7 @@ def upstream(running_upstream: Upstream) -> Upstream:
 
 @pytest.fixture(scope="module")
 def tally(running_upstream: Upstream) -> Iterator[Tally]:
-    """One gateway for all that needs no options of its own; its counts are judged after the last test."""
+    """A gateway for all tests without options of their own. Its counts are checked after the last test."""
     with tallied(Gateway(running_upstream.url, "--shutdown-grace", "2")) as tally:
         yield tally
 
@@ -126,7 +126,7 @@ ORDINARY = [
 def test_ordinary_request(
     tally: Tally, upstream: Upstream, client: Client, request_: bytes, answer: bytes, body: bytes
 ) -> None:
-    """Whatever is not `POST /key/update` is relayed as it came."""
+    """A request other than `POST /key/update` is relayed without interception."""
     upstream.script = reply(answer)
     tally.relayed += 1
     assert client.ask(request_).body == body
@@ -145,7 +145,7 @@ def test_expect_continue(tally: Tally, upstream: Upstream, client: Client) -> No
 
 
 def test_download_of_100_mib(tally: Tally, upstream: Upstream, client: Client) -> None:
-    """100 MiB come down."""
+    """A response with 100 MiB of content is relayed."""
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE, *[bytes(MIB)] * (SIZE // MIB))
     tally.relayed += 1
     client.send(head(b"GET / HTTP/1.1"))
@@ -159,7 +159,7 @@ def test_download_of_100_mib(tally: Tally, upstream: Upstream, client: Client) -
 
 @pytest.mark.parametrize("framing", [b"Content-Length: %d" % SIZE, b"Transfer-Encoding: chunked"])
 def test_upload_of_100_mib(tally: Tally, upstream: Upstream, client: Client, framing: bytes) -> None:
-    """100 MiB go up, with their length known beforehand or not."""
+    """A request with 100 MiB of content is forwarded, with Content-Length or chunked."""
     received = []
 
     def script(connection: Connection) -> None:
@@ -188,7 +188,7 @@ def test_upload_of_100_mib(tally: Tally, upstream: Upstream, client: Client, fra
 
 
 def test_tunnel(tally: Tally, upstream: Upstream, client: Client) -> None:
-    """An upgrade is relayed, and the tunnel that it opens."""
+    """An upgrade is relayed, and so are the octets of the tunnel that it opens."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -208,7 +208,7 @@ def test_tunnel(tally: Tally, upstream: Upstream, client: Client) -> None:
 
 
 def test_pipelined(tally: Tally, upstream: Upstream, client: Client) -> None:
-    """Requests that are sent before earlier ones are answered are relayed."""
+    """Pipelined requests are relayed."""
     tally.relayed += 3
     client.send(head(b"GET /1 HTTP/1.1") * 3)
     assert [client.read_response().status for _ in range(3)] == [200] * 3
@@ -239,7 +239,7 @@ INTERCEPTED = [
 
 
 def keys(connection: Connection) -> None:
-    """What LiteLLM would answer."""
+    """Respond as LiteLLM does to a lookup and to an update."""
     request = connection.read_request()
     if b"/key/info" in request.target:
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(INFO), INFO))
@@ -249,7 +249,7 @@ def keys(connection: Connection) -> None:
 
 @pytest.mark.parametrize("request_", INTERCEPTED)
 def test_key_update(tally: Tally, upstream: Upstream, client: Client, request_: bytes) -> None:
-    """`POST /key/update` is intercepted however it is written, and its unchanged field is cut."""
+    """`POST /key/update` is intercepted however it is written, and its unchanged member is cut."""
     upstream.script = keys
     tally.intercepted += 1
     response = client.ask(request_)
@@ -261,7 +261,7 @@ def test_key_update(tally: Tally, upstream: Upstream, client: Client, request_: 
 
 
 def test_key_update_between(tally: Tally, upstream: Upstream, client: Client) -> None:
-    """Pipelined between two others, `POST /key/update` alone is intercepted; the answers keep their order."""
+    """Of three pipelined requests, only `POST /key/update` is intercepted, and the responses keep their order."""
     upstream.script = keys
     tally.relayed += 2
     tally.intercepted += 1
@@ -275,7 +275,7 @@ def test_key_update_between(tally: Tally, upstream: Upstream, client: Client) ->
 
 
 def test_root_path() -> None:
-    """Under LiteLLM's path prefix, too, `POST /key/update` is intercepted, and nothing else is."""
+    """With --root-path, `POST /key/update` is intercepted with and without the prefix, and no other request is."""
     with Upstream(keys) as upstream, tallied(Gateway(upstream.url, "--root-path", "/llm")) as tally:
         for path in (b"/llm/key/update", b"/key/update", b"/llm/%6bey/update"):
             tally.intercepted += 1
@@ -288,7 +288,7 @@ def test_root_path() -> None:
 
 
 def test_tls_on_both_sides(tmp_path: Path) -> None:
-    """With a TLS listener and an https upstream it is the same."""
+    """Requests are relayed and intercepted with a TLS listener and an https upstream."""
     authority = trustme.CA()
     certificate = authority.issue_cert("localhost")
     chain, key, trusted = tmp_path / "chain.pem", tmp_path / "key.pem", tmp_path / "ca.pem"
@@ -309,8 +309,8 @@ def test_tls_on_both_sides(tmp_path: Path) -> None:
 
 
 def test_unix_sockets_on_both_sides() -> None:
-    """With unix sockets it is the same."""
-    with tempfile.TemporaryDirectory() as folder:  # pytest's own folders are too long for a socket's name
+    """Requests are relayed and intercepted with Unix sockets on both sides."""
+    with tempfile.TemporaryDirectory() as folder:  # the paths of pytest's own folders are too long for a socket
         listen = ("--uds", str(Path(folder, "gateway")))
         with (
             Upstream(keys, uds=str(Path(folder, "upstream"))) as upstream,
@@ -321,7 +321,7 @@ def test_unix_sockets_on_both_sides() -> None:
 
 
 def play_both(tally: Tally, upstream: Upstream, client: Client) -> None:
-    """A GET, an upload and a `POST /key/update` on one connection."""
+    """Make a GET, an upload and a `POST /key/update` on one connection."""
     tally.relayed += 2
     assert client.ask(head(b"GET / HTTP/1.1")).status == 200
     body = bytes(MIB)

@@ -1,4 +1,4 @@
-"""A gateway that leads to itself says so instead of turning in circles."""
+"""Forwarding loops: a gateway whose requests return to itself responds with 508."""
 
 import pytest
 
@@ -9,7 +9,7 @@ GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
 
 
 def test_itself(adapter: Adapter) -> None:
-    """A gateway whose upstream is itself answers 508."""
+    """A gateway that is its own upstream responds with 508, with an error in JSON."""
     port = free_port()
     with Gateway(f"http://127.0.0.1:{port}", adapter=adapter, listen=("--port", str(port))) as gateway:
         response = gateway.ask(GET)
@@ -19,7 +19,7 @@ def test_itself(adapter: Adapter) -> None:
 
 @pytest.mark.parametrize("body", [b'{"key": "sk-1", "models": []}', b'{"key": "sk-1", "allowed_routes": []}'])
 def test_intercepted(adapter: Adapter, body: bytes) -> None:
-    """An intercepted request, and the lookup made for it, come to an end likewise."""
+    """The response to an intercepted request in a loop is 508, whether or not a lookup is made for it."""
     port = free_port()
     head = b"POST /key/update HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
     with Gateway(f"http://127.0.0.1:{port}", adapter=adapter, listen=("--port", str(port))) as gateway:
@@ -27,7 +27,7 @@ def test_intercepted(adapter: Adapter, body: bytes) -> None:
 
 
 def test_two_in_a_circle() -> None:
-    """Two gateways that lead to each other answer 508."""
+    """Two gateways that are each other's upstream respond with 508."""
     ports = free_port(), free_port()
     with (
         Gateway(f"http://127.0.0.1:{ports[1]}", listen=("--port", str(ports[0]))) as gateway,
@@ -37,7 +37,7 @@ def test_two_in_a_circle() -> None:
 
 
 def test_two_in_line() -> None:
-    """Two gateways in line are no loop: upstream sees both in Via, in order."""
+    """Two gateways one behind the other are not a loop. Upstream receives two Via lines with different values."""
     with Upstream() as upstream, Gateway(upstream.url) as inner, Gateway(inner.url) as outer:
         assert outer.ask(GET).status == 200
         first, second = upstream.requests[0].all(b"via")

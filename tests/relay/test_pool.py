@@ -1,4 +1,4 @@
-"""The pool by itself: who gets which connection, what is closed and when, and what is counted."""
+"""The pool alone: which exchange gets which connection, when connections are closed, and which errors are counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def make_world(loop: VirtualLoop, **options: Any) -> World:
 
 
 def idle_connections(world: World, number: int) -> list[FakeTransport]:
-    """So many connections in the pool, the first of them idle for the longest, by a second each."""
+    """``number`` idle connections in the pool, each idle for a second less than the one before it."""
     transports = [world.run()[1] for _ in range(number)]
     for transport in transports:
         world.answer(transport)
@@ -46,7 +46,7 @@ def serves(transport: FakeTransport, recorder: Recorder) -> bool:
 
 
 def test_waiting_order(loop: VirtualLoop) -> None:
-    """With all connections taken, who has come first gets the first that comes free."""
+    """If all connections are in use, the exchange that has waited longest gets the next one that becomes free."""
     world = make_world(loop, max_connections=2)
     _, one = world.run()
     _, two = world.run()
@@ -60,7 +60,7 @@ def test_waiting_order(loop: VirtualLoop) -> None:
 
 @pytest.mark.parametrize("how", ["closed by the answer", "reset", "cancelled", "broken answer"])
 def test_a_lost_connection_frees_its_place(loop: VirtualLoop, how: str) -> None:
-    """A connection that ends makes room for a new one, for who has waited longest."""
+    """After a connection has ended, a new one is opened for the exchange that has waited longest."""
     world = make_world(loop, max_connections=1)
     first, transport = world.run(b"POST")
     second, third = world.start(), world.start()
@@ -82,7 +82,7 @@ def test_a_lost_connection_frees_its_place(loop: VirtualLoop, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["refused", "timed out"])
 def test_a_failed_attempt_frees_its_place(loop: VirtualLoop, how: str) -> None:
-    """A connection that can't be made fails its own exchange, and the next one has a try."""
+    """A failed connection attempt fails only its own exchange. Another attempt is made for the next exchange."""
     world = make_world(loop, max_connections=1)
     first = world.start()
     loop.advance(1)
@@ -98,7 +98,7 @@ def test_a_failed_attempt_frees_its_place(loop: VirtualLoop, how: str) -> None:
 
 @pytest.mark.parametrize("gone", [{0}, {1}, {0, 1}, {2}])
 def test_who_has_left_is_skipped(loop: VirtualLoop, gone: set[int]) -> None:
-    """A place is not spent on an exchange that is over."""
+    """A connection that becomes free is not given to a cancelled exchange."""
     world = make_world(loop, max_connections=1)
     _, transport = world.run()
     waiting = [world.start() for _ in range(3)]
@@ -114,7 +114,7 @@ def test_who_has_left_is_skipped(loop: VirtualLoop, gone: set[int]) -> None:
 
 
 def test_waiting_is_limited(loop: VirtualLoop) -> None:
-    """Who has waited for the connect timeout fails; each by its own time, and who has been served not at all."""
+    """An exchange that gets no connection within the connect timeout fails at that time, and no other one does."""
     world = make_world(loop, max_connections=1)
     _, transport = world.run()
     served = world.start()
@@ -138,7 +138,7 @@ def test_waiting_is_limited(loop: VirtualLoop) -> None:
 
 
 def test_being_made_counts(loop: VirtualLoop) -> None:
-    """Connections that are being made take a place each."""
+    """Connections that are being opened count towards the limit."""
     world = make_world(loop, max_connections=2)
     for _ in range(3):
         world.start()
@@ -148,7 +148,7 @@ def test_being_made_counts(loop: VirtualLoop) -> None:
 
 @pytest.mark.parametrize("waits", [True, False], ids=["somebody waits", "nobody waits"])
 def test_the_new_connection_is_not_needed(loop: VirtualLoop, waits: bool) -> None:
-    """A connection whose exchange is over when it is ready goes to who waits for one, or else into the pool."""
+    """A new connection whose exchange was cancelled is given to a waiting exchange. If there is none, it is idle."""
     world = make_world(loop, max_connections=1)
     gone = world.start()
     waiting = world.start() if waits else None
@@ -165,7 +165,7 @@ def test_the_new_connection_is_not_needed(loop: VirtualLoop, waits: bool) -> Non
 
 
 def test_a_connection_comes_free_before_the_new_one_is_ready(loop: VirtualLoop) -> None:
-    """Who waits takes the one that comes free; the new one is for the exchange that it is made for."""
+    """A waiting exchange gets a connection that becomes free. A new one goes to the exchange that it was opened for."""
     world = make_world(loop, max_connections=2)
     _, old = world.run()
     connecting, waiting = world.start(), world.start()
@@ -180,7 +180,7 @@ def test_a_connection_comes_free_before_the_new_one_is_ready(loop: VirtualLoop) 
 
 
 def test_a_connection_is_lost_as_it_is_made(loop: VirtualLoop) -> None:
-    """A transport that is closing already when the connection is made is an error, and takes no place."""
+    """A new connection that is closing already fails its exchange, and does not count towards the limit."""
     world = make_world(loop, max_connections=1)
     recorder = world.start(b"POST")
     attempt = loop.attempts[0]
@@ -196,7 +196,7 @@ def test_a_connection_is_lost_as_it_is_made(loop: VirtualLoop) -> None:
 
 
 def test_the_last_used_is_used_first(loop: VirtualLoop) -> None:
-    """So that those that are not needed are idle for long enough to be closed."""
+    """The connection that was used last is reused first, so that the others are idle for long enough to be closed."""
     world = make_world(loop, keepalive=100.0)
     transports = idle_connections(world, 3)
     for transport in reversed(transports):
@@ -205,9 +205,9 @@ def test_the_last_used_is_used_first(loop: VirtualLoop) -> None:
 
 
 def test_sweep(loop: VirtualLoop) -> None:
-    """A connection that has been idle for ``keepalive`` seconds is closed, the longest idle first, each in its time."""
+    """Each connection is closed when it has been idle for ``keepalive`` seconds, and no earlier."""
     world = make_world(loop)
-    transports = idle_connections(world, 3)  # idle since 3, 2 and 1 seconds
+    transports = idle_connections(world, 3)  # idle for 3, 2 and 1 seconds
     for number in range(3):
         loop.advance(0.5)
         assert [transport.lost for transport in transports] == [n < number for n in range(3)]
@@ -217,7 +217,7 @@ def test_sweep(loop: VirtualLoop) -> None:
 
 
 def test_sweep_goes_on(loop: VirtualLoop) -> None:
-    """What becomes idle after the pool has been empty is closed in its time as well."""
+    """A connection that becomes idle after the pool was empty is closed after ``keepalive`` seconds, too."""
     world = make_world(loop)
     for _ in range(3):
         (transport,) = idle_connections(world, 1)
@@ -228,7 +228,7 @@ def test_sweep_goes_on(loop: VirtualLoop) -> None:
 
 
 def test_sweep_spares_what_is_at_work(loop: VirtualLoop) -> None:
-    """A connection that has been taken out of the pool is not idle, however long its answer takes."""
+    """A connection in use is not closed as idle, however long the response takes."""
     world = make_world(loop)
     (transport,) = idle_connections(world, 1)
     recorder = world.start()
@@ -240,7 +240,7 @@ def test_sweep_spares_what_is_at_work(loop: VirtualLoop) -> None:
 
 @pytest.mark.parametrize("keepalive", [0.0, 0.0625])
 def test_keepalive_shorter_than_the_sweep(loop: VirtualLoop, keepalive: float) -> None:
-    """A connection that has been idle for longer is not used again, though it has not been closed yet."""
+    """A connection that has been idle for ``keepalive`` seconds is not reused, even if it has not been closed yet."""
     world = make_world(loop, keepalive=keepalive)
     _, transport = world.run()
     world.answer(transport)
@@ -256,7 +256,7 @@ def _raise_os_error(*_: object) -> None:
 
 
 def _close(transport: FakeTransport) -> None:
-    transport.closing = True  # as it is between its close and `connection_lost`
+    transport.closing = True  # as it is between `close` and `connection_lost`
 
 
 def _fill(transport: FakeTransport) -> None:
@@ -266,7 +266,7 @@ def _fill(transport: FakeTransport) -> None:
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
 @pytest.mark.parametrize("spoil", [_close, _fill], ids=["closed", "something to read"])
 def test_stale(loop: VirtualLoop, method: bytes, spoil: Any) -> None:
-    """A pooled connection that has been closed, or has something to read, is never used: a new one is made."""
+    """An idle connection that is closing, or has octets to read, is not used. Another idle one or a new one is."""
     world = make_world(loop, keepalive=100.0)
     sound, stale = idle_connections(world, 2)
     written = bytes(stale.written)
@@ -282,7 +282,7 @@ def test_stale(loop: VirtualLoop, method: bytes, spoil: Any) -> None:
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
 def test_stale_before_its_first_use(loop: VirtualLoop, method: bytes) -> None:
-    """A connection that has been in the pool without having been used is polled before its first request, too."""
+    """An idle connection that has not been used is polled before its first request, too."""
     world = make_world(loop)
     unused = world.unused_connection()
     assert world.pool.idle == 1
@@ -294,7 +294,10 @@ def test_stale_before_its_first_use(loop: VirtualLoop, method: bytes) -> None:
 
 
 def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Event loops report an exception of `connection_made`, and use the connection: it has to be polled, too."""
+    """A connection is polled even if its socket options could not be set.
+
+    An event loop reports an exception in `connection_made`, and uses the connection nevertheless.
+    """
     world = make_world(loop)
     connection = loop.act(Connection, world.pool)
     transport = FakeTransport(loop, connection, peername=None, pollable=True)
@@ -312,7 +315,7 @@ def test_polled_though_its_options_could_not_be_set(loop: VirtualLoop, monkeypat
 
 @pytest.mark.parametrize("how", ["eof", "reset", "bytes"])
 def test_idle_connection_ends(loop: VirtualLoop, how: str) -> None:
-    """An idle connection that upstream ends, or speaks on unasked, leaves the pool; nobody fails for it."""
+    """An idle connection that upstream ends, or sends octets on, is removed from the pool, which is not an error."""
     world = make_world(loop)
     (transport,) = idle_connections(world, 1)
     if how == "eof":
@@ -337,7 +340,7 @@ def test_idle_connection_ends(loop: VirtualLoop, how: str) -> None:
     ],
 )
 def test_not_kept(loop: VirtualLoop, answer: bytes) -> None:
-    """A connection that can't be used again after its answer is closed."""
+    """A connection that can't be reused after its response is closed."""
     world = make_world(loop)
     recorder, transport = world.run()
     world.answer(transport, answer)
@@ -347,7 +350,7 @@ def test_not_kept(loop: VirtualLoop, answer: bytes) -> None:
 
 
 def test_kept_in_http_1_0_by_its_own_word(loop: VirtualLoop) -> None:
-    """An HTTP/1.0 server may say that it keeps the connection open (RFC 9112 section 9.3)."""
+    """A connection to an HTTP/1.0 server is kept if its response has Connection: keep-alive (RFC 9112 section 9.3)."""
     world = make_world(loop)
     _, transport = world.run()
     world.answer(transport, OK.replace(b"1.1", b"1.0").replace(b"\r\n\r\n", b"\r\nConnection: keep-alive, x\r\n\r\n"))
@@ -358,7 +361,7 @@ def test_kept_in_http_1_0_by_its_own_word(loop: VirtualLoop) -> None:
 
 
 def keep_busy(world: World, transport: FakeTransport, seconds: float) -> None:
-    """One request after another for so long, a second each, on one connection that is at work already."""
+    """On a busy connection, complete one request per second for ``seconds``, and start the next one each time."""
     for _ in range(int(seconds)):
         world.loop.advance(1)
         world.answer(transport)
@@ -367,7 +370,7 @@ def keep_busy(world: World, transport: FakeTransport, seconds: float) -> None:
 
 
 def test_renewed_by_age(loop: VirtualLoop) -> None:
-    """However busy it is, a connection is closed after its lifetime, when an answer has ended, and not before."""
+    """A busy connection is closed when a response ends after its lifetime, and not before."""
     world = make_world(loop)
     _, transport = world.run(b"POST")
     keep_busy(world, transport, 0.75 * LIFETIME - 1)
@@ -381,7 +384,7 @@ def test_renewed_by_age(loop: VirtualLoop) -> None:
 
 
 def test_renewed_although_somebody_waits(loop: VirtualLoop) -> None:
-    """With all connections taken all the time, they are renewed as well; whoever waits gets the new one."""
+    """A connection is closed after its lifetime even if an exchange waits. That exchange gets a new connection."""
     world = make_world(loop, max_connections=1)
     _, transport = world.run()
     loop.advance(2 * LIFETIME)
@@ -394,7 +397,7 @@ def test_renewed_although_somebody_waits(loop: VirtualLoop) -> None:
 
 
 def test_not_all_at_once(loop: VirtualLoop) -> None:
-    """What was made together is renewed at different times, a quarter of the lifetime before or after it."""
+    """Connections that were opened together have different lifetimes, at most a quarter below or above `LIFETIME`."""
     world = make_world(loop)
     ages = [
         connection.expires_at - loop.now
@@ -473,7 +476,7 @@ def _wait_in_vain(world: World) -> None:
     ],
 )
 def test_errors_are_counted(loop: VirtualLoop, bring_about: Any, kind: str, detail: str) -> None:
-    """Each failure is counted under its kind, and told with what the system has said about it, once."""
+    """Each failure is counted once under its kind, and reported once with its details."""
     world = make_world(loop, max_connections=1, response_timeout=20.0)
     bring_about(world)
     assert {each: count for each, count in world.pool.errors.items() if count} == {kind: 1}
@@ -481,7 +484,7 @@ def test_errors_are_counted(loop: VirtualLoop, bring_about: Any, kind: str, deta
 
 
 def test_an_end_that_nobody_waits_for_is_no_error(loop: VirtualLoop) -> None:
-    """A connection attempt that fails after its exchange is over is nobody's error."""
+    """A connection attempt that fails after its exchange was cancelled is not reported as an error."""
     world = make_world(loop)
     recorder = world.start()
     loop.act(recorder.exchange.cancel)
@@ -507,14 +510,14 @@ def _to_be_written(world: World) -> list[Recorder]:
     busy = world.run(b"POST")[0]
     world.idle_connection()
     recorder = world.make()
-    world.loop.act(recorder.exchange.start)  # which another exchange at work puts off to the end of the turn
+    world.loop.act(recorder.exchange.start)  # its write is batched, because of the exchange in progress
     return [busy, recorder]
 
 
 def _stale(world: World) -> list[Recorder]:
     world.idle_connection().socket.make_readable()
     recorder = world.make()
-    world.loop.act(recorder.exchange.start)  # which is found, so that it is started again in the next turn
+    world.loop.act(recorder.exchange.start)  # it is detected, so that the exchange starts again later
     return [recorder]
 
 
@@ -530,7 +533,7 @@ def _connecting(world: World) -> list[Recorder]:
 
 def _connected(world: World) -> list[Recorder]:
     recorder = world.start()
-    world.loop.attempts[0].outcome.set_result(None)  # the attempt has succeeded, and nobody knows of it
+    world.loop.attempts[0].outcome.set_result(None)  # the attempt has succeeded, but its task has not run yet
     return [recorder]
 
 
@@ -543,7 +546,7 @@ def _waiting(world: World) -> list[Recorder]:
     [_busy, _busy_on_a_reused_connection, _to_be_written, _stale, _to_connect, _connecting, _connected, _waiting],
 )
 def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[World], list[Recorder]]) -> None:
-    """Each exchange at work fails, once; no connection is left, and none is opened."""
+    """Closing the pool fails each exchange in progress once. No connection stays open, and none is opened."""
     world = make_world(loop, max_connections=2)
     recorders = bring_about(world)
     loop.act(world.pool.close)
@@ -560,7 +563,7 @@ def test_close_fails_what_is_at_work(loop: VirtualLoop, bring_about: Callable[[W
 
 @pytest.mark.parametrize("head", [OK[:-2], b"HTTP/1.1 200 OK\r\n\r\n"], ids=["length", "until close"])
 def test_close_breaks_answers_off(loop: VirtualLoop, head: bytes) -> None:
-    """An answer that has begun is not whole, even one that lasts until the connection closes."""
+    """Closing the pool fails a response that has begun, even one that ends when its connection is closed."""
     world = make_world(loop)
     recorder, transport = world.run()
     world.answer(transport, head + b"o")
@@ -570,7 +573,7 @@ def test_close_breaks_answers_off(loop: VirtualLoop, head: bytes) -> None:
 
 
 def test_close_leaves_alone_what_is_over(loop: VirtualLoop) -> None:
-    """Idle connections are dropped; nothing is told to exchanges that are answered or cancelled."""
+    """Closing the pool closes idle connections, and does not call exchanges that are complete or cancelled."""
     world = make_world(loop, max_connections=3)
     busy, _ = world.run(b"POST")
     answered, transport = world.run()
@@ -590,7 +593,10 @@ def test_close_leaves_alone_what_is_over(loop: VirtualLoop) -> None:
 
 @pytest.mark.parametrize("cancelled", [True, False])
 def test_request_after_close(loop: VirtualLoop, cancelled: bool) -> None:
-    """It fails, in a turn of its own: an adapter that goes on with its next request at once must not go too deep."""
+    """A request after the pool was closed fails, but not in the call that starts it.
+
+    An adapter that starts its next request at once would otherwise recurse.
+    """
     world = make_world(loop)
     world.idle_connection()
     loop.act(world.pool.close)
@@ -605,7 +611,7 @@ def test_request_after_close(loop: VirtualLoop, cancelled: bool) -> None:
 
 
 def test_an_attempt_that_fails_in_an_unexpected_way(loop: VirtualLoop) -> None:
-    """No exchange is left without an end by an exception that nobody has thought of, and its place comes free."""
+    """An unexpected exception in a connection attempt is reported, and fails only its own exchange."""
     world = make_world(loop, max_connections=1)
     recorder, waiting = world.start(), world.start()
     loop.attempts[0].refuse(RuntimeError("a defect"))

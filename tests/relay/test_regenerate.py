@@ -1,7 +1,7 @@
-"""The two paths at which a key is regenerated: the key that the gateway looks up, and the body that it forwards.
+"""The two paths that regenerate a key: which key the gateway looks up, and which body it forwards.
 
-A real LiteLLM regenerates keys with an Enterprise licence only, so that ``tests/litellm`` sees no more of it than the
-refusals before. Upstream is scripted here.
+A real LiteLLM regenerates keys only with an Enterprise licence, so ``tests/litellm`` can test its refusals only. Here
+upstream is scripted.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ def gateway(upstream: Upstream) -> Iterator[Gateway]:
 def test_regenerate(
     path: str, body: Any, looked_up: bool, forwarded: Any, mark: str | None, gateway: Gateway, upstream: Upstream
 ) -> None:
-    """The key of the body goes before that of the path; only what is unchanged is cut; no key is logged."""
+    """A key in the body takes precedence over one in the path. Only unchanged members are cut, and no key is logged."""
     upstream.restart(litellm)
     content = b"" if body is None else json.dumps(body).encode()
     head = f"POST {path.replace('{key}', KEY)} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"

@@ -1,4 +1,4 @@
-"""A head that comes again on a connection is relayed as it was the first time, and nothing else is taken for it."""
+"""A repeated request head is forwarded like the first one, and a different head is not mistaken for a repetition."""
 
 from tests.support.gateway import Gateway
 from tests.support.upstream import Upstream
@@ -7,7 +7,7 @@ GET = b"GET /a HTTP/1.1\r\nHost: h\r\n\r\n"
 
 
 def test_upgrade_with_and_without_content() -> None:
-    """Upgrade is ignored with content; that says nothing of the same head with none. (ASGI has no upgrades.)"""
+    """Upgrade is ignored in a request with content, and forwarded in one without. (ASGI has no upgrades.)"""
     lines = (b"GET /ws HTTP/1.1", b"Host: h", b"Connection: Upgrade", b"Upgrade: websocket", b"Content-Length: ")
     head = b"\r\n".join(lines)
     with Upstream() as upstream, Gateway(upstream.url) as gateway, gateway.connect() as client:
@@ -17,7 +17,7 @@ def test_upgrade_with_and_without_content() -> None:
 
 
 def test_on_one_connection(gateway: Gateway, upstream: Upstream) -> None:
-    """Heads that repeat, differ, and repeat again arrive as each of them does on a connection of its own."""
+    """Requests on one connection, some with equal heads, are forwarded as each is on a connection of its own."""
 
     def post(path: bytes, body: bytes, *fields: bytes) -> bytes:
         lines = (b"POST %b HTTP/1.1" % path, b"Host: h", b"Content-Length: %d" % len(body), *fields)

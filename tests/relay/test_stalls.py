@@ -1,6 +1,6 @@
-"""Peers that hold what they do not use are cut, and nobody else is (``--stall-timeout``).
+"""Peers that stall are disconnected, and no other peers are (``--stall-timeout``).
 
-The timeout is small here. What must not be cut is left alone for several times as long; nothing else would show it.
+The timeout is short here. A peer that must not be disconnected pauses for several times as long.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from tests.support.wire import Cut, send_until_blocked
 TIMEOUT: Final = 0.4
 QUIET: Final = 4 * TIMEOUT
 PATIENT: Final = ("--stall-timeout", str(2 * TIMEOUT))
-"""Of a client that goes on slowly: it has to, on a machine with more to do than it can."""
+"""For a slow client, which must make progress within the timeout even on an overloaded machine."""
 MIB: Final = 1024 * 1024
 GET: Final = b"GET /many HTTP/1.1\r\nHost: a\r\n\r\n"
 REFUSED: Final = json.dumps({"error": {"message": "Only proxy admins can set `spend`", "code": "403"}}).encode()
@@ -47,7 +47,7 @@ def running(upstream: Upstream, *options: str, adapter: Adapter = "native") -> I
 
 
 def stalled(gateway: Gateway, kind: str, count: int = 1) -> None:
-    """Wait until the log has such a stall, and the metrics so many."""
+    """Wait until the log has a stall of this ``kind``, and the metrics have ``count`` of them."""
     gateway.wait_for_line(rf'"kind": "{kind}"')
     name = "upstream_errors" if kind.startswith("upstream") else "stalled_clients"
     wanted = f'sanitizer_{name}_total{{kind="{kind}"}} '.encode()
@@ -64,7 +64,7 @@ def upstream() -> Iterator[Upstream]:
 
 
 def many(connection: Connection) -> None:
-    """Answer with more than any buffer holds, or with two octets."""
+    """Respond to /many with more content than all buffers hold, and to other requests with two octets."""
     request = connection.read_request()
     if request.target == b"/many":
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % (100 * MIB))
@@ -80,7 +80,7 @@ def many(connection: Connection) -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "tls", "unix"])
 def test_clients_that_never_read(upstream: Upstream, transport: str, tmp_path: Path) -> None:
-    """They take up all of --max-connections for a while, and not for ever: each is reset."""
+    """Clients that never read are reset, which frees the connections to upstream that they use."""
     upstream.script = many
     options = ["--max-connections", "3", "--connect-timeout", "20"]
     context = None
@@ -108,7 +108,7 @@ def test_clients_that_never_read(upstream: Upstream, transport: str, tmp_path: P
 
 
 def test_client_of_a_tunnel_that_never_reads(upstream: Upstream) -> None:
-    """A tunnel is closed on both sides when its client takes nothing of what waits."""
+    """If the client of a tunnel does not read, the stall is counted, and the connection to upstream is closed."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -144,7 +144,7 @@ def upgrade() -> bytes:
     ],
 )
 def test_uploads_that_stop(upstream: Upstream, adapter: Adapter, path: bytes, upload: tuple[bytes, bytes]) -> None:
-    """The client gets 408 in LiteLLM's form, and upstream sees an exchange that is given up."""
+    """A client that stops sending its content receives 408 in LiteLLM's form. Upstream receives no complete request."""
     framing, content = upload
     with running(upstream, adapter=adapter) as gateway, gateway.connect() as client:
         client.send(post(path, framing) + content)
@@ -154,13 +154,13 @@ def test_uploads_that_stop(upstream: Upstream, adapter: Adapter, path: bytes, up
         for number in range(len(upstream.connections)):
             upstream.wait_closed(number)
         assert not any(request.complete for request in upstream.requests)
-        if adapter == "native":  # elsewhere the server closes the connection when its own keep-alive timeout is over
+        if adapter == "native":  # with ASGI, the server closes the connection after its own timeout
             assert client.closed()
             stalled(gateway, "client_not_sending")
 
 
 def test_upload_that_stops_after_a_continue(upstream: Upstream) -> None:
-    """Once the 100 that it waits for has been passed on, a client owes the content."""
+    """A client that has received the 100 response it waits for, and does not send its content, receives 408."""
 
     def script(connection: Connection) -> None:
         connection.read_head()
@@ -175,7 +175,7 @@ def test_upload_that_stops_after_a_continue(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("adapter", ["native", "asgi"])
 def test_uploads_that_hold_all_bodies(upstream: Upstream, adapter: Adapter) -> None:
-    """64 updates, each of the largest size, stop one octet short: then no other is inspected, but only for a while."""
+    """64 updates that stop one octet before their end prevent the inspection of others only until they time out."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -203,7 +203,7 @@ def test_uploads_that_hold_all_bodies(upstream: Upstream, adapter: Adapter) -> N
 
 @contextlib.contextmanager
 def never_reading(answer: bytes = b"") -> Iterator[Upstream]:
-    """An upstream that answers a request's head with ``answer``, and takes nothing more."""
+    """An upstream that reads a request's head, sends ``answer``, and reads nothing more."""
     ended = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -222,7 +222,7 @@ def never_reading(answer: bytes = b"") -> Iterator[Upstream]:
 @pytest.mark.parametrize("adapter", ["native", "asgi"])
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_upstream_that_never_reads(adapter: Adapter, path: bytes) -> None:
-    """A request that upstream takes nothing of, and does not answer, fails with 504; what it occupied is free again."""
+    """A request that upstream neither reads to its end nor responds to fails with 504."""
     with never_reading() as upstream, running(upstream, adapter=adapter) as gateway, gateway.connect() as client:
         client.send(post(path, b"Content-Length: %d" % (1000 * MIB)))
         send_until_blocked(client, 1000 * MIB)
@@ -236,10 +236,10 @@ def test_upstream_that_never_reads(adapter: Adapter, path: bytes) -> None:
 @pytest.mark.parametrize("how", ["FIN", "RST"])
 @pytest.mark.parametrize("what", ["upload", "tunnel"])
 def test_client_leaves_an_upstream_that_never_reads(what: str, how: str) -> None:
-    """No descriptor stays behind, though the client is not read because upstream does not read.
+    """Both connections are closed after a client has disconnected while reading from it was paused.
 
-    The reset of an upload is seen as such. Else the stall of upstream ends it: an orderly end is behind octets that
-    the client's kernel can't deliver, and what a tunnel's client has sent before it left is upstream's to take.
+    The reset of an upload is detected. In the other cases upstream's stall closes the connections: a FIN follows octets
+    that the client's kernel can't deliver, and upstream may still read what the client of a tunnel has sent.
     """
     options = ("--stall-timeout", "1.6", "--shutdown-grace", "0")
     answer = SWITCH if what == "tunnel" else b""
@@ -257,13 +257,13 @@ def test_client_leaves_an_upstream_that_never_reads(what: str, how: str) -> None
         while gateway.open_sockets() > while_open - 2:
             assert time.monotonic() < deadline
             time.sleep(0.05)
-        gateway.stop()  # with that, all that it has logged is there
+        gateway.stop()  # so that its log is complete
         cut = any("upstream_not_reading" in line for line in gateway.lines)
         assert cut == (how == "FIN" or what == "tunnel")
 
 
 def test_client_leaves_behind_pipelined_requests(upstream: Upstream) -> None:
-    """A client that is not read because it has pipelined too much is seen to leave, however long LiteLLM thinks."""
+    """A disconnect is detected even while reading from the client is paused because of its pipelined requests."""
 
     def script(connection: Connection) -> None:
         reply(WAIT_CLOSED)(connection)
@@ -278,7 +278,7 @@ def test_client_leaves_behind_pipelined_requests(upstream: Upstream) -> None:
         assert ended.wait(30)
 
 
-# What is not cut
+# Peers that are not disconnected
 
 
 def silent_answer(connection: Connection) -> None:
@@ -350,7 +350,7 @@ def test_not_cut(
     script: Callable[[Connection], None],
     end: bytes,
 ) -> None:
-    """Whoever gets on, and LiteLLM in any case, has all the time that it takes."""
+    """Pauses of LiteLLM are not limited, nor are those of a client whose response has begun."""
     upstream.script = script
     with running(upstream, adapter=adapter) as gateway, gateway.connect() as client:
         send(client)
@@ -367,7 +367,7 @@ def test_not_cut(
 def test_not_cut_natively(
     upstream: Upstream, send: Callable[[Client], None], script: Callable[[Connection], None], end: bytes
 ) -> None:
-    """The same for what ASGI does not carry."""
+    """Pauses in a tunnel and before a 100 response are not limited (native only: ASGI has neither)."""
     upstream.script = script
     with running(upstream) as gateway, gateway.connect() as client:
         send(client)
@@ -376,7 +376,7 @@ def test_not_cut_natively(
 
 @pytest.mark.parametrize("adapter", ["native", "asgi"])
 def test_slow_upload(upstream: Upstream, adapter: Adapter) -> None:
-    """Nor is a client whose content comes octet by octet."""
+    """A client that sends its content slowly, octet by octet, is not disconnected."""
     with running(upstream, *PATIENT, adapter=adapter) as gateway, gateway.connect() as client:
         client.send(post(b"/", b"Content-Length: 20"))
         for _ in range(20):
@@ -387,7 +387,7 @@ def test_slow_upload(upstream: Upstream, adapter: Adapter) -> None:
 
 @pytest.mark.parametrize("transport", ["tcp", "tls"])
 def test_slow_reader(upstream: Upstream, transport: str, tmp_path: Path) -> None:
-    """A client that takes a little now and then gets all of its answer, with TLS too."""
+    """A client that reads slowly receives all of its response, with TLS too."""
     size = 6 * MIB
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + bytes(size))
     options, context = [*PATIENT], None
@@ -413,7 +413,7 @@ def test_slow_reader(upstream: Upstream, transport: str, tmp_path: Path) -> None
 
 
 def test_slow_sender_over_tls(upstream: Upstream, tmp_path: Path) -> None:
-    """A client whose content comes in one TLS record, octet by octet so to speak, gets on."""
+    """A client that sends a single TLS record slowly is not disconnected, although TLS delivers it only as a whole."""
     authority = trustme.CA()
     authority.issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "pem"))
     context = ssl.create_default_context()
@@ -440,11 +440,11 @@ def test_slow_sender_over_tls(upstream: Upstream, tmp_path: Path) -> None:
         upstream.wait_for(lambda: upstream.requests and upstream.requests[-1].body == content)
 
 
-# An answer that is held back
+# A response that is held back
 
 
 def test_refusal_that_stalls(upstream: Upstream) -> None:
-    """A 403 that is held back, to be seen whole, passes on as far as it has come when the rest does not follow."""
+    """If a 403 that is held back stalls, what was received of it is relayed, and so is the rest when it arrives."""
     rest = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -468,7 +468,7 @@ def test_refusal_that_stalls(upstream: Upstream) -> None:
 
 
 class Stuck:
-    """A peer that has got on so far as ``progress``; None: it has nothing to get on with."""
+    """A peer with ``progress``, which is None if nothing is pending. ``cut_at``: when its stall was reported."""
 
     def __init__(self, loop: VirtualLoop) -> None:
         self.loop = loop
@@ -490,11 +490,11 @@ def loop() -> Iterator[VirtualLoop]:
 
 @pytest.mark.parametrize("begun", [0.0, 0.1, 7.4, 14.9, 15.0, 15.1, 29.0, 59.9])
 def test_when_a_stall_is_cut(loop: VirtualLoop, begun: float) -> None:
-    """Between 1 and 1.25 times the timeout after it has begun, whenever that is between two sweeps."""
+    """A stall is reported between 1 and 1.25 times the timeout after it began, wherever that is between two sweeps."""
     peer = Stuck(loop)
     start = loop.now
     sweep = loop.act(StallSweep, 60.0, lambda: [peer])
-    for each in (begun * part / 8 for part in range(1, 9)):  # until then it gets on all the time
+    for each in (begun * part / 8 for part in range(1, 9)):  # until then it makes progress
         loop.advance(start + each - loop.now)
         peer.progress = (peer.progress or 0) + 1
     loop.advance(200)
@@ -512,7 +512,7 @@ def test_when_a_stall_is_cut(loop: VirtualLoop, begun: float) -> None:
     ],
 )
 def test_what_is_no_stall(loop: VirtualLoop, timeout: float | None, change: Callable[[Any], None]) -> None:
-    """Nobody is cut without a timeout, or who gets on once in it."""
+    """No stall is reported without a timeout, with progress within each timeout, or with nothing pending."""
     peer = Stuck(loop)
     sweep = loop.act(StallSweep, timeout, lambda: [peer])
     for _ in range(10):

@@ -1,6 +1,7 @@
-"""Transcript equality: a request sent directly and through the gateway is the same at upstream, and so is its answer.
+"""Transcript equality: a request and its response arrive the same, whether directly or through the gateway.
 
-Less what a hop writes itself (hop-by-hop fields, X-Forwarded-*, Via), and on the ASGI adapter what ASGI cannot carry.
+The comparison leaves out the fields that each hop writes (hop-by-hop fields, X-Forwarded-*, Via) and, on the ASGI
+adapter, what ASGI cannot carry.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ WRITTEN_BY_A_HOP = {
 
 @dataclass(frozen=True)
 class Sent:
-    """A request: its content goes in ``pieces``, chunked or with a length, and in as many writes."""
+    """A request whose content is sent in ``pieces``, one write for each, chunked or with Content-Length."""
 
     method: bytes = b"GET"
     target: bytes = b"/"
@@ -79,7 +80,7 @@ class Answered:
 
 @dataclass(frozen=True)
 class Transcript:
-    """What either end saw, less what a hop writes itself."""
+    """A request and its response as they were received, without the fields that each hop writes."""
 
     start: bytes
     fields: Fields
@@ -90,7 +91,7 @@ class Transcript:
     answer: bytes
 
     def through_asgi(self) -> Transcript:
-        """What ASGI carries of it: names in lower case, no empty query, no reason phrase."""
+        """The parts that ASGI carries: names in lower case, no empty query, no reason phrase."""
         method, target, version = self.start.split(b" ")
         return replace(
             self,
@@ -161,9 +162,9 @@ TABLE = {
 
 @pytest.mark.parametrize("sent", [pytest.param(sent, id=name) for name, sent in TABLE.items()])
 def test_table(gateway: Gateway, upstream: Upstream, sent: Sent) -> None:
-    """A request of the table arrives as it was sent, and its answer as it was given."""
+    """A request of the table and its response arrive as they were sent."""
     answered = Answered(fields=((b"Set-Cookie", b"a=1"), (b"X-B", b"2"), (b"Set-Cookie", b"a=2")))
-    if sent.target == b"/key/update":  # an intercepted request's answer says so; the rest of it is the same
+    if sent.target == b"/key/update":  # the response to an intercepted request has one more field; the rest is the same
         direct = transcript(upstream.address, upstream, sent, answered)
         relayed = transcript(gateway.address, upstream, sent, answered)
         marks = [line for line in relayed.answer_fields if line[0] == b"x-litellm-sanitizer"]
@@ -199,7 +200,7 @@ targets = st.builds(
 
 @st.composite
 def contents(draw: st.DrawFn, largest: int) -> tuple[bytes, ...]:
-    """Content in pieces of any size; sizes of all magnitudes up to ``largest`` in all."""
+    """Content in pieces of any size. The total size is at most ``largest``, and of any order of magnitude."""
     total = draw(st.one_of(st.integers(0, 100), st.integers(0, 70_000), st.integers(0, largest)))
     content = random.Random(total).randbytes(total)
     cuts = sorted(draw(st.lists(st.integers(0, total), max_size=6)))
@@ -236,19 +237,19 @@ shared = settings(deadline=None, suppress_health_check=list(HealthCheck))
 @settings(shared, max_examples=60)
 @given(sent=requests, answered=answers)
 def test_contents(gateway: Gateway, running_upstream: Upstream, sent: Sent, answered: Answered) -> None:
-    """Any request with content arrives as it was sent, in whatever pieces it comes; so does any answer."""
+    """Any request with content, sent in any pieces, and any response arrive as they were sent."""
     assert_same(gateway, running_upstream, sent, answered)
 
 
 @settings(shared, max_examples=150)
 @given(sent=bare_requests, answered=answers)
 def test_heads(gateway: Gateway, running_upstream: Upstream, sent: Sent, answered: Answered) -> None:
-    """Any request without content arrives as it was sent; any answer to it, to HEAD too, as it was given."""
+    """Any request without content and any response to it, to HEAD too, arrive as they were sent."""
     assert_same(gateway, running_upstream, sent, answered)
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_failed(running_upstream: Upstream) -> Iterator[None]:
-    """Upstream's scripts ran without an error."""
+    """Check after the last test that upstream's scripts have raised no error."""
     yield
     assert running_upstream.errors == []

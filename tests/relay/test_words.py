@@ -1,4 +1,4 @@
-"""What the log and the answer say where something around the gateway is set up wrongly."""
+"""Messages in the log and in responses about a wrong set-up, and the form of the gateway's own error responses."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def refusal(gateway: Gateway) -> dict[str, Any]:
     ],
 )
 def test_refused(octets: bytes, words: list[str]) -> None:
-    """What came is told in words, with the peer that it came from and what to do; the answer is a 400."""
+    """Invalid octets are refused with 400. The log has the peer, and the error or the protocol that was recognized."""
     with Upstream() as upstream, Gateway(upstream.url) as gateway:
         with gateway.connect() as client:
             client.send(octets)
@@ -54,7 +54,7 @@ def test_refused(octets: bytes, words: list[str]) -> None:
 
 
 def test_refused_in_pieces() -> None:
-    """A PROXY header that comes octet by octet is known when a parser refuses it."""
+    """A PROXY protocol header is recognized even if it is received in two pieces."""
     with Upstream() as upstream, Gateway(upstream.url) as gateway, gateway.connect() as client:
         client.send(b"PRO")
         client.send(b"XY TCP4 192.0.2.1 192.0.2.2 1 2\r\n")
@@ -75,7 +75,7 @@ def test_refused_in_pieces() -> None:
     ],
 )
 def test_faulty_answer(gateway: Gateway, upstream: Upstream, head: bytes, words: bytes) -> None:
-    """An answer that is HTTP/1, but faulty, is called what it is."""
+    """The error for a malformed HTTP/1 response names what is malformed, and does not say that it is not HTTP."""
     upstream.script = reply(b"HTTP/1.1 200 OK\r\n" + head + b"\r\nhi", CLOSE)
     response = gateway.ask(GET + b"\r\n")
     assert response.status == 502
@@ -84,7 +84,7 @@ def test_faulty_answer(gateway: Gateway, upstream: Upstream, head: bytes, words:
 
 
 def test_answer_that_is_not_http(gateway: Gateway, upstream: Upstream) -> None:
-    """And what is no HTTP is called so."""
+    """The error for a response in another protocol says that it is not HTTP/1."""
     upstream.script = reply(b"220 mail.test ESMTP\r\n\r\n", CLOSE)
     response = gateway.ask(GET + b"\r\n")
     assert (response.status, b"not HTTP/1" in response.body) == (502, True)
@@ -95,7 +95,7 @@ UNTRUSTED = "--trusted-proxies"
 
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_untrusted_https(upstream: Upstream, workers: str) -> None:
-    """A load balancer that is not named says https in vain: it is told once, with its address and the option."""
+    """X-Forwarded-Proto: https from an untrusted peer is replaced, and logged at most once per worker with a remedy."""
     octets = GET + b"X-Forwarded-Proto: https\r\n\r\n"
     with Gateway(upstream.url, "--workers", workers, "--shutdown-grace", "0") as gateway:
         for _ in range(3):
@@ -121,7 +121,7 @@ def test_untrusted_https(upstream: Upstream, workers: str) -> None:
     ],
 )
 def test_no_warning(upstream: Upstream, line: bytes, options: tuple[str, ...]) -> None:
-    """Nothing is said where nothing is lost."""
+    """No warning is logged for a trusted peer, or for an untrusted one that does not claim https."""
     with Gateway(upstream.url, *options) as gateway:
         assert gateway.ask(GET + line + b"\r\n").status == 200
         gateway.stop()
@@ -152,7 +152,7 @@ REFUSED = {
 def test_errors_are_alike(
     gateway: Gateway, upstream: Upstream, octets: bytes, status: int, kind: str, connection: list[bytes]
 ) -> None:
-    """Both adapters answer an error with the same fields and content; the client's own errors end its connection."""
+    """Both adapters send an error with the same fields and content. Only a refusal closes the client's connection."""
     upstream.script = reply(CLOSE)
     response = gateway.ask(octets)
     assert (response.status, response.all(b"connection")) == (status, connection)
@@ -164,7 +164,7 @@ def test_errors_are_alike(
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_refusals_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, name: str) -> None:
-    """The gateway's own errors carry the field that LiteLLM's answers carry, if the request has an Origin."""
+    """A refusal has Access-Control-Allow-Origin, as LiteLLM's responses have, if the request has an Origin."""
     head, status = REFUSED[name]
     for origin, values in ((ORIGIN, [b"*"]), (b"", [])):
         response = gateway.ask(head + origin + b"\r\n")
@@ -173,7 +173,7 @@ def test_refusals_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, na
 
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_failures_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, path: bytes) -> None:
-    """So do failures of upstream's: of new heads and repeated ones, relayed and intercepted."""
+    """A 502 also has Access-Control-Allow-Origin, for intercepted and other requests, and for repeated heads."""
     upstream.script = reply(CLOSE)
     head = b"POST %b HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n" % path
     with gateway.connect() as client:
@@ -194,7 +194,7 @@ def test_failures_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, pa
     ],
 )
 def test_heads_that_are_not_read(upstream: Upstream, octets: bytes, status: int) -> None:
-    """So do refusals of heads that are never whole, and of content."""
+    """Refusals of oversized and malformed heads, and of malformed content, also have Access-Control-Allow-Origin."""
     with Gateway(upstream.url, "--shutdown-grace", "0") as gateway, gateway.connect() as client:
         client.send(octets)
         response = client.read_response()
@@ -202,7 +202,7 @@ def test_heads_that_are_not_read(upstream: Upstream, octets: bytes, status: int)
 
 
 def test_no_origin_before_it() -> None:
-    """A connection's requests may come from several pages, or from none: each answer is its own request's."""
+    """An Origin in an earlier request adds no Access-Control-Allow-Origin to the response to a later request."""
     with Upstream() as upstream, Gateway(upstream.url) as gateway, gateway.connect() as client:
         assert client.ask(GET + ORIGIN + b"\r\n").status == 200
         client.send(GET + b"A b: c\r\n\r\n")
@@ -211,7 +211,7 @@ def test_no_origin_before_it() -> None:
 
 
 def test_timeouts_can_be_read_by_a_page(adapter: Adapter) -> None:
-    """504, 503 and 502 before any connection, likewise."""
+    """A 504, a 503, and a 502 for an upstream that refuses connections also have Access-Control-Allow-Origin."""
 
     def hold(connection: Connection) -> None:
         connection.read_request()
@@ -235,6 +235,6 @@ def test_timeouts_can_be_read_by_a_page(adapter: Adapter) -> None:
 
 
 def test_answers_of_upstream_pass_as_they_are(gateway: Gateway, upstream: Upstream) -> None:
-    """Nothing is added to what LiteLLM answers."""
+    """Access-Control-Allow-Origin is not added to a response from upstream."""
     upstream.script = reply(OK)
     assert allowed(gateway.ask(GET + ORIGIN + b"\r\n")) == []

@@ -1,4 +1,4 @@
-"""Writes of one turn of the event loop are made in order, and one that fails keeps no other from being made."""
+"""The outbox: the writes of an event loop iteration are made in order, and a failed write does not stop the others."""
 
 import asyncio
 from typing import Any
@@ -10,7 +10,7 @@ from sanitizer.relay.writer import Outbox
 
 @pytest.mark.anyio
 async def test_order() -> None:
-    """Writes are made when the turn is over, in order; what a write adds is made in the next turn."""
+    """Writes are made in order at the end of the iteration. A write that another write adds is made in the next one."""
     outbox, made = Outbox(asyncio.get_running_loop(), lambda: False), list[str]()
     outbox.add(made.append, "first")
     outbox.add(lambda text: outbox.add(made.append, text), "third")
@@ -24,7 +24,7 @@ async def test_order() -> None:
 
 @pytest.mark.anyio
 async def test_order_when_it_is_alone_at_last() -> None:
-    """A write that need not wait is made after those that have waited."""
+    """A write that is made at once is made after the writes that were batched before it."""
     alone = False
     outbox, made = Outbox(asyncio.get_running_loop(), lambda: alone), list[str]()
     outbox.add(made.append, "first")
@@ -37,7 +37,7 @@ async def test_order_when_it_is_alone_at_last() -> None:
 
 @pytest.mark.anyio
 async def test_failure() -> None:
-    """A write that fails is reported; those after it, by others, are made all the same."""
+    """A failed write is reported to the event loop, and the writes after it are made."""
     loop = asyncio.get_running_loop()
     reported: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: reported.append(context))

@@ -80,7 +80,7 @@ LOSSES = {
         b"GET", "pooled", sent=True, again=False, answer=b"HTTP/1.1 103 Early Hints\r\n\r\n"
     ),
     "GET, pooled, the head of the answer": Loss(b"GET", "pooled", sent=True, again=False, answer=OK[:-2]),
-    # upstream has not closed a new connection because it was idle
+    # a new connection cannot have been closed because it was idle
     "GET, new, sent": Loss(b"GET", "new", sent=True, again=False),
     "PUT with content, new, sent": Loss(b"PUT", "new", sent=True, again=False, body=10),
     "POST, new, sent": Loss(b"POST", "new", sent=True, again=False),
@@ -158,7 +158,7 @@ def test_lost_again(world: World, loss: Loss) -> None:
 
 
 def test_lost_again_on_a_pooled_connection(loop: VirtualLoop) -> None:
-    """A request is not sent a third time either if the second connection comes from the pool."""
+    """A request is not sent a third time, even if its second connection comes from the pool."""
     world = World(loop, max_connections=1)
     first = world.idle_connection()
     recorder = world.start()

@@ -428,7 +428,7 @@ def test_content_comes_with_expect(upstream: Upstream, client: Client) -> None:
 
 
 def test_first_content_comes_with_expect(gateway: Gateway, upstream: Upstream, client: Client) -> None:
-    """A client that has sent part of its content gets no 100 (Continue) either."""
+    """A client that has already sent a part of its content gets no 100 (Continue)."""
     request = update(UPDATE, b"Expect: 100-continue")
     client.send(request[:-5])
     assert gateway.ask(GET).status == 200  # shows that the octets sent before have been read
@@ -508,7 +508,7 @@ def test_length_over_the_limit(upstream: Upstream, client: Client, journal: Jour
 
 
 def test_chunks_over_the_limit(gateway: Gateway, upstream: Upstream, client: Client, journal: Journal) -> None:
-    """If chunked content turns out to be over the limit, all of it is forwarded, the rest as it is received."""
+    """If chunked content exceeds the limit, the collected part is forwarded, and then the rest as it is received."""
     seen = [threading.Event()]
     body = UPDATE.ljust(2 * MAX_BODY)
     client.send(head(b"Transfer-Encoding: chunked") + chunked(body[:MAX_BODY], 100).removesuffix(b"0\r\n\r\n"))
@@ -636,7 +636,7 @@ def test_client_leaves_in_the_answer(upstream: Upstream, client: Client, journal
 def test_pipelined_requests_keep_their_order(
     gateway: Gateway, upstream: Upstream, client: Client, journal: Journal
 ) -> None:
-    """Requests pipelined after an update wait for it, and are answered in their order."""
+    """Requests that are pipelined after an update wait for its response, and are answered in order."""
     asked, go_on = threading.Event(), threading.Event()
 
     def script(connection: Connection) -> None:
@@ -769,7 +769,10 @@ def test_upstream_is_dead() -> None:
 def test_upstream_breaks_off_before_its_answer(
     upstream: Upstream, client: Client, journal: Journal, steps: tuple[Steps, ...]
 ) -> None:
-    """The client gets 502 with the gateway's field. The update may have taken effect, so it is not sent again."""
+    """If upstream breaks off before its response, the client gets 502 with the gateway's field.
+
+    The update may have taken effect, so it is not sent again.
+    """
     upstream.script = litellm(*steps)
     response = client.ask(update())
     assert (response.status, error_of(response)["type"]) == (502, "broken")
@@ -789,7 +792,7 @@ def test_upstream_breaks_off_before_its_answer(
 def test_upstream_breaks_off_in_its_answer(
     upstream: Upstream, client: Client, journal: Journal, framing: bytes, content: bytes, end: Step
 ) -> None:
-    """The client gets the part of the response that was received, and then a reset."""
+    """If a response breaks off, the client gets the part that was received, and then a reset."""
     seen = threading.Event()
     upstream.script = litellm(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n" + content, seen, end)
     client.send(update())
@@ -824,7 +827,7 @@ def test_early_answer(upstream: Upstream, client: Client, journal: Journal) -> N
 
 
 def test_early_answer_to_content_that_passes(upstream: Upstream, client: Client, journal: Journal) -> None:
-    """If the client has not sent all of its content either, its connection is closed too, and the response says so."""
+    """After an early response, the client's connection is closed if its content is incomplete. The response says so."""
 
     def script(connection: Connection) -> None:
         connection.read_head()

@@ -215,7 +215,7 @@ def slow_later(loop: VirtualLoop, side: str) -> Tunnel:
 @SIDES
 @pytest.mark.parametrize("make", [slow_from_the_start, slow_later])
 def test_slow_side(loop: VirtualLoop, side: str, make: Callable[[VirtualLoop, str], Tunnel]) -> None:
-    """While one side does not read, the other is not read from. Reading resumes when the first side reads again."""
+    """While one side does not read, reading from the other is paused. It resumes when the first side reads again."""
     tunnel = make(loop, side)
     assert not tunnel.other(side).reading
     assert tunnel.side(side).reading

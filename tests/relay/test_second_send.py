@@ -354,7 +354,10 @@ def test_held_answer_breaks_off(upstream: Upstream, framing: bytes, sent: bytes,
 
 @pytest.mark.parametrize(("framing", "sent", "content"), PARTS)
 def test_held_answer_breaks_off_beside_others(upstream: Upstream, framing: bytes, sent: bytes, content: bytes) -> None:
-    """The same holds while other requests are in progress, when writes are batched."""
+    """A held response that breaks off is relayed in the same way while other requests are in progress.
+
+    Writes are batched then.
+    """
     got = break_off(upstream, 2, framing + sent, CLOSE)
     assert got.startswith(b"HTTP/1.1 403 Not For You\r\n")
     assert got.partition(b"\r\n\r\n")[2] == content
@@ -396,7 +399,7 @@ def test_trailers(upstream: Upstream, bodies: tuple[bytes | None]) -> None:
 
 
 def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
-    """The trailers are relayed if the last piece makes a response too long to be held back."""
+    """Trailers are relayed too if the last piece of a response makes it too long to be held back."""
     held = threading.Event()
     first = b"HTTP/1.1 403 A\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"x" * LIMIT)
 

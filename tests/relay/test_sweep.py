@@ -141,7 +141,7 @@ def test_client_sends_some(loop: VirtualLoop) -> None:
 
 
 def test_client_need_not_send_yet(loop: VirtualLoop) -> None:
-    """A client that waits for 100 (Continue) has not stalled before it has got one and then sends nothing."""
+    """A client that waits for 100 (Continue) can stall only after it has got one."""
     scene = Scene(loop)
     scene.send(EXPECT)
     loop.advance(10 * TIMEOUT)
@@ -162,7 +162,7 @@ def test_client_sends_without_having_to(loop: VirtualLoop) -> None:
 
 @pytest.mark.parametrize("sent", [GET, POST, POST + b"some", UPDATE + BODY])
 def test_upstream_thinks(loop: VirtualLoop, sent: bytes) -> None:
-    """A client has not stalled while it waits, or once an early response has begun. A slow upstream has not either."""
+    """No client has stalled while it waits for a response, or once an early response has begun. Nor has upstream."""
     scene = Scene(loop, core=Core())
     scene.send(sent)
     if sent.startswith(POST):

@@ -73,7 +73,7 @@ def client_context(authority: trustme.CA) -> ssl.SSLContext:
 
 
 def test_upstream_is_verified(upstream: Upstream, names: list[str | None], authority_file: str) -> None:
-    """The gateway sends an https upstream its name (SNI), and trusts the CA given with ``--upstream-ca``."""
+    """The gateway names an https upstream in the handshake (SNI), and trusts the CA given with ``--upstream-ca``."""
     url = f"https://localhost:{upstream.port}"
     with Gateway(url, "--upstream-ca", authority_file) as gateway, gateway.connect() as client:
         for _ in range(2):
@@ -207,7 +207,7 @@ STILL_THERE = {
 def test_clients_that_do_not_close_do_not_hold_it_up(
     authority: trustme.CA, listener_options: tuple[str, ...], requests: tuple[bytes, ...], at_work: bool
 ) -> None:
-    """During a drain, a TLS client gets its whole response and close_notify, and the gateway does not wait for it."""
+    """In a drain, a TLS client gets its whole response and close_notify, and the gateway does not wait for a reply."""
     go_on = threading.Event()
     content = b"x" * 100_000
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content

@@ -1,4 +1,4 @@
-"""The ways in which upstream ends a connection, and their effect on the response, with real sockets and both loops."""
+"""How upstream ends a connection and how that affects the response, over real sockets and on both event loops."""
 
 from __future__ import annotations
 
@@ -269,7 +269,7 @@ class Switcher(Taker):
 def test_a_tunnel_that_begins_when_it_has_ended(
     server_context: ssl.SSLContext, client_context: ssl.SSLContext, ending: End
 ) -> None:
-    """If upstream switches protocols and ends while it is not read, the client gets all that it has sent, and a FIN."""
+    """If upstream switches protocols and ends while it is not read, the client gets all that was sent, and the end."""
 
     async def switch(server: Server, sock: socket.socket) -> Pool:
         upstream = Pool(Address("https", "localhost", server.port), tls=client_context)

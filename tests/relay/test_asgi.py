@@ -1,4 +1,4 @@
-"""The relay as an ASGI app, called with messages: what it leaves behind, and what no server gets it to do."""
+"""The relay as an ASGI app, called without a server: cancellation, exceptions, and messages that no server sends."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ ENDLESS = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % MIB
 
 
 class Failure(Exception):
-    """Of the server."""
+    """An exception that the server raises."""
 
 
 def scope(method: str = "GET", *headers: tuple[bytes, bytes]) -> Scope:
@@ -47,14 +47,17 @@ def content(data: bytes, *, more: bool = False) -> Message:
 
 
 async def nothing() -> Message:
-    """Wait for a message that does not come."""
+    """Wait for a message that never arrives."""
     await asyncio.Event().wait()
     raise AssertionError
 
 
 @dataclass
 class Server:
-    """The server's side of one request: ``receive`` gives ``messages``, and then what ``then`` gives."""
+    """The server's side of one request: `receive` returns each of ``messages``, and then the result of ``then``.
+
+    If ``blocked`` is an event, `send` sets it at the first piece of the response's content, and never returns.
+    """
 
     messages: list[Message] = field(default_factory=lambda: [content(b"")])
     then: Callable[[], Awaitable[Message]] = nothing
@@ -104,7 +107,7 @@ async def closed(upstream: Upstream) -> None:
 
 
 def reading_on(connection: Connection) -> None:
-    """Does not answer."""
+    """A script that reads until the connection is closed, and does not respond."""
     connection.read_head()
     while connection.recv():
         pass
@@ -112,7 +115,7 @@ def reading_on(connection: Connection) -> None:
 
 @pytest.mark.parametrize("when", ["before the answer", "in the answer", "in the upload", "before a 100"])
 async def test_cancelled(world: World, when: str) -> None:
-    """A server that cancels the app has nothing of it left, and upstream sees its connection close."""
+    """If the server cancels the app, none of its tasks is left, and the upstream connection is closed."""
     server = Server()
     asked = scope()
     begun = asyncio.Event()
@@ -136,19 +139,19 @@ async def test_cancelled(world: World, when: str) -> None:
     app.cancel()
     with pytest.raises(asyncio.CancelledError):
         await app
-    await asyncio.sleep(0)  # what has been cancelled ends in the next turn
+    await asyncio.sleep(0)  # cancelled tasks end in the next event loop iteration
     assert asyncio.all_tasks() == tasks
     await closed(world.upstream)
     assert world.pool.open == 0
 
 
 async def test_returned(world: World) -> None:
-    """Nothing waits for the client any more once its answer is whole."""
+    """No task of the app is left once the response is complete."""
     world.upstream.script = reply(OK)
     tasks = asyncio.all_tasks()
     server = Server()
     await world.relay(scope(), server.receive, server.send)
-    await asyncio.sleep(0)  # what has been cancelled ends in the next turn
+    await asyncio.sleep(0)  # cancelled tasks end in the next event loop iteration
     assert asyncio.all_tasks() == tasks
     assert (server.status, server.body) == (200, b"ok")
 
@@ -156,13 +159,13 @@ async def test_returned(world: World) -> None:
 @pytest.mark.parametrize(
     ("fields", "data"),
     [
-        pytest.param([[b"host", b"a"], [b"content-length", b"2"]], b"hi", id="lists"),  # as Mangum's are
+        pytest.param([[b"host", b"a"], [b"content-length", b"2"]], b"hi", id="lists"),  # Mangum passes these
         pytest.param(((b"host", b"a"), (b"content-length", b"2")), b"hi", id="a tuple"),
         pytest.param([(b"host", b"a"), (b"content-length", b"2")], bytearray(b"hi"), id="bytearray"),
     ],
 )
 async def test_other_types(world: World, fields: object, data: bytes) -> None:
-    """In ASGI field lines may be any iterables of two; the compiled form takes them as the source does."""
+    """Headers may be lists or tuples, and a body may be a bytearray. The compiled modules must accept them as well."""
     world.upstream.script = reply(OK)
     server = Server([content(data)])
     await world.relay({**scope("POST"), "headers": fields}, server.receive, server.send)
@@ -175,7 +178,7 @@ async def fails() -> Message:
 
 
 async def test_receive_fails(world: World) -> None:
-    """What ``receive`` raises before the answer has begun is raised by the app, and upstream's connection is closed."""
+    """If ``receive`` raises before the response, the app raises the same, and the upstream connection is closed."""
     world.upstream.script = reading_on
     server = Server([content(b"{", more=True)], fails)
     with pytest.raises(Failure):
@@ -184,7 +187,7 @@ async def test_receive_fails(world: World) -> None:
 
 
 async def test_receive_fails_in_the_answer(world: World) -> None:
-    """An answer that can't be completed is cut."""
+    """If ``receive`` raises during the response, the app raises `ResponseCut` with that exception as its cause."""
     world.upstream.script = reply(ENDLESS + b"x", WAIT_CLOSED)
     begun = asyncio.Event()
 
@@ -203,7 +206,10 @@ async def test_receive_fails_in_the_answer(world: World) -> None:
 
 @pytest.mark.parametrize("end", [CLOSE, b"y"], ids=["cut", "whole"])
 async def test_upload_goes_on_after_the_answer(world: World, end: bytes | Step) -> None:
-    """A client that sends all of its content before it reads can go on, though upstream takes no more of that."""
+    """Once the response has ended, the app receives the rest of the content, although upstream no longer reads it.
+
+    A client that sends all of its content before it reads the response would wait forever otherwise.
+    """
     blocked, ended = asyncio.Event(), threading.Event()
 
     def script(connection: Connection) -> None:
@@ -240,7 +246,7 @@ async def test_upload_goes_on_after_the_answer(world: World, end: bytes | Step) 
 
 @pytest.mark.parametrize("body", [b"ok", b""])
 async def test_receive_fails_behind_the_answer(world: World, body: bytes) -> None:
-    """An answer that has come whole is passed on whole."""
+    """If ``receive`` raises when the response has been received completely, the response is sent completely."""
     world.upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body), CLOSE)
     whole, failed = asyncio.Event(), asyncio.Event()
 
@@ -253,7 +259,7 @@ async def test_receive_fails_behind_the_answer(world: World, body: bytes) -> Non
 
     async def send(message: Message) -> None:
         if message["type"] == "http.response.start":
-            await asyncio.to_thread(world.upstream.wait_closed)  # so the answer has come whole
+            await asyncio.to_thread(world.upstream.wait_closed)  # by then, the response has been received completely
             whole.set()
             await failed.wait()
             await asyncio.sleep(0)
@@ -265,7 +271,7 @@ async def test_receive_fails_behind_the_answer(world: World, body: bytes) -> Non
 
 @dataclass
 class Waiting:
-    """A request with content, of which upstream has the head; the clock of ``loop`` stands."""
+    """A request with content. Upstream has received its head. The clock of ``loop`` does not advance on its own."""
 
     loop: VirtualLoop
     server: Server
@@ -274,13 +280,13 @@ class Waiting:
 
     @property
     def content(self) -> bytes:
-        """What upstream has of the content."""
+        """The content that upstream has received."""
         return self.upstream.delivered.partition(b"\r\n\r\n")[2]
 
 
 @contextlib.contextmanager
 def waiting(expectation: bytes, version: str = "1.1") -> Iterator[Waiting]:
-    """Send a request with this Expect, and its answer when the block is over."""
+    """Send a request with this Expect field. After the ``with`` block, send the response and check it."""
     with virtual_loop() as loop:
         relay = Relay(loop.act(Pool, ADDRESS), Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), Counters())
         server = Server([content(b"hi")])
@@ -296,7 +302,7 @@ def waiting(expectation: bytes, version: str = "1.1") -> Iterator[Waiting]:
 
 
 def test_no_100() -> None:
-    """Content is sent after a second, even if upstream does not ask for it (RFC 9110 section 10.1.1)."""
+    """The content is forwarded after a second, even if upstream sends no 100 (Continue) (RFC 9110 section 10.1.1)."""
     with waiting(b"100-continue") as request:
         request.loop.advance(0.99)
         assert (request.content, len(request.server.messages)) == (b"", 1)
@@ -306,7 +312,7 @@ def test_no_100() -> None:
 
 @pytest.mark.parametrize("interim", [b"HTTP/1.1 100 Continue\r\n\r\n", b"HTTP/1.1 103 Early Hints\r\n\r\n"])
 def test_content_waits_for_a_100(interim: bytes) -> None:
-    """``receive`` makes a server say 100, so it is not called before upstream has."""
+    """``receive`` makes a server send 100 (Continue), so it is not called before upstream has sent one."""
     with waiting(b"100-Continue") as request:
         assert (request.content, len(request.server.messages)) == (b"", 1)
         request.upstream.feed(interim)
@@ -316,14 +322,14 @@ def test_content_waits_for_a_100(interim: bytes) -> None:
 
 @pytest.mark.parametrize(("version", "value"), [("1.0", b"100-continue"), ("1.0", b"something"), ("1.1", b"something")])
 def test_content_waits_for_nothing_else(version: str, value: bytes) -> None:
-    """In HTTP/1.0 there is no 100, and there is no other expectation."""
+    """The content is forwarded at once if the request is HTTP/1.0, or expects anything except 100 (Continue)."""
     with waiting(value, version) as request:
         assert request.content == b"hi"
 
 
 @pytest.mark.parametrize("length", [1, 3])
 async def test_content_of_another_length(world: World, length: int) -> None:
-    """Content that does not fit its Content-Length, which no server should let through, is refused."""
+    """Content that does not fit its Content-Length is refused with 400. No server should let it through."""
     world.upstream.script = reading_on
     server = Server([content(b"hi")])
     await world.relay(scope("POST", (b"content-length", b"%d" % length)), server.receive, server.send)
@@ -346,7 +352,7 @@ async def test_content_of_another_length(world: World, length: int) -> None:
 )
 @pytest.mark.parametrize("version", ["1.0", "1.1", "2"])
 async def test_errors(world: World, asked: Scope, kind: str, counted: tuple[int, int], version: str) -> None:
-    """The client's errors are counted and reported with its address. They end a connection of HTTP/1, others do not."""
+    """A client's errors are counted, reported with its address, and close an HTTP/1 connection. Upstream's are not."""
     reported: list[tuple[str, str | None]] = []
 
     def report(kind: str, detail: str, peer: str | None) -> None:
@@ -366,7 +372,7 @@ async def test_errors(world: World, asked: Scope, kind: str, counted: tuple[int,
 
 @pytest.mark.parametrize(("status", "passed"), [(599, 599), (600, 502)])
 async def test_status(world: World, status: int, passed: int) -> None:
-    """A status above 599, for which servers have no status line, is an error of upstream's."""
+    """A status above 599, for which servers have no status line, is handled as an upstream error."""
     world.upstream.script = reply(b"HTTP/1.1 %d X\r\nContent-Length: 2\r\n\r\nhi" % status)
     server = Server()
     await world.relay(scope(), server.receive, server.send)
@@ -374,7 +380,7 @@ async def test_status(world: World, status: int, passed: int) -> None:
 
 
 async def test_websocket(world: World) -> None:
-    """An upgrade can't be tunnelled by an ASGI app: it is closed, with the reason, and upstream hears nothing of it."""
+    """An ASGI app cannot tunnel a WebSocket: it closes it with code 1011, and forwards nothing."""
     server = Server()
     await world.relay({"type": "websocket"}, server.receive, server.send)
     assert [(message["type"], message["code"]) for message in server.sent] == [("websocket.close", 1011)]
@@ -382,6 +388,6 @@ async def test_websocket(world: World) -> None:
 
 
 async def test_another_scope(world: World) -> None:
-    """A scope of another type is an error, as the ASGI specification asks for."""
+    """A scope of another type raises an exception, as the ASGI specification asks for."""
     with pytest.raises(RuntimeError, match="lifespan"):
         await world.relay({"type": "lifespan"}, nothing, Server().send)

@@ -1,6 +1,7 @@
-"""With ``--cache-ttl``: whatever may write a key behind the gateway's decisions empties the cache.
+"""With ``--cache-ttl``, every request that may change a key, but is not intercepted, empties the cache.
 
-Over real sockets, on both adapters: an update of unchanged routes is looked up, or else decided by what is cached.
+The tests send updates with unchanged routes, with both adapters. An update is looked up if the cache is empty, and is
+decided with the cached value otherwise.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ LOOKUP = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%b" % (len(INFO), INFO)
 
 
 def litellm(*steps: bytes | Step | threading.Event, path: bytes = b"/team/") -> Script:
-    """An upstream that goes through ``steps`` where the target has ``path`` in it, and answers all else."""
+    """An upstream that performs ``steps`` if the target contains ``path``, and answers all other requests."""
 
     def script(connection: Connection) -> None:
         request = connection.read_request()
@@ -50,7 +51,7 @@ def gateway(adapter: Adapter, running_upstream: Upstream) -> Iterator[Gateway]:
 def client(gateway: Gateway, upstream: Upstream) -> Iterator[Client]:
     upstream.script = litellm()
     with gateway.connect() as client:
-        client.ask(request("PATCH", "/key/x"))  # what the test before has left
+        client.ask(request("PATCH", "/key/x"))  # empties the cache that the test before has filled
         yield client
 
 
@@ -60,7 +61,7 @@ def request(method: str, target: str, body: bytes = b"", *fields: bytes) -> byte
 
 
 def looks_up(upstream: Upstream, client: Client) -> bool:
-    """Whether an update is looked up, or else decided by the cache."""
+    """Send an update. Returns whether it was looked up instead of being decided with the cached value."""
     before = len(upstream.requests)
     response = client.ask(request("POST", "/key/update", UPDATE, b"Content-Type: application/json"))
     assert response.get(b"x-litellm-sanitizer") == b'dropped; fields="allowed_routes"'
@@ -87,8 +88,8 @@ WRITES = [
 
 @pytest.mark.parametrize(("method", "target"), WRITES)
 def test_writes_empty(upstream: Upstream, client: Client, method: str, target: str) -> None:
-    """A request that may write keys empties the cache each time, and is relayed as any other."""
-    for _ in range(3):  # a head that comes again is the same again
+    """A request that may change keys empties the cache each time, and is relayed like any other."""
+    for _ in range(3):  # repeated, because the head of a repeated request is cached
         assert looks_up(upstream, client)
         assert not looks_up(upstream, client)
         response = client.ask(request(method, target, b"content"))
@@ -111,7 +112,7 @@ def test_writes_empty(upstream: Upstream, client: Client, method: str, target: s
     ],
 )
 def test_others_do_not(upstream: Upstream, client: Client, method: str, target: str) -> None:
-    """No other request costs a lookup."""
+    """No other request empties the cache."""
     assert looks_up(upstream, client)
     assert client.ask(request(method, target)).status == 200
     assert not looks_up(upstream, client)
@@ -126,7 +127,7 @@ def test_others_do_not(upstream: Upstream, client: Client, method: str, target: 
     ],
 )
 def test_while_it_is_under_way(gateway: Gateway, upstream: Upstream, client: Client, end: bytes | Step) -> None:
-    """What is read while a write is under way is not kept, for it may be from before; what is read after it is."""
+    """A value looked up while a write is in progress is not cached, because it may be stale. Later values are."""
     finish = threading.Event()
     upstream.script = litellm(finish, end, CLOSE)
     with gateway.connect() as writer:
@@ -143,7 +144,7 @@ def test_while_it_is_under_way(gateway: Gateway, upstream: Upstream, client: Cli
 
 
 def test_client_leaves(gateway: Gateway, upstream: Upstream, client: Client) -> None:
-    """A writer that leaves before its answer does not keep the cache empty for good."""
+    """If a client disconnects before the response to its write, the cache is used again afterwards."""
     upstream.script = litellm(WAIT_CLOSED)
     with gateway.connect() as writer:
         writer.send(request("POST", "/team/update", b"content"))

@@ -1,4 +1,4 @@
-"""Answers that come before their request is whole, and answers that are faulty from their first octet of content on."""
+"""Responses that arrive before their request is complete, and chunked content that is malformed."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def answers_in_mid_upload(connection: Connection) -> None:
 
 
 def answers_and_ends(connection: Connection) -> None:
-    """With content unread the kernel resets the connection, right behind the answer."""
+    """Send a response and close the connection, which the kernel resets because content is unread."""
     if not connection.upstream.requests:
         connection.read_head()
     connection.send(EARLY % b"Connection: close\r\n")
@@ -53,7 +53,7 @@ EARLY_ANSWERS: dict[str, Script] = {
 def test_a_client_that_sends_all_before_it_reads(
     gateway: Gateway, upstream: Upstream, script: Script, path: bytes, coding: str
 ) -> None:
-    """Python's `http.client` gets the answer to an upload that is not wanted, however upstream goes on."""
+    """Python's `http.client` gets the early response to an upload, whatever upstream does after it."""
     upstream.script = script
     assert not isinstance(gateway.address, str)
     client = http.client.HTTPConnection(*gateway.address, timeout=30)
@@ -78,7 +78,7 @@ FAULTS = {
 @PATHS
 @pytest.mark.parametrize("content", FAULTS.values(), ids=FAULTS.keys())
 def test_a_faulty_chunk_with_the_head(gateway: Gateway, upstream: Upstream, path: bytes, content: bytes) -> None:
-    """As nothing has gone to the client yet, it gets a 502, and can go on with its connection."""
+    """If malformed chunks arrive together with the head, the client gets 502 and can reuse its connection."""
     upstream.script = in_turn(reply(CHUNKED + content, WAIT_CLOSED), reply(OK))
     with gateway.connect() as client:
         response = client.ask(POST % path)
@@ -89,7 +89,7 @@ def test_a_faulty_chunk_with_the_head(gateway: Gateway, upstream: Upstream, path
 
 @PATHS
 def test_a_faulty_chunk_later_on(gateway: Gateway, upstream: Upstream, path: bytes) -> None:
-    """When some of the answer has gone to the client, all that is left is to cut it."""
+    """If a part of the response has been relayed before a malformed chunk, the response is cut off."""
 
     begun = threading.Event()
     upstream.script = reply(CHUNKED + b"2\r\nok\r\n", begun, b"no size\r\n", WAIT_CLOSED)
@@ -103,7 +103,7 @@ def test_a_faulty_chunk_later_on(gateway: Gateway, upstream: Upstream, path: byt
 
 @PATHS
 def test_a_faulty_chunk_with_the_request(gateway: Gateway, upstream: Upstream, path: bytes) -> None:
-    """A client gets a 400 for it, with the head or behind it, and upstream nothing that it could take for whole."""
+    """A malformed chunk of a request is answered with 400, and upstream gets no complete request."""
     head = b"POST %b HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n" % path
     for pieces in ([head + b"no size\r\n"], [head, b"no size\r\n"], [head + b"2\r\n{}\r\n", b"no size\r\n"]):
         with Client(gateway.address) as client:

@@ -1,4 +1,4 @@
-"""An exchange by itself: when a request is sent once more, how it ends, and what its adapter is told, each once."""
+"""An exchange without a client connection: when a request is sent once more, how it ends, and which calls it makes."""
 
 from __future__ import annotations
 
@@ -39,24 +39,25 @@ class Loss:
 
     method: bytes
     connection: Literal["pooled", "unused", "new"]
-    """Whether it was in the pool before, and if so, whether there was an exchange on it before that."""
+    """A pooled connection has served an exchange before; an unused one was in the pool too, but has not."""
     sent: bool
-    """Whether any of the request had been written by then."""
+    """Whether any of the request had been written before the loss."""
     again: bool
+    """Whether the request is sent once more."""
     body: int = 0
     """Size of the content."""
     answer: bytes = b""
-    """What has come of the answer."""
+    """The part of the response that was received before the loss."""
 
 
 LOSSES = {
-    # nothing was sent: whatever it is, it may go elsewhere
+    # nothing was sent: any request can be sent on another connection
     "GET, pooled, not sent": Loss(b"GET", "pooled", sent=False, again=True),
     "POST, pooled, not sent": Loss(b"POST", "pooled", sent=False, again=True),
     "GET, new, not sent": Loss(b"GET", "new", sent=False, again=True),
     "POST, new, not sent": Loss(b"POST", "new", sent=False, again=True),
     "POST with content, pooled, not sent": Loss(b"POST", "pooled", sent=False, again=True, body=100_000),
-    # it was sent on a connection that upstream may just have closed
+    # sent on an idle connection, which upstream may just have closed
     "GET, pooled, sent": Loss(b"GET", "pooled", sent=True, again=True),
     "HEAD, pooled, sent": Loss(b"HEAD", "pooled", sent=True, again=True),
     "OPTIONS, pooled, sent": Loss(b"OPTIONS", "pooled", sent=True, again=True),
@@ -69,17 +70,17 @@ LOSSES = {
     "PUT with content that is held": Loss(b"PUT", "pooled", sent=True, again=True, body=HELD - 100),
     "PUT with content too large to be held": Loss(b"PUT", "pooled", sent=True, again=False, body=HELD),
     "POST with content, pooled, sent": Loss(b"POST", "pooled", sent=True, again=False, body=10),
-    # so may one that was in the pool without having been used
+    # the same holds for a pooled connection that was never used
     "POST, unused, not sent": Loss(b"POST", "unused", sent=False, again=True),
     "GET, unused, sent": Loss(b"GET", "unused", sent=True, again=True),
     "POST, unused, sent": Loss(b"POST", "unused", sent=True, again=False),
-    # upstream had begun to answer
+    # upstream had begun to respond
     "GET, pooled, a byte of the answer": Loss(b"GET", "pooled", sent=True, again=False, answer=b"H"),
     "GET, pooled, an interim answer": Loss(
         b"GET", "pooled", sent=True, again=False, answer=b"HTTP/1.1 103 Early Hints\r\n\r\n"
     ),
     "GET, pooled, the head of the answer": Loss(b"GET", "pooled", sent=True, again=False, answer=OK[:-2]),
-    # a connection that was just opened has not been closed for being idle
+    # a new connection cannot have been closed because it was idle
     "GET, new, sent": Loss(b"GET", "new", sent=True, again=False),
     "PUT with content, new, sent": Loss(b"PUT", "new", sent=True, again=False, body=10),
     "POST, new, sent": Loss(b"POST", "new", sent=True, again=False),
@@ -88,20 +89,20 @@ LOSSES = {
 
 
 def lose(world: World, loss: Loss) -> tuple[Recorder, FakeTransport]:
-    """Let it come to the loss, and past it. The exchange, and the connection that it has lost."""
+    """Send a request and lose its connection. Returns the client, and the transport of the lost connection."""
     loop = world.loop
     recorder = world.make(loss.method, loss.body)
     if loss.connection != "new":
         transport = world.idle_connection() if loss.connection == "pooled" else world.unused_connection()
         if not loss.sent:
-            transport.socket.make_readable()  # its end has come, and the loop has not read it
+            transport.socket.make_readable()  # upstream has closed it, and the event loop has not read that yet
         loop.act(recorder.exchange.start)
     elif loss.sent:
         loop.act(recorder.exchange.start)
         loop.settle()
         transport = world.accept()
     else:
-        world.run()  # another is at work: so the request is written when the turn is over
+        world.run()  # while another is in progress, a request is written at the end of the event loop iteration
         loop.act(recorder.exchange.start)
         loop.settle()
         attempt = loop.attempts[0]
@@ -126,7 +127,7 @@ def lose(world: World, loss: Loss) -> tuple[Recorder, FakeTransport]:
 
 @pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 def test_lost(world: World, loss: Loss) -> None:
-    """A request is sent once more if it can't have been carried out, or may be carried out twice and is held."""
+    """A request is sent once more if it cannot have taken effect, or if it is idempotent and a copy of it is kept."""
     recorder, _ = lose(world, loss)
     assert len(world.loop.attempts) == loss.again
     errors = [call for call in recorder.calls if call[0] == "error"]
@@ -146,7 +147,7 @@ def test_lost(world: World, loss: Loss) -> None:
     "loss", [loss for loss in LOSSES.values() if loss.again], ids=[name for name, loss in LOSSES.items() if loss.again]
 )
 def test_lost_again(world: World, loss: Loss) -> None:
-    """It is sent once more and not twice: the second loss is an error."""
+    """A request is not sent a third time: if the second connection is lost too, the exchange fails."""
     recorder, _ = lose(world, loss)
     second = world.accept()
     assert second.written == recorder.octets + b"b" * loss.body
@@ -157,7 +158,7 @@ def test_lost_again(world: World, loss: Loss) -> None:
 
 
 def test_lost_again_on_a_pooled_connection(loop: VirtualLoop) -> None:
-    """The second connection may be a pooled one, where all others are taken: then, too, it is the last."""
+    """A request is not sent a third time, even if its second connection comes from the pool."""
     world = World(loop, max_connections=1)
     first = world.idle_connection()
     recorder = world.start()
@@ -165,7 +166,7 @@ def test_lost_again_on_a_pooled_connection(loop: VirtualLoop) -> None:
     first.reset()
     loop.settle()
     second = world.accept()
-    assert second.written == other.octets  # it has waited for longer
+    assert second.written == other.octets  # it has waited longer
     world.answer(second)
     assert second.written == other.octets + recorder.octets
     second.reset()
@@ -175,19 +176,19 @@ def test_lost_again_on_a_pooled_connection(loop: VirtualLoop) -> None:
 
 
 def test_paused_when_the_answer_ends(world: World) -> None:
-    """A connection that was paused when the last of an answer was read is read on in the pool."""
+    """If reading was paused when the response ended, the connection is read again once it is in the pool."""
     recorder, transport = world.run()
     world.answer(transport, OK[:-2])
     world.loop.act(recorder.exchange.pause_reading)
     assert not transport.reading
-    world.loop.act(transport.protocol.data_received, OK[-2:])  # what had been read before
+    world.loop.act(transport.protocol.data_received, OK[-2:])  # read before the pause
     assert recorder.calls[-1] == ("content", b"ok", True)
     assert transport.reading
     assert world.pool.idle == 1
 
 
 def test_lost_while_its_content_comes(world: World) -> None:
-    """The second sending has all content that has come by then, and what comes later."""
+    """A request that is sent once more has the content received before the loss, and the content received later."""
     first = world.idle_connection()
     recorder = world.start(b"PUT", 9)
     world.send(recorder, b"one")
@@ -205,13 +206,13 @@ def test_lost_while_its_content_comes(world: World) -> None:
 
 
 def test_content_before_the_second_sending(world: World) -> None:
-    """Content that comes when there is another connection, and its head is not written yet, follows the head."""
+    """Content that is received before the head is written on the second connection is sent after the head."""
     first = world.idle_connection()
     recorder = world.start(b"PUT", 6)
     first.reset()
     world.loop.settle()
     attempt = world.loop.attempts[0]
-    world.start()  # another is at work, so that the head waits for the end of the turn
+    world.start()  # while another is in progress, a head is written at the end of the event loop iteration
     world.accept(1)
     attempt.outcome.set_result(None)
     while attempt.transport is None:
@@ -221,7 +222,7 @@ def test_content_before_the_second_sending(world: World) -> None:
 
 
 def test_all_pooled_connections_are_stale(world: World) -> None:
-    """One stale connection after another is passed over, none is used, and a POST gets a new one."""
+    """Stale pooled connections are closed without being used, and a POST gets a new connection."""
     recorders = [world.run(), world.run(), world.run()]
     for _, transport in recorders:
         world.answer(transport)
@@ -234,12 +235,12 @@ def test_all_pooled_connections_are_stale(world: World) -> None:
     assert post.calls == ANSWERED
 
 
-# A response before the request is whole
+# A response before the request is complete
 
 
 @pytest.mark.parametrize("length", [10, Framing.CHUNKED])
 def test_early_response(world: World, length: Length) -> None:
-    """It is passed on; the connection ends with it, for what upstream has got of the request is not whole."""
+    """A response to an incomplete request is relayed. Then the connection is closed, and no more content is sent."""
     recorder = world.start(b"POST", length)
     transport = world.accept()
     world.send(recorder, b"half")
@@ -254,7 +255,7 @@ def test_early_response(world: World, length: Length) -> None:
 
 
 def test_request_whole_before_the_response_is(world: World) -> None:
-    """A response may begin before the request is whole: if it ends after it, the connection can be used again."""
+    """A connection can be used again if the request is complete before the response ends."""
     recorder = world.start(b"POST", 4)
     transport = world.accept()
     world.answer(transport, OK[:-1])
@@ -276,7 +277,7 @@ def test_request_whole_before_the_response_is(world: World) -> None:
 )
 @pytest.mark.parametrize("sent", [True, False])
 def test_fin_while_upstream_takes_nothing(world: World, answer: bytes, end: tuple[object, ...], *, sent: bool) -> None:
-    """Upstream's FIN ends its answer at once, whether or not all has been written that is on its way to it."""
+    """Upstream's FIN ends its response at once, even while octets of the request wait to be written."""
     recorder = world.start(b"POST", 300_000)
     transport = world.accept()
     transport.block()
@@ -300,7 +301,7 @@ def timed(loop: VirtualLoop) -> World:
 
 
 def test_response_timeout(timed: World) -> None:
-    """It counts from the last byte of the request that was sent, not from the first, nor from waiting."""
+    """The response timeout counts from the last byte of the request that was sent."""
     recorder = timed.start(b"POST", 3)
     timed.loop.advance(4)
     transport = timed.accept()
@@ -326,7 +327,7 @@ def test_response_timeout(timed: World) -> None:
     ],
 )
 def test_response_timeout_before_the_head(timed: World, before: bytes) -> None:
-    """What comes before the final head is whole does not put it off."""
+    """The timeout is not extended by anything that arrives before the head of the final response is complete."""
     recorder, transport = timed.run()
     timed.loop.advance(RESPONSE_TIMEOUT - 1)
     if before:
@@ -336,7 +337,7 @@ def test_response_timeout_before_the_head(timed: World, before: bytes) -> None:
 
 
 def test_no_response_timeout_after_the_head(timed: World) -> None:
-    """Content of the response, and of a request that is still being sent, may take as long as it will."""
+    """After the response's head, there is no time limit for the rest of the response or of the request."""
     recorder = timed.start(b"POST", 2)
     transport = timed.accept()
     timed.answer(transport, OK[:-2])
@@ -348,7 +349,7 @@ def test_no_response_timeout_after_the_head(timed: World) -> None:
 
 
 def test_response_timeout_of_the_second_sending(timed: World) -> None:
-    """A request that is sent once more has all the time again; none runs while it waits for its connection."""
+    """A request that is sent once more gets the whole timeout again, from the time when it is sent."""
     first = timed.idle_connection()
     recorder = timed.start()
     timed.loop.advance(3)
@@ -381,7 +382,7 @@ CONTENTS = {
 @pytest.mark.parametrize(("pieces", "fits"), CONTENTS.values(), ids=CONTENTS)
 @pytest.mark.parametrize("connected", [True, False], ids=["connected", "waiting"])
 def test_content_length(world: World, pieces: list[tuple[bytes, bool]], fits: bool, connected: bool) -> None:
-    """Never is more sent than the head declares; content that does not fit is the sender's error, not upstream's."""
+    """No more content is sent than the head declares, and content of another length raises `BadRequest`."""
     recorder = world.start(b"POST", 4)
     transport = world.accept() if connected else None
     for data, last in pieces[:-1]:
@@ -468,7 +469,7 @@ def _stale(world: World) -> Recorder:
     transport = world.idle_connection()
     transport.socket.make_readable()
     recorder = world.make()
-    world.loop.act(recorder.exchange.start)  # found to be stale, and to be started anew in the next turn
+    world.loop.act(recorder.exchange.start)  # stale: the exchange starts again in the next iteration
     assert transport.closing
     return recorder
 
@@ -491,7 +492,7 @@ POINTS: dict[str, Callable[[World], Recorder]] = {
 
 @pytest.mark.parametrize("point", POINTS.values(), ids=POINTS)
 def test_cancel(loop: VirtualLoop, point: Callable[[World], Recorder]) -> None:
-    """After `cancel` nothing is told and nothing sent, the connection is closed, and others have their turn."""
+    """After `cancel`, the exchange makes no call and sends nothing, its connection is closed, and others proceed."""
     world = World(loop, max_connections=2, response_timeout=RESPONSE_TIMEOUT)
     recorder = point(world)
     calls = list(recorder.calls)
@@ -521,7 +522,7 @@ def test_cancel(loop: VirtualLoop, point: Callable[[World], Recorder]) -> None:
 
 
 def test_cancel_after_the_end(world: World) -> None:
-    """An exchange that is over leaves its connection to the pool."""
+    """Cancelling an exchange that has ended does not close its connection, which is in the pool."""
     recorder, transport = world.run()
     world.answer(transport)
     world.loop.act(recorder.exchange.cancel)
@@ -530,7 +531,7 @@ def test_cancel_after_the_end(world: World) -> None:
     assert recorder.calls == ANSWERED
 
 
-# The hooks
+# The calls
 
 
 @dataclass(frozen=True)
@@ -557,7 +558,7 @@ RESPONSES = {
 
 @pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES)
 def test_hooks(world: World, response: Response) -> None:
-    """Cut anywhere in two: interim responses, one final one, its content, and its end once."""
+    """A response cut in two anywhere is reported as interim responses, one final response, its content and one end."""
     for cut in range(1, len(response.octets)):
         recorder, transport = world.run()
         world.answer(transport, response.octets[:cut])
@@ -582,7 +583,7 @@ def test_hooks(world: World, response: Response) -> None:
 @pytest.mark.parametrize("how", ["eof", "reset"])
 @pytest.mark.parametrize("response", RESPONSES.values(), ids=RESPONSES)
 def test_hooks_of_a_broken_response(world: World, response: Response, how: str) -> None:
-    """Broken off anywhere: one error, nothing after it, and never the end of the content."""
+    """A response that breaks off anywhere is reported as one error, unless a FIN is its regular end."""
     for cut in range(len(response.octets)):
         recorder, transport = world.run(b"POST")
         if cut:
@@ -604,7 +605,7 @@ def test_hooks_of_a_broken_response(world: World, response: Response, how: str) 
 
 @pytest.mark.parametrize("octets", [b"SSH-2.0-OpenSSH_9.9\r\n\r\n", b"\x00" * 40, b"HTTP/1.1 20 OK\r\n\r\n"])
 def test_not_http(world: World, octets: bytes) -> None:
-    """What is no HTTP is an error, told once, and the connection is closed."""
+    """Octets that are not HTTP are reported as one error, and the connection is closed."""
     recorder, transport = world.run()
     world.answer(transport, octets)
     assert recorder.calls == [BROKEN]
@@ -612,7 +613,7 @@ def test_not_http(world: World, octets: bytes) -> None:
 
 
 def test_seconds(world: World) -> None:
-    """The time to each response's head is observed once; a request that fails has none."""
+    """The time to the head of a response is observed once per response, and never for a request that fails."""
     for observed in (1, 2):
         _, transport = world.run()
         world.answer(transport, b"HTTP/1.1 103 Early Hints\r\n\r\n")
@@ -627,7 +628,7 @@ def test_seconds(world: World) -> None:
 
 @pytest.mark.parametrize("beyond", [0, 1])
 def test_largest_head(world: World, beyond: int) -> None:
-    """A head of the largest size is an answer; one that is longer by an octet is none."""
+    """A response head of the largest allowed size is accepted. One that is an octet longer is an error."""
     recorder, transport = world.run()
     start = b"HTTP/1.1 204 No Content\r\nX: "
     world.answer(transport, start + b"x" * (256 * 1024 - len(start) - 4 + beyond) + b"\r\n\r\n")
@@ -635,7 +636,7 @@ def test_largest_head(world: World, beyond: int) -> None:
 
 
 def test_unblocked(world: World) -> None:
-    """The adapter is told when its request has been written, and when upstream takes more again."""
+    """`resume` is called when the request has been written, and when upstream can be written to again."""
     recorder = world.start(b"POST", 10)
     assert recorder.exchange.blocked
     transport = world.accept()

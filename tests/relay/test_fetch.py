@@ -1,4 +1,4 @@
-"""The gateway's own requests: what is read of an answer, and what is an error."""
+"""The gateway's own requests: how much of a response is read, and which responses are errors."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ def answer(status: bytes, content: bytes, *, length: int) -> bytes:
 async def test_answers(
     upstream: Upstream, pool: Pool, steps: tuple[bytes | Step, ...], found: tuple[int, bytes]
 ) -> None:
-    """The content of a 200 is read, until it is too large; that of another status is not waited for."""
+    """The content of a 200 is read until it is over the limit. The content of another status is not read."""
     upstream.script = reply(*steps)
     assert await fetch(pool, b"/a?b", HEADER, 10) == found
     assert upstream.requests[0].raw_head == b"GET /a?b HTTP/1.1" + HEADER + b"\r\n\r\n"
@@ -60,21 +60,21 @@ async def test_answers(
     ],
 )
 async def test_broken_answers(upstream: Upstream, pool: Pool, steps: tuple[bytes | Step, ...]) -> None:
-    """An answer that breaks off is an error, whatever has come of it."""
+    """A response that breaks off is an error, however much of it was received."""
     upstream.script = reply(*steps)
     with pytest.raises(UpstreamBroken):
         await fetch(pool, b"/", HEADER, 10)
 
 
 async def test_content(upstream: Upstream, pool: Pool) -> None:
-    """With content it is a POST."""
+    """A request with content is a POST."""
     upstream.script = reply(OK)
     assert await fetch(pool, b"/", HEADER + b"\r\nContent-Length: 2", 10, b"{}") == (200, b"ok")
     assert (upstream.requests[0].method, upstream.requests[0].body) == (b"POST", b"{}")
 
 
 async def test_cancelled(upstream: Upstream, pool: Pool) -> None:
-    """A request that nobody waits for any more leaves no connection open."""
+    """If `fetch` is cancelled, the upstream connection is closed."""
     upstream.script = reply(WAIT_CLOSED)
     asking = asyncio.create_task(fetch(pool, b"/", HEADER, 10))
     await asyncio.to_thread(upstream.wait_request)

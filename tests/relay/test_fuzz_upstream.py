@@ -1,14 +1,15 @@
-"""Differential fuzz: what upstream sends, mutated and in any pieces, as this gateway reads it and as h11 does.
+"""Differential fuzzing: the gateway and h11 read the same responses, which are mutated and divided into pieces.
 
-Both must agree on status, fields, content, and on whether the answer is whole. Where they may differ, and why:
+Both must agree on status, fields and content, and on whether the response is complete. They may differ in two ways:
 
-* Here is refused what h11 lets pass (`STRICTER` finds it in the octets): a bare CR or LF, a folded line, control
-  characters in values, white space before a colon, two Content-Lengths though equal, a length beside a coding, a length
-  or size beyond 18 digits, faulty chunk extensions, another version than 1.0 and 1.1.
-* Here is read what h11 refuses (`LAXER`): empty lines before the status line, and control characters in a reason
-  phrase, which pass as they came. No field or content can hide in either.
+* The gateway refuses streams that h11 accepts. `STRICTER` finds the reason in the octets: a bare CR or LF, a folded
+  line, control characters in values, two Content-Lengths, even if equal, a length together with a transfer coding, a
+  length of more than 18 or a chunk size of more than 15 digits, malformed chunk extensions, or a version other than 1.0
+  and 1.1.
+* The gateway accepts streams that h11 refuses. `LAXER` finds the reason: empty lines before the status line, or control
+  characters in a reason phrase, which are relayed unchanged. Neither can hide a field or content.
 
-An answer that ends in the middle is broken off for both.
+A response that ends too early is incomplete for both.
 """
 
 from __future__ import annotations
@@ -64,7 +65,7 @@ LAXER = re.compile(
 
 @dataclass
 class Reading:
-    """What a reader made of the octets; ``whole`` is false if they were refused or ended too early."""
+    """The message that a reader has found. ``whole`` is false if the octets were refused, or ended too early."""
 
     interim: list[int] = field(default_factory=list)
     status: int | None = None
@@ -74,7 +75,7 @@ class Reading:
 
 
 class Wire(asyncio.Transport):
-    """A transport that leads nowhere."""
+    """A transport that discards what is written."""
 
     def __init__(self, sock: socket.socket) -> None:
         super().__init__({"socket": sock})
@@ -98,7 +99,7 @@ class Wire(asyncio.Transport):
 
 @pytest.fixture(scope="module")
 def sock() -> Iterator[socket.socket]:
-    """A socket with nothing to read, for the transport to have one."""
+    """The socket of every transport, with nothing to read."""
     ours, theirs = socket.socketpair()
     with ours, theirs:
         yield ours
@@ -117,7 +118,7 @@ def upstream() -> Iterator[Pool]:
 
 
 def read(upstream: Pool, sock: socket.socket, method: bytes, pieces: list[bytes]) -> Reading:
-    """What the gateway makes of an answer that comes in ``pieces`` and ends with the connection."""
+    """Let the gateway read a response that arrives in ``pieces``, before upstream ends the connection."""
     recorder = Recorder(upstream, method, method + b" / HTTP/1.1\r\nHost: a\r\n")
     connection, transport = Connection(upstream), Wire(sock)
     connection.connection_made(transport)
@@ -135,7 +136,7 @@ def read(upstream: Pool, sock: socket.socket, method: bytes, pieces: list[bytes]
 
 
 def reading_of(recorder: Recorder) -> Reading:
-    """What a client has been told, which must be in order: one final response, its content, and then nothing."""
+    """The response that the client got. Its calls must be in order: one final response, its content, nothing more."""
     reading = Reading()
     for kind, *values in recorder.calls:
         assert not reading.whole, f"{kind} after the end"
@@ -177,7 +178,7 @@ def read_with_h11(method: bytes, pieces: list[bytes]) -> Reading:
 
 
 def end_to_end(fields: Fields) -> Fields:
-    """The field lines that pass; the few that Connection can name in these streams are hop-by-hop anyway."""
+    """The end-to-end field lines. Connection cannot make the five fields listed here hop-by-hop."""
     named = {
         option.strip(b" \t").lower()
         for name, value in fields
@@ -252,7 +253,7 @@ lines = st.lists(
 
 @st.composite
 def answers(draw: st.DrawFn) -> bytes:
-    """A valid answer in one of the framings, with or without something after it."""
+    """A valid response in one of the framings, with or without an interim response before it."""
     content = draw(st.binary(max_size=40))
     framing = draw(st.sampled_from(["length", "chunked", "close"]))
     head = [draw(status_lines), *draw(lines)]
@@ -300,7 +301,7 @@ TOKENS += [
 
 @st.composite
 def streams(draw: st.DrawFn) -> list[bytes]:
-    """An answer with up to three mutations, in pieces."""
+    """A response with up to three mutations, in pieces."""
     return divided(draw, mutated(draw, draw(answers()), TOKENS))
 
 
@@ -311,14 +312,14 @@ def streams(draw: st.DrawFn) -> list[bytes]:
 @example(pieces=[b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\n\r\n"], method=b"GET")
 @example(pieces=[b"HTTP/1.1 204 No\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n"], method=b"GET")
 def test_agrees_with_h11(upstream: Pool, sock: socket.socket, pieces: list[bytes], method: bytes) -> None:
-    """A stream is read as h11 reads it, or refused."""
+    """The gateway reads a stream as h11 does, except for the differences listed above."""
     assert_agree(upstream, sock, method, pieces)
 
 
 @settings(max_examples=EXAMPLES // 5, deadline=None, suppress_health_check=list(HealthCheck))
 @given(stream=streams().map(b"".join), method=st.sampled_from([b"GET", b"HEAD"]))
 def test_pieces_do_not_matter(upstream: Pool, sock: socket.socket, stream: bytes, method: bytes) -> None:
-    """What a stream means does not depend on the pieces in which it comes, but for how much of a broken one is seen."""
+    """A complete response is read alike in whatever pieces it arrives, and an incomplete one is always incomplete."""
     whole = read(upstream, sock, method, [stream] if stream else [])
     bytewise = read(upstream, sock, method, [stream[n : n + 1] for n in range(len(stream))])
     assert whole.whole == bytewise.whole

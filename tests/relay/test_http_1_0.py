@@ -1,4 +1,4 @@
-"""Clients that speak HTTP/1.0, as a default nginx does; `tests.deploy.test_default_nginx` has a real one."""
+"""Clients that speak HTTP/1.0, as nginx does by default. `tests.deploy.test_default_nginx` runs a real nginx."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ ANSWERS = {
 def test_an_answer_of_unknown_length_is_not_to_be_buffered(
     gateway: Gateway, upstream: Upstream, request_: bytes, answer: bytes, expected: list[bytes]
 ) -> None:
-    """It asks a proxy of HTTP/1.0 not to hold it back, unless LiteLLM has said what it wants."""
+    """An HTTP/1.0 response of unknown length gets ``X-Accel-Buffering: no`` unless upstream has set that field."""
     steps = [answer] if b"close" not in answer else [answer, CLOSE]
     upstream.script = reply(*steps)
     response = gateway.ask(request_)
@@ -51,7 +51,7 @@ def test_an_answer_of_unknown_length_is_not_to_be_buffered(
 
 
 def test_what_to_set_is_said_once(adapter: Adapter, upstream: Upstream) -> None:
-    """The first answer that nginx would buffer is logged, with what helps; not the others, nor one that is not ours."""
+    """Only the first response that gets the field from the gateway is logged, with nginx settings that help."""
     upstream.script = in_turn(reply(CHUNKED % b"X-Accel-Buffering: no\r\n"), reply(CHUNKED % b""))
     with Gateway(upstream.url, adapter=adapter) as gateway:
         gateway.ask(GET)
@@ -64,7 +64,7 @@ def test_what_to_set_is_said_once(adapter: Adapter, upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("alias", [False, True], ids=["by key", "by alias"])
 def test_an_update_without_host_is_looked_up(gateway: Gateway, upstream: Upstream, alias: bool) -> None:
-    """HTTP/1.0 needs no Host, but what goes to LiteLLM is HTTP/1.1: the lookup has upstream's, as the update has."""
+    """If an HTTP/1.0 update has no Host, both it and its lookup get upstream's, because they are sent in HTTP/1.1."""
     info = {"allowed_routes": ["info_routes"], "key_alias": KEY}
     stored = json.dumps({"info": [info]} if alias else {"key": KEY, "info": info}).encode()
 
@@ -81,7 +81,7 @@ def test_an_update_without_host_is_looked_up(gateway: Gateway, upstream: Upstrea
 
 @pytest.mark.parametrize("path", [b"/", b"/key/update"])
 def test_an_expectation_is_ignored(gateway: Gateway, upstream: Upstream, path: bytes) -> None:
-    """Upstream, which would take it for one of HTTP/1.1, does not get it (RFC 9110 section 10.1.1)."""
+    """A 100-continue expectation of an HTTP/1.0 client is ignored, and not forwarded (RFC 9110 section 10.1.1)."""
     arrived = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -98,22 +98,22 @@ def test_an_expectation_is_ignored(gateway: Gateway, upstream: Upstream, path: b
         interim: list[object] = []
         assert client.read_response(interim=interim).status == 200  # type: ignore[arg-type]
     assert upstream.requests[0].get(b"x-a") == b"1"
-    if gateway.adapter == "native":  # uvicorn sends its 100 in every version
+    if gateway.adapter == "native":  # uvicorn sends 100 (Continue) in every version
         assert interim == []
 
 
 def test_another_expectation_passes(gateway: Gateway, upstream: Upstream) -> None:
-    """What is not known is LiteLLM's to judge."""
+    """An unknown expectation is forwarded unchanged."""
     assert gateway.ask(b"GET / HTTP/1.0\r\nExpect: something\r\n\r\n").status == 200
     assert upstream.requests[0].get(b"expect") == b"something"
 
 
 def test_an_upgrade_is_explained(upstream: Upstream) -> None:
-    """It is relayed as the ordinary request that it is in HTTP/1.0, and the log says why, once."""
+    """An upgrade in HTTP/1.0 is forwarded as an ordinary request, and one log line says why."""
     asks = b"GET / HTTP/1.%b\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     with Gateway(upstream.url) as gateway:
         gateway.ask(asks % b"1")
-        gateway.ask(b"GET / HTTP/1.0\r\nUpgrade: websocket\r\n\r\n")  # which asks for none
+        gateway.ask(b"GET / HTTP/1.0\r\nUpgrade: websocket\r\n\r\n")  # no upgrade without Connection
         assert not any("upgrade" in line for line in gateway.lines)
         for _ in range(2):
             assert gateway.ask(asks % b"0").body == b"ok"

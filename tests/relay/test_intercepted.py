@@ -1,7 +1,7 @@
-"""Intercepted requests on client connections: collected, looked up, and then sent and answered as all others are.
+"""Intercepted requests in the native adapter: collected, looked up, and then forwarded and answered like all others.
 
-A real gateway stands before a scripted upstream. What ASGI servers do not carry is compared octet by octet, and what
-the gateway logs of each request is looked at as well.
+A real gateway runs in front of a scripted upstream. The tests compare octets that ASGI servers do not preserve, and
+check the log lines that the gateway writes for each request.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def update(body: bytes = UPDATE, *lines: bytes) -> bytes:
 
 
 def updates(upstream: Upstream) -> list[Request]:
-    """The requests that are no lookups."""
+    """The requests that are not lookups."""
     return [request for request in upstream.requests if not request.target.startswith((b"/key/info?", b"/v2/key/info"))]
 
 
@@ -95,19 +95,19 @@ def lookups(upstream: Upstream) -> int:
 
 
 class Journal:
-    """What the gateway logs from now on of requests that are over."""
+    """The lines that the gateway logs from now on about requests that have ended."""
 
     _numbers = itertools.count()
 
     def __init__(self, gateway: Gateway, upstream: Upstream) -> None:
         self._gateway = gateway
         self._upstream = upstream
-        self._mark()  # a line may come later than the answer: those of requests before this one have come now
+        self._mark()  # a line may be logged after the response: wait for those of earlier requests
         self._before = len(gateway.records)
-        upstream.restart(upstream.script)  # without the request that made the mark
+        upstream.restart(upstream.script)  # forget the request that `_mark` has sent
 
     def _mark(self) -> str:
-        """The path of a request whose line has come; lines keep their order."""
+        """Send a request, wait until it is logged, and return its path. All earlier requests are logged by then."""
         path = f"/journal-{next(self._numbers)}"
         script, self._upstream.script = self._upstream.script, reply(OK)
         assert self._gateway.ask(f"GET {path} HTTP/1.1\r\nHost: a\r\n\r\n".encode()).status == 200
@@ -116,7 +116,7 @@ class Journal:
         return path
 
     def read(self) -> tuple[list[dict[str, Any]], list[tuple[str, str, int]]]:
-        """The decisions, and method, path and status of each request."""
+        """The decisions, and the method, path and status of each request."""
         name = self._mark()
         records = self._gateway.records[self._before :]
         accesses = [record for record in records if record["message"] == "request" and record["path"] != name]
@@ -136,7 +136,7 @@ class Journal:
         key: bool = True,
         path: str = "/key/update",
     ) -> None:
-        """One update was logged, twice: what was decided about it, and how it was answered; other requests once."""
+        """Assert that one update was logged: once with this decision, and once as a request to ``path``."""
         decisions, accesses = self.read()
         (decision,) = decisions
         expected = {
@@ -186,7 +186,7 @@ def client(gateway: Gateway) -> Iterator[Client]:
         yield client
 
 
-# the answer
+# the response
 
 ANSWERS = [
     pytest.param(
@@ -210,12 +210,12 @@ ANSWERS = [
 
 @pytest.mark.parametrize(("before", "after"), ANSWERS)
 def test_answer(upstream: Upstream, client: Client, journal: Journal, before: bytes, after: bytes) -> None:
-    """An answer arrives octet by octet as it was sent, with one field line behind the others."""
+    """A response is relayed octet for octet, with one more field line after the others."""
     upstream.script = litellm(before + after)
     expected = before + DROPPED + after
     client.send(update())
     assert client.read_exactly(len(expected)) == expected
-    assert client.ask(GET).start == before.partition(b"\r\n")[0]  # nothing was behind it
+    assert client.ask(GET).start == before.partition(b"\r\n")[0]  # nothing followed the response
     journal.says("dropped", int(before.split()[1]))
 
 
@@ -231,7 +231,7 @@ def test_answer(upstream: Upstream, client: Client, journal: Journal, before: by
     ],
 )
 def test_answer_with_the_field(upstream: Upstream, client: Client, before: bytes, rest: bytes) -> None:
-    """A field of that name that upstream has sent does not reach the client; the gateway's own stands for it."""
+    """The gateway's own X-LiteLLM-Sanitizer field replaces any that upstream has sent."""
     upstream.script = litellm(b"HTTP/1.1 200 OK\r\n" + before + b"Content-Length: 2\r\n\r\nok")
     expected = b"HTTP/1.1 200 OK\r\n" + rest + b"Content-Length: 2\r\n" + DROPPED + b"\r\nok"
     client.send(update())
@@ -253,7 +253,7 @@ def test_answer_with_the_field(upstream: Upstream, client: Client, before: bytes
 def test_answer_of_unknown_length(
     upstream: Upstream, client: Client, journal: Journal, answer: bytes, trailers: list[tuple[bytes, bytes]]
 ) -> None:
-    """An answer whose length is not known arrives chunked, with its trailers, and the connection stays open."""
+    """A response of unknown length is relayed chunked, with its trailers, and the client's connection stays open."""
     upstream.script = litellm(b"HTTP/1.1 200 OK\r\nX: y\r\n" + answer, *[CLOSE] * (b"chunked" not in answer))
     response = client.ask(update())
     assert response.raw_head == b"HTTP/1.1 200 OK\r\nX: y\r\n" + DROPPED + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -263,7 +263,7 @@ def test_answer_of_unknown_length(
 
 
 def test_interim_answers(upstream: Upstream, client: Client, journal: Journal) -> None:
-    """Interim answers arrive at once, as they were sent and without the field."""
+    """Interim responses are relayed at once and unchanged: the gateway neither adds nor removes its field."""
     seen = threading.Event()
     hints = b"HTTP/1.1 103 Early Hints\r\nLINK: <a>\r\nx-litellm-sanitizer: b\r\n\r\n"
     upstream.script = litellm(CONTINUE + hints, seen, hints + OK)
@@ -276,7 +276,7 @@ def test_interim_answers(upstream: Upstream, client: Client, journal: Journal) -
 
 
 def test_answer_streams(upstream: Upstream, client: Client) -> None:
-    """Pieces of an answer arrive before the next is sent."""
+    """Each piece of a response reaches the client before upstream sends the next one."""
     seen = [threading.Event() for _ in range(3)]
     steps: list[Steps] = [b"HTTP/1.1 200 OK\r\nContent-Length: 6\r\n\r\n"]
     for number, shown in enumerate(seen):
@@ -290,7 +290,7 @@ def test_answer_streams(upstream: Upstream, client: Client) -> None:
 
 
 def test_http_1_0_client(upstream: Upstream, client: Client, journal: Journal) -> None:
-    """A client of HTTP/1.0 gets neither chunks nor interim answers, and its connection ends with the answer."""
+    """An HTTP/1.0 client gets neither chunks nor interim responses, and the response ends with its connection."""
     upstream.script = litellm(
         b"HTTP/1.1 103 Early Hints\r\n\r\n",
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"content", 3),
@@ -303,7 +303,7 @@ def test_http_1_0_client(upstream: Upstream, client: Client, journal: Journal) -
 
 
 def test_http_1_0_upstream(upstream: Upstream, client: Client) -> None:
-    """The answer of an upstream of HTTP/1.0 is passed on as one of HTTP/1.1."""
+    """An HTTP/1.0 response is relayed as an HTTP/1.1 response."""
     upstream.script = litellm(b"HTTP/1.0 200 Old\r\nX: y\r\n\r\ncontent", CLOSE)
     response = client.ask(update())
     assert response.raw_head == b"HTTP/1.1 200 Old\r\nX: y\r\n" + DROPPED + b"Transfer-Encoding: chunked\r\n\r\n"
@@ -343,7 +343,7 @@ def test_request(
     padding: bytes,
     space: bytes,
 ) -> None:
-    """A request arrives octet by octet as it was sent; of a cut one, the digits of its length are others."""
+    """A request is forwarded octet for octet. If a member is cut, Content-Length gets another value."""
     before = b"HOST: a\r\nX-MiXed:  v \r\nx-mixed:w\r\nX-Content-Length: 7\r\n"
     lines = b"POST %b HTTP/1.1\r\n%b%b" % (target, before, name)
     length = b"%b%d" % (padding, len(body))
@@ -361,7 +361,7 @@ def test_request(
 @pytest.mark.parametrize(("body", "sent"), [(UPDATE, CUT), (CHANGED, CHANGED)], ids=["cut", "uncut"])
 @pytest.mark.parametrize("size", [1, 7, 1000])
 def test_chunked_request(upstream: Upstream, client: Client, body: bytes, sent: bytes, size: int) -> None:
-    """A chunked request stays chunked; its extensions and the bounds of its chunks are for one hop."""
+    """A chunked request is forwarded chunked, whatever the sizes of its chunks and their extensions."""
     content = chunked(body, size).replace(b"\r\n", b";a=b\r\n", 1)
     client.send(head(b"X: y", b"Transfer-ENCODING: chunked") + content)
     client.read_response()
@@ -371,7 +371,7 @@ def test_chunked_request(upstream: Upstream, client: Client, body: bytes, sent: 
 
 
 def test_trailers_of_a_request(upstream: Upstream, client: Client) -> None:
-    """The trailers of a request are dropped, whether it is intercepted or not; no field comes of them."""
+    """The trailers of a request are dropped, whether it is intercepted or not. They do not become header fields."""
     content = chunked(UPDATE).removesuffix(b"\r\n") + b"X-Sum: 1\r\nx-api-key: forged\r\n\r\n"
     for path in (b"update", b"other"):
         client.ask(head(b"Transfer-Encoding: chunked", start=b"POST /key/%b HTTP/1.1" % path) + content)
@@ -383,7 +383,7 @@ def test_trailers_of_a_request(upstream: Upstream, client: Client) -> None:
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_single_bytes(upstream: Upstream, client: Client, journal: Journal, framing: str) -> None:
-    """A request may come byte by byte."""
+    """A request may arrive one byte at a time."""
     request = update() if framing == "length" else head(b"Transfer-Encoding: chunked") + chunked(UPDATE, 5)
     client.send(*[bytes([byte]) for byte in request])
     assert client.read_response().status == 200
@@ -393,7 +393,7 @@ def test_single_bytes(upstream: Upstream, client: Client, journal: Journal, fram
 
 @pytest.mark.parametrize("lines", [[b"Content-Length: 0"], []], ids=["length 0", "no length"])
 def test_no_content(upstream: Upstream, client: Client, lines: list[bytes]) -> None:
-    """A request without content is one without members."""
+    """A request without content is forwarded without a lookup, as one that has no guarded field."""
     response = client.ask(head(*lines))
     assert response.get(b"x-litellm-sanitizer") == b"absent"
     assert (len(upstream.requests), upstream.requests[0].body) == (1, b"")
@@ -407,7 +407,7 @@ def test_no_content(upstream: Upstream, client: Client, lines: list[bytes]) -> N
 def test_client_waits_for_continue(
     upstream: Upstream, client: Client, journal: Journal, line: bytes, framing: str
 ) -> None:
-    """A client that waits with its content is asked for it at once, and once, by the gateway: nothing is sent yet."""
+    """The gateway itself sends one 100 (Continue) to a client that waits for it, before it forwards anything."""
     length = b"Transfer-Encoding: chunked" if framing == "chunked" else b"Content-Length: %d" % len(UPDATE)
     client.send(head(line, length))
     assert client.read_exactly(len(CONTINUE)) == CONTINUE
@@ -422,31 +422,31 @@ def test_client_waits_for_continue(
 
 
 def test_content_comes_with_expect(upstream: Upstream, client: Client) -> None:
-    """A client that does not wait is not asked for what it has sent."""
+    """A client that does not wait gets no 100 (Continue)."""
     client.send(update(UPDATE, b"Expect: 100-continue"))
     assert client.read_head().status == 200
 
 
 def test_first_content_comes_with_expect(gateway: Gateway, upstream: Upstream, client: Client) -> None:
-    """Nor is one that has sent only some of its content."""
+    """A client that has already sent a part of its content gets no 100 (Continue)."""
     request = update(UPDATE, b"Expect: 100-continue")
     client.send(request[:-5])
-    assert gateway.ask(GET).status == 200  # which shows that what was sent before it has been read
+    assert gateway.ask(GET).status == 200  # shows that the octets sent before have been read
     client.send(request[-5:])
     assert client.read_head().status == 200
 
 
 def test_http_1_0_client_expects(gateway: Gateway, upstream: Upstream, client: Client) -> None:
-    """A client of HTTP/1.0 gets no interim answer (RFC 9110 section 10.1.1)."""
+    """An HTTP/1.0 client gets no 100 (Continue) (RFC 9110 section 10.1.1)."""
     request = update(UPDATE, b"Expect: 100-continue").replace(b"1.1", b"1.0", 1)
     client.send(request[: -len(UPDATE)])
-    assert gateway.ask(GET).status == 200  # which shows that what was sent before it has been read
+    assert gateway.ask(GET).status == 200  # shows that the octets sent before have been read
     client.send(UPDATE)
     assert client.read_head().status == 200
 
 
 def test_expect_behind_another_request(upstream: Upstream, client: Client) -> None:
-    """A pipelined request is not asked for its content before the answer to the request before it."""
+    """The client gets 100 (Continue) for a pipelined request only after the response to the request before it."""
     go_on = threading.Event()
     upstream.script = litellm(go_on, OK)
     client.send(GET + head(b"Expect: 100-continue", b"Content-Length: %d" % len(UPDATE)))
@@ -459,7 +459,7 @@ def test_expect_behind_another_request(upstream: Upstream, client: Client) -> No
 
 
 def test_expect_of_a_body_over_the_limit(upstream: Upstream, client: Client) -> None:
-    """Where the content is not collected, it is upstream's to ask for it."""
+    """If the content is not to be collected, the gateway sends no 100 (Continue), but leaves that to upstream."""
     upstream.script = in_turn(reply(b"HTTP/1.1 417 No\r\nContent-Length: 0\r\n\r\n", early=True))
     client.send(head(b"Expect: 100-continue", b"Content-Length: %d" % (MAX_BODY + 1)))
     assert client.read_head().status == 417
@@ -469,7 +469,10 @@ def test_expect_of_a_body_over_the_limit(upstream: Upstream, client: Client) -> 
 
 
 def streaming(seen: list[threading.Event], first: int) -> Script:
-    """An upstream that says when the first bytes of a content have come, and answers when all have."""
+    """An upstream that sets ``seen[0]`` after ``first`` bytes of the content, or after its first chunk.
+
+    It responds when it has read all of the content.
+    """
 
     def script(connection: Connection) -> None:
         request = connection.read_head()
@@ -491,7 +494,7 @@ def streaming(seen: list[threading.Event], first: int) -> Script:
 
 
 def test_length_over_the_limit(upstream: Upstream, client: Client, journal: Journal) -> None:
-    """Content whose length is over the limit passes as it comes, without a lookup."""
+    """Content whose Content-Length is over the limit is forwarded as it is received, without a lookup."""
     seen = [threading.Event()]
     upstream.script = streaming(seen, 10)
     body = UPDATE.ljust(MAX_BODY + 1)
@@ -505,11 +508,11 @@ def test_length_over_the_limit(upstream: Upstream, client: Client, journal: Jour
 
 
 def test_chunks_over_the_limit(gateway: Gateway, upstream: Upstream, client: Client, journal: Journal) -> None:
-    """Content that is found to be over the limit passes on, all that was collected and then the rest as it comes."""
+    """If chunked content exceeds the limit, the collected part is forwarded, and then the rest as it is received."""
     seen = [threading.Event()]
     body = UPDATE.ljust(2 * MAX_BODY)
     client.send(head(b"Transfer-Encoding: chunked") + chunked(body[:MAX_BODY], 100).removesuffix(b"0\r\n\r\n"))
-    assert gateway.ask(GET).status == 200  # which shows that what was sent before it has been read
+    assert gateway.ask(GET).status == 200  # shows that the octets sent before have been read
     assert [request.method for request in upstream.requests] == [b"GET"]
     upstream.script = streaming(seen, 0)
     client.send(b"1\r\n" + body[MAX_BODY : MAX_BODY + 1] + b"\r\n")
@@ -523,7 +526,7 @@ def test_chunks_over_the_limit(gateway: Gateway, upstream: Upstream, client: Cli
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_exactly_the_limit(upstream: Upstream, client: Client, framing: str) -> None:
-    """The limit is the largest body that is inspected."""
+    """A body whose size is exactly the limit is inspected."""
     body = UPDATE.ljust(MAX_BODY)
     client.send(update(body) if framing == "length" else head(b"Transfer-Encoding: chunked") + chunked(body, 1000))
     assert client.read_response().get(b"x-litellm-sanitizer") == b'dropped; fields="allowed_routes"'
@@ -544,7 +547,7 @@ def test_exactly_the_limit(upstream: Upstream, client: Client, framing: str) -> 
 )
 @pytest.mark.parametrize("pieces", ["at once", "apart"])
 def test_malformed_chunk(upstream: Upstream, client: Client, journal: Journal, content: bytes, pieces: str) -> None:
-    """It is answered with 400, and upstream gets nothing of the request."""
+    """Malformed chunked content is answered with 400, and nothing of the request is forwarded."""
     request = head(b"Transfer-Encoding: chunked") + content
     client.send(*([request] if pieces == "at once" else [request[:-3], request[-3:]]))
     response = client.read_response()
@@ -556,7 +559,7 @@ def test_malformed_chunk(upstream: Upstream, client: Client, journal: Journal, c
 
 
 def test_malformed_chunk_over_the_limit(upstream: Upstream, client: Client, journal: Journal) -> None:
-    """Of a content that has begun to pass, upstream must not take for whole what it has got."""
+    """If content turns out to be malformed after a part of it was forwarded, the upstream connection is closed."""
     seen = [threading.Event()]
     upstream.script = streaming(seen, 0)
     client.send(head(b"Transfer-Encoding: chunked") + b"%x\r\n%b\r\n" % (MAX_BODY + 1, bytes(MAX_BODY + 1)))
@@ -571,7 +574,7 @@ def test_malformed_chunk_over_the_limit(upstream: Upstream, client: Client, jour
     assert accesses == [("POST", "/key/update", 400)]
 
 
-# the client leaves
+# the client disconnects; a half-close counts as that
 
 
 @pytest.mark.parametrize("leave", [Client.close, Client.reset, Client.half_close])
@@ -579,10 +582,10 @@ def test_malformed_chunk_over_the_limit(upstream: Upstream, client: Client, jour
 def test_client_leaves_in_its_content(
     upstream: Upstream, client: Client, journal: Journal, leave: Callable[[Client], None], sent: int
 ) -> None:
-    """Half a request is none: nothing is sent."""
+    """Nothing is forwarded if the client disconnects before its content is complete."""
     request = update(UPDATE, b"Expect: 100-continue")
     client.send(request[: len(request) - len(UPDATE)])
-    assert client.read_head().status == 100  # so that it has been read, and a reset does not overtake it
+    assert client.read_head().status == 100  # the gateway has read the head, so a reset cannot overtake it
     client.send(UPDATE[:sent])
     leave(client)
     journal.says("unreadable", None, reason="client_left", looked_up=False, key=False)
@@ -593,7 +596,7 @@ def test_client_leaves_in_its_content(
 def test_client_leaves_during_the_lookup(
     upstream: Upstream, client: Client, journal: Journal, leave: Callable[[Client], None]
 ) -> None:
-    """The lookup's connection is closed, and the update is not sent."""
+    """If the client disconnects during the lookup, the lookup's connection is closed and the update is not sent."""
     upstream.script = litellm(lookup=(WAIT_CLOSED,))
     client.send(update())
     upstream.wait_request()
@@ -608,7 +611,7 @@ def test_client_leaves_during_the_lookup(
 def test_client_leaves_after_the_update(
     upstream: Upstream, client: Client, journal: Journal, leave: Callable[[Client], None]
 ) -> None:
-    """Upstream's connection is closed, so that it sees the client leave."""
+    """If the client disconnects before the response, the upstream connection is closed as well."""
     upstream.script = litellm(WAIT_CLOSED)
     client.send(update())
     upstream.wait_for(lambda: [request.body for request in updates(upstream)] == [CUT])
@@ -618,7 +621,7 @@ def test_client_leaves_after_the_update(
 
 
 def test_client_leaves_in_the_answer(upstream: Upstream, client: Client, journal: Journal) -> None:
-    """So it is when the answer has begun, which has been decided and is logged with its status."""
+    """If the client disconnects during the response, the upstream connection is closed, and the status is logged."""
     upstream.script = litellm(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", WAIT_CLOSED)
     client.send(update())
     assert client.read_head().status == 200
@@ -633,7 +636,7 @@ def test_client_leaves_in_the_answer(upstream: Upstream, client: Client, journal
 def test_pipelined_requests_keep_their_order(
     gateway: Gateway, upstream: Upstream, client: Client, journal: Journal
 ) -> None:
-    """What is behind an update waits until it is answered."""
+    """Requests that are pipelined after an update wait for its response, and are answered in order."""
     asked, go_on = threading.Event(), threading.Event()
 
     def script(connection: Connection) -> None:
@@ -665,7 +668,7 @@ def test_pipelined_requests_keep_their_order(
 
 
 def test_keep_alive(upstream: Upstream, client: Client) -> None:
-    """Updates and other requests follow each other on one connection, and on one connection to upstream."""
+    """Updates and other requests can share one client connection, and then share one upstream connection."""
     for _ in range(3):
         assert client.ask(update()).all(b"x-litellm-sanitizer") == [b'dropped; fields="allowed_routes"']
         assert client.ask(GET).all(b"x-litellm-sanitizer") == []
@@ -673,14 +676,14 @@ def test_keep_alive(upstream: Upstream, client: Client) -> None:
 
 
 def test_connection_close(upstream: Upstream, client: Client) -> None:
-    """A client that asks for it has its connection closed behind the answer."""
+    """The connection is closed after the response if the client has asked for that."""
     response = client.ask(update(UPDATE, b"Connection: close"))
     assert response.raw_head == b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n" + DROPPED + b"Connection: close\r\n\r\n"
     assert client.closed()
 
 
 def test_one_connection_to_upstream() -> None:
-    """With one connection to upstream, an update uses it after its lookup, also where the lookup has used it up."""
+    """With one upstream connection allowed, an update is sent after its lookup, even if that needs a new connection."""
     closing = LOOKUP.replace(b"\r\nContent", b"\r\nConnection: close\r\nContent", 1)
     with (
         Upstream(litellm()) as upstream,
@@ -714,7 +717,7 @@ def test_one_connection_to_upstream() -> None:
 def test_lookup_fails(
     upstream: Upstream, client: Client, journal: Journal, lookup: tuple[Steps, ...], reason: str
 ) -> None:
-    """The update goes on as it came, and is answered."""
+    """If the lookup fails, the update is forwarded unchanged, and its response is relayed."""
     upstream.script = litellm(lookup=lookup)
     response = client.ask(update())
     assert (response.status, response.body) == (200, b"ok")
@@ -724,7 +727,7 @@ def test_lookup_fails(
 
 
 def error_of(response: Response) -> dict[str, Any]:
-    """The error in an answer of the gateway's own, in LiteLLM's shape."""
+    """The error in a response of the gateway's own, which must have LiteLLM's shape."""
     assert response.get(b"content-type") == b"application/json"
     error: dict[str, Any] = json.loads(response.body)["error"]
     assert list(error) == ["message", "type", "param", "code"]
@@ -734,7 +737,7 @@ def error_of(response: Response) -> dict[str, Any]:
 
 
 def test_upstream_is_dead() -> None:
-    """Where nothing answers, neither the lookup nor the update, that is said, and what was decided too."""
+    """If neither the lookup nor the update can be sent, the client gets 502, and the decision is reported too."""
     with (
         refusing_port() as port,
         Gateway(f"http://127.0.0.1:{port}", "--access-log") as gateway,
@@ -766,7 +769,10 @@ def test_upstream_is_dead() -> None:
 def test_upstream_breaks_off_before_its_answer(
     upstream: Upstream, client: Client, journal: Journal, steps: tuple[Steps, ...]
 ) -> None:
-    """It is answered with 502 and the field; the update may have been carried out, and is not sent again."""
+    """If upstream breaks off before its response, the client gets 502 with the gateway's field.
+
+    The update may have taken effect, so it is not sent again.
+    """
     upstream.script = litellm(*steps)
     response = client.ask(update())
     assert (response.status, error_of(response)["type"]) == (502, "broken")
@@ -786,7 +792,7 @@ def test_upstream_breaks_off_before_its_answer(
 def test_upstream_breaks_off_in_its_answer(
     upstream: Upstream, client: Client, journal: Journal, framing: bytes, content: bytes, end: Step
 ) -> None:
-    """The client gets what has come of it, and a reset."""
+    """If a response breaks off, the client gets the part that was received, and then a reset."""
     seen = threading.Event()
     upstream.script = litellm(b"HTTP/1.1 200 OK\r\n" + framing + b"\r\n" + content, seen, end)
     client.send(update())
@@ -801,7 +807,7 @@ def test_upstream_breaks_off_in_its_answer(
 
 
 def test_early_answer(upstream: Upstream, client: Client, journal: Journal) -> None:
-    """An answer that comes before upstream has read the content is the client's; the connection to upstream ends."""
+    """A response sent before upstream has read the content is relayed, and the upstream connection is closed."""
 
     def script(connection: Connection) -> None:
         if connection.read_head().target.startswith(b"/key/info?"):
@@ -814,14 +820,14 @@ def test_early_answer(upstream: Upstream, client: Client, journal: Journal) -> N
     upstream.script = script
     response = client.ask(update())
     assert response.start == b"HTTP/1.1 413 Too Much"
-    assert response.all(b"connection") == []  # its own connection stays open
+    assert response.all(b"connection") == []  # the client's connection stays open
     upstream.script = litellm()
     assert client.ask(GET).status == 200
     journal.says("dropped", 413)
 
 
 def test_early_answer_to_content_that_passes(upstream: Upstream, client: Client, journal: Journal) -> None:
-    """If the content has not come whole either, the client's connection ends too, and the answer says so."""
+    """After an early response, the client's connection is closed if its content is incomplete. The response says so."""
 
     def script(connection: Connection) -> None:
         connection.read_head()
@@ -838,7 +844,7 @@ def test_early_answer_to_content_that_passes(upstream: Upstream, client: Client,
 
 
 def test_response_timeout() -> None:
-    """A lookup that hangs ends in time, so does an update, each in its own."""
+    """A lookup that gets no response times out, and so does the update that is sent after it."""
     with (
         Upstream(litellm(WAIT_CLOSED, lookup=(WAIT_CLOSED,))) as upstream,
         Gateway(upstream.url, "--response-timeout", "0.3") as gateway,
@@ -854,7 +860,7 @@ def test_response_timeout() -> None:
 
 
 def test_drain_during_the_lookup() -> None:
-    """A drain lets an update finish that is being looked up; its answer says that the connection ends."""
+    """A drain waits for an update whose lookup is in progress. Its response has ``Connection: close``."""
     asked, go_on = threading.Event(), threading.Event()
 
     def script(connection: Connection) -> None:
@@ -884,7 +890,7 @@ def test_drain_during_the_lookup() -> None:
 
 
 def test_grace_ends_during_the_lookup() -> None:
-    """When the grace is over, the update is dropped unsent, and reported."""
+    """If the grace period ends during the lookup, the update is not sent, and is logged with status 499."""
     with (
         Upstream(litellm(lookup=(WAIT_CLOSED,))) as upstream,
         Gateway(upstream.url, "--shutdown-grace", "0.3", "--access-log") as gateway,
@@ -907,7 +913,7 @@ def test_grace_ends_during_the_lookup() -> None:
 
 
 def test_slow_client() -> None:
-    """While the client does not read a large answer, upstream is not read either, and nothing piles up."""
+    """While the client does not read a large response, the gateway does not read it from upstream or buffer it."""
     size, growth = 64 * 1024 * 1024, 20 * 1024 * 1024
     blocked = threading.Event()
     taken: list[int] = []
@@ -951,7 +957,7 @@ def test_slow_client() -> None:
 
 
 def test_metrics(upstream: Upstream) -> None:
-    """Each update counts once as a request, by how it ended, and once as a decision."""
+    """Each update is counted once as a request, by its status, and once as a decision, by its outcome."""
     with Gateway(upstream.url, "--max-body", str(MAX_BODY), admin=True) as gateway:
         before = wait_for(gateway, lambda numbers: True)
         assert gateway.ask(update()).status == 200
@@ -1001,9 +1007,9 @@ spaces = st.text(" \t\r\n", max_size=3)
 
 @st.composite
 def objects(draw: st.DrawFn) -> tuple[bytes, bytes]:
-    """An object with members in any order and white space anywhere, and what upstream is to get of it.
+    """An object with members in any order and white space anywhere, and the body that upstream must get for it.
 
-    A member that is unchanged goes with one comma: that behind it or, if it is the last, that before it.
+    The unchanged member is cut with one comma: the one after it or, if it is the last member, the one before it.
     """
     routes = draw(st.sampled_from([ROUTES, ["/other"], None]))
     members: list[tuple[str, Any]] = [("key", KEY)] if draw(st.integers(0, 3)) else []
@@ -1029,7 +1035,7 @@ def objects(draw: st.DrawFn) -> tuple[bytes, bytes]:
 
 @st.composite
 def pieces(draw: st.DrawFn, content: bytes) -> list[bytes]:
-    """``content`` in pieces of any size, single bytes among them."""
+    """``content`` in pieces of any size, including single bytes."""
     bounds = sorted(draw(st.lists(st.integers(0, len(content)), max_size=8)))
     if draw(st.booleans()):
         bounds = sorted({*bounds, *range(min(len(content), 20))})
@@ -1037,7 +1043,7 @@ def pieces(draw: st.DrawFn, content: bytes) -> list[bytes]:
 
 
 def send_in_pieces(client: Client, body: bytes, how: st.DataObject) -> None:
-    """An update with ``body``, framed in either way and sent in any pieces."""
+    """Send an update with ``body``, chunked or with a length, in writes of any size."""
     if how.draw(st.booleans(), label="chunked"):
         chunks = [b"%x\r\n%b\r\n" % (len(piece), piece) for piece in how.draw(pieces(body), label="chunks")]
         request = head(b"Transfer-Encoding: chunked") + b"".join(chunks) + b"0\r\n\r\n"
@@ -1048,7 +1054,7 @@ def send_in_pieces(client: Client, body: bytes, how: st.DataObject) -> None:
 
 @st.composite
 def answers(draw: st.DrawFn) -> tuple[bytes, bytes, bytes]:
-    """An answer's head without its empty line and its framing, and its content; how that is framed."""
+    """A response: its head without the framing field and the empty line, its content, and the kind of framing."""
     status = draw(st.integers(200, 999).filter(lambda status: status not in (204, 304)))
     lines = draw(st.lists(st.sampled_from([b"X-A: b", b"x-a:c", b"Set-Cookie: a=b", b"X-Obs: \xe9"]), max_size=4))
     framing = draw(st.sampled_from([b"length", b"chunked"]))
@@ -1056,7 +1062,10 @@ def answers(draw: st.DrawFn) -> tuple[bytes, bytes, bytes]:
 
 
 def check(upstream: Upstream, gateway: Gateway, body: bytes, answer: tuple[bytes, bytes, bytes], how: Any) -> bytes:
-    """Send an update with ``body``; the body that upstream gets. The client must get ``answer`` but for one field."""
+    """Send an update with ``body``, and return the body that upstream gets.
+
+    The client must get ``answer`` with the gateway's field added.
+    """
     lines, content, framing = answer
     length = b"Content-Length: %d\r\n" % len(content) if framing == b"length" else b"Transfer-Encoding: chunked\r\n"
     upstream.script = litellm(lines + length + b"\r\n" + (content if framing == b"length" else chunked(content, 100)))
@@ -1084,7 +1093,7 @@ def test_any_object(
     answer: tuple[bytes, bytes, bytes],
     how: st.DataObject,
 ) -> None:
-    """Upstream gets an object as it was sent, or without exactly the member that is unchanged."""
+    """Upstream gets an object byte for byte, without the unchanged member if there is one."""
     sent, arrives = bodies
     assert check(running_upstream, gateway, sent, answer, how) == arrives
     event("cut" if sent != arrives else "uncut")
@@ -1095,13 +1104,13 @@ def test_any_object(
 def test_any_bytes(
     gateway: Gateway, running_upstream: Upstream, body: bytes, answer: tuple[bytes, bytes, bytes], how: st.DataObject
 ) -> None:
-    """Upstream gets what is no JSON, or too long to look at, byte for byte."""
+    """Upstream gets a body that is not JSON, or is over the limit, byte for byte."""
     assert check(running_upstream, gateway, body, answer, how) == body
 
 
 @pytest.mark.parametrize("bodies", [(None,), (b"{}", None)], ids=["sent once", "sent again"])
 def test_nothing_is_left_to_the_collector(bodies: tuple[bytes | None, ...]) -> None:
-    """An intercepted request that has been answered is gone at once: no cycle of references keeps it."""
+    """An intercepted request is freed as soon as it has been answered: no reference cycle keeps it."""
     with virtual_loop() as loop:
         core = loop.act(lambda: Core(*bodies))
         gateway = loop.act(FakeGateway, interceptor=core)

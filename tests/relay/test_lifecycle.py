@@ -1,4 +1,4 @@
-"""SIGTERM, and an upstream that goes and comes: what is under way is finished, what cannot be is accounted for."""
+"""Drains, and upstreams that restart: requests in progress are finished, and those that cannot be finished fail."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: e
 
 
 class Work:
-    """A stream, an upload and a tunnel under way through a gateway; ``go_on`` lets the stream end."""
+    """A stream, an upload and a tunnel in progress through a gateway. ``go_on`` lets the stream end."""
 
     def __init__(self, gateway: Gateway, upstream: Upstream) -> None:
         self.go_on = threading.Event()
@@ -52,7 +52,7 @@ class Work:
                 connection.send(EVENT, b"0\r\n\r\n")
 
     def finish(self) -> None:
-        """Everything goes on as if nothing had happened, and ends as it should."""
+        """Check that all three can continue, and let them end in good order."""
         self.tunnel.send(b"still there?")
         assert self.tunnel.read_exactly(12) == b"STILL THERE?"
         self.upload.send(b"world")
@@ -82,7 +82,7 @@ def test_drain(upstream: Upstream, workers: int) -> None:
         try:
             gateway.terminate()
             gateway.wait_for_line("stopping")
-            # new clients are still served, for a sixth of the grace; their connection is their last
+            # new clients are still served for a sixth of the grace period, with one response per connection
             answer = gateway.ask(
                 GET.replace(b"GET /", b"POST /").replace(b"\r\n\r\n", b"\r\nContent-Length: 0\r\n\r\n")
             )
@@ -96,7 +96,7 @@ def test_drain(upstream: Upstream, workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_grace_is_over(upstream: Upstream, workers: int) -> None:
-    """What is not finished within the grace is aborted: cut, not ended as if whole; the status is 0 all the same."""
+    """After the grace period, responses in progress are cut off, so that none looks complete. The exit status is 0."""
     with Gateway(upstream.url, "--workers", str(workers), "--shutdown-grace", "0.6") as gateway:
         work = Work(gateway, upstream)
         try:
@@ -113,7 +113,7 @@ def test_grace_is_over(upstream: Upstream, workers: int) -> None:
 
 
 def test_idle_connections_do_not_hold_it_up(upstream: Upstream) -> None:
-    """A client that keeps an idle connection open does not keep the gateway from stopping."""
+    """A client with an idle connection does not delay the end of the gateway."""
     with Gateway(upstream.url, "--shutdown-grace", "30") as gateway, gateway.connect() as client:
         assert client.ask(GET).status == 200
         gateway.process.send_signal(signal.SIGINT)
@@ -124,7 +124,7 @@ def test_idle_connections_do_not_hold_it_up(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_second_signal(upstream: Upstream, workers: int) -> None:
-    """A second signal ends the drain: what is under way is aborted."""
+    """A second signal ends the drain: requests in progress are aborted."""
     with Gateway(upstream.url, "--workers", str(workers), "--shutdown-grace", "30") as gateway:
         work = Work(gateway, upstream)
         try:
@@ -139,7 +139,7 @@ def test_second_signal(upstream: Upstream, workers: int) -> None:
 
 
 def test_worker_dies(upstream: Upstream) -> None:
-    """A worker that dies is replaced; the other goes on serving meanwhile."""
+    """The gateway continues to serve requests after one of its workers has died."""
     with Gateway(upstream.url, "--workers", "2") as gateway:
         assert gateway.ask(GET).status == 200
         children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
@@ -151,7 +151,7 @@ def test_worker_dies(upstream: Upstream) -> None:
 
 
 def test_upstream_restarts() -> None:
-    """While upstream is away requests are 502; when it is back they are answered, on connections of their own."""
+    """Requests get 502 while upstream is down, and are answered on a new connection once it is up again."""
     with Upstream() as first:
         port = first.port
         gateway = Gateway(first.url)
@@ -168,7 +168,7 @@ def test_upstream_restarts() -> None:
 
 
 def test_upstream_restarts_under_load(upstream: Upstream) -> None:
-    """A restart costs the requests that upstream was working on, and no other."""
+    """If upstream restarts, only the requests that it was working on fail."""
     held = threading.Event()
     upstream.script = reply(held, OK)
     with Gateway(upstream.url) as gateway:
@@ -177,7 +177,7 @@ def test_upstream_restarts_under_load(upstream: Upstream) -> None:
             client.send(GET)
         upstream.wait_request(4)
         for connection in upstream.connections:
-            connection.sock.shutdown(2)  # as the kernel does for a process that is gone
+            connection.sock.shutdown(2)  # as the kernel does when a process has ended
         assert [client.read_response().status for client in clients] == [502] * 4
         held.set()
         upstream.script = reply(OK)
@@ -187,7 +187,7 @@ def test_upstream_restarts_under_load(upstream: Upstream) -> None:
 
 
 def test_answer_to_an_upload_that_upstream_does_not_take() -> None:
-    """An answer that lasts until upstream closes ends with upstream's FIN, though the upload is stuck on its way."""
+    """A response without a length ends with upstream's FIN, even if upstream has not read all of the upload."""
     stuck, answered = threading.Event(), threading.Event()
 
     def script(connection: Connection) -> None:
@@ -195,7 +195,7 @@ def test_answer_to_an_upload_that_upstream_does_not_take() -> None:
         assert stuck.wait(30)
         connection.send(b"HTTP/1.1 413 Content Too Large\r\n\r\nno")
         connection.half_close()
-        assert answered.wait(30)  # nothing is read meanwhile
+        assert answered.wait(30)  # it reads nothing in the meantime
 
     with (
         Upstream(script, receive_buffer=8192) as upstream,
@@ -211,7 +211,7 @@ def test_answer_to_an_upload_that_upstream_does_not_take() -> None:
 
 
 def test_client_without_an_address(upstream: Upstream) -> None:
-    """A client that has reset its connection before it is accepted has no address: its request goes nowhere."""
+    """A client that resets its connection before it is accepted has no address, so its request is not forwarded."""
     with Gateway(upstream.url, "--trusted-proxies", "unix") as gateway:
         os.kill(gateway.pid, signal.SIGSTOP)
         for _ in range(5):
@@ -224,7 +224,7 @@ def test_client_without_an_address(upstream: Upstream) -> None:
 
 
 def test_leaving_beside_others(upstream: Upstream) -> None:
-    """Clients that leave in the moment when their answers come don't cost others theirs."""
+    """Clients that disconnect just when their responses arrive do not affect the responses to others."""
     go, sent = threading.Event(), threading.Semaphore(0)
 
     def script(connection: Connection) -> None:
@@ -239,7 +239,7 @@ def test_leaving_beside_others(upstream: Upstream) -> None:
         for client in (*leaving, *staying):
             client.send(GET)
         upstream.wait_request(6)
-        os.kill(gateway.pid, signal.SIGSTOP)  # so that it finds all that follows at once
+        os.kill(gateway.pid, signal.SIGSTOP)  # so that all that follows has happened when it continues
         for client in leaving:
             client.reset()
         go.set()
@@ -253,7 +253,7 @@ def test_leaving_beside_others(upstream: Upstream) -> None:
 
 
 def test_nothing_is_left_behind(upstream: Upstream) -> None:
-    """After clients of all kinds have come and gone, no socket stays open but the listener's and the pool's."""
+    """After clients have disconnected in all kinds of ways, no more sockets are open than before."""
     with Gateway(upstream.url, "--upstream-keepalive", "0.2") as gateway:
         assert gateway.ask(GET).status == 200
         upstream.wait_closed()
@@ -274,7 +274,7 @@ def test_nothing_is_left_behind(upstream: Upstream) -> None:
             client.close()
         held.set()
         upstream.wait_for(lambda: all(each.done.is_set() for each in upstream.connections))
-        # the last to come is served after all that went before has been seen
+        # this request is served only after the gateway has processed all earlier events
         upstream.script = reply(OK)
         assert gateway.ask(GET).status == 200
         upstream.wait_for(lambda: all(each.done.is_set() for each in upstream.connections))

@@ -1,4 +1,4 @@
-"""A tunnel by itself: what passes, how each side ends, who is paused, and what is counted."""
+"""A tunnel without real sockets: which octets are relayed, how each side ends, when reading is paused, the counters."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ STALL_TIMEOUT = 200.0
 
 
 class NoHalfClose(FakeTransport):
-    """A connection whose sides can't end one by one, as in TLS."""
+    """A connection that cannot be half-closed, as in TLS."""
 
     def can_write_eof(self) -> bool:
         return False
 
 
 class Full(FakeTransport):
-    """A connection whose buffer the head of a 101 fills."""
+    """A connection whose write buffer is full once the head of a 101 has been written."""
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         super().write(data)
@@ -35,7 +35,7 @@ class Full(FakeTransport):
 
 
 class Tunnel:
-    """A tunnel, swept for stalls, and its two transports: that of the client and that of upstream."""
+    """A tunnel with a stall sweep, and the transports of its client and of its upstream."""
 
     def __init__(
         self,
@@ -65,12 +65,12 @@ class Tunnel:
         return self.upstream if name == "client" else self.client
 
     def sent_to(self, name: str) -> bytes:
-        """What a side has been sent in the tunnel."""
+        """The octets that were sent to this side of the tunnel."""
         return bytes(self.side(name).written).removeprefix(SWITCH if name == "client" else self.request)
 
     @property
     def numbers(self) -> tuple[int, int, int]:
-        """Tunnels, client connections, and connections to upstream."""
+        """The numbers of tunnels, of client connections and of upstream connections."""
         return self.gateway.counters.tunnels, len(self.gateway.connections), self.gateway.pool.open
 
 
@@ -84,7 +84,7 @@ SIDES = pytest.mark.parametrize("side", ["client", "upstream"])
 
 
 def test_octets_pass(loop: VirtualLoop) -> None:
-    """Those behind the request and behind the answer, and all that come later; the request is over."""
+    """Octets are relayed both ways, including those right after the request or the 101. The request has ended."""
     tunnel = Tunnel(loop, behind=(b"early", b"first"))
     assert tunnel.gateway.ended == [(b"GET", b"/", 101)]
     assert tunnel.gateway.counters.in_flight == 0
@@ -100,7 +100,7 @@ def test_octets_pass(loop: VirtualLoop) -> None:
 
 
 def test_many_octets_behind_the_request(loop: VirtualLoop) -> None:
-    """A client that was not read because it had sent so much is read on."""
+    """A client whose reading was paused because it had sent so much is read again in the tunnel."""
     tunnel = Tunnel(loop, behind=(bytes(100_000), b""))
     assert tunnel.client.reading
     assert tunnel.sent_to("upstream") == bytes(100_000)
@@ -108,7 +108,7 @@ def test_many_octets_behind_the_request(loop: VirtualLoop) -> None:
 
 @SIDES
 def test_sides_end_one_after_the_other(loop: VirtualLoop, side: str) -> None:
-    """The other side is told that one has ended, and may go on; it is all over when it ends too."""
+    """The FIN of one side is relayed, and the other side may go on. The tunnel ends when that sends a FIN too."""
     tunnel = Tunnel(loop)
     one, other = tunnel.side(side), tunnel.other(side)
     one.feed_eof()
@@ -126,11 +126,11 @@ def test_sides_end_one_after_the_other(loop: VirtualLoop, side: str) -> None:
 
 @SIDES
 def test_end_of_a_side_in_tls(loop: VirtualLoop, side: str) -> None:
-    """Where one side can't end alone, its end is that of both; what was sent before arrives."""
+    """If connections cannot be half-closed, a FIN ends both sides. The octets sent before it still arrive."""
     tunnel = Tunnel(loop, kind=NoHalfClose)
     tunnel.side(side).feed(b"last")
     tunnel.other(side).block()
-    tunnel.side(side).resume_reading()  # as it would be if no more than this waited
+    tunnel.side(side).resume_reading()  # as if too few octets were waiting to pause it
     tunnel.side(side).feed_eof()
     loop.settle()
     assert tunnel.side(side).lost
@@ -144,7 +144,7 @@ def test_end_of_a_side_in_tls(loop: VirtualLoop, side: str) -> None:
 
 @SIDES
 def test_end_in_tls_of_a_side_that_takes_nothing(loop: VirtualLoop, side: str) -> None:
-    """The other side is closed at once, though this one has still to take what was sent to it."""
+    """When a side sends a FIN, the other is closed at once, even if octets still wait to be sent to the first side."""
     tunnel = Tunnel(loop, kind=NoHalfClose)
     tunnel.side(side).block()
     tunnel.side(side).feed_eof()
@@ -158,7 +158,7 @@ def test_end_in_tls_of_a_side_that_takes_nothing(loop: VirtualLoop, side: str) -
 
 @SIDES
 def test_side_breaks_off(loop: VirtualLoop, side: str) -> None:
-    """The other gets what was sent before, and is closed; it is counted if it was upstream."""
+    """If a side resets, the other gets what was sent before, and is closed. Only upstream's reset is an error."""
     tunnel = Tunnel(loop)
     tunnel.side(side).feed(b"last")
     tunnel.side(side).reset()
@@ -170,7 +170,7 @@ def test_side_breaks_off(loop: VirtualLoop, side: str) -> None:
 
 
 def test_octets_for_a_side_that_has_just_left(loop: VirtualLoop) -> None:
-    """They are dropped, and so is the end behind them."""
+    """Octets and a FIN for a client that has just reset its connection are dropped."""
     tunnel = Tunnel(loop)
     tunnel.client.reset()
     tunnel.upstream.feed(b"late")
@@ -182,7 +182,7 @@ def test_octets_for_a_side_that_has_just_left(loop: VirtualLoop) -> None:
 @pytest.mark.parametrize(("side", "timeout"), [("client", KEEPALIVE), ("upstream", UPSTREAM_CLOSE_TIMEOUT)])
 @pytest.mark.parametrize("takes", [True, False])
 def test_rest_for_a_side_that_takes_nothing(loop: VirtualLoop, side: str, timeout: float, *, takes: bool) -> None:
-    """When the other side is gone it has a limited time for what is on its way, and more while it takes some."""
+    """After one side is lost, the other has a limited time to read the rest, which starts again with any progress."""
     tunnel = Tunnel(loop)
     slow = tunnel.side(side)
     tunnel.other(side).feed(b"the last octets")
@@ -215,7 +215,7 @@ def slow_later(loop: VirtualLoop, side: str) -> Tunnel:
 @SIDES
 @pytest.mark.parametrize("make", [slow_from_the_start, slow_later])
 def test_slow_side(loop: VirtualLoop, side: str, make: Callable[[VirtualLoop, str], Tunnel]) -> None:
-    """The other is not read while a side takes nothing, and is read on when it does."""
+    """While one side does not read, reading from the other is paused. It resumes when the first side reads again."""
     tunnel = make(loop, side)
     assert not tunnel.other(side).reading
     assert tunnel.side(side).reading
@@ -227,7 +227,7 @@ def test_slow_side(loop: VirtualLoop, side: str, make: Callable[[VirtualLoop, st
 
 @SIDES
 def test_side_that_stalls(loop: VirtualLoop, side: str) -> None:
-    """It is reset when it has taken nothing for the stall timeout, and the other is closed; it is counted once."""
+    """A side that reads nothing for the stall timeout is reset and counted once, and the other side is closed."""
     tunnel = Tunnel(loop)
     tunnel.side(side).block()
     loop.advance(STALL_TIMEOUT - 1)
@@ -243,7 +243,7 @@ def test_side_that_stalls(loop: VirtualLoop, side: str) -> None:
 
 @SIDES
 def test_side_that_takes_some(loop: VirtualLoop, side: str) -> None:
-    """A side that takes as much as comes, with always the same size under way, is not cut."""
+    """A side that keeps reading is not reset, even if the number of octets that wait for it is always the same."""
     tunnel = Tunnel(loop)
     for _ in range(10):
         tunnel.side(side).block()
@@ -255,7 +255,7 @@ def test_side_that_takes_some(loop: VirtualLoop, side: str) -> None:
 
 @SIDES
 def test_side_that_is_reset_unseen(loop: VirtualLoop, side: str) -> None:
-    """A sweep sees the reset of a side that is not read, because the other is slow."""
+    """The stall sweep detects that a side has reset its connection while reading from it is paused."""
     tunnel = Tunnel(loop)
     tunnel.other(side).block()
     tunnel.side(side).socket.make_reset()
@@ -266,7 +266,7 @@ def test_side_that_is_reset_unseen(loop: VirtualLoop, side: str) -> None:
 
 @SIDES
 def test_side_that_ends_unseen(loop: VirtualLoop, side: str) -> None:
-    """A FIN of a side that is not read waits until what was sent before it has been read."""
+    """The stall sweep ignores the FIN of a side while reading from it is paused."""
     tunnel = Tunnel(loop)
     tunnel.other(side).block()
     tunnel.side(side).socket.make_half_closed()
@@ -275,7 +275,7 @@ def test_side_that_ends_unseen(loop: VirtualLoop, side: str) -> None:
 
 
 def test_drain(loop: VirtualLoop) -> None:
-    """A tunnel goes on while the gateway drains, and is reset when the grace is over."""
+    """A tunnel continues during a drain, and is reset when the grace period ends."""
     tunnel = Tunnel(loop)
     loop.act(tunnel.gateway.connections.shutdown)
     loop.settle()
@@ -288,7 +288,7 @@ def test_drain(loop: VirtualLoop) -> None:
 
 
 def test_pool_is_closed(loop: VirtualLoop) -> None:
-    """Then the tunnel is reset, which is no failure of upstream's."""
+    """If the pool is closed, the tunnel is reset, which is not counted as an upstream error."""
     tunnel = Tunnel(loop)
     assert isinstance(tunnel.upstream.protocol, TunnelEnd)
     loop.act(tunnel.gateway.pool.close)

@@ -1,7 +1,7 @@
-"""Second sends on client connections: an answer that is held back, another body, and another answer.
+"""Resends on client connections: a response is held back, the request is resent, and another response is relayed.
 
-The client connections are real, on a loopback listener whose event loop runs in a thread, and so is upstream. What is
-scripted is the sanitizer's second question (`tests.support.cores`).
+The client connections use real sockets and an event loop that runs in a thread. Upstream uses real sockets as well.
+The sanitizer is a `tests.support.cores.Core`, whose resends are scripted.
 """
 
 from __future__ import annotations
@@ -46,7 +46,10 @@ FORBIDDEN = b"HTTP/1.1 403 Not For You\r\nX-Case: Kept\r\nContent-Length: %d\r\n
 
 
 class Listener:
-    """Client connections in front of ``upstream``, in an event loop of their own. ``failures``: what it reports."""
+    """Client connections in front of ``upstream``, in an event loop of their own.
+
+    ``failures`` are the contexts that the event loop has passed to its exception handler.
+    """
 
     def __init__(
         self,
@@ -107,7 +110,7 @@ class Listener:
         self.loop.call_soon_threadsafe(self.core.gate.set)
 
     def drain(self) -> None:
-        """What the server does when it stops, but for closing its listener."""
+        """Do what the server does when it stops, except for closing its listener."""
 
         async def drain() -> None:
             self.gateway.draining = True
@@ -139,7 +142,7 @@ def upstream() -> Iterator[Upstream]:
 
 
 def update(*lines: bytes, body: bytes = BODY) -> bytes:
-    """An update with these field lines around its Content-Length."""
+    """An update with these field lines before its Content-Length."""
     length = b"CONTENT-length: 00%d" % len(body)
     head = [b"POST /key/update?a=%41& HTTP/1.1", b"host: A", *lines, length, b"X-Last: 1", b"", b""]
     return b"\r\n".join(head) + body
@@ -150,11 +153,11 @@ def chunked(content: bytes) -> bytes:
 
 
 def script_of(answer: Answer, framing: str) -> Script:
-    """An upstream that gives ``answer``, piece by piece."""
+    """An upstream that sends ``answer``, piece by piece."""
     head = b"HTTP/1.1 %d It Is So\r\nX-Status: %d\r\nset-COOKIE: a=b\r\n" % (answer.status, answer.status)
     steps: list[bytes | Step | threading.Event] = []
     if framing == "chunked":
-        last = b"" if answer.status == 204 else b"0\r\n\r\n"  # which has no content, whatever its fields say
+        last = b"" if answer.status == 204 else b"0\r\n\r\n"  # a 204 has no content, whatever its fields say
         steps = [head + b"Transfer-Encoding: chunked\r\n\r\n", *map(chunked, answer.pieces), last]
     elif framing == "length":
         steps = [head + b"Content-Length: %d\r\n\r\n" % len(answer.content), *answer.pieces]
@@ -170,12 +173,12 @@ def bodies_of(upstream: Upstream) -> list[bytes]:
 @pytest.mark.parametrize("framing", ["length", "chunked", "until close"])
 @pytest.mark.parametrize("case", EXCHANGES)
 def test_exchanges(upstream: Upstream, case: Exchange, framing: str) -> None:
-    """Upstream gets the same head each time but for the length, and the client gets the last answer, byte for byte."""
+    """Each resend has the same head except for its length, and the client gets the last response, byte for byte."""
     upstream.script = in_turn(*[script_of(answer, framing) for answer in case.answers])
     core = Core(*case.bodies, holds=case.holds, edited=case.edited)
     with Listener(upstream, core) as listener, listener.connect() as client:
         response = client.ask(update())
-        assert client.ask(GET).status == case.answers[-1].status  # the connection is as good as before
+        assert client.ask(GET).status == case.answers[-1].status  # the connection can still be used
     last = case.answers[-1]
     assert response.start == b"HTTP/1.1 %d It Is So" % last.status
     assert response.body == last.content
@@ -207,12 +210,12 @@ def test_exchanges(upstream: Upstream, case: Exchange, framing: str) -> None:
 def test_confidential(
     upstream: Upstream, answers: tuple[Answer, ...], bodies: tuple[bytes | None, ...], shown: int, framing: str
 ) -> None:
-    """Any answer to a resend but a 2xx is replaced by the first answer, byte for byte."""
+    """A confidential response is replaced by the first response, byte for byte, unless it is a 2xx."""
     upstream.script = in_turn(*[script_of(answer, framing) for answer in answers])
     core = Core(*bodies, confidential=True)
     with Listener(upstream, core) as listener, listener.connect() as client:
         response = client.ask(update())
-        assert client.ask(GET).status == answers[-1].status  # the connection is as good as before
+        assert client.ask(GET).status == answers[-1].status  # the connection can still be used
     assert response.start == b"HTTP/1.1 %d It Is So" % answers[shown].status
     assert response.body == answers[shown].content
     assert response.get(b"x-status") == b"%d" % answers[shown].status
@@ -223,7 +226,7 @@ def test_confidential(
 
 @pytest.mark.parametrize("steps", [(CLOSE,), (b"HTTP/1.1 500 Odd\r\nContent-Length: 9\r\n\r\nhalf", CLOSE)])
 def test_confidential_send_fails(upstream: Upstream, steps: tuple[bytes | Step, ...]) -> None:
-    """A resend that fails gives way to the first answer as well."""
+    """If a confidential resend fails, the client gets the first response as well."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(*steps))
     with Listener(upstream, Core(SECOND, confidential=True)) as listener, listener.connect() as client:
         response = client.ask(update())
@@ -234,7 +237,7 @@ def test_confidential_send_fails(upstream: Upstream, steps: tuple[bytes | Step, 
     "framing", [b"Content-Length: 9\r\n\r\nhalf", b"Transfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n"]
 )
 def test_confidential_answer_breaks_off(upstream: Upstream, framing: bytes) -> None:
-    """A 2xx that breaks off is cut, whatever was held back before: nothing follows it on the connection."""
+    """If a 2xx breaks off, the client's connection is reset, and the response held back before is not sent."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(b"HTTP/1.1 200 OK\r\n" + framing, CLOSE), reply(OK))
     with Listener(upstream, Core(SECOND, confidential=True)) as listener, listener.connect() as client:
         client.send(update() + GET)
@@ -251,7 +254,7 @@ def test_confidential_answer_breaks_off(upstream: Upstream, framing: bytes) -> N
     [pytest.param(200, b"first", id="not held"), pytest.param(403, b"x" * (LIMIT + 1), id="held, and too long")],
 )
 def test_streams(upstream: Upstream, status: int, first: bytes, framing: str) -> None:
-    """What is not held back, or no longer, reaches the client before upstream sends the rest."""
+    """A response that is not held back, or no longer, reaches the client before upstream sends the rest of it."""
     seen = threading.Event()
     head = b"HTTP/1.1 %d It Is So\r\n" % status
     if framing == "length":
@@ -280,7 +283,7 @@ def test_streams(upstream: Upstream, status: int, first: bytes, framing: str) ->
 
 
 def test_nothing_passes_while_it_is_held(upstream: Upstream) -> None:
-    """Of an answer that is held back, not a byte has been written while the core thinks."""
+    """No byte of a response that is held back is sent to the client before `next_body` has returned."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -295,7 +298,10 @@ def test_nothing_passes_while_it_is_held(upstream: Upstream) -> None:
 
 
 def break_off(upstream: Upstream, beside: int, sent: bytes, end: Step) -> bytes:
-    """What a client gets, up to the reset, of a 403 that ends after ``sent``, with ``beside`` others at work."""
+    """Break a 403 off after ``sent``, while ``beside`` other requests are in progress.
+
+    Returns the bytes that the client has received when its connection is reset.
+    """
     came, broken, free = threading.Event(), threading.Event(), threading.Event()
 
     def refusal(connection: Connection) -> None:
@@ -315,7 +321,7 @@ def break_off(upstream: Upstream, beside: int, sent: bytes, end: Step) -> bytes:
             upstream.wait_request(number)
         client.send(update())
         assert came.wait(10)
-        assert third.ask(GET).status == 200  # which shows that what was sent before it has been read
+        assert third.ask(GET).status == 200  # shows that the octets sent before have been read
         broken.set()
         with pytest.raises(Cut) as cut:
             client.read_to_end()
@@ -334,13 +340,13 @@ PARTS = [
     pytest.param(b"Content-Length: 10\r\n\r\n", b"", b"", id="no content yet"),
     pytest.param(b"Transfer-Encoding: chunked\r\n\r\n", b"4\r\nhalf\r\n6\r\n", b"4\r\nhalf\r\n", id="chunked"),
 ]
-"""How the content of an answer is framed, what comes of it, and what of that the client gets."""
+"""The end of a response's head, the part of its content that upstream sends, and the part that the client gets."""
 
 
 @pytest.mark.parametrize("end", [CLOSE, RESET], ids=["closed", "reset"])
 @pytest.mark.parametrize(("framing", "sent", "content"), PARTS)
 def test_held_answer_breaks_off(upstream: Upstream, framing: bytes, sent: bytes, content: bytes, end: Step) -> None:
-    """What has come of an answer that breaks off passes on, and then the client's connection is reset."""
+    """If a held response breaks off, the part that was received is relayed, and the client's connection is reset."""
     got = break_off(upstream, 0, framing + sent, end)
     assert got.startswith(b"HTTP/1.1 403 Not For You\r\n")
     assert got.partition(b"\r\n\r\n")[2] == content
@@ -348,14 +354,17 @@ def test_held_answer_breaks_off(upstream: Upstream, framing: bytes, sent: bytes,
 
 @pytest.mark.parametrize(("framing", "sent", "content"), PARTS)
 def test_held_answer_breaks_off_beside_others(upstream: Upstream, framing: bytes, sent: bytes, content: bytes) -> None:
-    """So it is while other requests are at work, whose writes are gathered."""
+    """A held response that breaks off is relayed in the same way while other requests are in progress.
+
+    Writes are batched then.
+    """
     got = break_off(upstream, 2, framing + sent, CLOSE)
     assert got.startswith(b"HTTP/1.1 403 Not For You\r\n")
     assert got.partition(b"\r\n\r\n")[2] == content
 
 
 def test_held_answer_is_faulty(upstream: Upstream) -> None:
-    """An answer that is not HTTP in its content is one that breaks off."""
+    """A held response whose content is not valid HTTP is handled as one that breaks off."""
     held = threading.Event()
 
     class Statuses(set[int]):
@@ -372,14 +381,14 @@ def test_held_answer_is_faulty(upstream: Upstream) -> None:
         with pytest.raises(Cut) as cut:
             client.read_to_end()
         assert cut.value.reset
-        assert cut.value.got in (b"4\r\nhalf\r\n", b"")  # nothing, if the reset has overtaken it
+        assert cut.value.got in (b"4\r\nhalf\r\n", b"")  # empty if the reset has overtaken the content
         listener.wait(core.ended)
     assert core.held_answers == []
 
 
 @pytest.mark.parametrize("bodies", [(None,), (SECOND,)], ids=["passed on", "sent again"])
 def test_trailers(upstream: Upstream, bodies: tuple[bytes | None]) -> None:
-    """The trailers of the answer that the client gets are those that it has."""
+    """The client gets the trailers of the response that is relayed, whether it was held back or not."""
     answer = b"HTTP/1.1 403 A\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nheld\r\n0\r\nX-Sum: %d\r\n\r\n"
     upstream.script = in_turn(reply(answer % 1), reply(answer.replace(b"403", b"200") % 2))
     with Listener(upstream, Core(*bodies)) as listener, listener.connect() as client:
@@ -390,7 +399,7 @@ def test_trailers(upstream: Upstream, bodies: tuple[bytes | None]) -> None:
 
 
 def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
-    """So it is where an answer becomes too long with its last piece."""
+    """Trailers are relayed too if the last piece of a response makes it too long to be held back."""
     held = threading.Event()
     first = b"HTTP/1.1 403 A\r\nTransfer-Encoding: chunked\r\n\r\n" + chunked(b"x" * LIMIT)
 
@@ -407,7 +416,7 @@ def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
     with Listener(upstream, core) as listener, listener.connect() as client, listener.connect() as other:
         client.send(update())
         assert held.wait(10)
-        assert other.ask(GET).status == 200  # which shows that what was sent before it has been read
+        assert other.ask(GET).status == 200  # shows that the octets sent before have been read
         seen.set()
         response = client.read_response()
         assert (response.body, response.trailers) == (b"x" * LIMIT + b"y", [(b"X-Sum", b"1")])
@@ -417,7 +426,7 @@ def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("length", [b"%d" % (LIMIT + 1), b"00%d" % (LIMIT + 1)])
 def test_length_over_the_limit(upstream: Upstream, length: bytes) -> None:
-    """An answer that says itself to be longer than what is held back passes on at once."""
+    """A response whose Content-Length is over the limit for held responses is relayed at once."""
     seen = threading.Event()
     upstream.script = reply(b"HTTP/1.1 403 A\r\nContent-Length: %b\r\n\r\n" % length, seen, b"x" * (LIMIT + 1))
     core = Core(SECOND)
@@ -432,7 +441,7 @@ def test_length_over_the_limit(upstream: Upstream, length: bytes) -> None:
 
 
 def test_interim_answers(upstream: Upstream) -> None:
-    """Interim answers to the first send pass at once, those to resends do not."""
+    """Interim responses to the first send are relayed at once. Those to resends are not relayed."""
     seen = threading.Event()
     hints = b"HTTP/1.1 103 Early Hints\r\nLink: <%d>\r\n\r\n"
     go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -450,14 +459,14 @@ def test_interim_answers(upstream: Upstream) -> None:
 
 
 def test_expect_on_a_further_send(upstream: Upstream) -> None:
-    """A client that waits for 100 (Continue) gets one, however often its request is sent."""
+    """A resend keeps the Expect field, and the client gets no 100 (Continue) for it."""
     go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
     upstream.script = in_turn(reply(FORBIDDEN), reply(go_on, OK))
     with Listener(upstream, Core(SECOND)) as listener, listener.connect() as client:
         client.send(update(b"Expect: 100-continue", body=b"")[:-4].replace(b"000", b"%d" % len(BODY)) + b"\r\n\r\n")
         assert client.read_head().status == 100
         client.send(BODY)
-        interim = client.read_head()  # upstream's own, to the first send
+        interim = client.read_head()  # upstream's own, before its response to the first send
         assert interim.status == 100
         assert client.read_head().status == 200
     assert bodies_of(upstream) == [BODY, SECOND]
@@ -468,7 +477,7 @@ def test_expect_on_a_further_send(upstream: Upstream) -> None:
 
 
 def test_upstream_is_gone(upstream: Upstream) -> None:
-    """Where nothing listens any more, the answer that was held back is the client's."""
+    """If upstream no longer accepts connections, the held response is relayed."""
     upstream.script = reply(FORBIDDEN)
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -479,7 +488,7 @@ def test_upstream_is_gone(upstream: Upstream) -> None:
         response = client.read_response()
         assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
         assert FIELD in response.fields
-        assert client.ask(GET).status == 502  # the connection is as good as before
+        assert client.ask(GET).status == 502  # the connection can still be used
         assert listener.gateway.pool.errors["unreachable"] == 2
     assert [record.status for record in core.records] == [403]
     assert core.resent == 0
@@ -487,7 +496,7 @@ def test_upstream_is_gone(upstream: Upstream) -> None:
 
 
 def busy(free: threading.Event) -> Script:
-    """An upstream that refuses updates, and keeps whatever else it is asked until ``free`` is set."""
+    """An upstream that answers the first update with 403, and other requests only when ``free`` is set."""
 
     def script(connection: Connection) -> None:
         if connection.read_request().method == b"POST":
@@ -500,7 +509,7 @@ def busy(free: threading.Event) -> Script:
 
 
 def test_no_connection_comes_free(upstream: Upstream) -> None:
-    """Where all connections stay busy, the answer that was held back is the client's."""
+    """If no upstream connection becomes free in time, the held response is relayed."""
     free = threading.Event()
     upstream.script = busy(free)
     core = Core(SECOND, gate=asyncio.Event())
@@ -525,7 +534,7 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
 
 
 def test_a_connection_comes_free(upstream: Upstream) -> None:
-    """A resend waits for a connection as every request does."""
+    """A resend waits for an upstream connection like any other request."""
     free = threading.Event()
     upstream.script = busy(free)
     core = Core(SECOND, gate=asyncio.Event())
@@ -548,7 +557,7 @@ def test_a_connection_comes_free(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("end", [CLOSE, RESET], ids=["closed", "reset"])
 def test_stale_connection(upstream: Upstream, end: Step) -> None:
-    """A connection that upstream has closed meanwhile is not used: nothing of the resend is lost with it."""
+    """A resend does not use a pooled connection that upstream has closed in the meantime."""
     upstream.script = in_turn(reply(FORBIDDEN, end), reply(OK))
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -577,7 +586,7 @@ def test_stale_connection(upstream: Upstream, end: Step) -> None:
 )
 @pytest.mark.parametrize("pooled", [True, False], ids=["on the same connection", "on a new one"])
 def test_further_send_fails(upstream: Upstream, script: Script, status: int, kind: str, pooled: bool) -> None:
-    """Once any of it was sent it may have been carried out: its failure is the client's, and it is not sent again."""
+    """If a resend fails once it was sent, the client gets the error. It may have taken effect, so it is not retried."""
     first = FORBIDDEN if pooled else FORBIDDEN.replace(b"X-Case", b"Connection: close\r\nX-Case")
     upstream.script = in_turn(reply(first), script, reply(OK))
     core = Core(SECOND)
@@ -593,7 +602,7 @@ def test_further_send_fails(upstream: Upstream, script: Script, status: int, kin
 
 
 def test_second_answer_breaks_off(upstream: Upstream) -> None:
-    """The client gets what has come of the second answer, and a reset; nothing of the first."""
+    """If the second response breaks off, the client gets the part received, then a reset, and nothing of the first."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", CLOSE))
     core = Core(SECOND)
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -607,11 +616,11 @@ def test_second_answer_breaks_off(upstream: Upstream) -> None:
     assert [record.status for record in core.records] == [200]
 
 
-# the client leaves
+# the client disconnects; a half-close counts as that
 
 
 def assert_gone(listener: Listener, upstream: Upstream, bodies: list[bytes]) -> None:
-    """The request is over without an answer, and nothing but ``bodies`` was sent or is sent any more."""
+    """Assert that the request has ended without a response, and that upstream got ``bodies`` and nothing else."""
     core, gateway = listener.core, listener.gateway
     listener.wait(core.ended)
     assert core.held == 0
@@ -627,7 +636,7 @@ def assert_gone(listener: Listener, upstream: Upstream, bodies: list[bytes]) -> 
 
 @pytest.mark.parametrize("leave", [Client.close, Client.reset, Client.half_close])
 def test_client_leaves_while_the_answer_is_held(upstream: Upstream, leave: Any) -> None:
-    """While only some of the answer has come: upstream's connection is closed."""
+    """If the client disconnects before a held response is complete, the upstream connection is closed."""
     came = threading.Event()
     part = b"HTTP/1.1 403 No\r\nContent-Length: 100\r\n\r\nhalf"
 
@@ -648,7 +657,7 @@ def test_client_leaves_while_the_answer_is_held(upstream: Upstream, leave: Any) 
 
 @pytest.mark.parametrize("leave", [Client.close, Client.reset, Client.half_close])
 def test_client_leaves_while_the_core_thinks(upstream: Upstream, leave: Any) -> None:
-    """The question is cancelled, and nothing is sent any more."""
+    """If the client disconnects during `next_body`, that is cancelled, and nothing is resent."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     core = Core(SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -660,7 +669,7 @@ def test_client_leaves_while_the_core_thinks(upstream: Upstream, leave: Any) -> 
 
 
 def test_client_leaves_as_the_core_answers(upstream: Upstream) -> None:
-    """A question that has just been answered, and can't be cancelled any more, leads to nothing."""
+    """If the client disconnects just before `next_body` returns, its result is ignored."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     core = Core(SECOND)
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -672,7 +681,7 @@ def test_client_leaves_as_the_core_answers(upstream: Upstream) -> None:
 
 
 def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
-    """Upstream's connection is closed."""
+    """If the client disconnects after a resend was sent, the upstream connection is closed."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(WAIT_CLOSED))
     core = Core(SECOND, b"{}")
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -685,7 +694,7 @@ def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
 
 
 def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
-    """A resend that waits for a connection gets none any more."""
+    """If the client disconnects while a resend waits for an upstream connection, it is not sent."""
     free = threading.Event()
     upstream.script = busy(free)
     core = Core(SECOND, gate=asyncio.Event())
@@ -717,7 +726,7 @@ def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
     [pytest.param((SECOND,), 200, b"ok", id="sent again"), pytest.param((None,), 403, REFUSAL, id="passed on")],
 )
 def test_drain_while_held(upstream: Upstream, bodies: tuple[bytes | None], status: int, body: bytes) -> None:
-    """A drain lets a request that is held finish, with all its sends; its answer says that the connection ends."""
+    """A drain waits for a request whose response is held back. The final response has ``Connection: close``."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     core = Core(*bodies, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -731,7 +740,7 @@ def test_drain_while_held(upstream: Upstream, bodies: tuple[bytes | None], statu
 
 
 def test_drain_during_the_second_send(upstream: Upstream) -> None:
-    """So it is when the second answer is what the drain waits for."""
+    """A drain waits for the response to a resend, which has ``Connection: close``."""
     drained = threading.Event()
     upstream.script = in_turn(reply(FORBIDDEN), reply(drained, OK))
     with Listener(upstream, Core(SECOND)) as listener, listener.connect() as client:
@@ -748,7 +757,7 @@ def test_drain_during_the_second_send(upstream: Upstream) -> None:
 
 
 def reported(listener: Listener, error: Exception) -> None:
-    """The event loop has been told of ``error``, once and of nothing else."""
+    """Assert that the event loop has reported ``error`` once, and nothing else."""
     (context,) = listener.failures
     assert context["exception"] is error
     assert context["message"]
@@ -756,7 +765,7 @@ def reported(listener: Listener, error: Exception) -> None:
 
 
 def test_edit_fails(upstream: Upstream) -> None:
-    """The request goes on as it came, and the event loop reports the failure."""
+    """If `edit` raises an exception, the request is forwarded unchanged, and the event loop reports the failure."""
     error = LookupError("a defect")
     with Listener(upstream, Core(edited=error)) as listener, listener.connect() as client:
         assert client.ask(update()).body == b"ok"
@@ -768,7 +777,7 @@ def test_edit_fails(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("sends", [1, 2])
 def test_next_body_fails(upstream: Upstream, sends: int) -> None:
-    """The answer that is held back passes on, and the event loop reports the failure."""
+    """If `next_body` raises an exception, the held response is relayed, and the event loop reports the failure."""
     upstream.script = in_turn(*[reply(FORBIDDEN)] * sends, reply(OK))
     error = LookupError("a defect")
     core = Core(*[SECOND] * (sends - 1), error)
@@ -781,7 +790,7 @@ def test_next_body_fails(upstream: Upstream, sends: int) -> None:
     assert bodies_of(upstream) == [BODY, *[SECOND] * (sends - 1), b""]
 
 
-# what kind of request it is
+# kinds of requests
 
 
 @pytest.mark.parametrize(
@@ -789,7 +798,7 @@ def test_next_body_fails(upstream: Upstream, sends: int) -> None:
     [pytest.param((SECOND,), 200, b"second", id="sent again"), pytest.param((None,), 403, b"first", id="passed on")],
 )
 def test_http_1_0(upstream: Upstream, bodies: tuple[bytes | None], status: int, body: bytes) -> None:
-    """A client of HTTP/1.0 gets the answer as such clients do, in a connection that ends with it."""
+    """An HTTP/1.0 client gets a response without chunks and interim responses, which ends with the connection."""
     answer = b"HTTP/1.1 %d It Is So\r\nTransfer-Encoding: chunked\r\n\r\n%b0\r\n\r\n"
     upstream.script = in_turn(
         reply(answer % (403, chunked(b"first"))),
@@ -804,7 +813,7 @@ def test_http_1_0(upstream: Upstream, bodies: tuple[bytes | None], status: int, 
 
 
 def test_chunked_request(upstream: Upstream) -> None:
-    """A request that came chunked is chunked each time, and has no Content-Length."""
+    """A chunked request is chunked in each resend too, and has no Content-Length."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(FORBIDDEN), reply(OK))
     core = Core(SECOND, b"")
     head = b"POST /key/update HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -819,7 +828,7 @@ def test_chunked_request(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("body", [SECOND, None], ids=["sent again", "passed on"])
 def test_pipelined_request_behind(upstream: Upstream, body: bytes | None) -> None:
-    """A request behind it waits until the last answer is written, and has its answer behind that."""
+    """A pipelined request waits for the final response to the request before it, and is answered after that."""
     upstream.script = in_turn(reply(FORBIDDEN), *[reply(OK)] * (body is not None), reply(FORBIDDEN), reply(OK))
     core = Core(body, SECOND, gate=asyncio.Event())
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -836,7 +845,7 @@ def test_pipelined_request_behind(upstream: Upstream, body: bytes | None) -> Non
 
 @pytest.mark.parametrize("body", [SECOND, None], ids=["sent again", "passed on"])
 def test_connection_close(upstream: Upstream, body: bytes | None) -> None:
-    """A client that asks for it has its connection closed after the last answer, not before."""
+    """If the client asks for it, its connection is closed after the final response, not before."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     with Listener(upstream, Core(body)) as listener, listener.connect() as client:
         response = client.ask(update(b"Connection: close"))
@@ -845,7 +854,7 @@ def test_connection_close(upstream: Upstream, body: bytes | None) -> None:
 
 
 def test_pieces_of_any_size(upstream: Upstream) -> None:
-    """Neither the request nor the answer has to come in one piece."""
+    """Neither the request nor the response has to arrive in one piece."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -862,7 +871,7 @@ def test_pieces_of_any_size(upstream: Upstream) -> None:
 
 
 def test_body_over_the_limit(upstream: Upstream) -> None:
-    """A body that is not held can't be sent again by a core that asks for nothing; the answer passes all the same."""
+    """A body over the limit is sent once, and the response to it is relayed."""
     upstream.script = reply(FORBIDDEN)
     core = Core(holds=(), max_body=10)
     with Listener(upstream, core) as listener, listener.connect() as client:
@@ -873,7 +882,7 @@ def test_body_over_the_limit(upstream: Upstream) -> None:
 
 
 def test_slow_reader_of_the_answer_before(upstream: Upstream) -> None:
-    """Where the client has not read the answer before, an answer that was held back waits behind it, in order."""
+    """A held response is relayed in order if the client has not yet read the response before it."""
     size = 3_000_000
     upstream.script = in_turn(
         reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % size + b"x" * size), reply(FORBIDDEN), reply(OK)

@@ -1,7 +1,7 @@
 """The state machines of the relay take every transition of the tables in their modules' docstrings, and no other.
 
-A case is a scene that always takes the same course, and the states that the machines in it go through. That no test on
-the virtual loop takes a transition that is in no table is checked there (`tests.support.virtual.virtual_loop`).
+A case is a sequence of steps, and the states that the machines must go through. In addition,
+`tests.support.virtual.virtual_loop` checks in every test that uses it that each transition is in its table.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ SWITCH = b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: e
 
 
 class Scene:
-    """A client connection, and upstream's connections. After each step but `begin` everything settles."""
+    """A client connection and the upstream connections. All steps except `begin` let the event loop settle."""
 
     def __init__(self, loop: VirtualLoop, core: Core | None) -> None:
         self.loop = loop
@@ -44,7 +44,7 @@ class Scene:
 
     @property
     def upstream(self) -> FakeTransport:
-        """The connection to upstream that was made last."""
+        """The upstream connection that was opened last."""
         return next(each for each in reversed(self.loop.transports) if isinstance(each.protocol, Connection))
 
 
@@ -52,7 +52,7 @@ Step = Callable[[Scene], object]
 
 
 def begin(octets: bytes) -> Step:
-    """The client sends ``octets``, and what follows is not waited for."""
+    """The client sends ``octets``, and the event loop does not settle before the next step."""
     return lambda scene: scene.client.feed(octets)
 
 
@@ -119,14 +119,14 @@ def wait(seconds: float) -> Step:
 
 
 def another_request(scene: Scene) -> None:
-    """Another client's request is at work, so that writes wait for the end of a turn."""
+    """Another client's request is in progress, so that writes wait for the end of an event loop iteration."""
     make_connection(scene.gateway, scene.loop).feed(GET)
     scene.loop.settle()
     scene.loop.attempts[-1].accept()
 
 
 def peer(number: int) -> Callable[[Scene], FakeTransport]:
-    """The transport of an end of the tunnel: of the client's, 0, or of upstream's, 1."""
+    """The transport of one end of the tunnel: 0 for the client's, 1 for upstream's."""
     return lambda scene: [each for each in scene.loop.transports if isinstance(each.protocol, TunnelEnd)][number]
 
 
@@ -155,17 +155,17 @@ ANSWERED = "NEW WAITING ATTACHED SENT ANSWERED DONE"
 
 @dataclass
 class Case:
-    """``steps``, and the paths of the machines of each kind, in the order in which they are made."""
+    """``steps``, and the states that the machines of each kind go through, in the order in which they are created."""
 
     steps: tuple[Step, ...]
     clients: list[str] = field(default_factory=list)
     exchanges: list[str] = field(default_factory=list)
     connections: list[str] = field(default_factory=list)
     ends: list[str] = field(default_factory=list)
-    """That of upstream's connection first."""
+    """The end of upstream's connection is the first."""
     intercepted: list[str] = field(default_factory=list)
     bodies: tuple[bytes | None, ...] = ()
-    """What the sanitizer has sent after each refusal."""
+    """The body that the sanitizer resends after each refusal; None: it does not resend."""
 
     @property
     def paths(self) -> dict[type, list[str]]:
@@ -307,7 +307,7 @@ CASES = {
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_paths(case: Case) -> None:
-    """The machines go through these states, one after another."""
+    """The machines go through the expected states, in this order."""
     with record() as recording, virtual_loop() as loop:
         scene = Scene(loop, Core(*case.bodies) if case.intercepted else None)
         for step in case.steps:
@@ -320,7 +320,7 @@ def test_paths(case: Case) -> None:
 
 @pytest.mark.parametrize("machine", MACHINES)
 def test_tables(machine: type) -> None:
-    """The table has the states of the enum, and the cases take each of its transitions."""
+    """A table lists the states of the enum, and the cases take exactly the transitions in it."""
     states, transitions = table(machine)
     module = vars(sys.modules[machine.__module__])
     assert states == [state.name for state in module.get("State") or module["_State"]]

@@ -1,4 +1,4 @@
-"""Nothing is held back, nothing is piled up: events pass one by one, and memory stays flat whatever the size."""
+"""Streaming: each event is relayed before the next, and memory does not grow with the size of a message."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.support.wire import send_until_blocked
 MIB = 1024 * 1024
 SIZE = 100 * MIB
 GROWTH = 20 * MIB
-"""How much memory may grow while 100 MiB pass."""
+"""By how many bytes the gateway's memory may grow while it relays 100 MiB."""
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def bulk_upstream() -> Iterator[Upstream]:
 
 @pytest.fixture(scope="module")
 def bulk_gateway(adapter: Adapter, bulk_upstream: Upstream) -> Iterator[Gateway]:
-    """A gateway that relays nothing else; warm."""
+    """A gateway that is used only with ``bulk_upstream``, and has answered some requests before."""
     bulk_upstream.restart()
     with Gateway(bulk_upstream.url, adapter=adapter) as gateway:
         warm(gateway)
@@ -43,10 +43,10 @@ def narrow_upstream() -> Iterator[Upstream]:
 
 @pytest.fixture
 def narrow_gateway(adapter: Adapter, narrow_upstream: Upstream) -> Iterator[Gateway]:
-    """A gateway that has not relayed anything large; warm.
+    """A gateway that has answered some requests before, but has relayed nothing large.
 
-    The kernel enlarges a receive buffer (up to ``tcp_rmem``, often 32 MiB) as data is read from it. A connection that
-    has carried 100 MiB takes so much, with nobody reading, that it would look as if the gateway piled data up.
+    The kernel enlarges a receive buffer (up to ``tcp_rmem``, often 32 MiB) as data is read from it. After a connection
+    has carried 100 MiB, it accepts so much without a reader that the gateway would seem to buffer it.
     """
     with Gateway(narrow_upstream.url, adapter=adapter) as gateway:
         warm(gateway)
@@ -87,7 +87,7 @@ def test_events_arrive_one_by_one(gateway: Gateway, upstream: Upstream, framing:
 
 
 def test_download_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:
-    """100 MiB come down whole, and the gateway's memory hardly grows."""
+    """A response of 100 MiB is relayed completely, and the gateway's memory hardly grows."""
     piece = bytes(MIB)
 
     def script(connection: Connection) -> None:
@@ -112,7 +112,7 @@ def test_download_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream) -> 
 
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 def test_upload_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream, framing: str) -> None:
-    """100 MiB go up whole, and the gateway's memory hardly grows."""
+    """A request of 100 MiB is forwarded completely, and the gateway's memory hardly grows."""
     received = []
 
     def script(connection: Connection) -> None:
@@ -149,7 +149,7 @@ def test_upload_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream, frami
 
 
 def test_slow_client_slows_upstream(narrow_gateway: Gateway, narrow_upstream: Upstream) -> None:
-    """While a client does not read, upstream is not read either; once it reads, everything comes."""
+    """While the client does not read, the gateway does not read from upstream; once it reads, everything arrives."""
     taken: list[int] = []
     blocked = threading.Event()
 
@@ -176,7 +176,7 @@ def test_slow_client_slows_upstream(narrow_gateway: Gateway, narrow_upstream: Up
 
 
 def test_slow_upstream_slows_client(narrow_gateway: Gateway, narrow_upstream: Upstream) -> None:
-    """While upstream does not read, the client is not read either; once it reads, everything arrives."""
+    """While upstream does not read, the gateway does not read from the client; once it reads, everything arrives."""
     go_on = threading.Event()
     received = []
 
@@ -207,7 +207,7 @@ def test_slow_upstream_slows_client(narrow_gateway: Gateway, narrow_upstream: Up
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["new connection", "pooled connection"])
 def test_post_runs_once(gateway: Gateway, upstream: Upstream, pooled: bool) -> None:
-    """An upstream that runs a POST and then resets the connection has run it once."""
+    """A POST is sent only once, even if upstream resets the connection after reading it."""
     if pooled:
         assert gateway.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
     upstream.script = reply(RESET)

@@ -1,6 +1,6 @@
-"""The stall sweep over client connections and upstream's: who is cut after how long, and who is not.
+"""The stall sweep over client and upstream connections: which peers are disconnected and when, and which are not.
 
-`test_stalls` shows the same on real sockets, in real time and therefore in less detail.
+`test_stalls` tests the same with real sockets, in real time and therefore in less detail.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HELD = b"HTTP/1.1 403 Forbidden\r\nContent-Length: %d\r\n\r\n%b" % (len(REFUSAL)
 
 
 class Scene:
-    """A client connection whose requests get a connection to upstream at once, swept for stalls."""
+    """A client connection with a stall sweep. Its requests get an upstream connection at once."""
 
     def __init__(self, loop: VirtualLoop, *, core: Core | None = None, timeout: float | None = TIMEOUT) -> None:
         self.loop = loop
@@ -48,7 +48,7 @@ class Scene:
 
     @property
     def errors(self) -> dict[str, int]:
-        """Failures of upstream's that have been counted."""
+        """The upstream errors that have been counted, by kind."""
         return {kind: count for kind, count in self.gateway.pool.errors.items() if count}
 
 
@@ -59,7 +59,7 @@ def loop() -> Iterator[VirtualLoop]:
 
 
 def assert_cut_in_time(loop: VirtualLoop, is_cut: Callable[[], bool]) -> None:
-    """It is cut between 1 and 1.25 times the timeout from now, a sweep having just been."""
+    """Assert that ``is_cut()`` becomes true between 1 and 1.25 times the timeout from now."""
     loop.advance(TIMEOUT - 1)
     assert not is_cut()
     loop.advance(SWEEP + 1)
@@ -71,7 +71,7 @@ def assert_cut_in_time(loop: VirtualLoop, is_cut: Callable[[], bool]) -> None:
 
 @pytest.mark.parametrize("answer", [OK, OK[:-1], OK + b"surplus"], ids=["whole", "in part", "whole, and surplus"])
 def test_client_takes_nothing(loop: VirtualLoop, answer: bytes) -> None:
-    """It is reset, and its request is given up, if there still is one."""
+    """A client that reads nothing is reset, and its request, if it is still in progress, is cancelled."""
     scene = Scene(loop)
     scene.send(GET)
     scene.answer(answer)
@@ -85,7 +85,7 @@ def test_client_takes_nothing(loop: VirtualLoop, answer: bytes) -> None:
 
 
 def test_client_takes_some(loop: VirtualLoop) -> None:
-    """It is left alone while it takes an octet now and then."""
+    """A client that reads an octet now and then is not disconnected."""
     scene = Scene(loop)
     scene.send(GET)
     scene.answer(OK[:-1])
@@ -111,7 +111,7 @@ def test_client_takes_some(loop: VirtualLoop) -> None:
     ],
 )
 def test_client_sends_nothing(loop: VirtualLoop, sent: bytes, path: bytes) -> None:
-    """It gets 408, and upstream sees the request given up."""
+    """A client that sends nothing more of its content gets 408, and the upstream connection is closed."""
     scene = Scene(loop, core=Core())
     scene.send(sent)
     assert_cut_in_time(loop, lambda: bool(scene.client.written))
@@ -128,7 +128,7 @@ def test_client_sends_nothing(loop: VirtualLoop, sent: bytes, path: bytes) -> No
 
 
 def test_client_sends_some(loop: VirtualLoop) -> None:
-    """It is left alone while it sends an octet now and then, and cut when it stops."""
+    """A client that sends an octet now and then has not stalled until it stops."""
     scene = Scene(loop)
     scene.send(POST)
     for _ in range(9):
@@ -141,7 +141,7 @@ def test_client_sends_some(loop: VirtualLoop) -> None:
 
 
 def test_client_need_not_send_yet(loop: VirtualLoop) -> None:
-    """A client that waits for a 100 is cut when it sends nothing after that, and not before."""
+    """A client that waits for 100 (Continue) can stall only after it has got one."""
     scene = Scene(loop)
     scene.send(EXPECT)
     loop.advance(10 * TIMEOUT)
@@ -153,7 +153,7 @@ def test_client_need_not_send_yet(loop: VirtualLoop) -> None:
 
 
 def test_client_sends_without_having_to(loop: VirtualLoop) -> None:
-    """A client that has begun its content without the 100 that it could wait for is to go on."""
+    """A client stalls if it begins its content without waiting for 100 (Continue), and then stops."""
     scene = Scene(loop)
     scene.send(EXPECT)
     scene.send(b"some")
@@ -162,7 +162,7 @@ def test_client_sends_without_having_to(loop: VirtualLoop) -> None:
 
 @pytest.mark.parametrize("sent", [GET, POST, POST + b"some", UPDATE + BODY])
 def test_upstream_thinks(loop: VirtualLoop, sent: bytes) -> None:
-    """A client is not cut while it waits, nor when the answer to its content comes early; and upstream never is."""
+    """No client has stalled while it waits for a response, or once an early response has begun. Nor has upstream."""
     scene = Scene(loop, core=Core())
     scene.send(sent)
     if sent.startswith(POST):
@@ -178,7 +178,7 @@ def test_upstream_thinks(loop: VirtualLoop, sent: bytes) -> None:
 
 
 def test_upstream_takes_nothing(loop: VirtualLoop) -> None:
-    """The client gets 504; it is not its fault that it is not read meanwhile."""
+    """If upstream stops reading a request, the client gets 504, and is not itself counted as stalled."""
     scene = Scene(loop)
     scene.send(POST + b"some")
     scene.upstream.block()
@@ -190,7 +190,7 @@ def test_upstream_takes_nothing(loop: VirtualLoop) -> None:
 
 
 def test_upstream_takes_some(loop: VirtualLoop) -> None:
-    """It is left alone while it takes as much as comes, with always the same size under way."""
+    """An upstream that keeps reading has not stalled, even if the same number of octets always waits for it."""
     scene = Scene(loop)
     scene.send(POST)
     for _ in range(9):
@@ -202,7 +202,7 @@ def test_upstream_takes_some(loop: VirtualLoop) -> None:
 
 
 def test_upstream_answers_and_takes_nothing(loop: VirtualLoop) -> None:
-    """Once it answers it may leave the rest of the request unread."""
+    """An upstream that has begun to respond may leave the rest of the request unread."""
     scene = Scene(loop)
     scene.send(POST + b"some")
     scene.upstream.block()
@@ -212,11 +212,11 @@ def test_upstream_answers_and_takes_nothing(loop: VirtualLoop) -> None:
     assert not scene.upstream.closing
 
 
-# An answer that is held back
+# A response that is held back
 
 
 def test_held_answer_stalls(loop: VirtualLoop) -> None:
-    """It passes on as far as it has come, and then as it comes; nobody is cut."""
+    """A held response that stalls is relayed as far as it was received, and then as it is received."""
     scene = Scene(loop, core=Core())
     scene.send(UPDATE + BODY)
     scene.answer(HELD)
@@ -232,7 +232,7 @@ def test_held_answer_stalls(loop: VirtualLoop) -> None:
 
 
 def test_held_answer_goes_on(loop: VirtualLoop) -> None:
-    """It is held back while an octet comes now and then."""
+    """A response is still held back while an octet arrives now and then."""
     scene = Scene(loop, core=Core())
     scene.send(UPDATE + BODY)
     scene.answer(HELD[:-20])
@@ -242,12 +242,12 @@ def test_held_answer_goes_on(loop: VirtualLoop) -> None:
     assert scene.client.written == b""
 
 
-# Clients that leave while they are not read
+# Clients that disconnect while reading from them is paused
 
 
 @dataclass(frozen=True)
 class Paused:
-    """A client that is not read, because of what it has ``sent``, or since upstream is ``slow``."""
+    """A client from which reading is paused, because of the octets it has ``sent``, or because upstream is ``slow``."""
 
     sent: bytes
     slow: bool = False
@@ -263,7 +263,7 @@ class Paused:
     ],
 )
 def test_client_leaves_unseen(loop: VirtualLoop, paused: Paused, leave: str, timeout: float | None) -> None:
-    """The next sweep sees it, and its request is given up."""
+    """The next sweep detects that the client has disconnected, and its request is cancelled."""
     scene = Scene(loop, timeout=timeout)
     scene.send(paused.sent)
     if paused.slow:
@@ -281,7 +281,7 @@ def test_client_leaves_unseen(loop: VirtualLoop, paused: Paused, leave: str, tim
 
 
 def test_client_stays(loop: VirtualLoop) -> None:
-    """A client that is not read is not taken for one that has left."""
+    """The sweep does not disconnect a client only because reading from it is paused."""
     scene = Scene(loop)
     scene.send(GET + b"x" * 70_000)
     loop.advance(10 * TIMEOUT)

@@ -45,7 +45,7 @@ def certificate(authority: trustme.CA) -> trustme.LeafCert:
 
 @pytest.fixture
 def names() -> list[str | None]:
-    """The server names (SNI) that upstream has been asked for."""
+    """The server names (SNI) that upstream has received."""
     return []
 
 
@@ -73,7 +73,7 @@ def client_context(authority: trustme.CA) -> ssl.SSLContext:
 
 
 def test_upstream_is_verified(upstream: Upstream, names: list[str | None], authority_file: str) -> None:
-    """An https upstream is asked for by its name, and trusted by the CA that the option names."""
+    """The gateway names an https upstream in the handshake (SNI), and trusts the CA given with ``--upstream-ca``."""
     url = f"https://localhost:{upstream.port}"
     with Gateway(url, "--upstream-ca", authority_file) as gateway, gateway.connect() as client:
         for _ in range(2):
@@ -83,13 +83,13 @@ def test_upstream_is_verified(upstream: Upstream, names: list[str | None], autho
 
 
 def test_upstream_by_address(upstream: Upstream, names: list[str | None], authority_file: str) -> None:
-    """An https upstream may be named by its IP address, which its certificate has to name too."""
+    """An https upstream may be given by its IP address if its certificate contains that address."""
     with Gateway(f"https://127.0.0.1:{upstream.port}", "--upstream-ca", authority_file) as gateway:
         assert gateway.ask(GET).status == 200
 
 
 def test_untrusted_upstream(upstream: Upstream) -> None:
-    """Without its CA, an https upstream gets no request; the client gets 502, the log one line that says why."""
+    """An https upstream with an unknown CA gets no request. The client gets 502, and one log line says why."""
     with Gateway(f"https://localhost:{upstream.port}") as gateway, gateway.connect() as client:
         for _ in range(3):
             response = client.ask(GET)
@@ -102,7 +102,7 @@ def test_untrusted_upstream(upstream: Upstream) -> None:
 
 
 def test_upstream_of_another_name(authority: trustme.CA, authority_file: str) -> None:
-    """A certificate for another name is not accepted, though its CA is."""
+    """A certificate for another name is not accepted, even if its CA is trusted."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("other.test").configure_cert(context)
     with (
@@ -119,7 +119,7 @@ def reply_to_hello(connection: Connection) -> None:
 
 
 def test_plain_upstream_behind_https(authority_file: str) -> None:
-    """An upstream that speaks no TLS where it should is 502."""
+    """The client gets 502 if an https upstream does not speak TLS."""
     with Upstream(reply_to_hello) as upstream:
         with Gateway(f"https://localhost:{upstream.port}", "--upstream-ca", authority_file) as gateway:
             assert gateway.ask(GET).status == 502
@@ -127,7 +127,7 @@ def test_plain_upstream_behind_https(authority_file: str) -> None:
 
 
 def test_an_answer_that_a_fin_ends(upstream: Upstream, authority_file: str) -> None:
-    """It is passed on as whole although TLS has a way to say so, which is counted each time and logged once."""
+    """A response that a FIN ends without close_notify is relayed as complete, counted, and logged the first time."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -159,7 +159,7 @@ def listener_options(certificate: trustme.LeafCert, tmp_path: Path) -> tuple[str
 
 
 def test_orderly_end_of_a_tunnel(upstream: Upstream, authority_file: str) -> None:
-    """A WebSocket that an https upstream closes in good order is no failure of upstream's."""
+    """A tunnel that an https upstream ends with close_notify is not counted as an upstream error."""
 
     def script(connection: Connection) -> None:
         connection.read_request()
@@ -180,7 +180,7 @@ def test_orderly_end_of_a_tunnel(upstream: Upstream, authority_file: str) -> Non
 
 
 def test_tls_listener(authority: trustme.CA, listener_options: tuple[str, ...]) -> None:
-    """With a certificate the public listener speaks TLS, and upstream is told so."""
+    """With a certificate, the public listener speaks TLS, and X-Forwarded-Proto is https."""
     context = client_context(authority)
     with Upstream() as upstream, Gateway(upstream.url, *listener_options) as gateway:
         assert gateway.url.startswith("https://")
@@ -207,7 +207,7 @@ STILL_THERE = {
 def test_clients_that_do_not_close_do_not_hold_it_up(
     authority: trustme.CA, listener_options: tuple[str, ...], requests: tuple[bytes, ...], at_work: bool
 ) -> None:
-    """A TLS client is told of the end by close_notify, all that it has been sent before it, and not waited for."""
+    """In a drain, a TLS client gets its whole response and close_notify, and the gateway does not wait for a reply."""
     go_on = threading.Event()
     content = b"x" * 100_000
     answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(content) + content
@@ -240,7 +240,7 @@ def test_clients_that_do_not_close_do_not_hold_it_up(
 def test_tls_on_both_sides(
     upstream: Upstream, authority: trustme.CA, authority_file: str, listener_options: tuple[str, ...]
 ) -> None:
-    """A large answer passes from TLS to TLS whole."""
+    """A large response is relayed completely if both sides use TLS."""
     body = bytes(range(256)) * 8192
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(body), body)
     options = ("--upstream-ca", authority_file, *listener_options)
@@ -254,7 +254,7 @@ def test_tls_on_both_sides(
 def test_tunnel_through_tls(
     certificate: trustme.LeafCert, authority: trustme.CA, authority_file: str, listener_options: tuple[str, ...]
 ) -> None:
-    """A WebSocket passes from TLS to TLS."""
+    """A WebSocket is tunnelled if both sides use TLS."""
 
     def echo(connection: ServerConnection) -> None:
         for message in connection:
@@ -278,7 +278,7 @@ def test_tunnel_through_tls(
 
 
 def test_unix_sockets_on_both_sides(sockets: Callable[[str], str]) -> None:
-    """Client and upstream may both be on unix sockets; there is no address then to tell upstream of."""
+    """Client and upstream may both use unix sockets. Then upstream gets no X-Forwarded-For, not even a forged one."""
     forged = b"GET / HTTP/1.1\r\nHost: example.test\r\nX-Forwarded-For: 203.0.113.9\r\n\r\n"
     with Upstream(uds=sockets("upstream")) as upstream:
         with Gateway(upstream.url, listen=("--uds", sockets("gateway"))) as gateway:
@@ -293,7 +293,7 @@ def test_unix_sockets_on_both_sides(sockets: Callable[[str], str]) -> None:
 
 
 def test_trusted_unix_socket(sockets: Callable[[str], str]) -> None:
-    """With --trusted-proxies unix, what comes by the unix socket may tell where it came from."""
+    """With ``--trusted-proxies unix``, the forwarding fields of clients on the unix socket are trusted."""
     told = b"GET / HTTP/1.1\r\nHost: example.test\r\nX-Forwarded-For: 203.0.113.9\r\nX-Forwarded-Proto: https\r\n\r\n"
     listen = ("--uds", sockets("gateway"))
     with Upstream() as upstream, Gateway(upstream.url, "--trusted-proxies", "unix", listen=listen) as gateway:
@@ -303,7 +303,7 @@ def test_trusted_unix_socket(sockets: Callable[[str], str]) -> None:
 
 
 def test_stale_unix_socket(sockets: Callable[[str], str]) -> None:
-    """A socket that a killed gateway left behind is taken over."""
+    """A socket file that a killed gateway has left behind is replaced."""
     listen = ("--uds", sockets("gateway"))
     with Upstream() as upstream:
         with Gateway(upstream.url, listen=listen) as gateway:

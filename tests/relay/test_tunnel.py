@@ -25,7 +25,7 @@ Handler = Callable[[ServerConnection], None]
 
 
 class Upstream:
-    """A WebSocket server whose handler can be replaced; ``refuse`` is its answer to a handshake instead."""
+    """A WebSocket server whose handler can be replaced. If ``refuse`` is set, it is the response to a handshake."""
 
     def __init__(self) -> None:
         self.handler: Handler = echo
@@ -53,7 +53,7 @@ class Upstream:
         return self.refuse
 
     def _handle(self, connection: ServerConnection) -> None:
-        outcome, done = self.outcome, self.done  # of the test that it is for, however late it ends
+        outcome, done = self.outcome, self.done  # of the current test, even if the handler ends after it
         try:
             self.handler(connection)
         except ConnectionClosed as closed:
@@ -62,7 +62,7 @@ class Upstream:
             done.set()
 
     def close(self) -> None:
-        """Stop accepting; connections are the clients' to close."""
+        """Stop accepting connections. The clients close theirs."""
         self.server.shutdown()
         self._thread.join()
 
@@ -106,7 +106,7 @@ def session(url: str, **options: Any) -> Iterator[ClientConnection]:
 
 
 def test_messages(upstream: Upstream, url: str) -> None:
-    """Text and binary messages go both ways, empty ones too."""
+    """Text and binary messages, including empty ones, are relayed in both directions."""
     with session(url) as client:
         for message in ("hello", "", "\N{EURO SIGN}", b"", b"\x00\xff", "x" * 70_000, b"y" * 70_000):
             client.send(message)
@@ -114,7 +114,7 @@ def test_messages(upstream: Upstream, url: str) -> None:
 
 
 def test_handshake(upstream: Upstream, url: str) -> None:
-    """Upstream sees target, subprotocols, Origin and credentials as the client sent them, and its choice comes back."""
+    """Target, subprotocols, Origin and credentials reach upstream unchanged, and the client gets upstream's choice."""
     protocols = [Subprotocol("openai-insecure-api-key.sk-1"), Subprotocol("realtime")]
     headers = {"Authorization": "Bearer sk-2", "OpenAI-Beta": "realtime=v1"}
     with session(url, subprotocols=protocols, origin="https://ui.test", additional_headers=headers) as client:
@@ -155,7 +155,7 @@ def test_fragments(upstream: Upstream, url: str) -> None:
 
 
 def test_pings(upstream: Upstream, url: str) -> None:
-    """Pings are answered by the other end."""
+    """Pings are answered by the other peer."""
 
     def handler(connection: ServerConnection) -> None:
         assert connection.ping(b"from upstream").wait(10)
@@ -169,7 +169,7 @@ def test_pings(upstream: Upstream, url: str) -> None:
 
 
 def test_16_mib(upstream: Upstream, url: str) -> None:
-    """A message of 16 MiB goes up and comes back."""
+    """A message of 16 MiB is relayed to upstream and back."""
     message = bytes(range(256)) * (16 * 4096)
     with session(url, compression=None) as client:
         client.send(message)
@@ -177,7 +177,7 @@ def test_16_mib(upstream: Upstream, url: str) -> None:
 
 
 def test_close_code_reaches_upstream(upstream: Upstream, url: str) -> None:
-    """Upstream learns with which code and reason the client has closed."""
+    """The client's close code and reason reach upstream."""
     codes: list[tuple[int, str]] = []
 
     def handler(connection: ServerConnection) -> None:
@@ -195,7 +195,7 @@ def test_close_code_reaches_upstream(upstream: Upstream, url: str) -> None:
 
 @pytest.mark.parametrize("code", [CloseCode.NORMAL_CLOSURE, CloseCode.INTERNAL_ERROR, 3000, 4999])
 def test_close_code_reaches_client(upstream: Upstream, url: str, code: int) -> None:
-    """The client learns with which code and reason upstream has closed."""
+    """Upstream's close code and reason reach the client."""
     upstream.handler = lambda connection: connection.close(code, "so it is")
     with session(url) as client:
         with pytest.raises(ConnectionClosed):
@@ -205,7 +205,7 @@ def test_close_code_reaches_client(upstream: Upstream, url: str, code: int) -> N
 
 @pytest.mark.parametrize("status", [401, 403, 404])
 def test_refusals(upstream: Upstream, url: str, status: int) -> None:
-    """A refused handshake reaches the client as it is."""
+    """The response of an upstream that refuses the handshake reaches the client unchanged."""
     body = b'{"detail": "no"}'
     headers = Headers({"X-Why": "because", "Content-Length": str(len(body)), "WWW-Authenticate": "Bearer"})
     upstream.refuse = Response(status, "Nope", headers, body)
@@ -217,17 +217,17 @@ def test_refusals(upstream: Upstream, url: str, status: int) -> None:
 
 
 def test_client_vanishes(upstream: Upstream, url: str) -> None:
-    """A client that vanishes without a close frame is gone for upstream too."""
+    """If the client disconnects without a close frame, upstream's connection ends without one too."""
     with session(url) as client:
         client.send("here")
         client.recv()
         client.socket.shutdown(socket.SHUT_RDWR)
         assert upstream.done.wait(10)
-    assert isinstance(upstream.outcome[0], ConnectionClosedError) or upstream.outcome == []
+    assert [type(each) for each in upstream.outcome] == [ConnectionClosedError]
 
 
 def test_upstream_vanishes(upstream: Upstream, url: str) -> None:
-    """An upstream that vanishes without a close frame is gone for the client too."""
+    """If upstream disconnects without a close frame, the client's connection ends without one too."""
 
     def handler(connection: ServerConnection) -> None:
         connection.recv()
@@ -242,7 +242,7 @@ def test_upstream_vanishes(upstream: Upstream, url: str) -> None:
 
 
 def test_ends_are_no_errors(upstream: Upstream) -> None:
-    """A tunnel that ends in good order, whichever side is first, is neither counted nor logged as a failure."""
+    """A tunnel that ends in good order, whichever side is first, is neither counted nor logged as an error."""
     ended = threading.Event()
 
     def handler(connection: ServerConnection) -> None:
@@ -270,7 +270,7 @@ def test_ends_are_no_errors(upstream: Upstream) -> None:
 
 
 def test_slow_reader(upstream: Upstream, tunnelling: Gateway, url: str) -> None:
-    """While the client does not read, the gateway does not pile up what upstream sends."""
+    """While the client does not read, the gateway does not buffer what upstream sends."""
     sent: queue.SimpleQueue[int] = queue.SimpleQueue()
 
     def handler(connection: ServerConnection) -> None:
@@ -299,7 +299,7 @@ def test_slow_reader(upstream: Upstream, tunnelling: Gateway, url: str) -> None:
 
 
 def test_many_at_once(upstream: Upstream, url: str) -> None:
-    """Tunnels do not disturb each other, nor requests on other connections."""
+    """Tunnels that are open at the same time do not disturb each other."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(session(url)) for _ in range(20)]
         for n, client in enumerate(clients):

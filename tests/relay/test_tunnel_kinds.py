@@ -1,4 +1,4 @@
-"""Tunnels octet by octet, between all kinds of sockets: how they begin and end, and what a drain does to them."""
+"""Tunnels between all kinds of sockets, compared octet by octet: how they begin and end, also during a drain."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Lab:
         return Client(self.gateway.address, context=self.context, keep=False)
 
     def tunnel(self, *early: bytes) -> Client:
-        """A client in a tunnel, which has sent ``early`` right behind its request."""
+        """A client in a tunnel. It has sent ``early`` together with its request."""
         client = self.connect()
         client.send(HANDSHAKE + b"".join(early))
         assert client.read_head().status == 101
@@ -91,7 +91,7 @@ def pattern(octets: int) -> bytes:
 
 
 def test_early_octets(lab: Lab) -> None:
-    """What either side sends together with its head comes first on the other side, and nothing is lost behind it."""
+    """Octets that a side sends together with its head are the first that the other side gets, and none are lost."""
 
     def script(connection: Connection) -> None:
         connection.read_head()
@@ -111,7 +111,7 @@ def test_early_octets(lab: Lab) -> None:
 
 
 def test_both_ways_at_once(lab: Lab) -> None:
-    """What goes both ways at once arrives whole, and in order."""
+    """Octets that are sent in both directions at once arrive completely and in order."""
     digests: dict[str, str] = {}
     content = pattern(24 * MIB)
 
@@ -122,7 +122,7 @@ def test_both_ways_at_once(lab: Lab) -> None:
         digests[name] = digest.hexdigest()
 
     def exchange(connection: Client | Connection, name: str) -> None:
-        if isinstance(connection.sock, ssl.SSLSocket):  # which must not be used by two threads
+        if isinstance(connection.sock, ssl.SSLSocket):  # two threads must not use it
             for at in range(0, len(content), MIB):
                 connection.send(content[at : at + MIB])
             take(connection, name)
@@ -135,7 +135,7 @@ def test_both_ways_at_once(lab: Lab) -> None:
     def script(connection: Connection) -> None:
         connection.read_head()
         connection.send(SWITCH)
-        if lab.kinds == ("tls", "tls"):  # neither could read while it sends
+        if lab.kinds == ("tls", "tls"):  # neither side can read while it sends
             take(connection, "upstream")
             connection.send(content)
         else:
@@ -153,7 +153,7 @@ def test_both_ways_at_once(lab: Lab) -> None:
 
 
 def end(connection: Client | Connection) -> None:
-    """Close, in TLS with a close_notify; the other side's is not waited for."""
+    """Close the connection, in TLS with a close_notify, without waiting for the peer's."""
     if isinstance(connection.sock, ssl.SSLSocket):
         connection.sock.setblocking(False)
         with contextlib.suppress(OSError):
@@ -163,7 +163,7 @@ def end(connection: Client | Connection) -> None:
 
 @pytest.mark.parametrize("first", ["upstream", "client"])
 def test_all_that_was_sent_before_the_end(lab: Lab, first: str) -> None:
-    """Whoever reads slowly gets all that the other side has sent before it closed, and then the end."""
+    """A side that reads slowly gets all that the other side has sent before it closed, and then the end."""
 
     def take(connection: Client | Connection) -> None:
         assert ended.wait(10)
@@ -181,7 +181,7 @@ def test_all_that_was_sent_before_the_end(lab: Lab, first: str) -> None:
         ended.set()
 
     lab.upstream.script = script
-    # so much that the gateway has stopped reading when the end comes, and not more than all buffers together hold
+    # enough to pause the gateway's reading before the end arrives, and no more than all buffers together can hold
     limit = 384 if lab.kinds[first == "upstream"] == "unix" else 1024
     for octets in range(64 * 1024, limit * 1024, 64 * 1024):
         content = pattern(octets)
@@ -200,7 +200,7 @@ def test_all_that_was_sent_before_the_end(lab: Lab, first: str) -> None:
 
 
 def test_a_tunnel_that_begins_in_a_drain(stack: contextlib.ExitStack) -> None:
-    """A request that becomes a tunnel after the signal to stop may end in order: it is not taken for gone."""
+    """A drain waits for a request that becomes a tunnel after the signal to stop, until the tunnel has ended."""
     switch = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -216,7 +216,7 @@ def test_a_tunnel_that_begins_in_a_drain(stack: contextlib.ExitStack) -> None:
     lab.upstream.wait_request()
     lab.gateway.process.send_signal(signal.SIGINT)
     lab.gateway.wait_for_line("stopping")
-    with contextlib.suppress(OSError), lab.connect() as late:  # accepted no more, so the drain has begun
+    with contextlib.suppress(OSError), lab.connect() as late:  # no longer accepted, so the drain has begun
         assert late.closed()
     switch.set()
     assert client.read_head().status == 101
@@ -229,7 +229,10 @@ def test_a_tunnel_that_begins_in_a_drain(stack: contextlib.ExitStack) -> None:
 
 @pytest.mark.anyio
 async def test_a_tls_client_that_is_lost_as_upstream_switches() -> None:
-    """No tunnel is made for it: uvloop has already said whom it will tell of the loss, and that is not the tunnel."""
+    """If a TLS client is lost while upstream switches protocols, no tunnel is made.
+
+    uvloop has already scheduled `connection_lost` of the protocol that the tunnel would replace.
+    """
     loop = asyncio.get_running_loop()
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -1,4 +1,4 @@
-"""How upstream ends a connection, over real sockets and on both event loops, and what that makes of its answer."""
+"""How upstream ends a connection and how that affects the response, over real sockets and on both event loops."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from tests.support.recorder import Recorder
 
 WAIT: Final = 10.0
 LARGE: Final = 100_000
-"""Octets of content that TLS reads in more than one piece, and that sockets take without a reader."""
+"""Octets of content: TLS reads them in more than one piece, and socket buffers hold all of them."""
 LENGTH: Final = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n"
 UNTIL_CLOSE: Final = b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n"
 
@@ -34,7 +34,10 @@ End = Callable[[socket.socket], None]
 
 
 class Taker(Recorder):
-    """A client that sends ``length`` octets; with ``pauses``, it stops reading as soon as there is some content."""
+    """A client whose request has ``length`` octets of content.
+
+    With ``pauses``, it stops reading once it has received some content of the response.
+    """
 
     def __init__(self, upstream: Pool, length: int, *, pauses: bool = False, upgrade: bool = False) -> None:
         head = b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n" % length
@@ -71,7 +74,7 @@ class Taker(Recorder):
 
 
 class Server:
-    """Serves one connection: reads a request's head, sends ``answer``, ends as ``end`` says; then `ended` is set."""
+    """Serves one connection: it reads a request's head, sends ``answer``, calls ``end``, and sets `ended`."""
 
     def __init__(self, answer: bytes, end: End, context: ssl.SSLContext | None = None) -> None:
         self._answer = answer
@@ -104,21 +107,21 @@ class Server:
 
 
 def fin(sock: socket.socket) -> None:
-    """A FIN; in TLS, without close_notify."""
+    """Send FIN; in TLS, without close_notify."""
     os.close(sock.detach())
 
 
 def close_notify(sock: socket.socket) -> None:
-    """A close_notify, and a FIN right behind it."""
+    """Send close_notify and, right after it, FIN."""
     assert isinstance(sock, ssl.SSLSocket)
     sock.setblocking(False)
-    with contextlib.suppress(ssl.SSLError):  # the other side's close_notify is not waited for
+    with contextlib.suppress(ssl.SSLError):  # it does not wait for the peer's close_notify
         sock.unwrap()
     fin(sock)
 
 
 def reset(sock: socket.socket) -> None:
-    """A RST, which overtakes nothing."""
+    """Send RST."""
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     fin(sock)
 
@@ -149,7 +152,7 @@ def runner(request: pytest.FixtureRequest) -> Iterator[asyncio.Runner]:
 
 
 async def take(server: Server, tls: ssl.SSLContext | None, *, pauses: bool = False) -> tuple[Taker, Pool]:
-    """Take an answer; with ``pauses``, go on reading when upstream has ended the connection."""
+    """Receive a response; with ``pauses``, resume reading only when upstream has ended the connection."""
     address = Address("https" if tls else "http", "localhost" if tls else "127.0.0.1", server.port)
     upstream = Pool(address, tls=tls)
     client = Taker(upstream, 0, pauses=pauses)
@@ -165,7 +168,7 @@ async def take(server: Server, tls: ssl.SSLContext | None, *, pauses: bool = Fal
 
 
 ENDS: dict[str, tuple[bytes, End, bool, int]] = {
-    # answer, end, whole, ends without close_notify
+    # head, end of the connection, whether the response is complete, number of ends counted as without close_notify
     "until close, close_notify": (UNTIL_CLOSE, close_notify, True, 0),
     "until close, FIN": (UNTIL_CLOSE, fin, True, 1),
     "until close, RST": (UNTIL_CLOSE, reset, False, 0),
@@ -194,9 +197,9 @@ def test_the_end_of_a_tls_connection(
     unannounced: int,
     pauses: bool,
 ) -> None:
-    """A FIN ends an answer of unknown length as close_notify does, but is counted; a reset does not.
+    """A FIN ends a response of unknown length as close_notify does, but is counted. A reset does not end it.
 
-    Whoever is slow gets all that upstream has sent before a FIN.
+    A client that has paused reading gets all that upstream has sent before the FIN.
     """
     with Server(head + b"x" * LARGE, end, server_context) as server:
         client, upstream = runner.run(take(server, client_context, pauses=pauses))
@@ -208,7 +211,7 @@ def test_the_end_of_a_tls_connection(
 
 @pytest.mark.parametrize("end", [fin, reset])
 def test_the_end_of_a_plain_connection(runner: asyncio.Runner, end: End) -> None:
-    """Without TLS a FIN is the end that HTTP knows, and is not counted."""
+    """Without TLS, a FIN ends a response of unknown length and is not counted, and a reset is an error."""
     with Server(UNTIL_CLOSE + b"x", end) as server:
         client, upstream = runner.run(take(server, None))
     assert client.failed != (end is fin)
@@ -221,16 +224,16 @@ def test_the_end_of_a_plain_connection(runner: asyncio.Runner, end: End) -> None
     ids=["whole", "cut", "until close"],
 )
 def test_an_answer_before_a_reset(runner: asyncio.Runner, head: bytes, whole: bool) -> None:
-    """Upstream answers an upload early and resets the connection: a write that fails does not hide the answer."""
+    """If upstream responds to an upload early and resets the connection, a failed write does not hide the response."""
 
     async def upload(server: Server) -> Taker:
         upstream = Pool(Address("http", "127.0.0.1", server.port))
         client = Taker(upstream, 10_000_000)
         client.exchange.start()
         await client.sends.wait()
-        for _ in range(2):  # uvloop has sent the head when this turn is over
+        for _ in range(2):  # uvloop has sent the head after these iterations
             await asyncio.sleep(0)
-        server.ended.wait(WAIT)  # meanwhile the event loop stands still, and can't read
+        server.ended.wait(WAIT)  # blocks the event loop, so that it cannot read in the meantime
         client.exchange.send(b"x" * 1_000_000)
         async with asyncio.timeout(WAIT):
             await client.ended.wait()
@@ -245,7 +248,7 @@ def test_an_answer_before_a_reset(runner: asyncio.Runner, head: bytes, whole: bo
 
 
 class Switcher(Taker):
-    """A client on a socket that becomes a tunnel; it stops reading as soon as its request is sent."""
+    """A client whose connection becomes a tunnel. It stops reading as soon as its request is sent."""
 
     async def connect(self, sock: socket.socket) -> None:
         transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, sock=sock)
@@ -266,11 +269,11 @@ class Switcher(Taker):
 def test_a_tunnel_that_begins_when_it_has_ended(
     server_context: ssl.SSLContext, client_context: ssl.SSLContext, ending: End
 ) -> None:
-    """Upstream switches protocols and ends while it is not read: the other side gets what it has sent, and the end."""
+    """If upstream switches protocols and ends while it is not read, the client gets all that was sent, and the end."""
 
     async def switch(server: Server, sock: socket.socket) -> Pool:
         upstream = Pool(Address("https", "localhost", server.port), tls=client_context)
-        client = Switcher(upstream, 1, upgrade=True)  # its request is not complete, so that it is told to go on
+        client = Switcher(upstream, 1, upgrade=True)  # its request stays incomplete, so that `resume` is called
         await client.connect(sock)
         client.exchange.start()
         await client.sends.wait()
@@ -294,7 +297,10 @@ def test_a_tunnel_that_begins_when_it_has_ended(
 
 @pytest.mark.parametrize("taken", [True, False])
 def test_a_request_that_upstream_has_not_taken(runner: asyncio.Runner, taken: bool) -> None:
-    """An answer to a request that is still on its way ends its connection: upstream may well close it."""
+    """A connection is not pooled if the response ends while octets of the request still wait to be written.
+
+    Upstream, which has not read all of the request, may close the connection.
+    """
 
     def rest(sock: socket.socket) -> None:
         answered.wait(WAIT)

@@ -1410,7 +1410,7 @@ def answered(
     return client, upstream
 
 
-def test_client_that_takes_its_answer_slowly() -> None:
+def test_client_that_reads_slowly() -> None:
     """A connection stays open while its client reads some of a response, and is reset if the client reads nothing."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
@@ -1435,7 +1435,7 @@ def test_client_that_takes_its_answer_slowly() -> None:
 
 
 @pytest.mark.parametrize("read", [0, 9])
-def test_request_behind_an_answer_that_is_not_taken(read: int) -> None:
+def test_request_behind_an_unread_response(read: int) -> None:
     """A request, even one received in part, is begun only when the client has read the previous response."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
@@ -1469,7 +1469,7 @@ def test_largest_head(beyond: int) -> None:
 
 
 @pytest.mark.parametrize("beyond", [0, 1])
-def test_most_that_is_pipelined(beyond: int) -> None:
+def test_pipelining_limit(beyond: int) -> None:
     """Reading from a client is paused while more than the limit waits behind a request, and resumed afterwards."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
@@ -1487,7 +1487,7 @@ def test_most_that_is_pipelined(beyond: int) -> None:
         assert upstream.written.endswith(bytes(PIPELINED - len(behind) + beyond))
 
 
-def test_client_that_comes_late() -> None:
+def test_client_during_a_drain() -> None:
     """A connection that is accepted after all others were shut down is closed at once."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
@@ -1549,7 +1549,7 @@ class Deciding:
         self.closed.append((reason, status))
 
 
-def test_fin_while_it_is_decided_about(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fin_while_the_core_decides(monkeypatch: pytest.MonkeyPatch) -> None:
     """A FIN cancels the task of an intercepted request at once, even if the client has not read an earlier response."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
@@ -1724,7 +1724,7 @@ def test_fin_in_an_answer(framing: str, kind: str, *, blocked: bool) -> None:
 
 
 @pytest.mark.parametrize("takes", [True, False])
-def test_fin_behind_an_answer_that_is_not_taken(*, takes: bool) -> None:
+def test_fin_behind_an_unread_response(*, takes: bool) -> None:
     """A FIN cancels the request in progress at once. The previous response can be read until the keep-alive timeout."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
@@ -1790,7 +1790,7 @@ def test_a_defect_of_the_interceptor() -> None:
         assert gateway.counters.in_flight == 0
 
 
-def test_an_answer_in_the_turn_of_a_reset() -> None:
+def test_response_in_the_iteration_of_a_reset() -> None:
     """A request is counted once if its response is received after its client connection was aborted."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)

@@ -205,7 +205,7 @@ def test_lost_while_its_content_comes(world: World) -> None:
     assert world.pool.idle == 1
 
 
-def test_content_before_the_second_sending(world: World) -> None:
+def test_content_before_the_retry(world: World) -> None:
     """Content that is received before the head is written on the second connection is sent after the head."""
     first = world.idle_connection()
     recorder = world.start(b"PUT", 6)
@@ -276,7 +276,7 @@ def test_request_whole_before_the_response_is(world: World) -> None:
     ],
 )
 @pytest.mark.parametrize("sent", [True, False])
-def test_fin_while_upstream_takes_nothing(world: World, answer: bytes, end: tuple[object, ...], *, sent: bool) -> None:
+def test_fin_while_upstream_reads_nothing(world: World, answer: bytes, end: tuple[object, ...], *, sent: bool) -> None:
     """Upstream's FIN ends its response at once, even while octets of the request wait to be written."""
     recorder = world.start(b"POST", 300_000)
     transport = world.accept()
@@ -348,7 +348,7 @@ def test_no_response_timeout_after_the_head(timed: World) -> None:
     assert recorder.calls[-1] == ("content", b"ok", True)
 
 
-def test_response_timeout_of_the_second_sending(timed: World) -> None:
+def test_response_timeout_of_the_retry(timed: World) -> None:
     """A request that is sent once more gets the whole timeout again, from the time when it is sent."""
     first = timed.idle_connection()
     recorder = timed.start()

@@ -143,7 +143,7 @@ def test_end_of_a_side_in_tls(loop: VirtualLoop, side: str) -> None:
 
 
 @SIDES
-def test_end_in_tls_of_a_side_that_takes_nothing(loop: VirtualLoop, side: str) -> None:
+def test_end_in_tls_of_a_side_that_reads_nothing(loop: VirtualLoop, side: str) -> None:
     """When a side sends a FIN, the other is closed at once, even if octets still wait to be sent to the first side."""
     tunnel = Tunnel(loop, kind=NoHalfClose)
     tunnel.side(side).block()
@@ -181,7 +181,7 @@ def test_octets_for_a_side_that_has_just_left(loop: VirtualLoop) -> None:
 
 @pytest.mark.parametrize(("side", "timeout"), [("client", KEEPALIVE), ("upstream", UPSTREAM_CLOSE_TIMEOUT)])
 @pytest.mark.parametrize("takes", [True, False])
-def test_rest_for_a_side_that_takes_nothing(loop: VirtualLoop, side: str, timeout: float, *, takes: bool) -> None:
+def test_rest_for_a_side_that_reads_nothing(loop: VirtualLoop, side: str, timeout: float, *, takes: bool) -> None:
     """After one side is lost, the other has a limited time to read the rest, which starts again with any progress."""
     tunnel = Tunnel(loop)
     slow = tunnel.side(side)

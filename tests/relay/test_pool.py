@@ -97,7 +97,7 @@ def test_a_failed_attempt_frees_its_place(loop: VirtualLoop, how: str) -> None:
 
 
 @pytest.mark.parametrize("gone", [{0}, {1}, {0, 1}, {2}])
-def test_who_has_left_is_skipped(loop: VirtualLoop, gone: set[int]) -> None:
+def test_waiter_that_has_left_is_skipped(loop: VirtualLoop, gone: set[int]) -> None:
     """A connection that becomes free is not given to a cancelled exchange."""
     world = make_world(loop, max_connections=1)
     _, transport = world.run()
@@ -137,7 +137,7 @@ def test_waiting_is_limited(loop: VirtualLoop) -> None:
     assert world.pool.idle == 1
 
 
-def test_being_made_counts(loop: VirtualLoop) -> None:
+def test_connecting_counts(loop: VirtualLoop) -> None:
     """Connections that are being opened count towards the limit."""
     world = make_world(loop, max_connections=2)
     for _ in range(3):
@@ -349,7 +349,7 @@ def test_not_kept(loop: VirtualLoop, answer: bytes) -> None:
     assert world.pool.open == 0
 
 
-def test_kept_in_http_1_0_by_its_own_word(loop: VirtualLoop) -> None:
+def test_kept_alive_in_http_1_0(loop: VirtualLoop) -> None:
     """A connection to an HTTP/1.0 server is kept if its response has Connection: keep-alive (RFC 9112 section 9.3)."""
     world = make_world(loop)
     _, transport = world.run()
@@ -383,7 +383,7 @@ def test_renewed_by_age(loop: VirtualLoop) -> None:
     assert serves(world.accept(), following)
 
 
-def test_renewed_although_somebody_waits(loop: VirtualLoop) -> None:
+def test_renewed_while_a_request_waits(loop: VirtualLoop) -> None:
     """A connection is closed after its lifetime even if an exchange waits. That exchange gets a new connection."""
     world = make_world(loop, max_connections=1)
     _, transport = world.run()

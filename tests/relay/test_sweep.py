@@ -70,7 +70,7 @@ def assert_cut_in_time(loop: VirtualLoop, is_cut: Callable[[], bool]) -> None:
 
 
 @pytest.mark.parametrize("answer", [OK, OK[:-1], OK + b"surplus"], ids=["whole", "in part", "whole, and surplus"])
-def test_client_takes_nothing(loop: VirtualLoop, answer: bytes) -> None:
+def test_client_reads_nothing(loop: VirtualLoop, answer: bytes) -> None:
     """A client that reads nothing is reset, and its request, if it is still in progress, is cancelled."""
     scene = Scene(loop)
     scene.send(GET)
@@ -161,7 +161,7 @@ def test_client_sends_without_having_to(loop: VirtualLoop) -> None:
 
 
 @pytest.mark.parametrize("sent", [GET, POST, POST + b"some", UPDATE + BODY])
-def test_upstream_thinks(loop: VirtualLoop, sent: bytes) -> None:
+def test_upstream_is_slow_to_respond(loop: VirtualLoop, sent: bytes) -> None:
     """No client has stalled while it waits for a response, or once an early response has begun. Nor has upstream."""
     scene = Scene(loop, core=Core())
     scene.send(sent)
@@ -177,7 +177,7 @@ def test_upstream_thinks(loop: VirtualLoop, sent: bytes) -> None:
 # Upstream does not read
 
 
-def test_upstream_takes_nothing(loop: VirtualLoop) -> None:
+def test_upstream_reads_nothing(loop: VirtualLoop) -> None:
     """If upstream stops reading a request, the client gets 504, and is not itself counted as stalled."""
     scene = Scene(loop)
     scene.send(POST + b"some")
@@ -201,7 +201,7 @@ def test_upstream_takes_some(loop: VirtualLoop) -> None:
     assert (scene.errors, scene.gateway.stalls) == ({}, [])
 
 
-def test_upstream_answers_and_takes_nothing(loop: VirtualLoop) -> None:
+def test_upstream_answers_and_reads_nothing(loop: VirtualLoop) -> None:
     """An upstream that has begun to respond may leave the rest of the request unread."""
     scene = Scene(loop)
     scene.send(POST + b"some")

@@ -458,7 +458,7 @@ def test_interim_answers(upstream: Upstream) -> None:
     assert bodies_of(upstream) == [BODY, SECOND, b"{}"]
 
 
-def test_expect_on_a_further_send(upstream: Upstream) -> None:
+def test_expect_on_a_resend(upstream: Upstream) -> None:
     """A resend keeps the Expect field, and the client gets no 100 (Continue) for it."""
     go_on = b"HTTP/1.1 100 Continue\r\n\r\n"
     upstream.script = in_turn(reply(FORBIDDEN), reply(go_on, OK))
@@ -585,7 +585,7 @@ def test_stale_connection(upstream: Upstream, end: Step) -> None:
     ],
 )
 @pytest.mark.parametrize("pooled", [True, False], ids=["on the same connection", "on a new one"])
-def test_further_send_fails(upstream: Upstream, script: Script, status: int, kind: str, pooled: bool) -> None:
+def test_resend_fails(upstream: Upstream, script: Script, status: int, kind: str, pooled: bool) -> None:
     """If a resend fails once it was sent, the client gets the error. It may have taken effect, so it is not retried."""
     first = FORBIDDEN if pooled else FORBIDDEN.replace(b"X-Case", b"Connection: close\r\nX-Case")
     upstream.script = in_turn(reply(first), script, reply(OK))
@@ -601,7 +601,7 @@ def test_further_send_fails(upstream: Upstream, script: Script, status: int, kin
     assert [record.status for record in core.records] == [status]
 
 
-def test_second_answer_breaks_off(upstream: Upstream) -> None:
+def test_response_to_a_resend_breaks_off(upstream: Upstream) -> None:
     """If the second response breaks off, the client gets the part received, then a reset, and nothing of the first."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhalf", CLOSE))
     core = Core(SECOND)
@@ -656,7 +656,7 @@ def test_client_leaves_while_the_answer_is_held(upstream: Upstream, leave: Any) 
 
 
 @pytest.mark.parametrize("leave", [Client.close, Client.reset, Client.half_close])
-def test_client_leaves_while_the_core_thinks(upstream: Upstream, leave: Any) -> None:
+def test_client_leaves_while_the_core_decides(upstream: Upstream, leave: Any) -> None:
     """If the client disconnects during `next_body`, that is cancelled, and nothing is resent."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     core = Core(SECOND, gate=asyncio.Event())
@@ -668,7 +668,7 @@ def test_client_leaves_while_the_core_thinks(upstream: Upstream, leave: Any) -> 
         assert core.cancelled
 
 
-def test_client_leaves_as_the_core_answers(upstream: Upstream) -> None:
+def test_client_leaves_as_the_core_returns(upstream: Upstream) -> None:
     """If the client disconnects just before `next_body` returns, its result is ignored."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))
     core = Core(SECOND)
@@ -680,7 +680,7 @@ def test_client_leaves_as_the_core_answers(upstream: Upstream) -> None:
         assert len(core.held_answers) == 1
 
 
-def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
+def test_client_leaves_during_the_resend(upstream: Upstream) -> None:
     """If the client disconnects after a resend was sent, the upstream connection is closed."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(WAIT_CLOSED))
     core = Core(SECOND, b"{}")
@@ -693,7 +693,7 @@ def test_client_leaves_during_the_second_send(upstream: Upstream) -> None:
     assert core.resent == 1
 
 
-def test_client_leaves_while_the_second_send_waits(upstream: Upstream) -> None:
+def test_client_leaves_while_the_resend_waits(upstream: Upstream) -> None:
     """If the client disconnects while a resend waits for an upstream connection, it is not sent."""
     free = threading.Event()
     upstream.script = busy(free)
@@ -739,7 +739,7 @@ def test_drain_while_held(upstream: Upstream, bodies: tuple[bytes | None], statu
         assert client.closed()
 
 
-def test_drain_during_the_second_send(upstream: Upstream) -> None:
+def test_drain_during_the_resend(upstream: Upstream) -> None:
     """A drain waits for the response to a resend, which has ``Connection: close``."""
     drained = threading.Event()
     upstream.script = in_turn(reply(FORBIDDEN), reply(drained, OK))

@@ -52,5 +52,5 @@ class Interceptor(Protocol):
     @property
     def write_context(self) -> Callable[[str], AbstractContextManager[None] | None] | None: ...
     def intercept(
-        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None
+        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client_address: str | None
     ) -> Interception | None: ...

@@ -4,15 +4,15 @@ The core is independent of the transport. An adapter reads and sends the message
 (`sanitizer.relay.intercepted`) or as ASGI (`sanitizer.sanitize.middleware`), and calls an `Interception` to learn what
 to send.
 
-The path of a request selects its `Target`: an endpoint of LiteLLM, with the gates of that endpoint. The inspected body
-is its `Submission`. A *lookup* asks LiteLLM for the key, whose columns are the *stored values*. A `Comparison` cuts the
+The path of a request selects its `Endpoint`: an endpoint of LiteLLM, with its gates. The inspected body is its
+`Submission`. A *lookup* asks LiteLLM for the key, whose columns are the *stored values*. A `Comparison` cuts the
 members that are unchanged, some of them before the request is forwarded and others after a refusal. A `Decision` says
 which ones were cut, or why none was.
 
 These are the cases in which a request is not edited:
 
 - The body cannot be inspected, or the lookup returns no stored value: the request is forwarded as it was received.
-- The body is over the limit, or too many bodies are held: what was collected is forwarded, followed by the rest.
+- The body is over the limit, or too much is collected in all: what was collected is forwarded, followed by the rest.
 - The client disconnects before its request could be forwarded: nothing is sent.
 
 ``Expect: 100-continue`` is forwarded although the gateway has already asked for the content. The field is end-to-end,
@@ -28,16 +28,16 @@ from typing import Final
 from sanitizer.sanitize.callers import address_of, caller_key, forwarded_for
 from sanitizer.sanitize.comparison import Comparison
 from sanitizer.sanitize.decision import Decision, Outcome
+from sanitizer.sanitize.endpoints import Endpoint, Endpoints
 from sanitizer.sanitize.gates import FIELDS, Gate
 from sanitizer.sanitize.jsonedit import NotInspectable
 from sanitizer.sanitize.queries import key_hash
 from sanitizer.sanitize.refusal import MAX_REFUSAL, refusal_text
 from sanitizer.sanitize.stored import Caller, Lookup, SendLookup, StoredKeys
 from sanitizer.sanitize.submission import Submission, reason_not_to_inspect
-from sanitizer.sanitize.targets import Target, Targets
 
-MAX_HELD: Final = 64 * 1024 * 1024
-"""The most bytes of request bodies that a `Sanitizer` holds at once. A body that would exceed it is not inspected."""
+MAX_COLLECTED: Final = 64 * 1024 * 1024
+"""Bytes of request bodies that a `Sanitizer` collects at most. A body that would exceed it is not inspected."""
 
 RESPONSE_FIELD: Final = b"x-litellm-sanitizer"
 """The name of the response field that holds the decision."""
@@ -100,19 +100,19 @@ class Sanitizer:
         max_body: int = 1024 * 1024,
         on_decision: Callable[[Record], None] | None = None,
     ) -> None:
-        self.held = 0  # bytes of request bodies
+        self.collected = 0  # bytes of request bodies
         self.stored = stored or StoredKeys()
         self.observe_only = mode == "observe"
         self.max_body = max_body
         self.on_decision = on_decision
         prefixes = tuple(prefixes)
-        self._targets = Targets(() if mode == "off" else fields, prefixes)
+        self._endpoints = Endpoints(() if mode == "off" else fields, prefixes)
         self._may_write = re.compile(f"(?:{'|'.join(map(re.escape, prefixes))})(?:{_MAY_WRITE})(?:/|\\Z)")
         self.write_context = self._write_context if self.stored.caches else None
 
     def intercepts(self, path: str) -> bool:
         """Whether a POST to ``path`` (decoded) is intercepted."""
-        return self._targets.find(path) is not None
+        return self._endpoints.find(path) is not None
 
     def _write_context(self, path: str) -> AbstractContextManager[None] | None:
         """The context in which to run a request to ``path`` (decoded) that is not intercepted, or None for no context.
@@ -122,16 +122,20 @@ class Sanitizer:
         return self.stored.writing(None) if self._may_write.match(path) else None
 
     def intercept(
-        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None
+        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client_address: str | None
     ) -> "Interception | None":
         """The interception of a POST to ``path`` (decoded), or None if such a request is not intercepted.
 
         ``head`` is the request head as it was received, and ``outbound`` the one that is sent to LiteLLM. Both are
-        octets: a start line, which may be empty, and field lines. ``send_lookup`` sends lookups. ``client`` is the
-        client's address, or None on a unix socket.
+        octets: a start line, which may be empty, and field lines. ``send_lookup`` sends lookups. ``client_address`` is
+        None on a unix socket.
         """
-        target = self._targets.find(path)
-        return None if target is None else Interception(self, target, head, Caller(outbound, send_lookup, client))
+        endpoint = self._endpoints.find(path)
+        return (
+            None
+            if endpoint is None
+            else Interception(self, endpoint, head, Caller(outbound, send_lookup, client_address))
+        )
 
 
 class Interception:
@@ -155,14 +159,14 @@ class Interception:
     response_field = RESPONSE_FIELD
     held_limit = MAX_REFUSAL
 
-    def __init__(self, sanitizer: Sanitizer, target: Target, head: bytes, caller: Caller) -> None:
+    def __init__(self, sanitizer: Sanitizer, endpoint: Endpoint, head: bytes, caller: Caller) -> None:
         self.confidential = False
         self._sanitizer = sanitizer
-        self._target = target
+        self._endpoint = endpoint
         self._head = head
         self._caller = caller
         self._pieces: list[bytes] = []
-        self._held = 0
+        self._collected = 0
         self._comparison: Comparison | None = None  # None until the content is inspected
         self._decision: Decision | None = None  # None until it is decided what to forward
         self._reported = False
@@ -179,11 +183,11 @@ class Interception:
         """
         sanitizer = self._sanitizer
         self._pieces.append(data)
-        self._held += len(data)
-        sanitizer.held += len(data)
-        if self._held > sanitizer.max_body:
+        self._collected += len(data)
+        sanitizer.collected += len(data)
+        if self._collected > sanitizer.max_body:
             reason = "too_large"
-        elif sanitizer.held > MAX_HELD:
+        elif sanitizer.collected > MAX_COLLECTED:
             reason = "busy"
         else:
             return True
@@ -205,8 +209,8 @@ class Interception:
         """Returns the content that has been collected so far, and stops holding it."""
         body = self.body
         self._pieces.clear()
-        self._sanitizer.held -= self._held
-        self._held = 0
+        self._sanitizer.collected -= self._collected
+        self._collected = 0
         return body
 
     async def edit(self) -> bytes | None:
@@ -215,13 +219,13 @@ class Interception:
         Cancelling this cancels the lookup.
         """
         try:
-            submission = Submission(self.body, self._target)
+            submission = Submission(self.body, self._endpoint)
         except NotInspectable as error:
             self._decide(Decision(Outcome.UNREADABLE, reason=error.reason))
             return None
         sanitizer = self._sanitizer
         self._comparison = comparison = Comparison(
-            submission, sanitizer.stored, self._caller, self._target.prefix, observe_only=sanitizer.observe_only
+            submission, sanitizer.stored, self._caller, self._endpoint.prefix, observe_only=sanitizer.observe_only
         )
         await comparison.compare_before_forwarding()
         self._decide(comparison.decision)
@@ -324,10 +328,10 @@ class Interception:
         key = comparison.submission.key if comparison is not None else None
         caller = self._caller
         authenticating_key = caller_key(caller.head)
-        client, forwarded = address_of(caller.client), forwarded_for(caller.head)
+        client, forwarded = address_of(caller.client_address), forwarded_for(caller.head)
         self._sanitizer.on_decision(
             Record(
-                endpoint=self._target.endpoint,
+                endpoint=self._endpoint.name,
                 decision=decision,
                 key_hash=key_hash(key) if key is not None else None,
                 caller_hash=key_hash(authenticating_key) if authenticating_key is not None else None,

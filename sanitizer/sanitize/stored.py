@@ -45,8 +45,8 @@ class Caller:
     """The head with which the request is sent to LiteLLM, in octets."""
     send_lookup: SendLookup
     """Sends a lookup in the same way as the request is sent."""
-    client: str | None = None
-    """The client's address, or None on a unix socket."""
+    client_address: str | None = None
+    """The client's IP address, or None on a unix socket."""
 
 
 class LookupOutcome(StrEnum):

@@ -5,10 +5,10 @@ from collections.abc import Collection, Iterable
 from email.message import Message
 from typing import Final
 
+from sanitizer.sanitize.endpoints import Endpoint
 from sanitizer.sanitize.gates import UPDATE, Cut, Gate
 from sanitizer.sanitize.jsonedit import Json, NotInspectable, cut, loads, members
 from sanitizer.sanitize.judges import Row
-from sanitizer.sanitize.targets import Target
 
 _CONTENT_FIELDS: Final = re.compile(
     rb"\r\n(content-(?:type|encoding|length|digest|md5)|repr-digest|digest|signature(?:-input)?|x-amz-content-sha256)"
@@ -24,12 +24,12 @@ _BEFORE: Final = Cut.BEFORE_FORWARDING  # reading a member from the enum's class
 class Submission:
     """An inspected body: its members, the gates on them, and the key that the request is about.
 
-    `values` maps the names of the members in `Target.inspected` to their values. `gates` are the gates on members of
+    `values` maps the names of the members in `Endpoint.inspected` to their values. `gates` are the gates on members of
     the body. A gate that cuts after a refusal is not among them if the sent value cannot be unchanged. `key` is the
     key that the request names; if it is None, `alias` is the alias that names the key, or None.
     """
 
-    def __init__(self, body: bytes, target: Target) -> None:
+    def __init__(self, body: bytes, endpoint: Endpoint) -> None:
         """Inspect ``body``. An empty one counts as an object without members: regenerating a key needs no body.
 
         Raises `NotInspectable` if the body is not a JSON object that may be edited (see
@@ -37,18 +37,18 @@ class Submission:
         """
         self.body = body
         self._members = members(body) if body else []
-        inspected = [(name, body[value:end]) for name, _, value, end, _ in self._members if name in target.inspected]
+        inspected = [(name, body[value:end]) for name, _, value, end, _ in self._members if name in endpoint.inspected]
         self.values = values = {name: loads(value) for name, value in inspected}
         if len(values) < len(inspected):
             raise NotInspectable("duplicate_member")
         self.gates = tuple(
             gate
-            for gate in target.gates
+            for gate in endpoint.gates
             if gate.field in values and (gate.cut is _BEFORE or gate.can_be_unchanged(values[gate.field]))
         )
-        key = values.get("key", target.key)  # a key in the body takes precedence over the one in the path
+        key = values.get("key", endpoint.key)  # a key in the body takes precedence over the one in the path
         self.key = _identifier(key)
-        self.alias = _identifier(values.get("key_alias")) if target.endpoint == UPDATE and key is None else None
+        self.alias = _identifier(values.get("key_alias")) if endpoint.name == UPDATE and key is None else None
 
     @property
     def names_a_key(self) -> bool:

@@ -1775,7 +1775,7 @@ def test_a_defect_of_the_interceptor() -> None:
 
     class Defective(FakeGateway):
         def intercept(
-            self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None
+            self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client_address: str | None
         ) -> None:
             raise RuntimeError("a defect")
 

@@ -132,7 +132,7 @@ class Listener:
         assert not self._thread.is_alive()
         if kind is None:
             assert not self.failures
-            assert self.core.held == 0
+            assert self.core.collected == 0
 
 
 @pytest.fixture
@@ -221,7 +221,7 @@ def test_confidential(
     assert response.get(b"x-status") == b"%d" % answers[shown].status
     assert len(upstream.requests) == len(answers) + 1
     assert [record.status for record in core.records] == [answers[shown].status]
-    assert core.held == 0
+    assert core.collected == 0
 
 
 @pytest.mark.parametrize("steps", [(CLOSE,), (b"HTTP/1.1 500 Odd\r\nContent-Length: 9\r\n\r\nhalf", CLOSE)])
@@ -623,7 +623,7 @@ def assert_gone(listener: Listener, upstream: Upstream, bodies: list[bytes]) -> 
     """Assert that the request has ended without a response, and that upstream got ``bodies`` and nothing else."""
     core, gateway = listener.core, listener.gateway
     listener.wait(core.ended)
-    assert core.held == 0
+    assert core.collected == 0
     assert [record.status for record in core.records] == [None]
     assert gateway.statuses == [CLIENT_LEFT]
     assert gateway.counters.in_flight == 0
@@ -710,7 +710,7 @@ def test_client_leaves_while_the_resend_waits(upstream: Upstream) -> None:
         listener.open_gate()
         client.close()
         listener.wait(core.ended)
-        assert (core.held, core.resent) == (0, 0)
+        assert (core.collected, core.resent) == (0, 0)
         free.set()
         assert other.read_response().status == 200
         assert other.ask(GET).status == 200

@@ -162,7 +162,7 @@ async def play(
         status, content = answers[0]
     mark = None if leaves else interception.report_response(status, HEAD)
     interception.close()
-    assert sanitizer.held == 0
+    assert sanitizer.collected == 0
     (record,) = records
     return Played([json.loads(each) for each in bodies], status, content, mark, record, keys, held)
 

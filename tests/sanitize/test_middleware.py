@@ -321,7 +321,7 @@ async def test_too_large_streams() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         async def counted() -> Message:
             receives.append(client.receives)
-            held.append(sanitized.sanitizer.held)
+            held.append(sanitized.sanitizer.collected)
             return await receive()
 
         await upstream(scope, counted, send)
@@ -332,7 +332,7 @@ async def test_too_large_streams() -> None:
     assert held == [2000, 0, 0]
     assert [message["body"] for message in upstream.received[0]] == [b"".join(chunks[:2]), *chunks[2:]]
     assert client.field_values == [b'unreadable; reason="too_large"']
-    assert sanitized.sanitizer.held == 0
+    assert sanitized.sanitizer.collected == 0
 
 
 @pytest.mark.parametrize("limit", [100, None], ids=["given", "by default"])
@@ -351,7 +351,7 @@ async def test_exactly_the_limit(limit: int | None) -> None:
 async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
     """When too much is held already, a further body streams on; afterwards, bodies are inspected again."""
     body = update()
-    monkeypatch.setattr(core, "MAX_HELD", 2 * len(body) - 1)
+    monkeypatch.setattr(core, "MAX_COLLECTED", 2 * len(body) - 1)
     gate = asyncio.Event()
     lookups = Lookups(ROUTES, gate=gate)
     upstream = Upstream()
@@ -359,14 +359,14 @@ async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
 
     first = asyncio.create_task(Client([body]).through(app))
     await lookups.started.wait()
-    assert app.sanitizer.held == len(body)
+    assert app.sanitizer.collected == len(body)
     second = await Client([body[:20], body[20:]]).through(app)
     assert second.field_values == [b'unreadable; reason="busy"']
     assert b"".join(message["body"] for message in upstream.received[0]) == body
 
     gate.set()
     assert (await first).field_values == [b'dropped; fields="allowed_routes"']
-    assert app.sanitizer.held == 0
+    assert app.sanitizer.collected == 0
     assert (await Client([body]).through(app)).field_values == [b'dropped; fields="allowed_routes"']
 
 
@@ -375,14 +375,14 @@ async def test_held_until_the_app_returns() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
-        assert sanitized.sanitizer.held == len(body)
+        assert sanitized.sanitizer.collected == len(body)
         raise LookupError
 
     body = update()
     sanitized = Sanitized(app, Lookups(ROUTES))
     with pytest.raises(LookupError):
         await Client([body]).through(sanitized)
-    assert sanitized.sanitizer.held == 0
+    assert sanitized.sanitizer.collected == 0
 
 
 async def test_client_leaves_in_its_body() -> None:
@@ -393,7 +393,7 @@ async def test_client_leaves_in_its_body() -> None:
     client = await Client([update()[:-1]], truncated=True).through(app)
     assert (upstream.scopes, lookups.calls, client.sent) == ([], [], [])
     assert app.records == [Record(endpoint="/key/update", decision=Decision(Outcome.UNREADABLE, reason="client_left"))]
-    assert app.sanitizer.held == 0
+    assert app.sanitizer.collected == 0
 
 
 async def test_client_leaves_during_the_lookup() -> None:
@@ -409,7 +409,7 @@ async def test_client_leaves_during_the_lookup() -> None:
     assert lookups.cancelled
     assert (upstream.scopes, client.sent) == ([], [])
     assert app.records == [Record(endpoint="/key/update", decision=unknown("client_left"), key_hash=HASH)]
-    assert app.sanitizer.held == 0
+    assert app.sanitizer.collected == 0
 
 
 async def test_server_cancels() -> None:
@@ -424,7 +424,7 @@ async def test_server_cancels() -> None:
         await request
     assert lookups.cancelled
     assert asyncio.all_tasks() == before
-    assert app.sanitizer.held == 0
+    assert app.sanitizer.collected == 0
 
 
 async def test_something_else_after_the_body() -> None:
@@ -594,7 +594,7 @@ async def test_stalled() -> None:
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         first = await receive()
-        assert (first, sanitized.sanitizer.held) == ({"type": "http.request", "body": half, "more_body": True}, 0)
+        assert (first, sanitized.sanitizer.collected) == ({"type": "http.request", "body": half, "more_body": True}, 0)
         released.set()
         await upstream(scope, receive, send)
 

@@ -134,7 +134,7 @@ async def test_exchanges(case: Exchange) -> None:
     assert core.held_answers == [(answer.status, answer.content) for answer in case.answers[: case.held]]
     assert all(b"\r\nX-Status: " in head for head in core.held_heads)
     assert [record.status for record in core.records] == [last.status]
-    assert core.held == 0
+    assert core.collected == 0
 
 
 @pytest.mark.parametrize(("answers", "bodies", "shown"), CONFIDENTIAL)
@@ -149,7 +149,7 @@ async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | N
     held = [answer for answer in answers if answer.status == 403 and len(answer.content) <= LIMIT]
     assert core.held_answers == [(answer.status, answer.content) for answer in held]
     assert [record.status for record in core.records] == [answers[shown].status]
-    assert core.held == 0
+    assert core.collected == 0
 
 
 @pytest.mark.parametrize("before", [(), (start(500), content(b"half", more=True)), (start(500), content(b"whole"))])
@@ -231,7 +231,7 @@ async def test_held_answer_breaks_off(sends: int, sent: list[Message]) -> None:
     assert client.sent == [start(403, FIELD), *sent]
     assert len(core.held_answers) == sends - 1
     assert [record.status for record in core.records] == [403]
-    assert core.held == 0
+    assert core.collected == 0
 
 
 async def test_app_returns_in_its_answer() -> None:
@@ -251,7 +251,7 @@ async def test_no_answer(first: list[Message]) -> None:
         await client.through(around(app, core))
     assert client.sent == []
     assert [record.status for record in core.records] == [None]
-    assert core.held == 0
+    assert core.collected == 0
 
 
 async def test_app_fails_after_its_answer() -> None:
@@ -337,7 +337,7 @@ async def test_client_leaves_while_the_answer_is_held() -> None:
     core = Core(SECOND)
     await client.through(around(app, core))
     assert core.held_answers == []
-    assert core.held == 0
+    assert core.collected == 0
 
 
 async def test_client_leaves_while_the_core_thinks() -> None:
@@ -352,7 +352,7 @@ async def test_client_leaves_while_the_core_thinks() -> None:
     assert core.cancelled
     assert (app.bodies, client.sent) == ([BODY], [])
     assert [record.status for record in core.records] == [None]
-    assert core.held == 0
+    assert core.collected == 0
 
 
 async def test_client_leaves_during_the_second_send() -> None:
@@ -377,7 +377,7 @@ async def test_client_leaves_during_the_second_send() -> None:
         {"type": "http.disconnect"},
     ]
     assert [record.status for record in core.records] == [None]
-    assert core.held == 0
+    assert core.collected == 0
 
 
 @pytest.mark.parametrize("sends", [0, 1], ids=["while the core thinks", "during the second send"])
@@ -400,7 +400,7 @@ async def test_server_cancels(sends: int) -> None:
     assert (core.cancelled, app.cancelled) == (not sends, sends)
     assert asyncio.all_tasks() == before
     assert client.sent == []
-    assert core.held == 0
+    assert core.collected == 0
 
 
 # defects of a core
@@ -528,7 +528,7 @@ async def test_before_the_relay(upstream: Upstream) -> None:
     assert (response.status, response.body, response.get(b"x-litellm-sanitizer")) == (200, b"ok", b"absent")
     assert [request.body for request in upstream.requests] == [BODY, SECOND, b"{}"]
     assert {request.connection for request in upstream.requests} == {0}
-    assert core.held == 0
+    assert core.collected == 0
 
 
 @pytest.mark.parametrize(
@@ -591,7 +591,7 @@ async def test_client_leaves_while_a_resend_waits(upstream: Upstream) -> None:
             core.gate.set()
             client.close()
             await core.ended.wait()
-    assert (core.held, core.resent) == (0, 0)
+    assert (core.collected, core.resent) == (0, 0)
     assert [record.status for record in core.records] == [None]
 
 

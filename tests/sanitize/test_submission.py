@@ -2,15 +2,15 @@
 
 import pytest
 
+from sanitizer.sanitize.endpoints import Endpoint, Endpoints
 from sanitizer.sanitize.gates import FIELDS, Cut
 from sanitizer.sanitize.jsonedit import Json, NotInspectable
 from sanitizer.sanitize.submission import Submission, exceeds, reason_not_to_inspect
-from sanitizer.sanitize.targets import Target, Targets
 from tests.support.asgi import octets
 
 
-def target(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Target:
-    found = Targets(fields, ("",)).find(path)
+def endpoint(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Endpoint:
+    found = Endpoints(fields, ("",)).find(path)
     assert found is not None
     return found
 
@@ -96,7 +96,7 @@ def test_exceeds(length: bytes, limit: int, more: bool) -> None:
 )
 def test_key(body: str, key: str | None) -> None:
     """The body's key, if it is a string that can name one."""
-    assert Submission(body.encode(), target()).key == key
+    assert Submission(body.encode(), endpoint()).key == key
 
 
 @pytest.mark.parametrize(
@@ -115,7 +115,7 @@ def test_key(body: str, key: str | None) -> None:
 )
 def test_key_to_regenerate(path: str, body: str, key: str | None) -> None:
     """Where the path names a key it counts, but a key in the body beats it, even one that names none."""
-    assert Submission(body.encode(), target(path)).key == key
+    assert Submission(body.encode(), endpoint(path)).key == key
 
 
 @pytest.mark.parametrize(
@@ -130,14 +130,14 @@ def test_key_to_regenerate(path: str, body: str, key: str | None) -> None:
 def test_duplicates(body: str) -> None:
     """Of duplicates some parser may take the other one: hands off."""
     with pytest.raises(NotInspectable) as refused:
-        Submission(body.encode(), target())
+        Submission(body.encode(), endpoint())
     assert refused.value.reason == "duplicate_member"
 
 
 def test_other_duplicates() -> None:
     """Duplicates of members that are not looked at are LiteLLM's business."""
     body = b'{"a":1,"allowed_routes":["r"],"a":2,"key":"sk-1"}'
-    assert Submission(body, target()).without(["allowed_routes"]) == b'{"a":1,"a":2,"key":"sk-1"}'
+    assert Submission(body, endpoint()).without(["allowed_routes"]) == b'{"a":1,"a":2,"key":"sk-1"}'
 
 
 @pytest.mark.parametrize(
@@ -156,7 +156,7 @@ def test_other_duplicates() -> None:
 )
 def test_alias(path: str, body: str, alias: str | None) -> None:
     """An update without a key means the key with that alias."""
-    submission = Submission(body.encode(), target(path))
+    submission = Submission(body.encode(), endpoint(path))
     assert (submission.key is None or alias is None, submission.alias) == (True, alias)
 
 
@@ -181,14 +181,14 @@ def test_alias(path: str, body: str, alias: str | None) -> None:
 )
 def test_gates(body: str, guarded: list[str], before_forwarding: list[str]) -> None:
     """Which gates a body meets, and which of them can be judged before it is forwarded."""
-    submission = Submission(body.encode(), target())
+    submission = Submission(body.encode(), endpoint())
     assert [gate.field for gate in submission.gates] == guarded
     assert [gate.field for gate in submission.gates_before_forwarding] == before_forwarding
 
 
 def test_unchanged() -> None:
     """Members are judged one by one, and an unknown shape is reported."""
-    submission = Submission(b'{"permissions":{},"allowed_routes":["b","a"],"access_group_ids":[]}', target())
+    submission = Submission(b'{"permissions":{},"allowed_routes":["b","a"],"access_group_ids":[]}', endpoint())
     row: dict[str, Json] = {"permissions": {}, "allowed_routes": ["a", "b"], "access_group_ids": []}
     before = submission.gates_before_forwarding
     after = [gate for gate in submission.gates if gate.cut is Cut.AFTER_REFUSAL]
@@ -199,7 +199,7 @@ def test_unchanged() -> None:
 
 def test_in_order() -> None:
     """Fields are named in the order of the body."""
-    submission = Submission(b'{"b":1,"spend":1,"a":2,"permissions":{}}', target())
+    submission = Submission(b'{"b":1,"spend":1,"a":2,"permissions":{}}', endpoint())
     assert submission.in_order(["permissions", "spend"]) == ("spend", "permissions")
 
 
@@ -216,4 +216,4 @@ def test_in_order() -> None:
 )
 def test_makes_cache_stale(body: str, cut: list[str], stale: bool) -> None:
     """A cached value stays only if nothing that is compared before forwarding can be written."""
-    assert Submission(body.encode(), target()).makes_cache_stale(cut) is stale
+    assert Submission(body.encode(), endpoint()).makes_cache_stale(cut) is stale

@@ -10,9 +10,9 @@ from typing import Final
 import pytest
 
 from sanitizer.sanitize.core import Interception, Record, Sanitizer
+from sanitizer.sanitize.endpoints import Endpoint, Endpoints
 from sanitizer.sanitize.gates import FIELDS
 from sanitizer.sanitize.stored import Caller, SendLookup
-from sanitizer.sanitize.targets import Target, Targets
 
 LIMIT: Final = 64 * 1024
 """Bytes of a response's content that an adapter holds back."""
@@ -59,15 +59,17 @@ class Core(Sanitizer):
         """The heads of these responses."""
 
     def intercept(
-        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None
+        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client_address: str | None
     ) -> Interception | None:
-        target = Targets(FIELDS, ("",)).find(path)
-        return None if target is None else _Scripted(self, target, head, Caller(outbound, send_lookup, client))
+        endpoint = Endpoints(FIELDS, ("",)).find(path)
+        return (
+            None if endpoint is None else _Scripted(self, endpoint, head, Caller(outbound, send_lookup, client_address))
+        )
 
 
 class _Scripted(Interception):
-    def __init__(self, core: Core, target: Target, head: bytes, caller: Caller) -> None:
-        super().__init__(core, target, head, caller)
+    def __init__(self, core: Core, endpoint: Endpoint, head: bytes, caller: Caller) -> None:
+        super().__init__(core, endpoint, head, caller)
         self._core = core
 
     async def edit(self) -> bytes | None:

@@ -70,7 +70,9 @@ class FakeGateway:
         assert client == self._client
         self.ended.append((method, target, status))
 
-    def intercept(self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client: str | None) -> None:
+    def intercept(
+        self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client_address: str | None
+    ) -> None:
         """No request is intercepted."""
 
     async def send_lookup(

@@ -14,10 +14,11 @@ _ALWAYS_INSPECTED: Final = frozenset(("key", "key_alias", "team_id", "metadata")
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class Endpoint:
     """The endpoint that an intercepted path belongs to, with the variable parts of the path."""
 
-    endpoint: str
+    name: str
+    """Its path as LiteLLM declares it, with ``{key}`` for a key."""
     prefix: str
     """The path prefix, ``""`` for none."""
     key: str | None
@@ -29,7 +30,7 @@ class Target:
     the key."""
 
 
-class Targets:
+class Endpoints:
     """The intercepted paths: each endpoint that has a gate on one of ``fields``, under each of ``prefixes``."""
 
     def __init__(self, fields: Collection[str], prefixes: Iterable[str]) -> None:
@@ -37,28 +38,28 @@ class Targets:
         for gate in GATES:
             if gate.field in fields:
                 gates.setdefault(gate.endpoint, []).append(gate)
-        constant_parts = [endpoint.partition("{")[0] for endpoint in gates]
+        constant_parts = [name.partition("{")[0] for name in gates]
         self._common_part = os.path.commonprefix(constant_parts)  # noqa: RUF071 - a prefix of characters is meant
         prefix = "|".join(map(re.escape, prefixes))
         self._endpoints = [
             (
-                re.compile(rf"({prefix}){re.escape(endpoint).replace(_KEY, '([^/]+)')}"),
-                endpoint,
+                re.compile(rf"({prefix}){re.escape(name).replace(_KEY, '([^/]+)')}"),
+                name,
                 tuple(rows),
                 _ALWAYS_INSPECTED.union(gate.field for gate in rows),
             )
-            for endpoint, rows in gates.items()
+            for name, rows in gates.items()
         ]
 
-    def find(self, path: str) -> Target | None:
-        """The target of a decoded path, or None if the path is not intercepted.
+    def find(self, path: str) -> Endpoint | None:
+        """The endpoint of a decoded path, or None if the path is not intercepted.
 
         As LiteLLM does, this compares the whole decoded path, and distinguishes case.
         """
         if self._common_part not in path:  # a fast check, because this is called for every POST
             return None
-        for pattern, endpoint, gates, inspected in self._endpoints:
+        for pattern, name, gates, inspected in self._endpoints:
             if match := pattern.fullmatch(path):
                 prefix, *key = match.groups()
-                return Target(endpoint, prefix, key[0] if key else None, gates, inspected)
+                return Endpoint(name, prefix, key[0] if key else None, gates, inspected)
         return None

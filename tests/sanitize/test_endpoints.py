@@ -2,10 +2,10 @@
 
 import pytest
 
-from sanitizer.sanitize import targets
+from sanitizer.sanitize import endpoints
+from sanitizer.sanitize.endpoints import Endpoints
 from sanitizer.sanitize.gates import FIELDS, GATES, Cut, Gate
 from sanitizer.sanitize.jsonedit import Json
-from sanitizer.sanitize.targets import Targets
 
 
 @pytest.mark.parametrize(
@@ -27,9 +27,9 @@ from sanitizer.sanitize.targets import Targets
     ],
 )
 def test_find(path: str, prefix: str | None) -> None:
-    """Exactly the endpoints' paths are targets, bare and under each prefix."""
-    target = Targets(FIELDS, ("", "/p", "/q.r")).find(path)
-    assert (target and (target.endpoint, target.prefix, target.key)) == (
+    """Exactly the endpoints' paths are intercepted, bare and under each prefix."""
+    endpoint = Endpoints(FIELDS, ("", "/p", "/q.r")).find(path)
+    assert (endpoint and (endpoint.name, endpoint.prefix, endpoint.key)) == (
         None if prefix is None else ("/key/update", prefix, None)
     )
 
@@ -55,8 +55,8 @@ def test_find(path: str, prefix: str | None) -> None:
 )
 def test_find_regenerate(path: str, found: tuple[str, str, str | None] | None) -> None:
     """A key is regenerated at two paths, one of which names it."""
-    target = Targets(FIELDS, ("", "/p")).find(path)
-    assert (target and (target.endpoint, target.prefix, target.key)) == found
+    endpoint = Endpoints(FIELDS, ("", "/p")).find(path)
+    assert (endpoint and (endpoint.name, endpoint.prefix, endpoint.key)) == found
 
 
 @pytest.mark.parametrize(
@@ -69,11 +69,11 @@ def test_find_regenerate(path: str, found: tuple[str, str, str | None] | None) -
     ],
 )
 def test_fields_narrow(fields: tuple[str, ...], update: list[str] | None, regenerate: list[str] | None) -> None:
-    """Only wanted fields have gates, and an endpoint without any is no target."""
-    found = Targets(fields, ("",))
+    """Only wanted fields have gates, and an endpoint without any is not intercepted."""
+    found = Endpoints(fields, ("",))
     for path, names in (("/key/update", update), ("/key/regenerate", regenerate), ("/key/k/regenerate", regenerate)):
-        target = found.find(path)
-        assert (target and [gate.field for gate in target.gates]) == names
+        endpoint = found.find(path)
+        assert (endpoint and [gate.field for gate in endpoint.gates]) == names
 
 
 def test_a_row_is_all_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,12 +85,12 @@ def test_a_row_is_all_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = tuple(
         Gate(endpoint, "x", never, Cut.BEFORE_FORWARDING, ("x",)) for endpoint in ("/key/update", "/user/{key}/y")
     )
-    monkeypatch.setattr(targets, "GATES", GATES + rows)
-    found = Targets({"allowed_routes", "x"}, ("", "/p"))
+    monkeypatch.setattr(endpoints, "GATES", GATES + rows)
+    found = Endpoints({"allowed_routes", "x"}, ("", "/p"))
 
     update = found.find("/key/update")
     assert update is not None
     assert [gate.field for gate in update.gates] == ["allowed_routes", "allowed_routes", "x"]
     other = found.find("/p/user/1/y")
     assert other is not None
-    assert (other.endpoint, other.prefix, other.key) == ("/user/{key}/y", "/p", "1")
+    assert (other.name, other.prefix, other.key) == ("/user/{key}/y", "/p", "1")

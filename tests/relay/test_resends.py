@@ -11,6 +11,7 @@ import contextlib
 import re
 import threading
 from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -495,8 +496,24 @@ def test_upstream_is_gone(upstream: Upstream) -> None:
     assert bodies_of(upstream) == [BODY]
 
 
-def busy(free: threading.Event) -> Script:
-    """An upstream that answers the first update with 403, and other requests only when ``free`` is set."""
+@dataclass
+class Waiting:
+    """A resend of ``client`` that waits for the only connection to upstream. A request of ``other`` has it.
+
+    Upstream responds to that request when `free` is set.
+    """
+
+    listener: Listener
+    core: Core
+    client: Client
+    other: Client
+    free: threading.Event
+
+
+@contextlib.contextmanager
+def waiting_resend(upstream: Upstream, **options: Any) -> Iterator[Waiting]:
+    """Let a resend wait for a connection. ``options`` are those of the connections to upstream."""
+    free = threading.Event()
 
     def script(connection: Connection) -> None:
         if connection.read_request().method == b"POST":
@@ -505,16 +522,10 @@ def busy(free: threading.Event) -> Script:
             assert free.wait(10)
             connection.send(OK)
 
-    return script
-
-
-def test_no_connection_comes_free(upstream: Upstream) -> None:
-    """If no upstream connection becomes free in time, the held response is relayed."""
-    free = threading.Event()
-    upstream.script = busy(free)
+    upstream.script = script
     core = Core(SECOND, gate=asyncio.Event())
     with (
-        Listener(upstream, core, max_connections=1, connect_timeout=2) as listener,
+        Listener(upstream, core, max_connections=1, **options) as listener,
         listener.connect() as client,
         listener.connect() as other,
     ):
@@ -523,34 +534,29 @@ def test_no_connection_comes_free(upstream: Upstream) -> None:
         other.send(GET)
         upstream.wait_request(2)
         listener.open_gate()
-        response = client.read_response()
+        yield Waiting(listener, core, client, other, free)
+
+
+def test_no_connection_comes_free(upstream: Upstream) -> None:
+    """If no upstream connection becomes free in time, the held response is relayed."""
+    with waiting_resend(upstream, connect_timeout=2) as it:
+        response = it.client.read_response()
         assert (response.start, response.body) == (b"HTTP/1.1 403 Not For You", REFUSAL)
-        free.set()
-        assert other.read_response().status == 200
-        assert client.ask(GET).status == 200
-        assert listener.gateway.pool.errors["pool_exhausted"] == 1
-    assert core.resent == 0
+        it.free.set()
+        assert it.other.read_response().status == 200
+        assert it.client.ask(GET).status == 200
+        assert it.listener.gateway.pool.errors["pool_exhausted"] == 1
+    assert it.core.resent == 0
     assert [request.method for request in upstream.requests] == [b"POST", b"GET", b"GET"]
 
 
 def test_a_connection_comes_free(upstream: Upstream) -> None:
     """A resend waits for an upstream connection like any other request."""
-    free = threading.Event()
-    upstream.script = busy(free)
-    core = Core(SECOND, gate=asyncio.Event())
-    with (
-        Listener(upstream, core, max_connections=1) as listener,
-        listener.connect() as client,
-        listener.connect() as other,
-    ):
-        client.send(update())
-        listener.wait(core.next_body_called)
-        other.send(GET)
-        upstream.wait_request(2)
-        listener.open_gate()
-        free.set()
-        assert other.read_response().status == 200
-        assert client.read_response().status == 200
+    with waiting_resend(upstream) as it:
+        it.free.set()
+        assert it.other.read_response().status == 200
+        assert it.client.read_response().status == 200
+    assert it.core.resent == 1
     assert len(upstream.connections) == 1
     assert bodies_of(upstream) == [BODY, b"", SECOND]
 
@@ -695,27 +701,15 @@ def test_client_leaves_during_the_resend(upstream: Upstream) -> None:
 
 def test_client_leaves_while_the_resend_waits(upstream: Upstream) -> None:
     """If the client disconnects while a resend waits for an upstream connection, it is not sent."""
-    free = threading.Event()
-    upstream.script = busy(free)
-    core = Core(SECOND, gate=asyncio.Event())
-    with (
-        Listener(upstream, core, max_connections=1) as listener,
-        listener.connect() as client,
-        listener.connect() as other,
-    ):
-        client.send(update())
-        listener.wait(core.next_body_called)
-        other.send(GET)
-        upstream.wait_request(2)
-        listener.open_gate()
-        client.close()
-        listener.wait(core.ended)
-        assert (core.collected, core.resent) == (0, 0)
-        free.set()
-        assert other.read_response().status == 200
-        assert other.ask(GET).status == 200
+    with waiting_resend(upstream) as it:
+        it.client.close()
+        it.listener.wait(it.core.ended)
+        assert (it.core.collected, it.core.resent) == (0, 0)
+        it.free.set()
+        assert it.other.read_response().status == 200
+        assert it.other.ask(GET).status == 200
     assert bodies_of(upstream) == [BODY, b"", b""]
-    assert listener.gateway.statuses == [CLIENT_LEFT, 200, 200]
+    assert it.listener.gateway.statuses == [CLIENT_LEFT, 200, 200]
 
 
 # drain

@@ -367,7 +367,7 @@ def _endless(lab: Lab, start: bytes, more: bytes) -> None:
     with lab.connect() as client:
         client.send(chunked(start))
         lab.upstream.wait_request()
-        client.send(more + more)  # no more: if octets stayed unread, the close would reset
+        client.send(more + more)  # no more than is read: unread octets would make the close a reset
         assert client.read_response().status == 431
         assert client.closed()
     lab.upstream.wait_closed()

@@ -2,7 +2,7 @@
 
 A row has a name, the source of its requirement, and a ``play``: a function that is called with a `Lab` and raises
 AssertionError, or `Cut`, if the gateway does not satisfy the requirement. If ASGI cannot carry something, the row names
-it by a `Lost`, and asserts what the ASGI adapter does instead. No row is skipped.
+it with a `Lost`, and asserts what the ASGI adapter does instead. No row is skipped.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Row:
     options: tuple[str, ...] = ()  # of the gateway
 
     def run(self, lab: Lab) -> None:
-        with contextlib.suppress(AssertionError, Cut, OSError):  # reported for the row before
+        with contextlib.suppress(AssertionError, Cut, OSError):  # these were reported for the row before
             lab.settle()
         lab.upstream.restart()
         (self.asgi.play if self.asgi and lab.adapter == "asgi" else self.play)(lab)

@@ -2,7 +2,7 @@
 
 A request consists of the method and path, the name of the caller, and a JSON body or null. Users and keys have names in
 angle brackets: ``<alice>`` is a user's id, ``<alice.llm>`` a key, and ``<#alice.llm>`` the hash of that key. ``cast``
-has the requests that create them. Each exchange creates new ones, when they are first named.
+has the requests that create them. Each exchange creates its own, when they are first named.
 
 If ``LITELLM_RELEASES`` and ``LITELLM_MASTER_KEY`` name a real LiteLLM of the release that the look-alike resembles,
 ``python -m tests.demo.exchanges`` records its responses again. It creates users and keys there and leaves them.

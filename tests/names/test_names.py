@@ -124,7 +124,7 @@ def test_a_dead_address(adapter: Adapter, dead: Callable[[str], contextlib.Abstr
     ],
 )
 def test_all_addresses_are_dead(addresses: list[str], reason: str, detail: str) -> None:
-    """The readiness probe and the log give the reason of the failure. The client's response contains no address."""
+    """The readiness probe and the log give the reason for the failure. The client's response contains no address."""
     configure()
     with Nameserver(addresses), Gateway(URL, admin=True) as gateway:
         assert curl() == 0

@@ -115,7 +115,7 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 async def test_not_shared(headers: Fields, path: str, litellm: LiteLLM, keys: StoredKeys) -> None:
-    """An entry is not reused for another caller or prefix, whose lookup ends the entry."""
+    """Another caller, or a request under another prefix, does not reuse an entry, and its lookup ends the entry."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update())
     assert await send(app, update(), headers, path) == b"dropped"
@@ -142,7 +142,7 @@ async def test_other_keys_stay(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 
 async def test_difference_is_confirmed(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """If a cached value differs from the sent one, the key is looked up again: LiteLLM may store the sent one now."""
+    """If a cached value differs from the sent one, the key is looked up again, as the stored value may have changed."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update(["/a"]))
     litellm.routes[token_of(KEY)] = ["/b"]  # a write that this process does not see

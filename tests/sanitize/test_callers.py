@@ -77,7 +77,7 @@ def test_order(first: int) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from([*ORDER, "X"]), st.text("sk- \tBearer:é", max_size=12)), max_size=8))
 def test_any_fields(fields: list[tuple[str, str]]) -> None:
-    """Whatever the fields, a key that is found begins with ``sk-`` and is the end of a value, less schemes."""
+    """Whatever the fields, a key that is found begins with ``sk-`` and is the end of a value without schemes."""
     found = caller_key(head(*(f"{name}: {value}" for name, value in fields)))
     if found is not None:
         assert found.startswith("sk-")

@@ -308,7 +308,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
 async def test_rule(
     sent: dict[str, Any], refusals: Refusals, bodies: list[dict[str, Any]], mark: bytes, lookups: list[str]
 ) -> None:
-    """A member that is a no-op for every caller is cut before forwarding, any other only after LiteLLM refused it."""
+    """Unchanged members are cut before forwarding if they are no-ops for every caller, all others after a refusal."""
     played = await play({**KEY, **sent}, refusals)
     assert played.bodies == [{**KEY, **each} for each in bodies]
     assert played.mark == mark
@@ -556,7 +556,7 @@ async def test_lookup_key_in_mode_observe() -> None:
 
 @pytest.mark.parametrize("path", ["/key/regenerate", "/key/sk-1/regenerate"])
 async def test_regenerate(path: str) -> None:
-    """When a key is regenerated, two fields are cut before forwarding, reordered routes after a refusal, no others."""
+    """Regenerating a key cuts two fields before forwarding and reordered routes after a refusal, but not ``spend``."""
     sent = {
         "key": "sk-1",
         "permissions": {"x": 1},

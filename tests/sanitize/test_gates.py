@@ -36,7 +36,7 @@ AFTER = {
     ],
 )
 def test_table(endpoint: str, before: set[tuple[str, int]], after: set[tuple[str, int]]) -> None:
-    """An endpoint has each field at most once per kind of cut, with the status here. A new gate is added here too."""
+    """Each endpoint has exactly these fields per kind of cut, with these statuses. A new gate has to be added here."""
     rows = [gate for gate in GATES if gate.endpoint == endpoint]
     found = {cut: [(gate.field, gate.status) for gate in rows if gate.cut is cut] for cut in Cut}
     assert set(found[Cut.BEFORE_FORWARDING]) == before
@@ -80,9 +80,9 @@ def test_never_a_gate(field: str) -> None:
 @pytest.mark.parametrize("field", ["team_id", "user_id", "key_alias"])
 @pytest.mark.parametrize("value", ["a", 1, ["a"], {}, False])
 def test_never_cut(field: str, value: Json) -> None:
-    """A team, a user or an alias is never cut: LiteLLM derives permissions from the first two, the alias names the key.
+    """A team, a user or an alias is never cut unless it is null or the empty string.
 
-    Only a value that stands for none can be unchanged, and this test sends no such value.
+    LiteLLM derives permissions from the team and the user, and the alias names the key.
     """
     gates = [gate for gate in GATES if gate.field == field]
     assert gates

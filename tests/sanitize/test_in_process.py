@@ -65,7 +65,7 @@ class LiteLLM:
 async def through(
     app: ASGIApp, body: bytes, headers: Fields | None = None, said: Mapping[str, object] | None = None
 ) -> Client:
-    """Send an update through ``app``, with ``said`` as further keys of its scope."""
+    """Send an update through ``app``, with the keys of ``said`` in its scope."""
     client = Client([body], [JSON] if headers is None else headers)
     async with asyncio.timeout(10):
         await app({**client.scope, **(said or {})}, client.receive, client.send)
@@ -235,7 +235,7 @@ async def test_fields_are_not_split() -> None:
 
 
 async def test_scope() -> None:
-    """The lookup's scope has all keys of the request's scope, except those that describe the request itself."""
+    """The lookup's scope describes the same client, server and app as the request's scope, but a request of its own."""
     said: dict[str, Any] = {
         "client": ("192.0.2.1", 5555),
         "server": ("192.0.2.2", 443),
@@ -259,7 +259,7 @@ async def test_scope() -> None:
 
 
 async def test_state() -> None:
-    """A lookup sees the server's state. What it writes to it, or to context variables, the request does not see."""
+    """A lookup sees the server's state. The request does not see what it changes there or in context variables."""
     variable: ContextVar[str] = ContextVar("variable", default="unset")
     seen: list[object] = []
 

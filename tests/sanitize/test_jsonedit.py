@@ -104,7 +104,7 @@ def objects(draw: st.DrawFn) -> list[tuple[str, str, str, str]]:
 @given(objects(), WHITE, WHITE)
 @example([("key", " ", '"key":1', "\n"), ("€", "", '"€":2', "")], "\t", "")
 def test_cut_leaves_every_other_byte(pieces: list[tuple[str, str, str, str]], before: str, behind: str) -> None:
-    """The result parses to the object without the cut members, and all bytes around them and their commas stay."""
+    """The result parses to the object without the cut members, and every byte outside them and their commas stays."""
     unwanted = {"allowed_routes", "key"}
     body = before + "{" + ",".join(pre + text + post for _, pre, text, post in pieces) + "}" + behind
     expected = before + "{"
@@ -334,7 +334,7 @@ def test_equal_is_deep() -> None:
     ],
 )
 def test_loads_refuses(text: bytes, reason: str) -> None:
-    """`loads` raises the same error for everything that it refuses, with the reason."""
+    """`loads` raises `NotInspectable` with the reason, whatever is wrong."""
     with pytest.raises(NotInspectable) as refused:
         loads(text)
     assert refused.value.reason == reason

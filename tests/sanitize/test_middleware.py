@@ -374,7 +374,7 @@ async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_held_until_the_app_returns() -> None:
-    """A body counts as held until the app returns, even if the app fails."""
+    """A body counts as held until the app returns or fails."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -465,7 +465,7 @@ async def test_app_sees_the_client_leave() -> None:
     ],
 )
 async def test_response_field(fields: Fields) -> None:
-    """The response's fields stay in order, but for fields of the same name as the gateway's, which replaces them."""
+    """The response's fields stay in order. Only fields with the name of the gateway's own field are replaced by it."""
     own = [(b"Set-Cookie", b"a=1"), (b"set-cookie", b"b=2")]
     client = await Client([b"{}"]).through(Sanitized(Upstream([own[0], *fields, own[1]]), Lookups(ROUTES)))
     assert client.sent[0]["headers"] == [*own, (b"x-litellm-sanitizer", b"absent")]

@@ -172,7 +172,7 @@ async def test_the_limit() -> None:
     [pytest.param(200, b"first", id="not held"), pytest.param(403, b"x" * (LIMIT + 1), id="held, and too long")],
 )
 async def test_streams(status: int, first: bytes) -> None:
-    """A response that is not held back, or no longer, reaches the client message by message, as the app sends it."""
+    """A response that is not, or no longer, held back reaches the client message by message, as the app sends it."""
     passed: list[int] = []
 
     def look() -> None:
@@ -235,7 +235,7 @@ async def test_held_answer_breaks_off(sends: int, sent: list[Message]) -> None:
 
 
 async def test_app_returns_in_its_answer() -> None:
-    """If the app returns within a held response, the part that it has sent is passed on, without an end."""
+    """If the app returns within a held response, the incomplete response is passed on as it is."""
     app = App([[start(403), content(b"half", more=True)]])
     client = await Client([BODY]).through(around(app, Core(SECOND)))
     assert client.sent == [start(403, FIELD), content(b"half", more=True)]
@@ -446,7 +446,7 @@ async def test_next_body_fails(sends: int) -> None:
 
 
 async def test_chunked_request() -> None:
-    """A request without Content-Length gets none in any send."""
+    """A request without Content-Length gets none in any of its sends."""
     app = App([FORBIDDEN, FORBIDDEN, ALLOWED])
     core = Core(SECOND, b"")
     headers = [JSON, (b"transfer-encoding", b"chunked")]

@@ -257,10 +257,10 @@ async def test_no_hash(key: str) -> None:
 async def test_answers(
     status: int, body: bytes, result: Stored | Unknown | None, outcome: LookupOutcome, lookup_key: bool
 ) -> None:
-    """The stored value is unknown unless the response is a 200 about the requested key. The outcome is recorded.
+    """The stored value is unknown unless the response is a 200 about the requested key.
 
-    A refusal of the lookup credential has reasons of its own. Only a 403 to the caller's own lookup is marked as
-    ``refused``, so that the credential may be used.
+    The lookup's outcome is recorded. A refusal of the lookup credential has reasons of its own. Only a 403 to the
+    caller's own lookup is marked as ``refused``, so that the credential may be used.
     """
     head = b"HTTP/1.1 %d Odd\r\nLocation: /elsewhere\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
     refused = Unknown(f"lookup_{'key_' if lookup_key else ''}{status}", refused=status == 403 and not lookup_key)
@@ -313,7 +313,7 @@ async def test_errors(error: GatewayError, reason: str, outcome: LookupOutcome) 
     ],
 )
 async def test_broken_off(script: Script, reason: str) -> None:
-    """If a response breaks off, the stored value is unknown. A status other than 200 is enough to know the reason."""
+    """If a response breaks off, the stored value is unknown. A status other than 200 is reported even so."""
     with Upstream(script) as upstream:
         assert await look_up(upstream) == Unknown(reason, refused=reason == "lookup_403")
 
@@ -330,7 +330,7 @@ async def test_broken_off(script: Script, reason: str) -> None:
     ],
 )
 async def test_not_read_to_the_end(octets: bytes, reason: str) -> None:
-    """A response is not read further than the result depends on it, and its connection is closed."""
+    """Content that cannot change the result is not waited for, and the connection is closed."""
     with Upstream(reply(octets, WAIT_CLOSED)) as upstream:
         assert await look_up(upstream) == Unknown(reason, refused=reason == "lookup_403")
         await asyncio.to_thread(upstream.wait_closed)

@@ -135,7 +135,7 @@ def test_duplicates(body: str) -> None:
 
 
 def test_other_duplicates() -> None:
-    """Duplicates of other members neither prevent a cut nor change."""
+    """Duplicates of other members do not prevent a cut, and stay as they are."""
     body = b'{"a":1,"allowed_routes":["r"],"a":2,"key":"sk-1"}'
     assert Submission(body, target()).without(["allowed_routes"]) == b'{"a":1,"a":2,"key":"sk-1"}'
 

@@ -352,7 +352,7 @@ async def test_exactly_the_limit(limit: int | None) -> None:
 
 
 async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """While too many octets are held, a further body is not inspected. Afterwards bodies are inspected again."""
+    """While too many octets are collected, a further body is not inspected. Afterwards bodies are inspected again."""
     body = update()
     monkeypatch.setattr(core, "MAX_HELD", 2 * len(body) - 1)
     gate = asyncio.Event()
@@ -374,7 +374,7 @@ async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_held_until_the_app_returns() -> None:
-    """A body counts as held until the app returns or fails."""
+    """A body counts as collected until the app returns or fails."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()

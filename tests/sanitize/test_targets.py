@@ -27,7 +27,7 @@ from sanitizer.sanitize.targets import Targets
     ],
 )
 def test_find(path: str, prefix: str | None) -> None:
-    """Exactly the endpoints' paths are targets, bare and under each prefix."""
+    """Exactly the endpoints' paths are intercepted, bare and under each prefix."""
     target = Targets(FIELDS, ("", "/p", "/q.r")).find(path)
     assert (target and (target.endpoint, target.prefix, target.key)) == (
         None if prefix is None else ("/key/update", prefix, None)
@@ -69,7 +69,7 @@ def test_find_regenerate(path: str, found: tuple[str, str, str | None] | None) -
     ],
 )
 def test_fields_narrow(fields: tuple[str, ...], update: list[str] | None, regenerate: list[str] | None) -> None:
-    """Only the given fields have gates, and an endpoint without gates is no target."""
+    """Only the given fields have gates, and an endpoint without gates is not intercepted."""
     found = Targets(fields, ("",))
     for path, names in (("/key/update", update), ("/key/regenerate", regenerate), ("/key/k/regenerate", regenerate)):
         target = found.find(path)

@@ -1,6 +1,6 @@
-"""What other suites, and the RFCs, ask of an intermediary, asked of this one: one table, played over both adapters.
+"""A table of what the RFCs and other test suites require of an intermediary, which is run against both adapters.
 
-``python -m tests.conformance`` plays it without pytest and prints the counts by source and adapter.
+``python -m tests.conformance`` runs it without pytest, and prints the counts by source and adapter.
 """
 
 from tests.conformance.table import Row

@@ -1,4 +1,4 @@
-"""Play the table over both adapters, and over a plain httpx relay; print how many rows pass, by source.
+"""Run the table against both adapters and a plain httpx relay, and print how many rows pass, by source.
 
 ``python -m tests.conformance [--failures] [adapter ...]``
 """
@@ -18,7 +18,7 @@ ADAPTERS: Final[tuple[Adapter, ...]] = get_args(Adapter)
 
 
 def source(row: Row) -> str:
-    """The suite or RFC that the row's fact comes from, without the place in it."""
+    """The suite or RFC that the row's requirement comes from, without the section or the test's name."""
     head = row.source.split(":")[0].split(",")[0]
     return " ".join(head.split(" ")[:2]) if head.startswith("RFC") else head
 
@@ -28,7 +28,7 @@ def failures(adapter: Adapter, rows: list[Row]) -> dict[str, str]:
     found = {}
     with Labs() as labs:
         for row in rows:
-            # the httpx relay has no options, which is no excuse for not doing what a row asks
+            # the httpx relay has no options, but must satisfy every row all the same
             lab = labs.get(adapter, () if adapter == "httpx" else row.options)
             try:
                 row.run(lab)

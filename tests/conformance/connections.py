@@ -1,4 +1,4 @@
-"""Connections on both sides: reuse, retries, early and unasked answers, pipelining, those who leave, and limits."""
+"""Connections on both sides: reuse, retries, unsolicited and early responses, pipelining, leaving, limits, upgrades."""
 
 import contextlib
 import threading
@@ -146,7 +146,7 @@ def http_10_upstream(lab: Lab) -> None:
     assert [each.connection for each in lab.upstream.requests] == [0, 1]
 
 
-# answers out of turn
+# unsolicited and early responses
 
 POISON = answer(b"X-Poison: yes", body=b"poison")
 
@@ -244,7 +244,7 @@ def early_close(lab: Lab) -> None:
 
 
 def _send_all(client: Client, message: bytes) -> None:
-    """Send what the gateway, which may have closed by then, reads of it."""
+    """Send as much of ``message`` as the gateway reads before it closes the connection."""
     with contextlib.suppress(OSError):
         client.send(message)
 
@@ -340,7 +340,7 @@ scenario(
     ROWS,
     "a faulty request after pipelined good ones: those are answered first",
     "RFC 9112 9.3.2",
-    # uvicorn answers as soon as its parser refuses, before the good request's task has begun
+    # uvicorn responds as soon as its parser refuses a request, before the task of the good request has begun
     asgi=Instead(Lost.STRICTNESS, lambda lab: _pipeline_fault(lab, 400)),
 )(lambda lab: _pipeline_fault(lab, 200, 400))
 
@@ -353,7 +353,7 @@ def pipeline_502(lab: Lab) -> None:
         assert [client.read_response().status for _ in range(2)] == [502, 200]
 
 
-# those who leave
+# clients that leave
 
 
 @scenario(
@@ -442,7 +442,7 @@ def slow_content(lab: Lab) -> None:
     def slow(connection: Connection) -> None:
         connection.read_request()
         connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nhello")
-        # another request is let time out meanwhile, so the first has outlasted the timeout
+        # meanwhile another request times out, so that the first one has lasted longer than the timeout
         lab.upstream.script = reply(WAIT_CLOSED)
         assert lab.ask(get()).status == 504
         lab.upstream.script = other
@@ -528,7 +528,7 @@ SWITCH = (
 
 
 def _refused_upgrade(lab: Lab) -> None:
-    """The ASGI adapter: a websocket scope is refused; any other upgrade is an ordinary request without its Upgrade."""
+    """With the ASGI adapter, an upgrade to anything but WebSocket is an ordinary request without its Upgrade."""
     response = lab.ask(HANDSHAKE)
     assert response.status == 200
     assert lab.upstream.requests[0].all(b"upgrade") == []

@@ -1,4 +1,4 @@
-"""Field lines: hop-by-hop ones, where a request came from, Via, and all others, which pass as they are."""
+"""Field lines: hop-by-hop fields, forwarding fields, Via, and all others, which are relayed as they are."""
 
 from tests.conformance.table import (
     ADDED,
@@ -118,7 +118,7 @@ ROWS: list[Row] = [
         Arrives(has=(b"X-Forwarded-For: 203.0.113.9",)),
         options=TRUSTED,
     ),
-    # back to the client
+    # to the client
     relayed(
         "hop-by-hop fields of an answer stay behind",
         "Caddy: TestFinalizeResponse_200_StillStripsHopByHop",
@@ -154,7 +154,7 @@ ROWS: list[Row] = [
         script=reply(answer(b"Trailers: not special", b"X-Transfer-Encoding: chunked")),
         returns=Returns(has=(b"Trailers: not special", b"X-Transfer-Encoding: chunked")),
     ),
-    # where a request came from
+    # forwarding fields
     relayed(
         "a stranger's X-Forwarded-For is replaced by the address of the connection",
         "Caddy: addForwardedHeaders, peer not trusted",
@@ -402,7 +402,7 @@ ROWS: list[Row] = [
         "Http11Probe: MAL-LONG-URL",
         get(target=b"/" + b"x" * 70000),
         431,
-        asgi=(Lost.HEAD_LIMIT, 400),  # httptools 0.6 has no such limit: 200
+        asgi=(Lost.HEAD_LIMIT, 400),  # httptools 0.6 has no such limit: the status is 200
     ),
     refused(
         "a field name over 64 KiB is refused with 431",

@@ -1,5 +1,8 @@
-"""How long a request's content is: what is plain is relayed, with framing written anew; what two parsers could read
-differently is refused before a byte of it reaches upstream."""
+"""The framing of a request's content.
+
+Unambiguous framing is accepted, and the request is forwarded with framing of the gateway's own. If two parsers could
+read the framing differently, the request is refused before a byte of it reaches upstream.
+"""
 
 import functools
 
@@ -31,12 +34,12 @@ SMUGGLED = b"GET /smuggled HTTP/1.1\r\nHost: example.test\r\n\r\n"
 
 
 def length(value: bytes, body: bytes = b"body") -> bytes:
-    """A POST with that Content-Length."""
+    """A POST whose Content-Length line has the given value."""
     return request(b"POST / HTTP/1.1", HOST, b"Content-Length:" + value, body=body)
 
 
 def coding(*lines: bytes, version: bytes = b"1.1") -> bytes:
-    """A POST with those lines and a chunked body that hides a request behind its end."""
+    """A POST with the given lines and a chunked body, after whose end a smuggled request follows."""
     return request(b"POST / HTTP/" + version, HOST, *lines, body=b"4\r\nbody\r\n0\r\n\r\n" + SMUGGLED)
 
 
@@ -311,7 +314,7 @@ WITH_TRAILERS = chunked(b"4\r\nbody\r\n0\r\n" + b"\r\n".join(TRAILERS) + b"\r\n\
     ROWS,
     "trailers of a request are dropped, and never become fields of its head",
     "Http11Probe: SMUG-TRAILER-HOST, -AUTH, -CONTENT-TYPE",
-    # uvicorn appends trailers to the fields it has handed out already: a second Host is all that shows
+    # uvicorn appends trailers to the scope's fields after the call, and only a second Host can be noticed
     asgi=Instead(Lost.TRAILERS, _refusal_of_trailers),
 )
 def request_trailers(lab: Lab) -> None:
@@ -332,7 +335,7 @@ def late_trailers(lab: Lab) -> None:
         with lab.connect() as client:
             lines = (HOST, b"Transfer-Encoding: chunked", b"Expect: 100-continue")
             client.send(request(b"POST " + path + b" HTTP/1.1", *lines))
-            assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")  # the head has been taken up
+            assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 100 ")  # the head has been processed
             client.send(b"4\r\nbody\r\n0\r\n" + b"\r\n".join(AUTHENTICATE) + b"\r\n\r\n")
             assert client.read_response().status == 200
         received = lab.upstream.requests[-1]
@@ -364,7 +367,7 @@ def _endless(lab: Lab, start: bytes, more: bytes) -> None:
     with lab.connect() as client:
         client.send(chunked(start))
         lab.upstream.wait_request()
-        client.send(more + more)  # and not so much that the gateway would close on octets it has not read
+        client.send(more + more)  # no more than is read: unread octets would make the close a reset
         assert client.read_response().status == 431
         assert client.closed()
     lab.upstream.wait_closed()

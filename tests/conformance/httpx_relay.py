@@ -45,7 +45,7 @@ def create_app(upstream: str) -> Starlette:
 
 
 class Server(uvicorn.Server):
-    """Says where it listens, as the gateway does."""
+    """Prints the address that it listens on, as the gateway does."""
 
     def _log_started_message(self, listeners: object) -> None:
         host, port = self.servers[0].sockets[0].getsockname()

@@ -1,4 +1,4 @@
-"""Gateways are slow to start, so rows with the same options share one, and its upstream."""
+"""The labs of a run. Gateways are slow to start, so rows with the same options share a gateway and its upstream."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.support.upstream import Upstream
 
 
 class Labs:
-    """All labs of a run, started as they are asked for. A context manager."""
+    """All labs of a run, each started when it is first requested. A context manager."""
 
     def __init__(self) -> None:
         self._labs: dict[tuple[Adapter, tuple[str, ...]], Lab] = {}
@@ -21,8 +21,8 @@ class Labs:
         if (adapter, options) not in self._labs:
             upstream = self._stack.enter_context(Upstream())
             if adapter == "httpx":
-                upstream.settle_timeout = 0.02  # it does not notice
-            self._stack.callback(upstream.errors.clear)  # each row has looked at its own
+                upstream.settle_timeout = 0.02  # it does not notice that upstream half-closes
+            self._stack.callback(upstream.errors.clear)  # each row has checked its own errors
             gateway = self._stack.enter_context(Gateway(upstream.url, *options, adapter=adapter))
             self._labs[adapter, options] = Lab(adapter, gateway, upstream)
         return self._labs[adapter, options]

@@ -1,4 +1,4 @@
-"""What upstream answers: whole answers come through, faulty ones are 502, and what breaks off never looks whole."""
+"""Upstream's responses: complete ones are relayed, faulty ones become 502, broken-off ones never look complete."""
 
 import contextlib
 import threading
@@ -186,7 +186,7 @@ CUTS: dict[str, tuple[bytes, tuple[bytes | Step, ...], bytes]] = {
     "chunked, within the last line": (CHUNKED, (HELLO + b"0\r\n", CLOSE), b"hello"),
     "chunked, reset": (CHUNKED + HELLO, (RESET,), b"hello"),
     "chunked, with a faulty size": (CHUNKED + HELLO, (b"zz\r\nhello\r\n", WAIT_CLOSED), b"hello"),
-    # what came in the same read as a fault is not passed on
+    # octets that are read together with a fault are not relayed
     "chunked, with a missing line end": (CHUNKED + HELLO, (b"5\r\nhelloX", WAIT_CLOSED), b"hello"),
     "chunked, with a size beyond 64 bits": (
         CHUNKED + HELLO,
@@ -266,7 +266,7 @@ ROWS: list[Row] = [
         returns=Returns(status=999, body=b"ok"),
         asgi=(Lost.STATUS, None, Returns(status=502)),
     ),
-    # no content whatever the fields say
+    # responses without content, whatever their fields say
     relayed(
         "HEAD: the length is told, no content follows",
         "RFC 9110 9.3.2",
@@ -341,7 +341,7 @@ def http_10_keep_alive(lab: Lab) -> None:
     with lab.connect() as client:
         response = client.ask(request(b"GET / HTTP/1.0", HOST, b"Connection: keep-alive"))
         assert response.body == b"ok"
-        if lab.adapter == "native":  # under uvicorn the field is uvicorn's: the oldest that is supported sends none
+        if lab.adapter == "native":  # uvicorn's oldest supported release sends no such field
             assert response.all(b"connection") == [b"close"]
         assert client.closed()
 
@@ -445,7 +445,7 @@ scenario(
 )(lambda lab: _interim_flood(lab, passed=50))
 
 
-# chunks and trailers of answers
+# chunks and trailers of responses
 
 
 @scenario(ROWS, "chunk extensions of an answer stay behind", "RFC 9112 7.1.1")

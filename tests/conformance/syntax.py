@@ -1,4 +1,4 @@
-"""Request lines, targets, Host, and field lines that are not HTTP: what passes is untouched, the rest is refused."""
+"""Request lines, targets, Host, and malformed field lines: a valid request is forwarded, any other is refused."""
 
 from tests.conformance.table import (
     HOST,
@@ -223,7 +223,7 @@ ROWS: list[Row] = [
         request(b"GET / HTTP/1.0"),
         Arrives(line=b"GET / HTTP/1.1"),
     ),
-    # field lines that are none
+    # malformed field lines
     refused("a folded line", "Http11Probe: RFC9112-5.1-OBS-FOLD", get(b"X: a", b" b")),
     refused("a line folded with a tab", "RFC 9112 5.2", get(b"X: a", b"\tb")),
     refused(
@@ -293,7 +293,7 @@ def _waits(part: bytes) -> None:
         whole = b"GET /hello HTTP/1.1\r\nHost: localhost\r\n\r\n"
         with lab.connect() as client:
             client.send(part)
-            # the gateway answers another client in between: it has seen the part by then, and said nothing
+            # when another client has got its response, the gateway has read the part, and has sent nothing
             assert lab.ask(get()).status == 200
             assert client.ask(whole[len(part) :]).status == 200
             assert bytes(client.received).startswith(b"HTTP/1.1 200")

@@ -1,8 +1,8 @@
-"""What a row of the table is, and the common shapes of one.
+"""The rows of the conformance table, and functions that make the common kinds of rows.
 
-A row is a name, the source of the fact it states, and a ``play`` against a `Lab` that raises AssertionError (or `Cut`)
-where the gateway does otherwise. Where ASGI cannot carry something, the row says which `Lost` thing it is, and asserts
-what the ASGI adapter does instead: nothing is skipped.
+A row has a name, the source of its requirement, and a ``play``: a function that is called with a `Lab` and raises
+AssertionError, or `Cut`, if the gateway does not satisfy the requirement. If ASGI cannot carry something, the row names
+it with a `Lost`, and asserts what the ASGI adapter does instead. No row is skipped.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Lost(Enum):
 
 @dataclass(frozen=True)
 class Lab:
-    """A gateway in one of its adapters, and the upstream that it stands in front of."""
+    """A gateway with one of its adapters, and the upstream behind it."""
 
     adapter: Adapter
     gateway: Gateway
@@ -59,13 +59,13 @@ class Lab:
         return self.gateway.ask(*chunks)
 
     def settle(self) -> None:
-        """Wait until what went before is over on every connection: the gateway has answered another client since."""
+        """Wait until the earlier exchanges are over. The gateway has answered another client by then."""
         self.upstream.script = reply(OK)
         self.ask(get(target=MARKER))
         self.upstream.settle()
 
     def assert_silent(self) -> None:
-        """Not a byte of what went before has reached upstream."""
+        """Assert that not a byte of the earlier requests has reached upstream."""
         self.settle()
         assert [each.target.rstrip(b"?") for each in self.upstream.requests] == [MARKER]
         heard = [connection for connection in self.upstream.connections if connection.received]
@@ -78,7 +78,7 @@ Play = Callable[[Lab], None]
 
 @dataclass(frozen=True)
 class Instead:
-    """What the ASGI adapter does, for want of ``lost``."""
+    """What the ASGI adapter does instead, because ASGI does not carry ``lost``."""
 
     lost: Lost
     play: Play
@@ -93,7 +93,7 @@ class Row:
     options: tuple[str, ...] = ()  # of the gateway
 
     def run(self, lab: Lab) -> None:
-        with contextlib.suppress(AssertionError, Cut, OSError):  # which the row before has been reported for
+        with contextlib.suppress(AssertionError, Cut, OSError):  # these were reported for the row before
             lab.settle()
         lab.upstream.restart()
         (self.asgi.play if self.asgi and lab.adapter == "asgi" else self.play)(lab)
@@ -123,7 +123,7 @@ def scenario(
 
 
 def request(line: bytes, *lines: bytes, body: bytes = b"") -> bytes:
-    """A request as it is written: nothing is added, not even Host."""
+    """A request of exactly these lines: nothing is added, not even Host."""
     return b"\r\n".join((line, *lines, b"", body))
 
 
@@ -136,7 +136,7 @@ def post(body: bytes, *lines: bytes, target: bytes = b"/") -> bytes:
 
 
 def chunked(body: bytes, *lines: bytes) -> bytes:
-    """A POST whose body is written as given, framing and all."""
+    """A POST whose ``body`` is sent as it is, and has to contain the chunked framing."""
     return request(b"POST / HTTP/1.1", HOST, b"Transfer-Encoding: chunked", *lines, body=body)
 
 
@@ -157,7 +157,7 @@ def _pairs(lines: tuple[bytes, ...]) -> Fields:
 
 
 def _check_fields(fields: Fields, has: tuple[bytes, ...], lacks: tuple[bytes, ...]) -> None:
-    """Every line of ``has`` is there, in that order among lines of the same name; none of ``lacks`` is."""
+    """Assert that each name in ``has`` has exactly its lines there, in order, and that no name in ``lacks`` has any."""
     for name in {name.lower() for name, _ in _pairs(has)}:
         expected = [value for key, value in _pairs(has) if key.lower() == name]
         actual = [value for key, value in fields if key.lower() == name]
@@ -168,7 +168,7 @@ def _check_fields(fields: Fields, has: tuple[bytes, ...], lacks: tuple[bytes, ..
 
 @dataclass(frozen=True, kw_only=True)
 class Arrives:
-    """What upstream receives: ``count`` requests, of which the last is as described. None: not looked at."""
+    """What upstream receives: ``count`` requests, the last as described. None means that it is not checked."""
 
     line: bytes | None = None
     has: tuple[bytes, ...] = ()
@@ -192,7 +192,10 @@ class Arrives:
 
 @dataclass(frozen=True, kw_only=True)
 class Returns:
-    """What the client gets. ``whole`` false: the connection broke off in the content. None: not looked at."""
+    """What the client gets. None means that it is not checked.
+
+    If ``whole`` is false, the connection breaks off within the content.
+    """
 
     status: int = 200
     reason: bytes | None = None
@@ -215,7 +218,7 @@ class Returns:
 
 
 def play(send: bytes, script: Script, arrives: Arrives, returns: Returns, then: Play | None = None) -> Play:
-    """Send ``send``, with ``script`` upstream; check both ends."""
+    """Send ``send`` while upstream runs ``script``, and check both sides."""
 
     def run(lab: Lab) -> None:
         lab.upstream.script = script
@@ -241,7 +244,7 @@ def relayed(
     asgi: tuple[Lost, Arrives | None, Returns | None] | None = None,
     options: tuple[str, ...] = (),
 ) -> Row:
-    """A request that reaches upstream, and the response; ``asgi`` has what to expect of the ASGI adapter instead."""
+    """A request that reaches upstream, and its response. ``asgi`` is what to expect of the ASGI adapter instead."""
     arrives, returns, script = arrives or Arrives(), returns or Returns(), script or reply(OK)
     instead = None
     if asgi:
@@ -270,8 +273,10 @@ def refused(
     *,
     asgi: tuple[Lost, Arrives | int] | None = None,
 ) -> Row:
-    """A request that is answered with ``status`` and the connection closed; nothing reaches upstream.
-    ``asgi`` is the status with which the ASGI adapter refuses it instead, or what it lets through."""
+    """A request that gets ``status``, after which the connection is closed. Nothing reaches upstream.
+
+    ``asgi`` is the status with which the ASGI adapter refuses it instead, or what the ASGI adapter forwards.
+    """
     instead = None
     if asgi:
         lost, other = asgi
@@ -295,8 +300,10 @@ def _broken_off(send: bytes) -> Play:
 
 
 def broken_off(name: str, source: str, send: bytes) -> Row:
-    """A request whose head may have gone on before its content proves faulty: upstream never takes it for whole, the
-    client gets 400 or no answer, and the connection is closed."""
+    """A request whose head may be forwarded before its content proves faulty.
+
+    Upstream never receives a complete request. The client gets 400, and its connection is closed.
+    """
     return Row(name, source, _broken_off(send))
 
 
@@ -311,7 +318,7 @@ def _bad_gateway(send: bytes, script: Script, status: int) -> Play:
             assert response.complete
             assert b'"error"' in response.body, response.body
             assert b"127.0.0.1" not in response.body, "an internal address is shown"
-            # the client has done nothing wrong: its connection goes on
+            # the client has done nothing wrong: its connection stays open
             lab.upstream.script = reply(OK)
             assert client.ask(get()).status == 200
 
@@ -319,7 +326,10 @@ def _bad_gateway(send: bytes, script: Script, status: int) -> Play:
 
 
 def bad_gateway(name: str, source: str, script: Script, *, send: bytes = b"", status: int = 502) -> Row:
-    """An upstream whose answer cannot be relayed: 502 in LiteLLM's error shape, and the client's connection goes on."""
+    """An upstream response that cannot be relayed.
+
+    The client gets ``status`` with an error object as content, and its connection stays open.
+    """
     return Row(name, source, _bad_gateway(send or get(), script, status))
 
 
@@ -341,5 +351,5 @@ def _cut(send: bytes, first: bytes, then: tuple[bytes | Step, ...], body: bytes)
 
 
 def cut(name: str, source: str, first: bytes, then: tuple[bytes | Step, ...], body: bytes, *, send: bytes = b"") -> Row:
-    """An upstream that breaks off after the head: the client sees the connection break, never a whole answer."""
+    """An upstream that breaks off after the head: the client's response breaks off too, and never looks complete."""
     return Row(name, source, _cut(send or get(), first, then, body))

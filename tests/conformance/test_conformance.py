@@ -1,4 +1,4 @@
-"""Every row of the table, over both adapters."""
+"""Every row of the table, against both adapters."""
 
 import re
 from collections.abc import Iterator
@@ -22,12 +22,12 @@ def labs() -> Iterator[Labs]:
 @pytest.mark.parametrize("row", [pytest.param(row, id=row.name) for row in all_rows()])
 @pytest.mark.parametrize("adapter", ["native", "asgi"])
 def test_row(labs: Labs, adapter: Adapter, row: Row) -> None:
-    """The gateway does what the row says, in either adapter."""
+    """The gateway does what the row says, with either adapter."""
     row.run(labs.get(adapter, row.options))
 
 
 def test_table() -> None:
-    """The table has the size that README says, and every row a name of its own."""
+    """The table has as many rows as README states, and no two rows have the same name."""
     rows = all_rows()
     said = re.search(
         r"The table has (\d+) rows, .*? all\nhold on both; (\d+) say what ASGI can't carry", README, re.DOTALL

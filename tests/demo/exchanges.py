@@ -1,11 +1,11 @@
-"""Requests with a real LiteLLM's answers to them, in ``exchanges.json``, and a player that sends the requests again.
+"""Requests with a real LiteLLM's responses, in ``exchanges.json``, and a player that sends the requests again.
 
-A request is the method and path, the name of the caller, and a JSON body or null. Users and keys have names, which
-stand in angle brackets: ``<alice>`` is a user's id, ``<alice.llm>`` a key, and ``<#alice.llm>`` the hash of that key.
-``cast`` has the requests that create them. Every exchange begins with new ones, when they are first named.
+A request consists of the method and path, the name of the caller, and a JSON body or null. Users and keys have names in
+angle brackets: ``<alice>`` is a user's id, ``<alice.llm>`` a key, and ``<#alice.llm>`` the hash of that key. ``cast``
+has the requests that create them. Each exchange creates its own, when they are first named.
 
-``LITELLM_RELEASES`` and ``LITELLM_MASTER_KEY`` name a real LiteLLM of the release that the look-alike resembles;
-``python -m tests.demo.exchanges`` then records its answers anew. It creates users and keys there and leaves them.
+If ``LITELLM_RELEASES`` and ``LITELLM_MASTER_KEY`` name a real LiteLLM of the release that the look-alike resembles,
+``python -m tests.demo.exchanges`` records its responses again. It creates users and keys there and leaves them.
 """
 
 import json
@@ -26,7 +26,7 @@ LOADED = json.loads(FILE.read_text(encoding="utf-8"))
 CAST: dict[str, tuple[str, str, Any]] = LOADED["cast"]
 EXCHANGES: dict[str, list[dict[str, Any]]] = LOADED["exchanges"]
 
-#: What differs from run to run, and what is written in its place.
+#: Patterns of text that differs from run to run, and their placeholders.
 VARYING = (
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?", "<time>"),
     (r'(?<="created":)\d+', '"<time>"'),
@@ -46,7 +46,7 @@ class Player:
         self._names = {"admin": master_key, "nobody": "sk-nobody-has-this-key"}
 
     def answer(self, route: str, caller: str | None, body: Any) -> dict[str, Any]:
-        """The answer to one request, with what differs from run to run replaced."""
+        """Send one request and return the response, in which text that differs from run to run is replaced."""
         response = self._send(route, caller, body)
         text = response.text
         for name, value in self._names.items():
@@ -74,7 +74,7 @@ class Player:
         return re.sub(r"<(#?)([a-z.]+)>", value, text)
 
     def _value(self, name: str) -> str:
-        """The id of a user or a key itself. Creates it if it has not been named before."""
+        """Return the id of a user, or a key, and create it if it has not been named before."""
         if name not in self._names:
             route, caller, body = CAST[name]
             if route == "POST /user/new":

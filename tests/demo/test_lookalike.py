@@ -1,4 +1,4 @@
-"""The look-alike answers as a real LiteLLM did when it was recorded. A real one still does. `check` recognises it."""
+"""The look-alike and a real LiteLLM respond as recorded, and `check` takes the look-alike for LiteLLM."""
 
 import os
 from collections.abc import Iterator
@@ -23,7 +23,7 @@ PARTIAL = {
     "POST /user/new",
     "POST /v1/chat/completions",
 }
-"""Where the look-alike's 200 may lack members of LiteLLM's."""
+"""Requests whose 200 from the look-alike may lack members of the recorded one."""
 
 each_exchange = pytest.mark.parametrize("steps", EXCHANGES.values(), ids=EXCHANGES.keys())
 
@@ -36,7 +36,7 @@ def lookalike() -> Iterator[str]:
 
 @each_exchange
 def test_lookalike_answers_as_recorded(steps: list[dict[str, Any]], lookalike: str) -> None:
-    """Status, content type and content are LiteLLM's."""
+    """The look-alike's status, content type and content are the recorded ones."""
     player = Player(lookalike, MASTER_KEY)
     for step in steps:
         answer = player.answer(*step["request"])
@@ -47,7 +47,7 @@ def test_lookalike_answers_as_recorded(steps: list[dict[str, Any]], lookalike: s
 
 @each_exchange
 def test_litellm_answers_as_recorded(steps: list[dict[str, Any]]) -> None:
-    """A real LiteLLM of that release gives the recorded answers."""
+    """A real LiteLLM of the release that was recorded still responds as recorded."""
     if RELEASE not in releases():
         pytest.skip(f"LITELLM_RELEASES names no LiteLLM {RELEASE} (tests/litellm/rig/suite.sh starts one)")
     player = Player(releases()[RELEASE], os.environ["LITELLM_MASTER_KEY"])
@@ -55,7 +55,7 @@ def test_litellm_answers_as_recorded(steps: list[dict[str, Any]]) -> None:
 
 
 def test_check_recognises_it(lookalike: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """``litellm-sanitizer check`` finds LiteLLM there, its release and no problem."""
+    """``litellm-sanitizer check`` recognises the look-alike as LiteLLM, finds its release, and reports no problem."""
     assert main(["check", "--upstream", lookalike]) == 0
     printed = capsys.readouterr().out
     assert f"LiteLLM answers at {lookalike}" in printed
@@ -71,13 +71,13 @@ def test_check_recognises_it(lookalike: str, capsys: pytest.CaptureFixture[str])
     ],
 )
 def test_not_authorized(route: str, caller: str, lookalike: str) -> None:
-    """It is refused with LiteLLM's status, but in fewer words."""
+    """The look-alike refuses the request with LiteLLM's status, 401. Its message is not LiteLLM's."""
     answer = Player(lookalike, MASTER_KEY).answer(route, caller, {} if "POST" in route else None)
     assert (answer["status"], answer["body"]["error"]["code"]) == (401, "401")
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"\xff"])
 def test_not_a_json_object(content: bytes, lookalike: str) -> None:
-    """It is refused in LiteLLM's form, and in words of the look-alike's own."""
+    """The look-alike refuses the content with 400 in LiteLLM's error form. Its message is not LiteLLM's."""
     response = httpx.post(f"{lookalike}/key/update", headers=bearer(MASTER_KEY), content=content, trust_env=False)
     assert (response.status_code, response.json()["error"]["code"]) == (400, "400")

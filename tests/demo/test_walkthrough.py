@@ -41,7 +41,7 @@ def assert_nothing_answers_at(urls: set[str]) -> None:
 
 @contextmanager
 def serving_demo() -> Iterator[tuple["subprocess.Popen[str]", str]]:
-    """Runs ``demo --serve``. Yields the process, and its output up to the last command line."""
+    """Run ``demo --serve``, and yield the process and its output up to the last command line."""
     with subprocess.Popen([*DEMO, "--serve"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         alarm = threading.Timer(TIMEOUT, process.terminate)
         alarm.start()
@@ -68,7 +68,7 @@ def request_of(command: str) -> httpx.Request:
 
 
 def test_demo_shows_the_defect_and_the_cure() -> None:
-    """It exits with 0 and prints the table, in plain ASCII. Options in the environment do not apply to it."""
+    """The demo exits with 0 and prints the table, in plain ASCII. Options in the environment do not apply to it."""
     environment = os.environ | {"SANITIZER_MODE": "off", "SANITIZER_UPSTREAM": "ftp://nowhere"}
     demo = subprocess.run(DEMO, capture_output=True, text=True, timeout=TIMEOUT, env=environment, check=False)
     assert (demo.returncode, demo.stderr) == (0, "")
@@ -82,7 +82,7 @@ def test_demo_shows_the_defect_and_the_cure() -> None:
 
 @pytest.mark.parametrize("stop", [pytest.param(signal.SIGINT, id="ctrl-c"), pytest.param(signal.SIGTERM, id="sigterm")])
 def test_demo_serves_until_it_is_stopped(stop: signal.Signals) -> None:
-    """The printed command lines work as they are announced, and neither server outlives the command."""
+    """The printed command lines have the announced results, and neither server outlives the command."""
     with serving_demo() as (process, printed):
         commands = re.findall(r"^# (.*)\n(curl (?:.*\\\n)*.*)$", printed, re.MULTILINE)
         with httpx.Client(trust_env=False) as client:
@@ -109,7 +109,7 @@ def test_demo_fails_where_the_defect_is_not_cured() -> None:
 
 
 def test_demo_fails_where_the_answer_is_not_litellms() -> None:
-    """Step 3 fails if the refusal is not LiteLLM's own to the byte."""
+    """Step 3 fails if its refusal differs from LiteLLM's own in a single byte."""
     with serving(create_lookalike()) as url, httpx.Client(trust_env=False) as client:
         scene = set_scene(client, url, url)
         results = [play(scene, step) for step in STEPS]
@@ -121,7 +121,7 @@ def test_demo_fails_where_the_answer_is_not_litellms() -> None:
 def test_demo_says_why_the_gateway_did_not_start(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """It exits with 1 and prints the gateway's own complaint on stderr."""
+    """If the gateway does not start, the demo exits with 1 and prints the gateway's error message on stderr."""
     monkeypatch.setattr(background, "_GATEWAY", [*background._GATEWAY, "--mode", "sideways"])
     assert run() == 1
     printed = capfd.readouterr()
@@ -130,7 +130,7 @@ def test_demo_says_why_the_gateway_did_not_start(
 
 
 def test_demo_ends_quietly_when_its_reader_leaves() -> None:
-    """It prints no traceback in ``demo | head``."""
+    """If its output is no longer read, as in ``demo | head``, the demo exits with 1 and prints no traceback."""
     with subprocess.Popen(DEMO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         process.stdout.close()
@@ -141,7 +141,7 @@ def test_demo_ends_quietly_when_its_reader_leaves() -> None:
 def test_demo_notices_that_the_gateway_ended(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """With ``--serve``, a gateway that ends by itself ends the command, with exit status 1."""
+    """With ``--serve``, a gateway that ends on its own ends the command, with exit status 1."""
     wait = background.Gateway.wait
 
     def killed(gateway: background.Gateway) -> None:
@@ -156,7 +156,7 @@ def test_demo_notices_that_the_gateway_ended(
 
 
 def test_demo_interrupted_at_its_start_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ctrl-C while the gateway is still starting ends both."""
+    """Ctrl-C while the gateway is still starting ends both the demo and the gateway."""
     started = []
 
     def interrupted(gateway: background.Gateway) -> str:
@@ -172,7 +172,7 @@ def test_demo_interrupted_at_its_start_leaves_nothing_behind(monkeypatch: pytest
 def test_demo_does_not_wait_for_a_gateway_that_hangs(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A gateway that does not say in time that it listens is killed, and the demo exits with 1."""
+    """A gateway that does not report in time that it listens is killed, and the demo exits with 1."""
     monkeypatch.setattr(background, "_GATEWAY", [sys.executable, "-c", "import signal; signal.pause()"])
     monkeypatch.setattr(background, "_START_TIMEOUT", 0.1)
     assert run() == 1

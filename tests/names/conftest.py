@@ -1,7 +1,7 @@
-"""Each test of this folder runs in network and mount namespaces of its own, where it may have any address and resolver.
+"""Each test of this folder runs in its own network and mount namespaces, with the addresses and resolver it needs.
 
-pytest calls the test function in a pytest of its own, which `unshare` has started. It takes root, or the right to make
-user namespaces; `ip` is of iproute2.
+Each test function runs in a second pytest, which `unshare` starts. This requires root, or the right to create user
+namespaces, and `ip` from iproute2.
 """
 
 import os
@@ -18,7 +18,7 @@ TIMEOUT = 120.0
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
-    """Run the test in a namespace of its own."""
+    """Run the test in its own namespaces."""
     if INSIDE in os.environ:
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True, timeout=TIMEOUT)
         return None

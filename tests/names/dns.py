@@ -1,4 +1,4 @@
-"""A DNS server that answers as it is told to, and a system that asks it."""
+"""A scripted DNS server, and the configuration with which the system's resolver uses it."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ HEADER = struct.Struct(">6H")
 class Nameserver:
     """Answers queries for `NAME` with ``addresses``, for any other name with NXDOMAIN. A context manager.
 
-    ``code`` is the status of its answers, ``delay`` the seconds before each. With ``loses_first`` the first query of
-    each look-up is lost, with ``silent`` every one. ``queries`` counts what has come for the addresses of `NAME`.
+    ``code`` is the code of its responses, ``delay`` the seconds before each. With ``loses_first`` the first query of
+    each look-up gets no response, with ``silent`` no query does. ``queries`` counts the A queries for `NAME`.
     """
 
     def __init__(self, addresses: Sequence[str] = (), *, code: int = OK, delay: float = 0) -> None:
@@ -74,7 +74,7 @@ class Nameserver:
 
 
 def read_question(query: bytes) -> tuple[str, int, int]:
-    """The name in a query, in lower case, its type, and where the question ends (RFC 1035 section 4.1.2)."""
+    """Return the name in a query, in lower case, its type, and where the question ends (RFC 1035 section 4.1.2)."""
     labels = []
     at = HEADER.size
     while length := query[at]:
@@ -85,7 +85,7 @@ def read_question(query: bytes) -> tuple[str, int, int]:
 
 
 def configure(*options: str, hosts: str = "", search: str = "") -> None:
-    """Let this namespace ask `Nameserver` alone, with these ``options`` of resolv.conf(5)."""
+    """Configure this namespace's resolver to use only `Nameserver`, with these ``options`` of resolv.conf(5)."""
     _replace(
         "resolv.conf", f"nameserver {ADDRESS}\noptions {' '.join(options)}\n" + (f"search {search}\n" * bool(search))
     )

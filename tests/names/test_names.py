@@ -1,6 +1,6 @@
-"""An upstream that is given by its name: what comes of it when the name, or one of its addresses, is in trouble.
+"""An upstream that is given by its name, when the name does not resolve or some of its addresses do not work.
 
-Each case is shown beside curl, which the gateway must not fall behind.
+Most tests make the same request with curl too: the gateway must do at least as well.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ from tests.support.upstream import CLOSE, OK, Upstream, reply
 PORT = 4000
 URL = f"http://{NAME}:{PORT}"
 CLOSING = reply(OK.replace(b"\r\n\r\n", b"\r\nConnection: close\r\n\r\n"), CLOSE)
-"""A script after which the next request takes another connection."""
+"""A script that closes the connection after the response, so that the next request needs another one."""
 GET = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n"
 FIRST, SECOND = "127.0.0.2", "127.0.0.3"
-NOWHERE = "192.0.2.1"  # to which there is no route
+NOWHERE = "192.0.2.1"  # there is no route to it
 TIMES = 8
 
 adapters = pytest.mark.parametrize("adapter", ["native", "asgi"])
@@ -40,12 +40,12 @@ def curl(url: str = URL) -> int:
 
 
 def statuses(gateway: Gateway, times: int = TIMES) -> Counter[int]:
-    """What so many requests get, one after the other."""
+    """The statuses of ``times`` requests, sent one after the other."""
     return Counter(gateway.ask(GET).status for _ in range(times))
 
 
 def at_once(gateway: Gateway, times: int) -> Counter[int]:
-    """What so many requests get that are sent together."""
+    """The statuses of ``times`` requests, sent at the same time."""
     found: Counter[int] = Counter()
     lock = threading.Lock()
 
@@ -63,13 +63,13 @@ def at_once(gateway: Gateway, times: int) -> Counter[int]:
 
 
 def assert_json(gateway: Gateway) -> None:
-    """Nothing but log records has been written to stderr."""
+    """Assert that nothing but log records was written to stderr."""
     assert len(gateway.records) == len(gateway.lines), "\n".join(gateway.lines)
 
 
 @contextlib.contextmanager
 def black_hole(address: str) -> Iterator[None]:
-    """Connections to ``address`` are never made: its queue is full, and what comes is dropped without an answer."""
+    """No connection to ``address`` can be made: its accept queue is full, and the kernel drops every further SYN."""
     with socket.create_server((address, PORT), backlog=0) as listener, contextlib.ExitStack() as stack:
         for _ in range(3):
             sock = stack.enter_context(socket.socket())
@@ -94,7 +94,7 @@ def refusing(address: str) -> Iterator[None]:
 @adapters
 @pytest.mark.parametrize("dead", [black_hole, refusing], ids=["black hole", "refused"])
 def test_a_dead_address(adapter: Adapter, dead: Callable[[str], contextlib.AbstractContextManager[None]]) -> None:
-    """One address of two that is dead keeps no request from the other one, and the gateway is ready."""
+    """If one of two addresses is dead, every request reaches the other one, and the gateway is ready."""
     configure()
     with (
         Nameserver([FIRST, SECOND]),
@@ -124,7 +124,7 @@ def test_a_dead_address(adapter: Adapter, dead: Callable[[str], contextlib.Abstr
     ],
 )
 def test_all_addresses_are_dead(addresses: list[str], reason: str, detail: str) -> None:
-    """What has happened to the addresses is for the operator to read, the client reads none of them."""
+    """The readiness probe and the log give the reason for the failure. The client's response contains no address."""
     configure()
     with Nameserver(addresses), Gateway(URL, admin=True) as gateway:
         assert curl() == 0
@@ -139,7 +139,7 @@ def test_all_addresses_are_dead(addresses: list[str], reason: str, detail: str) 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_two_live_addresses(workers: int) -> None:
-    """Connections go to all addresses of the name."""
+    """Connections are made to all addresses of the name."""
     configure()
     with (
         Nameserver([FIRST, SECOND]),
@@ -154,7 +154,7 @@ def test_two_live_addresses(workers: int) -> None:
 
 @adapters
 def test_a_lost_packet(adapter: Adapter) -> None:
-    """A query that is lost, and asked again by the resolver, is no failure, however short the connect timeout is."""
+    """A lost query, which the resolver repeats, is no failure, even if that takes longer than the connect timeout."""
     configure("timeout:2")
     with (
         Nameserver([FIRST]) as dns,
@@ -168,7 +168,7 @@ def test_a_lost_packet(adapter: Adapter) -> None:
 
 @adapters
 def test_a_slow_resolver(adapter: Adapter) -> None:
-    """Requests that come together wait for one look-up, and for it they have time of their own."""
+    """Requests at the same time share look-ups, whose time does not count towards the connect timeout."""
     configure("timeout:5")
     with (
         Nameserver([FIRST], delay=3) as dns,
@@ -184,7 +184,7 @@ def test_a_slow_resolver(adapter: Adapter) -> None:
 
 
 def test_search_domains() -> None:
-    """The name is looked up as every other program of the system does, in the search domains too."""
+    """The name is also looked up in the search domains, as other programs of the system do."""
     configure(search="test")
     with Nameserver([FIRST]), Upstream(host=FIRST, port=PORT), Gateway(f"http://litellm:{PORT}") as gateway:
         assert curl(f"http://litellm:{PORT}") == gateway.ask(GET).status == 200
@@ -206,7 +206,7 @@ def test_hosts() -> None:
     ],
 )
 def test_no_address(code: int | None, reason: str) -> None:
-    """A name that has no address is 502; the operator reads why, and the client no name."""
+    """If the name has no address, the client gets 502 without the name. The readiness probe and the log say why."""
     configure("timeout:1", "attempts:1")
     with contextlib.ExitStack() as stack:
         if code is not None:
@@ -225,7 +225,7 @@ def test_no_address(code: int | None, reason: str) -> None:
 @adapters
 @pytest.mark.parametrize("failure", ["server failure", "silence"])
 def test_the_resolver_fails_later(adapter: Adapter, failure: str) -> None:
-    """While look-ups fail the last addresses are used."""
+    """While look-ups fail, the last known addresses are used."""
     configure("timeout:1", "attempts:1")
     with (
         Nameserver([FIRST]) as dns,
@@ -247,11 +247,11 @@ def test_the_resolver_fails_later(adapter: Adapter, failure: str) -> None:
 
 @contextlib.contextmanager
 def ending(gateway: Gateway, dns: Nameserver) -> Iterator[None]:
-    """SIGTERM comes while twenty requests wait for a connection; after the block the process ends in good order."""
+    """Send SIGTERM while twenty requests wait for a connection. After the block, the process must exit with 0."""
     clients = [gateway.connect() for _ in range(20)]
     for client in clients:
         client.send(GET)
-    while not dns.queries:  # the look-up is under way
+    while not dns.queries:  # until the look-up has begun
         os.sched_yield()
     gateway.terminate()
     yield
@@ -263,7 +263,7 @@ def ending(gateway: Gateway, dns: Nameserver) -> Iterator[None]:
 
 @pytest.mark.parametrize("how", ["drained", "a second signal"])
 def test_exit_while_a_name_is_looked_up(how: str) -> None:
-    """A look-up that gets no answer, of the pool and of the probe, does not keep the process from ending."""
+    """A look-up that gets no response, for the pool or the readiness probe, does not keep the process from exiting."""
     configure("timeout:30", "attempts:1")
     with Nameserver([FIRST]) as dns:
         dns.silent = True
@@ -274,7 +274,7 @@ def test_exit_while_a_name_is_looked_up(how: str) -> None:
 
 
 def test_exit_while_addresses_are_tried() -> None:
-    """Connections to several addresses that are being made do not keep the process from ending, nor write anything."""
+    """Attempts to connect to several addresses do not keep the process from exiting, and write no traceback."""
     configure()
     with (
         Nameserver([FIRST, SECOND]) as dns,
@@ -287,7 +287,7 @@ def test_exit_while_addresses_are_tried() -> None:
 
 
 def test_keep_alive_probes() -> None:
-    """TCP asks on both sides whether the peer is still there, after a minute."""
+    """The connections to the client and to upstream both have a TCP keep-alive timer of one minute."""
     configure()
     hold = threading.Event()
     with (

@@ -1,4 +1,4 @@
-"""The opt-in cache: what may be reused, what ends it, and that it loses no write that passes through the process."""
+"""The opt-in cache of lookups: when an entry is reused, what ends it, and which values are not cached."""
 
 import asyncio
 import json
@@ -20,7 +20,7 @@ BOB: Fields = [JSON, (b"authorization", b"Bearer bob")]
 
 
 class LiteLLM:
-    """Keeps the routes of keys: an app that stores what it is sent, and the lookups that read it."""
+    """A fake LiteLLM: an app that stores the routes that updates send, and answers lookups with them."""
 
     def __init__(self) -> None:
         self.routes: dict[str, Json] = {}
@@ -68,7 +68,7 @@ def keys() -> StoredKeys:
 
 
 async def send(app: Sanitized, body: bytes, headers: Fields = ALICE, path: str = "/key/update") -> bytes:
-    """The outcome of one request."""
+    """Send one request through ``app`` and return its outcome."""
     (mark,) = (await Client([body], headers, path).through(app)).field_values
     return mark.split(b";")[0]
 
@@ -84,7 +84,7 @@ async def test_off_by_default(litellm: LiteLLM) -> None:
 
 
 async def test_reuse(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """The same caller's further updates of the same key share a lookup, raw or by hash."""
+    """Further updates of a key by the same caller reuse its lookup, whether the key is sent raw or as its hash."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     assert await send(app, update()) == b"dropped"
     assert await send(app, update()) == b"dropped"
@@ -93,7 +93,7 @@ async def test_reuse(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 
 async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An answer is reused for no longer than it was allowed to, however often it is used."""
+    """An entry is reused until its time to live has passed, and using it does not prolong that time."""
     now = 100.0
     monkeypatch.setattr(module, "monotonic", lambda: now)
     stored = stored_keys(10)
@@ -115,7 +115,7 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
     ],
 )
 async def test_not_shared(headers: Fields, path: str, litellm: LiteLLM, keys: StoredKeys) -> None:
-    """What one caller may see says nothing about another; and another's request ends the first one's entry."""
+    """Another caller, or a request under another prefix, does not reuse an entry, and its lookup ends the entry."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update())
     assert await send(app, update(), headers, path) == b"dropped"
@@ -125,7 +125,7 @@ async def test_not_shared(headers: Fields, path: str, litellm: LiteLLM, keys: St
 
 
 async def test_field_boundaries(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """Fields that only look alike when run together are different credentials."""
+    """Field lines that are equal only when name and value are run together are different credentials."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update(), [JSON, (b"ab", b"c")])
     await send(app, update(), [JSON, (b"a", b"bc")])
@@ -133,7 +133,7 @@ async def test_field_boundaries(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 
 async def test_other_keys_stay(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """An entry is one key's."""
+    """Lookups of one key leave the entry of another key in place."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     other = json.dumps({"key": "sk-other", "allowed_routes": ["/a"]}).encode()
     for body in (update(), other, update(), other):
@@ -142,16 +142,16 @@ async def test_other_keys_stay(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 
 async def test_difference_is_confirmed(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """A cached value that differs is not believed: someone else may have stored just what is sent now."""
+    """If a cached value differs from the sent one, the key is looked up again, as the stored value may have changed."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update(["/a"]))
-    litellm.routes[token_of(KEY)] = ["/b"]  # behind this process's back
+    litellm.routes[token_of(KEY)] = ["/b"]  # a write that this process does not see
     assert await send(app, update(["/b"])) == b"dropped"
     assert litellm.lookups == 2
 
 
 async def test_a_b_a(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """Changes there and back in quick succession all arrive."""
+    """A change and the change back, in quick succession, both reach LiteLLM."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     assert await send(app, update(["/a"])) == b"dropped"
     assert await send(app, update(["/b"])) == b"changed"
@@ -170,7 +170,7 @@ async def test_a_b_a(litellm: LiteLLM, keys: StoredKeys) -> None:
     ],
 )
 async def test_writers_empty(body: bytes, headers: Fields, litellm: LiteLLM, keys: StoredKeys) -> None:
-    """Whatever may write the key ends its entry, whoever sends it."""
+    """Every request that may write the key ends its entry, whichever caller sends it."""
     app = Sanitized(litellm, keys, send_lookup=litellm.info)
     await send(app, update())
     await send(app, body, headers)
@@ -187,7 +187,7 @@ async def test_writers_empty(body: bytes, headers: Fields, litellm: LiteLLM, key
     ],
 )
 async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM, keys: StoredKeys) -> None:
-    """What is read while a writer is under way is used once and not kept."""
+    """A value that is read while a write is in progress is used for one request and not cached."""
     writing, finish = asyncio.Event(), asyncio.Event()
 
     async def slow(scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,7 +208,7 @@ async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM
 
 
 async def test_several_writers(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """Until the last of several writers has ended, nothing is kept; what ends counts for its own key alone."""
+    """No value of a key is cached until all writes of that key have ended; writes of other keys do not matter."""
     with keys.writing("sk-other"):
         await get(keys, litellm, ALICE)
         with keys.writing(KEY):
@@ -223,7 +223,7 @@ async def test_several_writers(litellm: LiteLLM, keys: StoredKeys) -> None:
 
 
 async def test_write_during_a_lookup(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """What was read before a write that has ended since is not kept."""
+    """A value is not cached if a write began and ended while it was being read."""
     litellm.before_answer = asyncio.Event()
     reader = asyncio.create_task(get(keys, litellm, ALICE))
     await litellm.asked.wait()
@@ -235,7 +235,7 @@ async def test_write_during_a_lookup(litellm: LiteLLM, keys: StoredKeys) -> None
 
 
 async def test_failures_are_not_kept(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """Only a stored value is."""
+    """A failed lookup is not cached, nor is a deleted key."""
     litellm.status = 503
     assert await get(keys, litellm, ALICE) == Unknown("lookup_503")
     litellm.status = 200
@@ -246,7 +246,7 @@ async def test_failures_are_not_kept(litellm: LiteLLM, keys: StoredKeys) -> None
 
 
 async def test_a_refused_lookup_empties(litellm: LiteLLM, keys: StoredKeys) -> None:
-    """Someone else's lookup ends an entry even if it comes to nothing."""
+    """Another caller's lookup ends an entry even if LiteLLM refuses it."""
     await get(keys, litellm, ALICE)
     litellm.status = 403
     assert await get(keys, litellm, BOB) == Unknown("lookup_403", refused=True)
@@ -255,7 +255,7 @@ async def test_a_refused_lookup_empties(litellm: LiteLLM, keys: StoredKeys) -> N
 
 
 async def test_bounded(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest entries make room."""
+    """The oldest entries are discarded when the cache is full."""
     monkeypatch.setattr(module, "SIZE", 1000)
     stored = stored_keys(10)
     for key in ("sk-1", "sk-2", "sk-3", "sk-1"):

@@ -1,4 +1,4 @@
-"""Which key a request authenticates with, as LiteLLM finds it, and where the request says that it has come from."""
+"""The key with which a request authenticates, as LiteLLM finds it, and the addresses in its X-Forwarded-For."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ KEYS = [
     pytest.param(["Ocp-Apim-Subscription-Key: sk-1"], "sk-1", id="Ocp-Apim-Subscription-Key"),
     pytest.param(["x-litellm-api-key: sk-1"], "sk-1", id="x-litellm-api-key"),
     pytest.param(["x-litellm-api-key: Bearer sk-1"], "sk-1", id="x-litellm-api-key, with a scheme"),
-    # LiteLLM removes a scheme wherever it is, and reads the credential of an AWS signature
+    # LiteLLM removes a scheme wherever it occurs, and reads the credential of an AWS signature
     pytest.param(["Authorization: Bearer Bearer sk-1"], "sk-1", id="a scheme that is repeated"),
     pytest.param(["Authorization: Bearer sk-Bearer 1"], "sk-1", id="a scheme within a key"),
     pytest.param(["x-litellm-api-key: bearer sk-bearer 1"], "sk-1", id="a scheme within x-litellm-api-key"),
@@ -46,7 +46,7 @@ KEYS = [
     pytest.param(["X: sk-1", "x-api-key2: sk-1", "my-x-api-key: sk-1"], None, id="other fields"),
     pytest.param(["X: a\x0bx-api-key: sk-1"], None, id="a name within a value"),
     pytest.param([], None, id="none"),
-    # no key, which goes before a key in a later field all the same
+    # values that are not keys, but which LiteLLM still prefers to a key in a later field
     pytest.param(["Authorization: Bearer eyJhbGci.e30.c2ln", "x-api-key: sk-1"], None, id="a JSON Web Token"),
     pytest.param(["Authorization: Basic dXNlcjpwYXNz", "x-api-key: sk-1"], None, id="a password"),
     pytest.param(["Authorization: sk-1", "x-api-key: sk-2"], None, id="Authorization without a scheme"),
@@ -61,7 +61,7 @@ KEYS = [
 
 @pytest.mark.parametrize(("lines", "key"), KEYS)
 def test_key(lines: list[str], key: str | None) -> None:
-    """The key that LiteLLM would find, if it begins with sk-."""
+    """The caller's key is the one that LiteLLM finds, provided that it begins with ``sk-``."""
     assert caller_key(head(*lines)) == key
 
 
@@ -70,14 +70,14 @@ ORDER = ["x-litellm-api-key", "Authorization", "API-Key", "x-api-key", "x-goog-a
 
 @pytest.mark.parametrize("first", range(len(ORDER)))
 def test_order(first: int) -> None:
-    """LiteLLM's order, in whatever order the fields come."""
+    """The fields are tried in LiteLLM's order, whatever their order in the head."""
     lines = [f"{name}: {'Bearer ' if name == 'Authorization' else ''}sk-{name}" for name in ORDER[first:]]
     assert caller_key(head(*lines)) == caller_key(head(*reversed(lines))) == f"sk-{ORDER[first]}"
 
 
 @given(st.lists(st.tuples(st.sampled_from([*ORDER, "X"]), st.text("sk- \tBearer:é", max_size=12)), max_size=8))
 def test_any_fields(fields: list[tuple[str, str]]) -> None:
-    """Whatever the fields, what is found is the end of a value less its schemes, and begins as a key does."""
+    """Whatever the fields, a key that is found begins with ``sk-`` and is the end of a value without schemes."""
     found = caller_key(head(*(f"{name}: {value}" for name, value in fields)))
     if found is not None:
         assert found.startswith("sk-")
@@ -110,5 +110,5 @@ def test_any_fields(fields: list[tuple[str, str]]) -> None:
     ],
 )
 def test_forwarded_for(lines: list[str], addresses: str | None) -> None:
-    """The last addresses, whatever a client has put before them, and nothing that may be something else."""
+    """Only addresses after the last element that is not an address are returned, at most eight of them."""
     assert forwarded_for(head(*lines)) == addresses

@@ -1,4 +1,4 @@
-"""What becomes of an intercepted request, from its body to its last answer, by a LiteLLM that refuses some members."""
+"""An intercepted request, from its body to its last response, with a LiteLLM that refuses some members."""
 
 import asyncio
 import dataclasses
@@ -64,7 +64,7 @@ def stored(**more: Any) -> Stored:
 
 @dataclass
 class Keys(StoredKeys):
-    """Answers the caller's lookups with ``own``, in turn, and those with the gateway's credential with ``with_key``."""
+    """Answers the caller's lookups with ``own``, in turn, and those with the lookup credential with ``with_key``."""
 
     own: list[Result] = field(default_factory=lambda: [stored()])
     with_key: Result | None = None
@@ -94,7 +94,7 @@ class Keys(StoredKeys):
 
 
 Refusals = Sequence[tuple[str, int, str]]
-"""Members that LiteLLM refuses, in the order in which it looks: the member, the status, the words."""
+"""Members that LiteLLM refuses, in the order in which it checks them: the member, the status, the message."""
 
 
 def answer(body: bytes, refusals: Refusals) -> tuple[int, bytes]:
@@ -107,7 +107,7 @@ def answer(body: bytes, refusals: Refusals) -> tuple[int, bytes]:
 
 @dataclass
 class Played:
-    """What LiteLLM was sent, what the caller and the log have got, and how many answers were held back."""
+    """The bodies that LiteLLM was sent, the response and the report, and how many responses were held back."""
 
     bodies: list[dict[str, Any]]
     status: int
@@ -128,9 +128,10 @@ async def play(
     sends: int = 9,
     leaves: bool = False,
 ) -> Played:
-    """One request through an adapter that holds back what it is asked to, and has a connection for so many sends.
+    """Send one request as an adapter does, to a LiteLLM that refuses ``refusals``.
 
-    ``leaves``: the client disconnects instead of getting the last answer.
+    A connection is available for the first ``sends`` sends. With ``leaves`` the client disconnects before it gets
+    the last response.
     """
     records: list[Record] = []
     keys = keys or Keys()
@@ -307,7 +308,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
 async def test_rule(
     sent: dict[str, Any], refusals: Refusals, bodies: list[dict[str, Any]], mark: bytes, lookups: list[str]
 ) -> None:
-    """What is a no-op for everybody is cut before forwarding, and the rest only after LiteLLM has refused it."""
+    """Unchanged members are cut before forwarding if they are no-ops for every caller, all others after a refusal."""
     played = await play({**KEY, **sent}, refusals)
     assert played.bodies == [{**KEY, **each} for each in bodies]
     assert played.mark == mark
@@ -335,7 +336,7 @@ async def test_rule(
     ],
 )
 async def test_no_connection_for_a_resend(sent: dict[str, Any], sends: int, mark: bytes) -> None:
-    """A field is not reported as cut if LiteLLM never got the request without it."""
+    """A member is not reported as cut if LiteLLM never received the request without it."""
     refusals = [("spend", 403, BUDGET), ("user_id", 403, USER)]
     played = await play({**KEY, **sent}, refusals, sends=sends)
     assert (played.status, played.mark) == (403, mark)
@@ -345,7 +346,7 @@ async def test_no_connection_for_a_resend(sent: dict[str, Any], sends: int, mark
 
 @pytest.mark.parametrize(("sends", "mark"), [(1, b'changed; reason="not_resent"'), (2, b'dropped; fields="spend"')])
 async def test_client_leaves_before_a_resend(sends: int, mark: bytes) -> None:
-    """Neither the log nor a counter claims a resend that was decided and not sent."""
+    """The report does not claim a resend that was decided but not sent when the client left."""
     refusals = [("spend", 403, BUDGET), ("user_id", 403, USER)]
     played = await play({**KEY, "spend": 1.5, "user_id": None}, refusals, sends=sends, leaves=True)
     assert played.record.decision.field_value.startswith(mark)
@@ -353,7 +354,7 @@ async def test_client_leaves_before_a_resend(sends: int, mark: bytes) -> None:
 
 
 async def test_at_most_so_many_sends() -> None:
-    """Each resend cuts something, and after the last that is allowed the answer is the caller's."""
+    """There are at most `MAX_RESENDS` resends. The client gets the response to the last one, even a refusal."""
     names = ["guardrails", "policies", "prompts", "spend", "user_id"]
     refusals = [(name, 403, premium(name)) for name in names[:3]] + [("spend", 403, BUDGET), ("user_id", 403, USER)]
     sent = {**KEY, "guardrails": [], "policies": [], "prompts": [], "spend": 1.5, "user_id": None}
@@ -365,7 +366,7 @@ async def test_at_most_so_many_sends() -> None:
 
 
 async def test_words_in_a_value() -> None:
-    """Words that a caller has brought into a refusal repair nothing that was refused for something else."""
+    """A caller that puts a gate's fragment into another refusal gains nothing: the resend is refused as well."""
     sent = {**KEY, "object_permission": {"vector_stores": [BUDGET]}, "spend": 1.5}
     refusals = [("object_permission", 403, f"Vector stores cannot be assigned to keys. Disallowed: ['{BUDGET}']")]
     played = await play(sent, refusals)
@@ -382,7 +383,7 @@ async def test_words_in_a_value() -> None:
     ],
 )
 async def test_unknown_after_refusal(keys: list[Result], outcome: Outcome, reason: str) -> None:
-    """Without a usable stored value the refusal is the caller's, and the reason is said."""
+    """Without a usable stored value the client gets the refusal, and the reason is reported."""
     played = await play({**KEY, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(own=keys))
     assert played.record.decision == Decision(outcome, reason=reason)
     assert (played.status, len(played.bodies)) == (403, 1)
@@ -396,7 +397,7 @@ async def test_unknown_after_refusal(keys: list[Result], outcome: Outcome, reaso
     ],
 )
 async def test_failed_lookup_is_not_repeated(found: Unknown, reason: bytes) -> None:
-    """After a lookup that has failed before forwarding, nothing can be cut, so that no answer is held back."""
+    """After a failed lookup before forwarding, there is no second lookup, and no response is held back."""
     sent = {**KEY, "permissions": {"x": 1}, "spend": 1.5}
     played = await play(sent, [("spend", 403, BUDGET)], Keys(own=[found]))
     assert played.keys.calls == ["sk-1"]
@@ -405,14 +406,14 @@ async def test_failed_lookup_is_not_repeated(found: Unknown, reason: bytes) -> N
 
 
 async def test_no_key() -> None:
-    """A body that names no key cannot be looked up, and nothing is held back for it."""
+    """If the body names no key, there is no lookup, and no response is held back."""
     played = await play({"spend": 1.5}, [("spend", 403, BUDGET)])
     assert played.mark == b'unknown; reason="no_key"'
     assert (played.keys.calls, played.held) == ([], 0)
 
 
 async def test_key_form() -> None:
-    """Nor can one whose key may not be put into a URL, with the lookup credential either."""
+    """A key that may not be put into a URL is not looked up, not even with the credential. No response is held back."""
     keys = Keys(own=[NotLookedUp("key_form")], with_key=stored())
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.mark == b'unknown; reason="key_form"'
@@ -420,7 +421,7 @@ async def test_key_form() -> None:
 
 
 async def test_alias() -> None:
-    """A key that is named by its alias alone is looked up by that."""
+    """A key that is named only by its alias is looked up by the alias."""
     sent = {"key_alias": "mine", "permissions": {"x": 1}, "spend": 1.5}
     played = await play(sent, [("spend", 403, BUDGET)])
     assert played.bodies == [{"key_alias": "mine", "spend": 1.5}, {"key_alias": "mine"}]
@@ -429,7 +430,7 @@ async def test_alias() -> None:
 
 
 async def test_cached_value_is_not_for_refusals() -> None:
-    """What was read for an earlier request may cut before forwarding; after a refusal it is read anew."""
+    """A cached value may cut a member before forwarding, but after a refusal the key is looked up again."""
     keys = Keys(own=[Cached(stored().info), stored(spend=9)])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.keys.calls == ["sk-1", "sk-1 fresh"]
@@ -437,7 +438,7 @@ async def test_cached_value_is_not_for_refusals() -> None:
 
 
 async def test_cached_cut_stands_without_a_resend() -> None:
-    """A member that a cached value had cut is reported as cut, though it differs, if there is no resend."""
+    """If there is no resend, a member that a cached value cut is reported as cut, though the fresh value differs."""
     keys = Keys(own=[Cached(stored().info), stored(permissions={"x": 2}, spend=9)])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.bodies == [{**KEY, "spend": 1.5}]
@@ -445,7 +446,7 @@ async def test_cached_cut_stands_without_a_resend() -> None:
 
 
 async def test_cached_cut_is_taken_back() -> None:
-    """A member that was cut by a cached value is sent again if a fresh lookup shows that it is a change."""
+    """A resend puts back a member that a cached value cut, if a fresh lookup shows that it is a change."""
     keys = Keys(own=[Cached(stored().info), stored(permissions={"x": 2})])
     played = await play({**KEY, "permissions": {"x": 1}, "spend": 1.5}, [("spend", 403, BUDGET)], keys)
     assert played.bodies == [{**KEY, "spend": 1.5}, {**KEY, "permissions": {"x": 1}}]
@@ -468,7 +469,7 @@ async def test_cached_cut_is_taken_back() -> None:
     ],
 )
 async def test_observe(sent: dict[str, Any], refusals: Refusals, mark: bytes, resent: int) -> None:
-    """In mode observe everything is looked up and said, and nothing is cut."""
+    """In observe mode the decision is reported, and nothing is cut or sent again."""
     played = await play({**KEY, **sent}, refusals, mode="observe")
     assert played.bodies == [{**KEY, **sent}]
     assert (played.mark, played.record.resent) == (mark, resent)
@@ -482,7 +483,7 @@ STRANGER = [("permissions", 403, PERMISSIONS), ("models", 403, "This key is not 
 
 
 async def test_lookup_key_repairs() -> None:
-    """With the gateway's own credential nothing is cut before a refusal; whom LiteLLM lets write is repaired."""
+    """With the lookup credential a member is cut only after a refusal, and the request is sent again without it."""
     played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], may_not_read(stored()))
     assert played.bodies == [{**KEY, "permissions": {"x": 1}}, KEY]
     assert played.mark == b'dropped; fields="permissions"; after-refusal="permissions"'
@@ -492,7 +493,7 @@ async def test_lookup_key_repairs() -> None:
 
 
 async def test_lookup_key_repairs_by_alias() -> None:
-    """A key that is named by its alias is repaired likewise."""
+    """A request that names its key by its alias is repaired with the lookup credential too."""
     sent = {"key_alias": "mine", "permissions": {"x": 1}}
     played = await play(sent, STRANGER[:1], may_not_read(stored()))
     assert played.bodies == [sent, {"key_alias": "mine"}]
@@ -500,7 +501,7 @@ async def test_lookup_key_repairs_by_alias() -> None:
 
 
 async def test_lookup_key_is_used_once() -> None:
-    """All that LiteLLM refuses in one request is judged by one lookup with the credential."""
+    """One lookup with the credential is enough for all members that LiteLLM refuses in one request."""
     sent = {**KEY, "permissions": {"x": 1}, "allowed_routes": ["/a", "/b"]}
     refusals = [("permissions", 403, PERMISSIONS), ("allowed_routes", 403, ROUTES)]
     played = await play(sent, refusals, may_not_read(stored()))
@@ -509,7 +510,7 @@ async def test_lookup_key_is_used_once() -> None:
 
 
 async def test_lookup_key_file_holds_none() -> None:
-    """Where there is no credential after all, the refusal is the caller's, and says nothing."""
+    """If the credential's file holds none, the client gets the refusal, without ``x-litellm-sanitizer``."""
     played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], may_not_read(NotLookedUp("lookup_403")))
     assert (played.status, played.mark, len(played.bodies)) == (403, None, 1)
     assert (len(played.record.lookups), played.record.decision.lookup_key) == (1, False)
@@ -518,7 +519,7 @@ async def test_lookup_key_file_holds_none() -> None:
 @pytest.mark.parametrize("guess", [{"x": 1}, {"x": 2}], ids=["right", "wrong"])
 @pytest.mark.parametrize("found", [stored(), Unknown("lookup_key_404")], ids=["found", "not found"])
 async def test_lookup_key_is_no_oracle(guess: dict[str, Any], found: Stored | Unknown) -> None:
-    """A caller whom LiteLLM refuses gets its first refusal, without our field, whatever was guessed."""
+    """A caller whom LiteLLM refuses gets the first refusal, without ``x-litellm-sanitizer``, whatever it guessed."""
     sent = {**KEY, "permissions": guess}
     played = await play(sent, STRANGER, may_not_read(found))
     assert (played.status, played.content) == answer(json.dumps(sent).encode(), STRANGER)
@@ -533,20 +534,20 @@ async def test_lookup_key_is_no_oracle(guess: dict[str, Any], found: Stored | Un
     ],
 )
 async def test_decision_is_withheld(refusals: Refusals, mark: bytes | None) -> None:
-    """LiteLLM's words can depend on what is stored, so our field must not depend on LiteLLM's words."""
+    """A refusal for another reason has no ``x-litellm-sanitizer`` either: its text may depend on the stored value."""
     played = await play({**KEY, "permissions": {"x": 1}}, refusals, may_not_read(stored()))
     assert played.mark == mark
 
 
 async def test_lookup_key_is_not_used_for_those_who_may_read() -> None:
-    """The caller's own lookup comes first, and is enough."""
+    """The lookup credential is not used if the caller's own lookup succeeds."""
     played = await play({**KEY, "spend": 1.5}, [("spend", 403, BUDGET)], Keys(with_key=stored()))
     assert played.keys.calls == ["sk-1 fresh"]
     assert not played.record.decision.lookup_key
 
 
 async def test_lookup_key_in_mode_observe() -> None:
-    """What it has read is reported, and kept from those whom LiteLLM refuses."""
+    """In observe mode the decision is reported, but not shown to a client that LiteLLM refuses."""
     keys = may_not_read(stored())
     played = await play({**KEY, "permissions": {"x": 1}}, STRANGER[:1], keys, mode="observe")
     assert played.record.decision.outcome is Outcome.OBSERVED
@@ -555,7 +556,7 @@ async def test_lookup_key_in_mode_observe() -> None:
 
 @pytest.mark.parametrize("path", ["/key/regenerate", "/key/sk-1/regenerate"])
 async def test_regenerate(path: str) -> None:
-    """Where a key is regenerated there are four gates, of which one waits for a refusal."""
+    """Regenerating a key cuts two fields before forwarding and reordered routes after a refusal, but not ``spend``."""
     sent = {
         "key": "sk-1",
         "permissions": {"x": 1},
@@ -585,7 +586,7 @@ UNCHANGED: dict[str, Any] = {
 
 @pytest.mark.parametrize("gate", UPDATE_GATES, ids=lambda gate: gate.field)
 async def test_every_gate(gate: Gate) -> None:
-    """Each gate's refusal is recognised by each of its fragments, and its stored value is unchanged."""
+    """Each gate cuts its unchanged member: before forwarding, or after a refusal with any of its fragments."""
     reordered = gate.field == "allowed_routes" and gate.cut is Cut.AFTER_REFUSAL
     value = ["/b", "/a"] if reordered else UNCHANGED[gate.field]
     assert value is not None or gate.field in NULL, "a column of ROW, or an entry of UNCHANGED, is missing"
@@ -604,9 +605,10 @@ async def test_every_gate(gate: Gate) -> None:
 def test_only_unchanged_members_are_cut(
     members: dict[str, bool], refusals: list[tuple[str, int, str]], with_key: bool
 ) -> None:
-    """Whatever is sent and whatever is refused: a change always arrives, and each resend cuts something.
+    """A change always reaches LiteLLM, and each resend cuts a member, whatever is sent and whatever is refused.
 
-    ``members``: whether each member is changed; ``with_key``: the caller may not read the key, but the gateway may.
+    ``members`` maps each sent member to whether it is changed. With ``with_key`` only the lookup credential may read
+    the key.
     """
     changed = {name for name, differs in members.items() if differs}
     sent = {**KEY, **{name: ["a change"] if name in changed else UNCHANGED[name] for name in members}}

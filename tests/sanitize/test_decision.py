@@ -1,4 +1,4 @@
-"""What was decided, as the response's field says it."""
+"""The value of ``x-litellm-sanitizer`` for a decision."""
 
 import pytest
 
@@ -21,5 +21,5 @@ from sanitizer.sanitize.decision import Decision, Outcome
     ],
 )
 def test_field_value(decision: Decision, value: bytes) -> None:
-    """The outcome comes first, and what there is to say of it follows; by whose lookup is not for the client."""
+    """The value is the outcome and its parameters. It does not show whose lookup was used."""
     assert decision.field_value == value

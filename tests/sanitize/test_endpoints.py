@@ -1,4 +1,4 @@
-"""The intercepted paths: which they are, and what each of them stands for."""
+"""The intercepted paths, and the endpoint, prefix and key of each."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def test_find(path: str, prefix: str | None) -> None:
     ],
 )
 def test_find_regenerate(path: str, found: tuple[str, str, str | None] | None) -> None:
-    """A key is regenerated at two paths, one of which names it."""
+    """Two paths regenerate a key, and one of them contains the key."""
     endpoint = Endpoints(FIELDS, ("", "/p")).find(path)
     assert (endpoint and (endpoint.name, endpoint.prefix, endpoint.key)) == found
 
@@ -69,7 +69,7 @@ def test_find_regenerate(path: str, found: tuple[str, str, str | None] | None) -
     ],
 )
 def test_fields_narrow(fields: tuple[str, ...], update: list[str] | None, regenerate: list[str] | None) -> None:
-    """Only wanted fields have gates, and an endpoint without any is not intercepted."""
+    """Only the given fields have gates, and an endpoint without gates is not intercepted."""
     found = Endpoints(fields, ("",))
     for path, names in (("/key/update", update), ("/key/regenerate", regenerate), ("/key/k/regenerate", regenerate)):
         endpoint = found.find(path)
@@ -77,7 +77,7 @@ def test_fields_narrow(fields: tuple[str, ...], update: list[str] | None, regene
 
 
 def test_a_row_is_all_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gate on another field or endpoint is one more row."""
+    """A gate on a new field or endpoint needs only one more row in the table."""
 
     def never(sent: dict[str, Json], row: dict[str, Json]) -> bool:
         return False

@@ -1,4 +1,4 @@
-"""The table of gates: what is guarded, and when it may be cut."""
+"""The table of gates: which fields are guarded, and when they may be cut."""
 
 import re
 
@@ -36,7 +36,7 @@ AFTER = {
     ],
 )
 def test_table(endpoint: str, before: set[tuple[str, int]], after: set[tuple[str, int]]) -> None:
-    """Each field once for each kind of cut, with the status of LiteLLM's refusal: a new gate is a row here too."""
+    """Each endpoint has exactly these fields per kind of cut, with these statuses. A new gate has to be added here."""
     rows = [gate for gate in GATES if gate.endpoint == endpoint]
     found = {cut: [(gate.field, gate.status) for gate in rows if gate.cut is cut] for cut in Cut}
     assert set(found[Cut.BEFORE_FORWARDING]) == before
@@ -46,14 +46,14 @@ def test_table(endpoint: str, before: set[tuple[str, int]], after: set[tuple[str
 
 
 def test_readme() -> None:
-    """The table of what LiteLLM refuses, in tests/litellm/README.md, names every field."""
+    """The table of refusals in tests/litellm/README.md names every guarded field."""
     page = (ROOT / "tests/litellm/README.md").read_text()
     table = page.partition("| field | releases | who is refused |")[2].partition("\n\n")[0]
     assert {field for field in FIELDS if f"`{field}`" not in table} == set()
 
 
 def test_fragments() -> None:
-    """A fragment of a refusal has more than one word, and nothing in it that a value could have brought."""
+    """A fragment has at least three words, and no quote, bracket or backslash, which could surround a sent value."""
     for gate in GATES:
         assert gate.fragments
         for fragment in gate.fragments:
@@ -64,30 +64,33 @@ def test_fragments() -> None:
 @pytest.mark.parametrize(
     "field",
     [
-        # laid over a sent metadata, or over the stored one
+        # LiteLLM merges these into the sent metadata, or into the stored metadata
         *("enforced_params", "model_rpm_limit", "model_tpm_limit", "rpm_limit_type", "tpm_limit_type"),
         *("allowed_vector_store_indexes", "logging", "service_account_id", "temp_budget_increase"),
-        "model_max_budget",  # not to be proved without a licence
+        "model_max_budget",  # cannot be proved without a licence
         "organization_id",  # LiteLLM derives permissions from it
         "key",
     ],
 )
 def test_never_a_gate(field: str) -> None:
-    """Fields of which leaving out is not the same as sending what is stored."""
+    """A field is not guarded unless omitting it is known to have the same effect as sending its stored value."""
     assert field not in FIELDS
 
 
 @pytest.mark.parametrize("field", ["team_id", "user_id", "key_alias"])
 @pytest.mark.parametrize("value", ["a", 1, ["a"], {}, False])
 def test_never_cut(field: str, value: Json) -> None:
-    """LiteLLM derives permissions from team and user, and an alias names the key: of these only none is unchanged."""
+    """A team, a user or an alias is never cut unless it is null or the empty string.
+
+    LiteLLM derives permissions from the team and the user, and the alias names the key.
+    """
     gates = [gate for gate in GATES if gate.field == field]
     assert gates
     assert not any(gate.can_be_unchanged(value) for gate in gates)
 
 
 def test_what_refuses_what() -> None:
-    """The evidence is release numbers that can be compared, from the earlier to the later."""
+    """The evidence for a gate names a refused value and release numbers that can be compared, the earlier one first."""
     for gate in GATES:
         for since, before, value in gate.refused:
             assert value

@@ -1,4 +1,4 @@
-"""The middleware with its own lookups: the app that it is around is asked for the stored key, in the same process."""
+"""The middleware's own lookups: it asks the app that it wraps for the stored key, in the same process."""
 
 import asyncio
 import contextlib
@@ -41,14 +41,14 @@ def named(scope: Scope) -> str:
 
 
 async def stored(scope: Scope, receive: Receive, send: Send) -> None:
-    """Answer as LiteLLM does of a key that has ``/a`` as its routes."""
+    """Answer a lookup as LiteLLM does for a key whose only allowed route is ``/a``."""
     answer = JSONResponse({"key": named(scope), "info": {"allowed_routes": ["/a"]}})
     await answer(scope, receive, send)
 
 
 @dataclass
 class LiteLLM:
-    """An app that answers lookups by ``lookup``, and anything else by ``upstream``."""
+    """An app that calls ``lookup`` for lookups, whose scopes it keeps, and ``upstream`` for all other requests."""
 
     lookup: ASGIApp = stored
     upstream: Upstream = field(default_factory=Upstream)
@@ -65,7 +65,7 @@ class LiteLLM:
 async def through(
     app: ASGIApp, body: bytes, headers: Fields | None = None, said: Mapping[str, object] | None = None
 ) -> Client:
-    """An update through ``app``; ``said`` is what the server says of it besides."""
+    """Send an update through ``app``, with the keys of ``said`` in its scope."""
     client = Client([body], [JSON] if headers is None else headers)
     async with asyncio.timeout(10):
         await app({**client.scope, **(said or {})}, client.receive, client.send)
@@ -84,7 +84,7 @@ async def key_update(request: Request) -> Response:
 
 
 class FastAPI(Starlette):
-    """As FastAPI does for LiteLLM, this puts a root path into the scope before any middleware."""
+    """Sets a root path in the scope before any middleware runs, as FastAPI does for LiteLLM."""
 
     root_path = "/p"
 
@@ -145,7 +145,7 @@ async def test_repairs(
     placed: Callable[[type[Starlette]], ASGIApp],
     root_path: str,
 ) -> None:
-    """An update is repaired around an app and among its middleware, under LiteLLM's own root path and without it."""
+    """An update is repaired wherever the middleware is placed, with and without LiteLLM's root path."""
     monkeypatch.setenv("SERVER_ROOT_PATH", root_path)
     paths = ["/key/update", "/p/key/update"] if kind is FastAPI else ["/key/update"]
     async with server(placed(kind)) as http:
@@ -160,7 +160,7 @@ async def test_repairs(
 
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
 async def test_other_scopes_pass_by(kind: str) -> None:
-    """A lifespan and a WebSocket reach the app as if nothing were there: the very same scope, receive and send."""
+    """For a lifespan or a WebSocket the app gets the very same scope, receive and send."""
     seen: list[object] = []
 
     async def app(*arguments: object) -> None:
@@ -172,7 +172,7 @@ async def test_other_scopes_pass_by(kind: str) -> None:
     assert [id(each) for each in seen] == [id(scope), id(receive), id(send)]
 
 
-# What a lookup is
+# The request that a lookup makes
 
 
 @pytest.mark.parametrize(
@@ -213,7 +213,10 @@ async def test_other_scopes_pass_by(kind: str) -> None:
     ],
 )
 async def test_fields(sent: Fields, asked: Fields) -> None:
-    """A lookup has the request's field lines, in order, less those about its content, and asks for no encoding."""
+    """A lookup has the request's field lines in order, without those about content or conditions.
+
+    It asks for the identity coding.
+    """
     app = LiteLLM()
     client = await through(SanitizerMiddleware(app), update(models=["m"]), [JSON, *sent])
     assert client.field_values == [DROPPED]
@@ -222,7 +225,7 @@ async def test_fields(sent: Fields, asked: Fields) -> None:
 
 
 async def test_fields_are_not_split() -> None:
-    """With a field that would be more than one in a head nothing is looked up: its request is not intercepted."""
+    """A request is not intercepted if one of its fields would become two lines in a head."""
     app = LiteLLM()
     line = (b"x", b"1\r\nauthorization: Bearer sk-other")
     client = await through(SanitizerMiddleware(app), update(), [JSON, line])
@@ -232,7 +235,7 @@ async def test_fields_are_not_split() -> None:
 
 
 async def test_scope() -> None:
-    """All else that the server has said of the request it says of the lookup: who and where the client is, and how."""
+    """The lookup's scope describes the same client, server and app as the request's scope, but a request of its own."""
     said: dict[str, Any] = {
         "client": ("192.0.2.1", 5555),
         "server": ("192.0.2.2", 443),
@@ -256,7 +259,7 @@ async def test_scope() -> None:
 
 
 async def test_state() -> None:
-    """A lookup sees the state of the server; what it writes there, or into the context, the request does not see."""
+    """A lookup sees the server's state. The request does not see what it changes there or in context variables."""
     variable: ContextVar[str] = ContextVar("variable", default="unset")
     seen: list[object] = []
 
@@ -280,7 +283,7 @@ async def test_state() -> None:
 
 
 async def test_content() -> None:
-    """A lookup has no content, whoever asks for it: the request's is for the request."""
+    """A lookup has no content, however often it calls ``receive``, and the request's own content is not consumed."""
     messages: list[Message] = []
 
     async def lookup(scope: Scope, receive: Receive, send: Send) -> None:
@@ -297,7 +300,7 @@ async def test_content() -> None:
 
 
 async def test_prefix() -> None:
-    """The key is looked up under the request's prefix, which the path has decoded and the raw path encoded."""
+    """The lookup has the request's prefix, decoded in ``path`` and percent-encoded in ``raw_path``."""
     app = LiteLLM()
     sanitized = SanitizerMiddleware(app, sanitizer=Sanitizer(prefixes=["/ü ?"]))
     client = await through(sanitized, update(), said={"path": "/ü ?/key/update"})
@@ -307,7 +310,7 @@ async def test_prefix() -> None:
 
 
 async def test_callers_share_nothing() -> None:
-    """A cookie that LiteLLM sets for one caller's lookup goes into nobody's request."""
+    """A cookie that LiteLLM sets in a lookup's response is neither sent with later requests nor passed to a client."""
 
     async def lookup(scope: Scope, receive: Receive, send: Send) -> None:
         answer = JSONResponse({"key": TOKEN, "info": {"allowed_routes": ["/a"]}}, headers={"set-cookie": "session=1"})
@@ -405,7 +408,7 @@ GZIP = (b"content-encoding", b"gzip")
     ],
 )
 async def test_lookups(lookup: ASGIApp, mark: bytes) -> None:
-    """Whatever the app makes of a lookup, the request goes on: as it came, if it has not been shown to be unchanged."""
+    """The request is forwarded whatever the app does with the lookup, and unedited if the lookup does not succeed."""
     app = LiteLLM(lookup)
     sanitizer = Sanitizer(StoredKeys(timeout=0.1))
     client = await through(SanitizerMiddleware(app, sanitizer=sanitizer), update(models=["m"]))
@@ -416,7 +419,7 @@ async def test_lookups(lookup: ASGIApp, mark: bytes) -> None:
 
 
 async def test_client_leaves_during_the_lookup() -> None:
-    """The app's own work on the lookup is cancelled, its update is not called, and the next request is served."""
+    """If the client leaves, the lookup is cancelled and the app gets no update. The next request is served."""
     begun, ended = asyncio.Event(), asyncio.Event()
 
     async def lookup(scope: Scope, receive: Receive, send: Send) -> None:
@@ -440,7 +443,7 @@ async def test_client_leaves_during_the_lookup() -> None:
 
 
 async def test_callers_at_once() -> None:
-    """Lookups that overlap are each answered for their own caller and key."""
+    """Each of several lookups at the same time is answered for its own caller and key."""
     everyone = asyncio.Barrier(8)
 
     async def lookup(scope: Scope, receive: Receive, send: Send) -> None:
@@ -453,7 +456,7 @@ async def test_callers_at_once() -> None:
     sanitized = SanitizerMiddleware(LiteLLM(lookup))
 
     def ask(number: int) -> Any:
-        key = f"{number // 2 * 2:064}"  # every other one asks for a neighbour's
+        key = f"{number // 2 * 2:064}"  # every other caller asks for its neighbour's key
         body = json.dumps({"key": key, "allowed_routes": [f"/{key}"]}).encode()
         return through(sanitized, body, [JSON, (b"x-api-key", b"%d" % number)])
 
@@ -462,7 +465,7 @@ async def test_callers_at_once() -> None:
 
 
 async def test_alias() -> None:
-    """A key that is named by its alias is asked for with a POST that the app reads whole."""
+    """A key that is named by its alias is looked up with a POST, whose content the app receives."""
     seen: list[tuple[str, str, bytes]] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -1,4 +1,4 @@
-"""Members, spans and cuts: the result is the object less the members, and every other byte is as it was."""
+"""Members of a JSON object and their spans, cutting members without changing other bytes, and equality of values."""
 
 import json
 import sys
@@ -13,7 +13,7 @@ from sanitizer.sanitize.jsonedit import Json, NotInspectable, cut, equal, loads,
 
 
 def parsed(text: bytes) -> dict[str, object]:
-    """What json.loads makes of it, numbers as they are spelt, so that none is rounded and NaN is equal to itself."""
+    """Parse ``text`` with numbers as strings, so that none is rounded and NaN is equal to itself."""
     value = json.loads(text, parse_int=str, parse_float=str, parse_constant=str)
     assert isinstance(value, dict)
     return value
@@ -46,7 +46,7 @@ def parsed(text: bytes) -> dict[str, object]:
     ],
 )
 def test_cut(body: str, left: str) -> None:
-    """Members called a and d go, each with one comma; nothing else does."""
+    """The members ``a`` and ``d`` are cut, each with one comma, and nothing else is."""
     data = body.encode()
     assert cut(data, members(data), {"a", "d"}) == left.encode()
 
@@ -56,7 +56,7 @@ NUMBERS = st.from_regex(r"-?(0|[1-9][0-9]{0,40})(\.[0-9]{1,20})?([eE][+-]?[0-9]{
 
 
 def spelt(text: str, choose: Callable[[], int]) -> str:
-    """A JSON string: each character as it is or escaped, as chosen."""
+    """Write ``text`` as a JSON string, and escape each character that needs it or for which ``choose`` returns 1."""
     units: list[str] = []
     for character in text:
         if character in '"\\' or character < " " or choose():
@@ -89,7 +89,7 @@ NAMES = st.sampled_from(["allowed_routes", "key", "a", "ä", "€", "😀"]) | s
 
 @st.composite
 def objects(draw: st.DrawFn) -> list[tuple[str, str, str, str]]:
-    """Members as (name, white space before, text, white space behind), in their order."""
+    """Members in order, each as (name, white space before, text, white space after)."""
     return [
         (
             name,
@@ -104,7 +104,7 @@ def objects(draw: st.DrawFn) -> list[tuple[str, str, str, str]]:
 @given(objects(), WHITE, WHITE)
 @example([("key", " ", '"key":1', "\n"), ("€", "", '"€":2', "")], "\t", "")
 def test_cut_leaves_every_other_byte(pieces: list[tuple[str, str, str, str]], before: str, behind: str) -> None:
-    """The result parses to the object less the members and is, byte for byte, what was written around them."""
+    """The result parses to the object without the cut members, and every byte outside them and their commas stays."""
     unwanted = {"allowed_routes", "key"}
     body = before + "{" + ",".join(pre + text + post for _, pre, text, post in pieces) + "}" + behind
     expected = before + "{"
@@ -126,7 +126,7 @@ def test_cut_leaves_every_other_byte(pieces: list[tuple[str, str, str, str]], be
 
 @given(objects())
 def test_spans(pieces: list[tuple[str, str, str, str]]) -> None:
-    """Each member's span is its own text, and its value's span is the value's."""
+    """The span of a member covers its text, and the span of its value covers the value."""
     data = ("{" + ",".join(pre + text + post for _, pre, text, post in pieces) + "}").encode()
     found = members(data)
     assert [data[start:end].decode() for _, start, _, end, _ in found] == [text for _, _, text, _ in pieces]
@@ -195,7 +195,7 @@ REFUSED = [
 
 @pytest.mark.parametrize(("body", "reason"), REFUSED)
 def test_not_inspectable(body: bytes, reason: str) -> None:
-    """What is not a JSON object in UTF-8, or would take too long, is said to be so."""
+    """A body that is not a JSON object in UTF-8, or has too many values, is refused with the reason."""
     with pytest.raises(NotInspectable) as refused:
         members(body)
     assert refused.value.reason == reason
@@ -209,7 +209,7 @@ def test_not_inspectable(body: bytes, reason: str) -> None:
     ],
 )
 def test_deep(value: bytes) -> None:
-    """How deep is too deep is the interpreter's decision; it is taken without harm."""
+    """Deep nesting is either accepted or refused as ``too_deep``. The interpreter's limit decides which."""
     body = b'{"a":%b}' % value
 
     def left() -> str:
@@ -239,7 +239,7 @@ def test_deep(value: bytes) -> None:
     ],
 )
 def test_passed_over(value: bytes) -> None:
-    """What LiteLLM parses is no obstacle, however odd, where it is not looked at."""
+    """An unusual value that LiteLLM parses can be cut, and does not prevent cutting another member."""
     body = b'{"a":%b, "b":1 }' % value
     assert cut(body, members(body), {"b"}) == b'{"a":%b  }' % value
     assert cut(body, members(body), {"a"}) == b'{ "b":1 }'
@@ -247,7 +247,7 @@ def test_passed_over(value: bytes) -> None:
 
 @given(st.binary(max_size=40) | st.text('{}[]":,\\u0123 antrue-.eE\u00e4', max_size=40).map(str.encode))
 def test_agrees_with_json_loads(body: bytes) -> None:
-    """Whatever the bytes, either nothing is found, or json.loads finds the same members in them."""
+    """Any bytes are either refused, or `json.loads` finds the same members in them."""
     try:
         found = members(body)
     except NotInspectable:
@@ -260,7 +260,7 @@ def test_agrees_with_json_loads(body: bytes) -> None:
 
 @given(st.text('{}[]":,\\u0123 nultrse-.eE\u00e4', max_size=40).map(str.encode))
 def test_accepts_what_json_loads_accepts(body: bytes) -> None:
-    """Every UTF-8 text that json.loads takes for an object is inspectable."""
+    """Every UTF-8 text that `json.loads` parses as an object is inspectable, and has the same members."""
     try:
         parsed = json.loads(body)
     except ValueError:
@@ -307,14 +307,14 @@ def test_accepts_what_json_loads_accepts(body: bytes) -> None:
     ],
 )
 def test_equal(one: str, other: str, same: bool) -> None:
-    """Strict JSON equality, both ways round."""
+    """Values are compared strictly as JSON, and the order of the two does not matter."""
     a, b = loads(one.encode()), loads(other.encode())
     assert equal(a, b) is same
     assert equal(b, a) is same
 
 
 def test_equal_is_deep() -> None:
-    """Comparing needs no stack."""
+    """Comparing deeply nested values does not recurse."""
     deep: Json = None
     other: Json = None
     for _ in range(sys.getrecursionlimit() * 2):
@@ -334,7 +334,7 @@ def test_equal_is_deep() -> None:
     ],
 )
 def test_loads_refuses(text: bytes, reason: str) -> None:
-    """`loads` has one kind of error, whatever is wrong."""
+    """`loads` raises `NotInspectable` with the reason, whatever is wrong."""
     with pytest.raises(NotInspectable) as refused:
         loads(text)
     assert refused.value.reason == reason

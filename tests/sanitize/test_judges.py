@@ -203,10 +203,10 @@ PERMISSION = (
     ],
 )
 def test_comparators(compare: Comparator, sent: str, stored: str, verdict: bool | None) -> None:
-    """A sent value is the stored one, or not; about a stored value of an unknown shape, nothing is said.
+    """A comparator returns whether the sent value is the stored one, or None if the stored value has an unknown shape.
 
-    Lists of strings are compared item by item, or as sets; objects strictly and at every depth; budget windows on what
-    a caller sets, in their order; of object permissions the members that are sent.
+    Lists of strings are compared item by item, or as sets. Objects are compared strictly and at every depth. Budget
+    windows are compared in order, by what a caller sets, and object permissions by the members that are sent.
     """
     assert compare(loads(sent.encode()), loads(stored.encode())) is verdict
 
@@ -325,5 +325,5 @@ TAGS = metadata_member("tags")
     ],
 )
 def test_judges(judge: Judge, sent: str, row: str, verdict: bool | None) -> None:
-    """A judge sees all that is sent and all that is stored."""
+    """A judge compares a member with the stored key, and takes the other sent members into account."""
     assert judge(values(sent), values(row)) is verdict

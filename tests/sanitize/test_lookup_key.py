@@ -1,4 +1,4 @@
-"""The lookup credential: where it comes from."""
+"""The lookup credential: how it is read from a file or a variable."""
 
 import os
 from pathlib import Path
@@ -27,7 +27,7 @@ from sanitizer.sanitize.lookup_key import KeyFile, checked_key, read_key
     ],
 )
 def test_key(content: str, key: str | None, tmp_path: Path) -> None:
-    """One key that can be sent, or an error that does not repeat it."""
+    """The content must be exactly one key that can be sent in a field line. The error does not repeat the content."""
     path = tmp_path / "key"
     path.write_bytes(content.encode())
     if key is not None:
@@ -51,7 +51,7 @@ def test_key(content: str, key: str | None, tmp_path: Path) -> None:
     ],
 )
 def test_key_in_a_wrapping(content: bytes, words: str, tmp_path: Path) -> None:
-    """What an editor or a shell has put around a key is named, and not sent as part of it."""
+    """Quotes and byte order marks around a key are refused, with an error that names them."""
     path = tmp_path / "key"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=f"^one key and nothing else: .*{words}") as refused:
@@ -63,13 +63,13 @@ def test_key_in_a_wrapping(content: bytes, words: str, tmp_path: Path) -> None:
     ("text", "words"), [("'sk-1'", "it has quotes around it"), ("\ufeffsk-1", "begins with a byte order mark")]
 )
 def test_text_in_a_wrapping(text: str, words: str) -> None:
-    """The same of a variable's value."""
+    """Quotes and byte order marks in a variable's value are refused likewise."""
     with pytest.raises(ValueError, match=words):
         checked_key(text)
 
 
 class TestKeyFile:
-    """The key in a file, as the file changes."""
+    """A key file that changes."""
 
     @pytest.fixture
     def path(self, tmp_path: Path) -> Path:
@@ -78,21 +78,21 @@ class TestKeyFile:
         return path
 
     def test_rewritten(self, path: Path) -> None:
-        """Another content in the same file."""
+        """New content in the same file is read."""
         key = KeyFile(str(path), pytest.fail)
         assert [key(), key()] == ["sk-1", "sk-1"]
         path.write_text("sk-two\n")
         assert key() == "sk-two"
 
     def test_touched(self, path: Path) -> None:
-        """The same size in the same file, at another time."""
+        """New content of the same size is read if the modification time differs."""
         key = KeyFile(str(path), pytest.fail)
         path.write_text("sk-2\n")
         os.utime(path, ns=(1, 1))
         assert key() == "sk-2"
 
     def test_nothing_has_changed(self, path: Path) -> None:
-        """A file that is the same by inode, time and size is not read again."""
+        """A file with the same inode, modification time and size is not read again."""
         key = KeyFile(str(path), pytest.fail)
         status = path.stat()
         path.write_text("sk-2\n")
@@ -100,7 +100,7 @@ class TestKeyFile:
         assert key() == "sk-1"
 
     def test_renamed(self, path: Path) -> None:
-        """Another file in its place, of the same size and time."""
+        """A file that replaces the old one is read, even with the same size and modification time."""
         key = KeyFile(str(path), pytest.fail)
         status = path.stat()
         other = path.with_name("other")
@@ -110,7 +110,7 @@ class TestKeyFile:
         assert key() == "sk-2"
 
     def test_kubernetes(self, tmp_path: Path) -> None:
-        """A mounted secret: the file is a link into a folder that is itself a link, which is swapped."""
+        """A new version of a mounted Secret is read: the file is a link through a directory link, which is replaced."""
         for name, text in (("v1", "sk-1"), ("v2", "sk-2")):
             (tmp_path / name).mkdir()
             (tmp_path / name / "key").write_text(text)
@@ -125,7 +125,7 @@ class TestKeyFile:
         assert key() == "sk-2"
 
     def test_last_good_one(self, path: Path) -> None:
-        """Where there is no key for a while the last one stays, and each reason in a row is reported once."""
+        """While the file holds no valid key, the last key stays in use. The same reason in a row is reported once."""
         reasons: list[str] = []
         key = KeyFile(str(path), reasons.append)
         path.unlink()
@@ -143,11 +143,11 @@ class TestKeyFile:
         assert len(reasons) == 3
 
     def test_gone_after_the_start(self, path: Path) -> None:
-        """It has been read before the first use."""
+        """The file is read when the object is made, so it may be deleted before the first use."""
         reasons: list[str] = []
         key = KeyFile(str(path), reasons.append)
         path.unlink()
         assert key() == "sk-1"
 
     def test_never_there(self, tmp_path: Path) -> None:
-        """Without any, there is none."""
+        """Without a file there is no key."""

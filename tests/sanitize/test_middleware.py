@@ -1,4 +1,4 @@
-"""The sanitizer around an app: what the app gets, what the client sees, what is reported, and what is cancelled."""
+"""The middleware around an app: what the app and the client receive, what is reported, and what is cancelled."""
 
 import asyncio
 import hashlib
@@ -73,7 +73,10 @@ def unknown(reason: str) -> Decision:
 async def test_outcomes(
     mode: str, body: bytes, stored: Stored | Unknown, forwarded: bytes | None, decision: Decision, key: str | None
 ) -> None:
-    """Each outcome: the body that goes on (None: as it came), the response's field, and the report."""
+    """Each outcome has its forwarded body, its response field and its report.
+
+    ``forwarded`` is None if the body is forwarded as it was received.
+    """
     upstream = Upstream()
     app = Sanitized(upstream, Lookups(stored), mode)
     length = (b"content-length", b"%d" % len(body))
@@ -105,7 +108,7 @@ TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
 async def test_which_request_it_was(
     asked: Fields, answered: Fields, call_id: str | None, traceparent: str | None
 ) -> None:
-    """A report names the request as LiteLLM and the client's tracing do, where they do so properly."""
+    """A report has LiteLLM's call ID and the client's ``traceparent``, unless they are malformed."""
     app = Sanitized(Upstream(answered), Lookups(ROUTES))
     await Client([update()], [JSON, *asked]).through(app)
     assert [(each.call_id, each.traceparent, each.status) for each in app.records] == [(call_id, traceparent, 200)]
@@ -139,7 +142,7 @@ async def test_which_request_it_was(
     ],
 )
 async def test_caller(more: dict[str, Any], caller: str | None, client: str | None, forwarded: str | None) -> None:
-    """A report names the caller's key, by its hash, and the address in the scope."""
+    """A report has the hash of the caller's key, the address in the scope, and other addresses in X-Forwarded-For."""
     app = Sanitized(Upstream(), Lookups(ROUTES))
     request = Client([update()], [JSON])
     await app({**request.scope, **more}, request.receive, request.send)
@@ -149,7 +152,7 @@ async def test_caller(more: dict[str, Any], caller: str | None, client: str | No
 
 
 async def test_no_response() -> None:
-    """An app that ends without a response is reported as well, once."""
+    """A request for which the app raises instead of responding is reported once, without a status."""
 
     async def fails(scope: Scope, receive: Receive, send: Send) -> None:
         raise RuntimeError
@@ -171,7 +174,7 @@ async def test_no_response() -> None:
     ],
 )
 async def test_head_decides(headers: Fields, reason: bytes) -> None:
-    """What the head forbids is not even read: the app gets the request at once, with the server's own receive."""
+    """If the head rules out an inspection, the app is called before any of the body is read, and there is no lookup."""
     body = update()
     client = Client([body], headers)
 
@@ -209,7 +212,7 @@ async def test_head_decides(headers: Fields, reason: bytes) -> None:
     ],
 )
 async def test_head_of_a_cut_request(headers: Fields, after: Fields) -> None:
-    """Of the head, nothing but the value of Content-Length changes."""
+    """A cut changes nothing in the head but the value of Content-Length."""
     upstream = Upstream()
     await Client([update(models=["m"])], headers).through(Sanitized(upstream, Lookups(ROUTES)))
     assert upstream.scopes[0]["headers"] == after
@@ -218,7 +221,7 @@ async def test_head_of_a_cut_request(headers: Fields, after: Fields) -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 7, 1000])
 async def test_chunks(size: int) -> None:
-    """However the body is chunked, it is judged as a whole."""
+    """The body is inspected as a whole, whatever the sizes of its chunks."""
     body = update(models=["m"])
     upstream = Upstream()
     chunks = [body[i : i + size] for i in range(0, len(body), size)]
@@ -237,7 +240,7 @@ async def test_chunks(size: int) -> None:
     ],
 )
 async def test_passes_by(method: str, path: str, mode: str) -> None:
-    """What is not intercepted reaches the app as if nothing were there: the very same scope, receive and send."""
+    """For a request that is not intercepted the app gets the very same scope, receive and send."""
     client = Client(method=method, path=path)
     scope = client.scope
     seen: list[object] = []
@@ -254,7 +257,7 @@ async def test_passes_by(method: str, path: str, mode: str) -> None:
 
 @pytest.mark.parametrize("kind", ["lifespan", "websocket"])
 async def test_other_scopes_pass_by(kind: str) -> None:
-    """Only HTTP requests are looked at."""
+    """Scopes other than HTTP requests are passed to the app."""
     seen: list[Scope] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -270,7 +273,7 @@ async def test_other_scopes_pass_by(kind: str) -> None:
     ("path", "prefix"), [pytest.param("/key/update", "", id="bare"), pytest.param("/p/key/update", "/p", id="prefix")]
 )
 async def test_lookup(path: str, prefix: str) -> None:
-    """The lookup is for the body's key, under the request's prefix, and how long it took is reported."""
+    """The lookup is for the body's key, under the request's prefix, and its outcome and duration are reported."""
     lookups = Lookups(ROUTES)
     app = Sanitized(Upstream(), lookups)
     await Client([update()], path=path).through(app)
@@ -288,7 +291,7 @@ async def test_lookup(path: str, prefix: str) -> None:
     ],
 )
 async def test_no_lookup(body: bytes) -> None:
-    """Where nothing could be dropped, nothing is asked."""
+    """There is no lookup if no member could be cut."""
     lookups = Lookups(ROUTES)
     app = Sanitized(Upstream(), lookups)
     await Client([body]).through(app)
@@ -297,7 +300,7 @@ async def test_no_lookup(body: bytes) -> None:
 
 
 async def test_lookup_follows_the_body() -> None:
-    """What is read from LiteLLM is never older than the request: no lookup before the last byte is here."""
+    """The lookup is made after the body's last byte was received: the stored value is not older than the request."""
     body = update()
     lookups = Lookups(ROUTES)
     client = Client([body[:-1], body[-1:]])
@@ -311,7 +314,7 @@ async def test_lookup_follows_the_body() -> None:
 
 
 async def test_too_large_streams() -> None:
-    """A body found to be over the limit goes on with what was read, and the rest at the app's pace."""
+    """When a body exceeds the limit, the app receives the part that was read, and then the rest at its own pace."""
     chunks = [b"x" * 1000, b"y" * 1000, b"z" * 1000, b""]
     client = Client(chunks)
     receives: list[int] = []
@@ -337,7 +340,7 @@ async def test_too_large_streams() -> None:
 
 @pytest.mark.parametrize("limit", [100, None], ids=["given", "by default"])
 async def test_exactly_the_limit(limit: int | None) -> None:
-    """The limit is the largest body that is inspected, as its length says; by default 1 MiB."""
+    """A body whose Content-Length is the limit is inspected, and a longer one is not. The default limit is 1 MiB."""
     largest = 1024 * 1024 if limit is None else limit
     sanitizer = Sanitizer(Lookups(ROUTES)) if limit is None else Sanitizer(Lookups(ROUTES), max_body=limit)
     marks = []
@@ -349,7 +352,7 @@ async def test_exactly_the_limit(limit: int | None) -> None:
 
 
 async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
-    """When too much is held already, a further body streams on; afterwards, bodies are inspected again."""
+    """While too many octets are collected, a further body is not inspected. Afterwards bodies are inspected again."""
     body = update()
     monkeypatch.setattr(core, "MAX_COLLECTED", 2 * len(body) - 1)
     gate = asyncio.Event()
@@ -371,7 +374,7 @@ async def test_busy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_held_until_the_app_returns() -> None:
-    """A body counts as held as long as the app may still need it, and no longer, even if the app fails."""
+    """A body counts as collected until the app returns or fails."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -386,7 +389,7 @@ async def test_held_until_the_app_returns() -> None:
 
 
 async def test_client_leaves_in_its_body() -> None:
-    """Half a request is no request: the app is not called, and that is reported."""
+    """If the client leaves before its body is complete, the app is not called, and that is reported."""
     upstream = Upstream()
     lookups = Lookups(ROUTES)
     app = Sanitized(upstream, lookups)
@@ -397,7 +400,7 @@ async def test_client_leaves_in_its_body() -> None:
 
 
 async def test_client_leaves_during_the_lookup() -> None:
-    """The lookup is cancelled at once, the app is not called, and that is reported."""
+    """If the client leaves, the lookup is cancelled at once, the app is not called, and that is reported."""
     upstream = Upstream()
     lookups = Lookups(ROUTES, gate=asyncio.Event())
     app = Sanitized(upstream, lookups)
@@ -413,7 +416,7 @@ async def test_client_leaves_during_the_lookup() -> None:
 
 
 async def test_server_cancels() -> None:
-    """A server that cancels the request cancels the lookup, and no task is left."""
+    """If the server cancels the request, the lookup is cancelled, and no task is left."""
     lookups = Lookups(ROUTES, gate=asyncio.Event())
     app = Sanitized(Upstream(), lookups)
     before = asyncio.all_tasks()
@@ -428,7 +431,7 @@ async def test_server_cancels() -> None:
 
 
 async def test_something_else_after_the_body() -> None:
-    """A server that says more after the body's end is not taken for a client that leaves."""
+    """A further message after the end of the body is not mistaken for a disconnect."""
     lookups = Lookups(ROUTES, gate=asyncio.Event())
     client = Client([update(), b"", b""])
     client.messages[0]["more_body"] = False
@@ -440,7 +443,7 @@ async def test_something_else_after_the_body() -> None:
 
 
 async def test_app_sees_the_client_leave() -> None:
-    """After the body, receive is the server's again: a client that leaves later is the app's to notice."""
+    """After the body, ``receive`` returns the server's messages, so that the app sees the client disconnect."""
     seen: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -462,7 +465,7 @@ async def test_app_sees_the_client_leave() -> None:
     ],
 )
 async def test_response_field(fields: Fields) -> None:
-    """The answer's own fields stay, in their order; only ours is ours."""
+    """The response's fields stay in order. Only fields with the name of the gateway's own field are replaced by it."""
     own = [(b"Set-Cookie", b"a=1"), (b"set-cookie", b"b=2")]
     client = await Client([b"{}"]).through(Sanitized(Upstream([own[0], *fields, own[1]]), Lookups(ROUTES)))
     assert client.sent[0]["headers"] == [*own, (b"x-litellm-sanitizer", b"absent")]
@@ -483,7 +486,7 @@ async def test_response_field(fields: Fields) -> None:
     ],
 )
 async def test_cached_difference_is_confirmed(results: list[Result], fresh: list[bool], mark: bytes) -> None:
-    """Only "unchanged" may rest on a cached value; anything else is judged by a fresh one."""
+    """A cached value is enough only to find a member unchanged. Otherwise a fresh lookup decides."""
     lookups = Lookups(*results)
     app = Sanitized(Upstream(), lookups)
     client = await Client([update()]).through(app)
@@ -504,7 +507,7 @@ async def test_cached_difference_is_confirmed(results: list[Result], fresh: list
     ],
 )
 async def test_writes_are_announced(body: bytes, mode: str, writes: list[str | None]) -> None:
-    """While a request that may write the key is with the app, the cache knows."""
+    """A request that may write the key is announced to the cache for as long as the app handles it."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         assert lookups.writing_now == len(writes)
@@ -517,7 +520,7 @@ async def test_writes_are_announced(body: bytes, mode: str, writes: list[str | N
 
 
 async def test_member_that_is_put_back_is_announced() -> None:
-    """A resend that has a member again, which a cached value had cut, writes what the cache holds."""
+    """A resend that puts back a member, which a cached value had cut, is announced to the cache."""
     announced: list[int] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -551,7 +554,7 @@ async def test_member_that_is_put_back_is_announced() -> None:
     ],
 )
 async def test_others_are_announced(kind: str, method: str, path: str, writes: list[str | None]) -> None:
-    """While a request that passes by, but may write any key, is with the app, the cache knows."""
+    """A request that is not intercepted, but may write any key, is announced for as long as the app handles it."""
     seen: list[object] = []
 
     async def app(*arguments: Any) -> None:
@@ -567,7 +570,7 @@ async def test_others_are_announced(kind: str, method: str, path: str, writes: l
 
 
 async def test_no_caller() -> None:
-    """A request whose onward head cannot be made is the app's to refuse."""
+    """A request for which no head of a lookup can be made is passed to the app without an inspection."""
 
     def caller(scope: Scope) -> Caller:
         raise BadRequest("no onward head")
@@ -579,7 +582,7 @@ async def test_no_caller() -> None:
 
 
 async def test_stalled() -> None:
-    """Content that stops coming is handed on as far as it has come, and the rest when it comes."""
+    """If the body stalls, the app receives the part that has arrived, and the rest when it arrives."""
     half, rest = update()[:20], update()[20:]
     released = asyncio.Event()
     client = Client([half, rest])
@@ -608,7 +611,7 @@ async def test_stalled() -> None:
 
 @pytest.mark.parametrize(("status", "marks"), [(200, [b'unknown; reason="lookup_403"']), (300, []), (404, [])])
 async def test_nothing_is_said(status: int, marks: list[bytes]) -> None:
-    """Where the lookup credential may be used, only a success says what was decided."""
+    """If the lookup credential may be used, only a 2xx response has ``x-litellm-sanitizer``."""
     lookups = Lookups(Unknown("lookup_403", refused=True), has_lookup_key=True)
     client = await Client([update()]).through(Sanitized(Upstream([(b"x", b"1")], status=status), lookups))
     assert (client.sent[0]["headers"][0], client.field_values) == ((b"x", b"1"), marks)
@@ -631,7 +634,7 @@ STARLETTE = Starlette(
 
 
 async def test_around_starlette() -> None:
-    """Any ASGI app will do."""
+    """The middleware works around a Starlette app."""
     app = Sanitized(STARLETTE, Lookups(ROUTES))
     transport = httpx.ASGITransport(app=app)
     async with httpx.AsyncClient(transport=transport, base_url="http://test") as client:
@@ -651,7 +654,7 @@ def request_head(length: int, *lines: bytes) -> bytes:
 
 
 async def test_expect_under_uvicorn() -> None:
-    """A client that expects 100 (Continue) gets it as soon as the body is wanted, then its answer."""
+    """A client that expects 100 (Continue) gets it before it sends its body, and then the response."""
     body = update(models=["m"])
     async with serving(Sanitized(STARLETTE, Lookups(ROUTES))) as port:
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -665,7 +668,7 @@ async def test_expect_under_uvicorn() -> None:
 
 
 async def test_client_leaves_under_uvicorn(caplog: pytest.LogCaptureFixture) -> None:
-    """A real client that hangs up during the lookup ends it; the server has nothing to complain about."""
+    """If a real client disconnects during the lookup, the lookup is cancelled, and the server logs no warning."""
     caplog.set_level(logging.INFO)
     upstream = Upstream()
     lookups = Lookups(ROUTES, gate=asyncio.Event())

@@ -1,4 +1,4 @@
-"""What LiteLLM is asked about a key, and what its answer says."""
+"""The requests that look a key up, and how the responses are read."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from sanitizer.sanitize.queries import (
 KEY = "sk-secret"
 TOKEN = hashlib.sha256(KEY.encode()).hexdigest()
 LARGE: Any = {f"openai/model-{n}": {"budget_limit": "0.5", "time_period": "1d", "models": ["a"]} for n in range(8000)}
-"""More than a key has that has a budget for each of its models."""
+"""A budget for each of 8,000 models: more than the metadata of a real key holds."""
 
 MIB = 1024 * 1024
 SHAPE, SIZE, DELETED = Unknown("lookup_shape"), Unknown("lookup_size"), Unknown("key_deleted")
@@ -41,7 +41,7 @@ def read(body: bytes, key: str | None = None, alias: str | None = None) -> Store
 
 
 def with_values(number: int) -> bytes:
-    """An answer whose values are counted as ``number``: three containers, a member of the first, and the items."""
+    """A response with ``number`` values: three containers, the key, and the items of the list."""
     return answer({"a": [0] * (number - 4)})
 
 
@@ -56,7 +56,7 @@ def with_values(number: int) -> bytes:
     ],
 )
 def test_token(key: str, token: str) -> None:
-    """LiteLLM stores the hash of what begins with ``sk-``."""
+    """A key that begins with ``sk-`` is stored as its hash, and any other as it is."""
     assert token_of(key) == token
 
 
@@ -69,7 +69,7 @@ def test_token(key: str, token: str) -> None:
     ],
 )
 def test_key_hash(key: str, prefix: str) -> None:
-    """A key has one name in logs, whether it is sent raw or hashed, and that name never shows it."""
+    """Logs name a key by the same hash prefix, whether it is sent raw or hashed."""
     assert key_hash(key) == prefix
 
 
@@ -85,13 +85,13 @@ def test_key_hash(key: str, prefix: str) -> None:
 )
 @pytest.mark.parametrize("start", [b"", b"POST /key/update HTTP/1.1"], ids=["no start line", "a start line"])
 def test_caller_header(start: bytes, head: bytes, sent: bytes, end: bytes) -> None:
-    """Each field line follows a CRLF, and none is at the end, however the head ends."""
+    """Each field line is preceded by CRLF, and the last is not followed by one, however the head ends."""
     assert caller_header(start + head + end) == sent + b"\r\nAccept-Encoding: identity"
 
 
 @pytest.mark.parametrize("end", [b"\r\n", b"\r\n\r\n"], ids=["no empty line", "an empty line"])
 def test_lookup_key_header(end: bytes) -> None:
-    """Of the caller's field lines only the route is kept, however the head ends."""
+    """Of the caller's field lines only forwarding fields, such as Via, are kept, however the head ends."""
     assert lookup_key_header(b"\r\nCookie: a\r\nVia: 1.1 a" + end, "sk-own", b"h") == b"".join(
         [b"\r\nHost: h", b"\r\nVia: 1.1 a", b"\r\nAuthorization: Bearer sk-own", b"\r\nAccept-Encoding: identity"]
     )
@@ -126,7 +126,7 @@ def test_lookup_key_header(end: bytes) -> None:
     ],
 )
 def test_by_key(body: bytes, result: Stored | Unknown) -> None:
-    """Whatever is not about this very key, or too large to be parsed, is unknown."""
+    """The stored value is unknown if the response is not about the requested key or is too large to be parsed."""
     assert read(body, key=KEY) == read(body, key=TOKEN) == result
 
 
@@ -145,5 +145,5 @@ def test_by_key(body: bytes, result: Stored | Unknown) -> None:
     ],
 )
 def test_by_alias(body: bytes, result: Stored | Unknown) -> None:
-    """Only one row with that very alias is the key."""
+    """The stored value is known only if the response has exactly one row, with the requested alias."""
     assert read(body, alias="a") == result

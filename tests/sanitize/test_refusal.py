@@ -1,4 +1,4 @@
-"""The text of a refusal, out of any answer of LiteLLM's or of a proxy before it."""
+"""The text of a refusal, read from a response of LiteLLM or of a proxy in front of it."""
 
 import gzip
 import json
@@ -36,7 +36,7 @@ def coded(coding: bytes) -> bytes:
     ],
 )
 def test_text(content: str, found: str) -> None:
-    """One text is looked at, and only in a JSON object."""
+    """The text is the string at error.message, detail or detail.error of a JSON object, and otherwise empty."""
     assert refusal_text(HEAD, content.encode()) == found
 
 
@@ -59,12 +59,12 @@ def test_not_utf8() -> None:
     ],
 )
 def test_codings(coding: bytes, content: bytes, found: str) -> None:
-    """A refusal may be compressed with gzip, and may not grow over the limit."""
+    """The content may be compressed with gzip, up to a limit when decompressed. Any other coding has no text."""
     assert refusal_text(coded(coding), content) == found
 
 
 def test_limit() -> None:
-    """A refusal is no longer than the limit."""
+    """Content over the limit has no text, whether it is compressed or not."""
     content = b'{"detail":"no"}'
     fitting = content + b" " * (MAX_REFUSAL - len(content))
     assert [refusal_text(HEAD, each) for each in (fitting, fitting + b" ")] == ["no", ""]

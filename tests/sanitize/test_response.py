@@ -1,7 +1,7 @@
-"""Second sends through the middleware: an answer that is held back, another body, and another answer.
+"""Resends through the middleware: a response that is held back, another body, and another response.
 
-What is scripted is the sanitizer's second question (`tests.support.cores`). Most tests call the middleware with
-messages; the last ones are under a real server, before the real relay.
+The bodies of resends are scripted (`tests.support.cores`). Most tests call the middleware with messages. The last ones
+run it under a real server and in front of the real relay.
 """
 
 import asyncio
@@ -55,11 +55,11 @@ ALLOWED: list[Message] = [start(200), content(b"ok")]
 
 
 class Failure(Exception):
-    """Of the app."""
+    """An exception that the app raises."""
 
 
 def messages_of(answer: Answer) -> list[Message]:
-    """An answer, piece by piece, and an empty last message."""
+    """The messages of a response: its start, its pieces, and an empty last message."""
     head = start(answer.status, (b"X-Status", b"%d" % answer.status), (b"Set-Cookie", b"a=b"))
     return [head, *[content(piece, more=True) for piece in answer.pieces], content(b"")]
 
@@ -69,9 +69,9 @@ Step = Message | Exception | asyncio.Event | Callable[[], None]
 
 @dataclass
 class App:
-    """Reads a whole request and goes through the next of ``answers``, whose last one stands for all that follow.
+    """An app that reads a whole request and then performs the next of ``answers``, or the last one again.
 
-    Of the steps of an answer, a message is sent, an exception raised, an event waited for, and a function called.
+    An answer consists of steps: a message is sent, an exception raised, an event waited for, and a function called.
     """
 
     answers: Sequence[Sequence[Step]]
@@ -109,7 +109,7 @@ def around(app: ASGIApp, core: Core) -> SanitizerMiddleware:
 
 
 def merged(messages: Sequence[Message]) -> tuple[Message, bytes]:
-    """The start of an answer, and its content."""
+    """Return the start message of a response, and its whole content."""
     first, *rest = messages
     assert {message["type"] for message in rest} == {"http.response.body"}
     assert [message.get("more_body", False) for message in rest] == [True] * (len(rest) - 1) + [False]
@@ -118,7 +118,7 @@ def merged(messages: Sequence[Message]) -> tuple[Message, bytes]:
 
 @pytest.mark.parametrize("case", EXCHANGES)
 async def test_exchanges(case: Exchange) -> None:
-    """The app gets the same scope each time but for the length, and the client gets the last answer as it is."""
+    """Each send has the same scope except for Content-Length, and the client gets the last response as it is."""
     app = App([messages_of(answer) for answer in case.answers])
     core = Core(*case.bodies, holds=case.holds, edited=case.edited)
     client = await Client([BODY], HEAD).through(around(app, core))
@@ -139,7 +139,7 @@ async def test_exchanges(case: Exchange) -> None:
 
 @pytest.mark.parametrize(("answers", "bodies", "shown"), CONFIDENTIAL)
 async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | None, ...], shown: int) -> None:
-    """Any answer to a resend but a 2xx is replaced by the first answer."""
+    """If the response to a confidential resend is not a 2xx, the client gets the first response instead."""
     app = App([messages_of(answer) for answer in answers])
     core = Core(*bodies, confidential=True)
     client = await Client([BODY], HEAD).through(around(app, core))
@@ -154,7 +154,7 @@ async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | N
 
 @pytest.mark.parametrize("before", [(), (start(500), content(b"half", more=True)), (start(500), content(b"whole"))])
 async def test_confidential_send_fails(before: Sequence[Step]) -> None:
-    """A resend that fails gives way to the first answer too; no server sees the failure, and closes for it."""
+    """If a confidential resend fails, the client gets the first response, and the server does not see the failure."""
     failure = Failure()
     client = Client([BODY])
     with reported(failure):
@@ -163,7 +163,7 @@ async def test_confidential_send_fails(before: Sequence[Step]) -> None:
 
 
 async def test_the_limit() -> None:
-    """The table is about the limit that is."""
+    """The table of exchanges uses the limit that the adapters use."""
     assert Interception.held_limit == LIMIT
 
 
@@ -172,7 +172,7 @@ async def test_the_limit() -> None:
     [pytest.param(200, b"first", id="not held"), pytest.param(403, b"x" * (LIMIT + 1), id="held, and too long")],
 )
 async def test_streams(status: int, first: bytes) -> None:
-    """What is not held back, or no longer, reaches the client before the app sends the rest."""
+    """A response that is not, or no longer, held back reaches the client message by message, as the app sends it."""
     passed: list[int] = []
 
     def look() -> None:
@@ -188,7 +188,7 @@ async def test_streams(status: int, first: bytes) -> None:
 
 
 async def test_nothing_passes_while_it_is_held() -> None:
-    """Of an answer that is held back, nothing has been sent while the core thinks."""
+    """Nothing of a held response is sent to the client while `next_body` runs."""
     app = App([FORBIDDEN, ALLOWED])
     core = Core(SECOND, gate=asyncio.Event())
     client = Client([BODY])
@@ -202,7 +202,7 @@ async def test_nothing_passes_while_it_is_held() -> None:
 
 
 async def test_scopes_are_copies() -> None:
-    """What an app does to its scope is not seen when it is called again."""
+    """Changes that the app makes to its scope are not in the scope of the next call."""
     app = App([FORBIDDEN, ALLOWED])
 
     async def changing(scope: Scope, receive: Receive, send: Send) -> None:
@@ -222,7 +222,7 @@ async def test_scopes_are_copies() -> None:
 @pytest.mark.parametrize("sent", [[], [content(b"half", more=True)]], ids=["no content", "some"])
 @pytest.mark.parametrize("sends", [1, 2])
 async def test_held_answer_breaks_off(sends: int, sent: list[Message]) -> None:
-    """What has come of an answer that is not finished passes on, and the app's failure surfaces."""
+    """If the app fails within a held response, the part that it has sent is passed on, and its exception is raised."""
     app = App([*[FORBIDDEN] * (sends - 1), [start(403), *sent, Failure()]])
     core = Core(*[SECOND] * sends)
     client = Client([BODY])
@@ -235,7 +235,7 @@ async def test_held_answer_breaks_off(sends: int, sent: list[Message]) -> None:
 
 
 async def test_app_returns_in_its_answer() -> None:
-    """An app that returns before its answer is whole leaves it to the server to break off."""
+    """If the app returns within a held response, the incomplete response is passed on as it is."""
     app = App([[start(403), content(b"half", more=True)]])
     client = await Client([BODY]).through(around(app, Core(SECOND)))
     assert client.sent == [start(403, FIELD), content(b"half", more=True)]
@@ -243,7 +243,7 @@ async def test_app_returns_in_its_answer() -> None:
 
 @pytest.mark.parametrize("first", [FORBIDDEN, []], ids=["after a refusal", "at once"])
 async def test_no_answer(first: list[Message]) -> None:
-    """An app that fails without an answer gives none; what was held back before is not passed on in its place."""
+    """If the app fails without a response, the client gets none, and no earlier held response in its place."""
     app = App([first, [Failure()]] if first else [[Failure()]])
     core = Core(SECOND)
     client = Client([BODY])
@@ -255,7 +255,7 @@ async def test_no_answer(first: list[Message]) -> None:
 
 
 async def test_app_fails_after_its_answer() -> None:
-    """An answer that is whole is the client's, though the app fails behind it; the failure surfaces."""
+    """If the app fails after a complete held response, the client gets the response, and the exception is raised."""
     app = App([[*FORBIDDEN, Failure()]])
     core = Core(None)
     client = Client([BODY])
@@ -265,7 +265,7 @@ async def test_app_fails_after_its_answer() -> None:
 
 
 async def test_length_over_the_limit() -> None:
-    """An answer that says itself to be longer than what is held back passes on at once."""
+    """A response whose Content-Length is over the limit is passed on at once."""
     passed: list[int] = []
     length = (b"Content-Length", b"%d" % (LIMIT + 1))
     app = App([[start(403, length), lambda: passed.append(len(client.sent)), content(b"x" * (LIMIT + 1))]])
@@ -278,7 +278,7 @@ async def test_length_over_the_limit() -> None:
 
 
 async def test_trailers() -> None:
-    """An answer with trailers passes on, in order, as soon as they come."""
+    """A held response is passed on, in order, as soon as the app sends trailers."""
     passed: list[int] = []
     trailers: Message = {"type": "http.response.trailers", "headers": [(b"x-sum", b"1")], "more_trailers": False}
     first: Message = {**start(403), "trailers": True}
@@ -290,7 +290,7 @@ async def test_trailers() -> None:
 
 
 async def test_another_way_to_send_content() -> None:
-    """Content that is not in messages is not held back."""
+    """A response whose content is sent otherwise than in body messages is not held back."""
     passed: list[int] = []
     sent: Message = {"type": "http.response.pathsend", "path": "/nothing"}
     client = Client([BODY])
@@ -304,7 +304,7 @@ HINT: Message = {"type": "http.response.early_hint", "links": [b"<1>"]}
 
 
 async def test_interim_answers() -> None:
-    """Interim answers to the first send pass at once, before what is held back."""
+    """Interim responses to the first send are passed on at once."""
     passed: list[int] = []
     app = App([[HINT, lambda: passed.append(len(client.sent)), *FORBIDDEN], ALLOWED])
     client = Client([BODY])
@@ -315,7 +315,7 @@ async def test_interim_answers() -> None:
 
 
 async def test_interim_answers_to_further_sends() -> None:
-    """Those to resends do not pass: the client sees one request."""
+    """Interim responses to resends are not passed on, as the client has sent one request only."""
     client = await Client([BODY]).through(around(App([FORBIDDEN, [HINT, *ALLOWED]]), Core(SECOND)))
     assert merged(client.sent) == (start(200, FIELD), b"ok")
 
@@ -324,7 +324,7 @@ async def test_interim_answers_to_further_sends() -> None:
 
 
 async def test_client_leaves_while_the_answer_is_held() -> None:
-    """The app sees it, as it would without the middleware."""
+    """If the client leaves while a response is held back, the app's ``receive`` returns the disconnect."""
     client = Client([BODY])
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -341,7 +341,7 @@ async def test_client_leaves_while_the_answer_is_held() -> None:
 
 
 async def test_client_leaves_while_the_core_thinks() -> None:
-    """The question is cancelled, the app is not called again, and nothing is sent."""
+    """If the client leaves while `next_body` runs, that is cancelled, and the app is not called again."""
     app = App([FORBIDDEN, ALLOWED])
     core = Core(SECOND, gate=asyncio.Event())
     client = Client([BODY])
@@ -356,7 +356,7 @@ async def test_client_leaves_while_the_core_thinks() -> None:
 
 
 async def test_client_leaves_during_the_second_send() -> None:
-    """The app sees it in its second call too."""
+    """If the client leaves during a resend, the app's ``receive`` returns the disconnect in that call too."""
     client = Client([BODY])
     seen: list[Message] = []
 
@@ -382,7 +382,7 @@ async def test_client_leaves_during_the_second_send() -> None:
 
 @pytest.mark.parametrize("sends", [0, 1], ids=["while the core thinks", "during the second send"])
 async def test_server_cancels(sends: int) -> None:
-    """A server that cancels the request cancels all of it, and no task is left."""
+    """If the server cancels the request, `next_body` or the app's call is cancelled, and no task is left."""
     begun = asyncio.Event()
     app = App([FORBIDDEN, [begun.set, asyncio.Event()]])
     core = Core(SECOND, gate=asyncio.Event())
@@ -408,7 +408,7 @@ async def test_server_cancels(sends: int) -> None:
 
 @contextlib.contextmanager
 def reported(error: Exception) -> Iterator[None]:
-    """The event loop is told of ``error``, once and of nothing else."""
+    """Assert that only ``error`` is passed to the event loop's exception handler, and only once."""
     loop = asyncio.get_running_loop()
     contexts: list[dict[str, Any]] = []
     loop.set_exception_handler(lambda _, context: contexts.append(context))
@@ -420,7 +420,7 @@ def reported(error: Exception) -> Iterator[None]:
 
 
 async def test_edit_fails() -> None:
-    """The request goes on as it came, and the event loop reports the failure."""
+    """If `edit` raises, the request is forwarded as it was received, and the event loop reports the exception."""
     error = LookupError("a defect")
     app = App([ALLOWED])
     client = Client([BODY], HEAD)
@@ -432,7 +432,7 @@ async def test_edit_fails() -> None:
 
 @pytest.mark.parametrize("sends", [1, 2])
 async def test_next_body_fails(sends: int) -> None:
-    """The answer that is held back passes on, and the event loop reports the failure."""
+    """If `next_body` raises, the held response is passed on, and the event loop reports the exception."""
     error = LookupError("a defect")
     app = App([FORBIDDEN])
     client = Client([BODY])
@@ -442,11 +442,11 @@ async def test_next_body_fails(sends: int) -> None:
     assert merged(client.sent) == (start(403, (b"X-Case", b"Kept"), FIELD), REFUSAL)
 
 
-# what kind of request it is
+# other kinds of requests
 
 
 async def test_chunked_request() -> None:
-    """A request without a Content-Length gets none, however it comes."""
+    """A request without Content-Length gets none in any of its sends."""
     app = App([FORBIDDEN, FORBIDDEN, ALLOWED])
     core = Core(SECOND, b"")
     headers = [JSON, (b"transfer-encoding", b"chunked")]
@@ -457,7 +457,7 @@ async def test_chunked_request() -> None:
 
 
 async def test_body_over_the_limit() -> None:
-    """A body that is not held streams, and its answer passes if the core does not want to see it."""
+    """A body over the limit is passed on without an inspection, and so is its response."""
     app = App([FORBIDDEN])
     core = Core(holds=(), max_body=10)
     client = await Client([BODY[:20], BODY[20:]]).through(around(app, core))
@@ -465,11 +465,11 @@ async def test_body_over_the_limit() -> None:
     assert client.field_values == [b'unreadable; reason="too_large"']
 
 
-# around an app of Starlette's, and before the relay
+# around a Starlette app, and in front of the relay
 
 
 async def test_around_starlette() -> None:
-    """Any ASGI app will do; what it does in the background of each answer is done."""
+    """A Starlette app is called once per send, and the background task of each response runs."""
     done: list[bytes] = []
 
     async def key_update(request: Request) -> Response:
@@ -487,7 +487,7 @@ async def test_around_starlette() -> None:
 
 @dataclass
 class Served:
-    """The middleware before the relay, under uvicorn."""
+    """The middleware in front of the relay, under uvicorn."""
 
     port: int
 
@@ -497,7 +497,7 @@ class Served:
 
 @contextlib.asynccontextmanager
 async def served(upstream: Upstream, core: Core, **options: Any) -> AsyncIterator[Served]:
-    """A server in front of ``upstream``; ``options`` are those of the connections to it."""
+    """Serve the middleware and the relay in front of ``upstream``. ``options`` are those of the `Pool`."""
     pool = Pool(Address("http", "127.0.0.1", upstream.port), **options)
     relay = Relay(pool, Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), Counters())
     send_lookup = partial(fetch, pool)
@@ -520,7 +520,7 @@ def upstream() -> Iterator[Upstream]:
 
 
 async def test_before_the_relay(upstream: Upstream) -> None:
-    """Each send is a request of its own to upstream, on the same connection."""
+    """Each send is a separate request to upstream, on the same connection."""
     upstream.script = in_turn(reply(REFUSED), reply(REFUSED), reply(OK))
     core = Core(SECOND, b"{}")
     async with served(upstream, core, max_connections=1) as server:
@@ -536,7 +536,7 @@ async def test_before_the_relay(upstream: Upstream) -> None:
     [pytest.param(reply(CLOSE), 502, id="closed"), pytest.param(reply(WAIT_CLOSED), 504, id="no answer")],
 )
 async def test_further_send_fails(upstream: Upstream, script: Any, status: int) -> None:
-    """Once any of it was sent it may have been carried out: its failure is the client's, and it is not sent again."""
+    """If a resend fails after it was sent, it may have been carried out: the client gets the failure, with no retry."""
     upstream.script = in_turn(reply(REFUSED), script, reply(OK))
     core = Core(SECOND)
     async with served(upstream, core, response_timeout=2) as server:
@@ -547,7 +547,7 @@ async def test_further_send_fails(upstream: Upstream, script: Any, status: int) 
 
 
 async def test_upstream_is_gone(upstream: Upstream) -> None:
-    """Where nothing listens any more, the answer that was held back is the client's."""
+    """If upstream no longer accepts connections, the client gets the held response."""
     upstream.script = reply(REFUSED)
     core = Core(SECOND, gate=asyncio.Event())
     async with served(upstream, core) as server:
@@ -562,7 +562,7 @@ async def test_upstream_is_gone(upstream: Upstream) -> None:
 
 
 async def test_no_connection_comes_free(upstream: Upstream) -> None:
-    """Where all connections stay busy, the answer that was held back is the client's."""
+    """If no connection becomes free for a resend, the client gets the held response."""
     upstream.script = in_turn(reply(REFUSED), reply(WAIT_CLOSED))
     core = Core(SECOND, gate=asyncio.Event())
     async with served(upstream, core, max_connections=1, connect_timeout=2) as server:
@@ -578,7 +578,7 @@ async def test_no_connection_comes_free(upstream: Upstream) -> None:
 
 
 async def test_client_leaves_while_a_resend_waits(upstream: Upstream) -> None:
-    """A resend that waits for a connection, and gets none before the client leaves, is not reported as sent."""
+    """A resend is not reported as sent if the client leaves while it waits for a connection."""
     upstream.script = in_turn(reply(REFUSED), reply(WAIT_CLOSED))
     core = Core(SECOND, gate=asyncio.Event())
     async with served(upstream, core, max_connections=1) as server:
@@ -596,7 +596,7 @@ async def test_client_leaves_while_a_resend_waits(upstream: Upstream) -> None:
 
 
 async def test_client_leaves_during_a_resend(upstream: Upstream) -> None:
-    """A resend that was sent when the client leaves is reported, though its response never comes."""
+    """A resend that was sent before the client left is reported, although there is no response."""
     upstream.script = in_turn(reply(REFUSED), reply(WAIT_CLOSED))
     core = Core(SECOND)
     async with served(upstream, core) as server:
@@ -609,7 +609,7 @@ async def test_client_leaves_during_a_resend(upstream: Upstream) -> None:
 
 
 async def test_held_answer_breaks_off_before_the_relay(upstream: Upstream) -> None:
-    """What has come of an answer that breaks off passes on, and then the client's connection ends in its middle."""
+    """If upstream breaks off a held response, the received part is passed on, and the client's connection is closed."""
     came, broken = asyncio.Event(), asyncio.Event()
     loop = asyncio.get_running_loop()
 

@@ -16,7 +16,7 @@ from tests.support.asgi import Fields
     ],
 )
 def test_encode_header(fields: Fields, head: bytes) -> None:
-    """An empty start line, then each field in a line of its own."""
+    """The octets are an empty start line, followed by one line per field."""
     assert encode_header(fields) == head
 
 
@@ -34,13 +34,13 @@ def test_encode_header(fields: Fields, head: bytes) -> None:
     ],
 )
 def test_malformed(line: tuple[bytes, bytes]) -> None:
-    """A field that would be another one, or more than one, in a head makes none."""
+    """No octets are returned if a field would be read as a different field, or as several."""
     assert encode_header([(b"host", b"h"), line, (b"x", b"1")]) is None
 
 
 @pytest.mark.parametrize("state", [{}, {"state": {"pool": 1}}], ids=["no state", "a state"])
 def test_copy_scope(state: Scope) -> None:
-    """What an app changes in a copy, in its headers or in its state, is not changed in the scope."""
+    """Changes to a copy, its headers and its state do not change the scope."""
     scope: Scope = {"type": "http", "headers": [(b"x", b"1")], **state}
     copied = copy_scope(scope)
     assert copied == scope

@@ -1,4 +1,4 @@
-"""The lookup: what is sent, to the byte, and what is made of whatever comes back."""
+"""Lookups: the octets that are sent, and the result of each kind of response or failure."""
 
 import asyncio
 import contextlib
@@ -63,7 +63,7 @@ def ok(body: bytes, *fields: bytes) -> bytes:
 
 @dataclass
 class LookUp:
-    """Looks keys up as a caller with given fields, or with the lookup credential; `lookup` is the last one made."""
+    """Looks up keys as a caller with the given fields, or with the lookup credential. `lookup` is the latest lookup."""
 
     stored: StoredKeys
     send_lookup: SendLookup
@@ -173,9 +173,9 @@ CREDENTIALS = [
     [pytest.param(False, CALLERS, id="the caller's"), pytest.param(True, CREDENTIALS, id="the lookup credential's")],
 )
 async def test_bytes_sent(lookup_key: bool, lines: list[bytes]) -> None:
-    """The caller's field lines go as they are, in order, less those about its content or that make an answer partial.
+    """A lookup has the caller's field lines, unchanged and in order, without those about content, ranges or conditions.
 
-    With the lookup credential none goes by which the caller has authenticated, or that names a virtual host.
+    With the lookup credential, it has none that could authenticate the caller or name a virtual host.
     """
     with Upstream(reply(ok(answer()))) as upstream:
         async with keys_at(upstream, host=b"litellm.example") as look_up:
@@ -197,7 +197,7 @@ async def test_bytes_sent(lookup_key: bool, lines: list[bytes]) -> None:
     ],
 )
 async def test_target(key: str, prefix: str, target: str) -> None:
-    """Keys are looked up by what LiteLLM stores for them, under the prefix of the request."""
+    """A key is looked up by the hash that LiteLLM stores for it, under the prefix of the request."""
     with Upstream(reply(ok(answer(key=token_of(key))))) as upstream:
         assert isinstance(await look_up(upstream, key=key, prefix=prefix), Stored)
         assert upstream.requests[0].target == target.encode()
@@ -227,7 +227,7 @@ async def test_target(key: str, prefix: str, target: str) -> None:
     ],
 )
 async def test_no_hash(key: str) -> None:
-    """LiteLLM hashes what begins with ``sk-``; whatever else is no hash may be a secret: no URL gets it."""
+    """A key that is no hash and does not begin with ``sk-`` may be a secret, and is not put into a URL."""
     with Upstream() as upstream:
         async with keys_at(upstream) as look_up:
             assert (await look_up(key=key), look_up.lookup) == (Unknown("key_form"), None)
@@ -257,9 +257,10 @@ async def test_no_hash(key: str) -> None:
 async def test_answers(
     status: int, body: bytes, result: Stored | Unknown | None, outcome: LookupOutcome, lookup_key: bool
 ) -> None:
-    """What is not a 200 about this very key is unknown, and how the lookup ended is recorded.
+    """The stored value is unknown unless the response is a 200 about the requested key.
 
-    How the credential is refused has a reason of its own; only the caller's own 403 is a reason to use the credential.
+    The lookup's outcome is recorded. A refusal of the lookup credential has reasons of its own. Only a 403 to the
+    caller's own lookup is marked as ``refused``, so that the credential may be used.
     """
     head = b"HTTP/1.1 %d Odd\r\nLocation: /elsewhere\r\nContent-Length: %d\r\n\r\n" % (status, len(body))
     refused = Unknown(f"lookup_{'key_' if lookup_key else ''}{status}", refused=status == 403 and not lookup_key)
@@ -288,7 +289,7 @@ FAILED, TIMEOUT = LookupOutcome.FAILED, LookupOutcome.TIMEOUT
     ],
 )
 async def test_errors(error: GatewayError, reason: str, outcome: LookupOutcome) -> None:
-    """A lookup that fails is unknown, never an error."""
+    """If a lookup fails, the stored value is unknown, and no exception is raised."""
 
     async def fail(target: bytes, header: bytes, limit: int, content: bytes | None = None, /) -> tuple[int, bytes]:
         raise error
@@ -312,7 +313,7 @@ async def test_errors(error: GatewayError, reason: str, outcome: LookupOutcome) 
     ],
 )
 async def test_broken_off(script: Script, reason: str) -> None:
-    """Likewise on the wire; a status that will not do is enough."""
+    """If a response breaks off, the stored value is unknown. A status other than 200 is reported even so."""
     with Upstream(script) as upstream:
         assert await look_up(upstream) == Unknown(reason, refused=reason == "lookup_403")
 
@@ -329,14 +330,14 @@ async def test_broken_off(script: Script, reason: str) -> None:
     ],
 )
 async def test_not_read_to_the_end(octets: bytes, reason: str) -> None:
-    """What more of an answer cannot change is not waited for, and its connection closed."""
+    """Content that cannot change the result is not waited for, and the connection is closed."""
     with Upstream(reply(octets, WAIT_CLOSED)) as upstream:
         assert await look_up(upstream) == Unknown(reason, refused=reason == "lookup_403")
         await asyncio.to_thread(upstream.wait_closed)
 
 
 async def test_no_connection_comes_free() -> None:
-    """A lookup waits for one of the relay's connections no longer than a relayed request."""
+    """A lookup waits for a free connection no longer than a relayed request does."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
         relay = Pool(Address("http", "127.0.0.1", upstream.port), connect_timeout=1, max_connections=1)
         look_up = LookUp(StoredKeys(), partial(fetch, relay))
@@ -348,7 +349,7 @@ async def test_no_connection_comes_free() -> None:
 
 
 async def test_refused() -> None:
-    """Nobody listening is unknown."""
+    """If the connection is refused, the stored value is unknown."""
     with refusing_port() as port:
         async with keys(Address("http", "127.0.0.1", port)) as look_up:
             assert await look_up() == Unknown("lookup_failed")
@@ -363,14 +364,14 @@ async def test_refused() -> None:
     ],
 )
 async def test_timeout(script: Script) -> None:
-    """The timeout is for the whole lookup, and closes its connection."""
+    """The timeout applies to the whole lookup. After it, the connection is closed."""
     with Upstream(script) as upstream:
         assert await look_up(upstream, timeout=1.0) == Unknown("lookup_timeout")
         await asyncio.to_thread(upstream.wait_closed)
 
 
 async def test_timeout_of_a_trickle() -> None:
-    """An answer that keeps coming, too slowly, ends with the timeout all the same."""
+    """The timeout also ends a lookup whose response arrives slowly but steadily."""
     stop = threading.Event()
 
     def trickle(connection: Connection) -> None:
@@ -386,7 +387,7 @@ async def test_timeout_of_a_trickle() -> None:
 
 
 async def test_cancel() -> None:
-    """Cancelling closes the connection at once."""
+    """Cancelling a lookup closes its connection at once."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
         async with keys_at(upstream) as look_up:
             lookup = asyncio.create_task(look_up())
@@ -414,7 +415,7 @@ async def test_connection_is_reused() -> None:
     ],
 )
 async def test_connections_are_given_back(head: bytes, reason: str) -> None:
-    """An answer that is not read to its end keeps no connection: there is one for every lookup to come."""
+    """A response that is not read to its end keeps no connection in use, so that later lookups find a free one."""
     body = b" " * (MAX_RESPONSE + 1)
     with Upstream(reply(head + b"\r\nContent-Length: %d\r\n\r\n" % len(body) + body), keep=False) as upstream:
         async with keys_at(upstream) as look_up:
@@ -423,7 +424,7 @@ async def test_connections_are_given_back(head: bytes, reason: str) -> None:
 
 
 async def test_stale_connection() -> None:
-    """A kept-alive connection that upstream closes as it is used costs a second attempt, not the decision."""
+    """If upstream closes a kept-alive connection as it is used, the lookup is sent once more on a new connection."""
     with Upstream(in_turn(reply(ok(answer())), reply(CLOSE), reply(ok(answer())))) as upstream:
         async with keys_at(upstream) as look_up:
             for _ in range(2):
@@ -432,7 +433,7 @@ async def test_stale_connection() -> None:
 
 
 async def test_only_one_second_attempt() -> None:
-    """Only the end of a kept-alive connection is a reason to ask again."""
+    """If the new connection is closed too, the lookup fails and is not sent a third time."""
     with Upstream(in_turn(reply(ok(answer())), reply(CLOSE))) as upstream:
         async with keys_at(upstream) as look_up:
             for result in (ROW, Unknown("lookup_failed")):
@@ -441,7 +442,7 @@ async def test_only_one_second_attempt() -> None:
 
 
 async def test_cookies_are_not_kept() -> None:
-    """What upstream sets for one caller is not sent for the next."""
+    """A cookie that upstream sets in one lookup is not sent with the next."""
     with Upstream(reply(ok(answer(), b"Set-Cookie: token=alice; Path=/"))) as upstream:
         async with keys_at(upstream) as look_up:
             for _ in range(2):
@@ -450,7 +451,7 @@ async def test_cookies_are_not_kept() -> None:
 
 
 async def test_environment_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Proxies and credentials that the environment names are not for lookups."""
+    """Lookups ignore proxies and credentials in the environment."""
     (tmp_path / ".netrc").write_text("machine 127.0.0.1 login me password secret")
     monkeypatch.setenv("NETRC", str(tmp_path / ".netrc"))
     for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
@@ -461,7 +462,7 @@ async def test_environment_is_ignored(monkeypatch: pytest.MonkeyPatch, tmp_path:
 
 
 async def test_unix_socket(tmp_path: Path) -> None:
-    """Over a unix socket like the relay."""
+    """Lookups work over a Unix domain socket."""
     path = str(tmp_path / "socket")
     with Upstream(reply(ok(answer())), uds=path) as upstream:
         async with keys(Address("http", "localhost", 80, path)) as look_up:
@@ -471,7 +472,7 @@ async def test_unix_socket(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("trusted", [pytest.param(True, id="trusted"), pytest.param(False, id="not trusted")])
 async def test_tls(trusted: bool) -> None:
-    """Over TLS the certificate counts, for upstream's address and not for the Host that the caller named."""
+    """Over TLS, a trusted certificate must match upstream's address, and need not match the caller's Host."""
     ca = trustme.CA()
     server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     ca.issue_cert("127.0.0.1").configure_cert(server)
@@ -484,7 +485,7 @@ async def test_tls(trusted: bool) -> None:
 
 
 async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
-    """Targets and fields appear in no log, whatever its level."""
+    """A lookup's target and credentials are not logged at any level."""
     caplog.set_level(logging.DEBUG)
     with Upstream(reply(ok(answer()))) as upstream:
         await look_up(upstream, HOST, (b"Authorization", b"Bearer sk-other"))
@@ -495,7 +496,7 @@ async def test_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None:
 
 @pytest.mark.parametrize("lookup_key", [False, True], ids=["the caller's", "the lookup credential's"])
 async def test_bytes_sent_for_an_alias(lookup_key: bool) -> None:
-    """A key is looked up by its alias with a POST, whose content alone is the gateway's."""
+    """A key is looked up by its alias with a POST, whose content and Content-* fields are the gateway's own."""
     row: dict[str, Json] = {"key_alias": "ä", "spend": None}
     fields = (HOST, (b"Content-Type", b"text/x"), (b"Content-Length", b"9"))
     with Upstream(reply(ok(json.dumps({"key": ["ignored"], "info": [row]}).encode()))) as upstream:
@@ -525,7 +526,7 @@ async def test_bytes_sent_for_an_alias(lookup_key: bool) -> None:
     [pytest.param(403, True, id="forbidden"), pytest.param(404, False, id="a release that has no such endpoint")],
 )
 async def test_alias_refused(status: int, refused: bool) -> None:
-    """As of any lookup, a status other than 200 is unknown."""
+    """If the status of a lookup by alias is not 200, the stored value is unknown."""
     with Upstream(reply(b"HTTP/1.1 %d No\r\nContent-Length: 0\r\n\r\n" % status), keep=False) as upstream:
         async with keys_at(upstream) as look_up:
             assert await look_up(key=None, alias="a") == Unknown(f"lookup_{status}", refused)
@@ -535,13 +536,13 @@ async def test_alias_refused(status: int, refused: bool) -> None:
 
 
 async def test_whether_there_is_a_lookup_key() -> None:
-    """A credential is there if it was given, though its file may hold none."""
+    """`has_lookup_key` is true if a credential is configured, even if its file holds none."""
     assert [StoredKeys().has_lookup_key, StoredKeys(lookup_key=lambda: None).has_lookup_key] == [False, True]
 
 
 @pytest.mark.parametrize("lookup_key", [None, lambda: None], ids=["none was given", "the file holds none"])
 async def test_no_lookup_key(lookup_key: Callable[[], str | None] | None) -> None:
-    """Without a credential the caller's refusal stands, and LiteLLM is not asked."""
+    """Without a credential the result is that of the caller's refused lookup, and no lookup is sent."""
     with Upstream() as upstream:
         async with keys_at(upstream, lookup_key=lookup_key) as look_up:
             assert await look_up(lookup_key=True) == Unknown("lookup_403")
@@ -549,7 +550,7 @@ async def test_no_lookup_key(lookup_key: Callable[[], str | None] | None) -> Non
 
 
 async def test_timeout_with_the_lookup_key() -> None:
-    """It has the time of any lookup."""
+    """A lookup with the credential has the same timeout as any other."""
     with Upstream(reply(WAIT_CLOSED)) as upstream:
         async with keys_at(upstream, timeout=0.05) as look_up:
             assert await look_up(lookup_key=True) == Unknown("lookup_timeout")
@@ -558,7 +559,7 @@ async def test_timeout_with_the_lookup_key() -> None:
 
 
 async def test_what_the_lookup_key_reads_is_not_cached() -> None:
-    """It is for one request."""
+    """A value that was read with the lookup credential is used for one request only."""
     with Upstream(reply(ok(answer()))) as upstream:
         async with keys_at(upstream, cache_ttl=10) as look_up:
             for _ in range(2):
@@ -569,7 +570,7 @@ async def test_what_the_lookup_key_reads_is_not_cached() -> None:
 
 
 async def test_an_alias_is_not_cached() -> None:
-    """LiteLLM may give an alias to another key at any time."""
+    """A lookup by alias is not cached, as LiteLLM may give the alias to another key at any time."""
     with Upstream(reply(ok(b'{"info": [{"key_alias": "a"}]}'))) as upstream:
         async with keys_at(upstream, cache_ttl=10) as look_up:
             for _ in range(2):

@@ -1,4 +1,4 @@
-"""What a request sends: whether it may be edited, which key it is about, which of its members are guarded."""
+"""Submissions: whether a body may be edited, which key it names, and which of its members are guarded."""
 
 import pytest
 
@@ -54,7 +54,7 @@ def endpoint(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Endp
     ],
 )
 def test_reason_not_to_inspect(lines: list[tuple[str, str]], reason: str | None) -> None:
-    """A body that LiteLLM would not read as plain JSON, or that someone vouches for, is left alone."""
+    """A body is not inspected if LiteLLM would not read it as plain JSON, or if it is signed or has a digest."""
     head = octets([(name.encode(), value.encode("latin-1")) for name, value in lines])
     assert reason_not_to_inspect(head, 1024) == reason
 
@@ -74,7 +74,7 @@ def test_reason_not_to_inspect(lines: list[tuple[str, str]], reason: str | None)
     ],
 )
 def test_exceeds(length: bytes, limit: int, more: bool) -> None:
-    """Lengths are compared as numbers, of whatever size."""
+    """Lengths are compared as numbers of any size."""
     assert exceeds(length, limit) is more
 
 
@@ -95,7 +95,7 @@ def test_exceeds(length: bytes, limit: int, more: bool) -> None:
     ],
 )
 def test_key(body: str, key: str | None) -> None:
-    """The body's key, if it is a string that can name one."""
+    """The key is the body's ``key``, if that is a string that can name a key."""
     assert Submission(body.encode(), endpoint()).key == key
 
 
@@ -114,7 +114,7 @@ def test_key(body: str, key: str | None) -> None:
     ],
 )
 def test_key_to_regenerate(path: str, body: str, key: str | None) -> None:
-    """Where the path names a key it counts, but a key in the body beats it, even one that names none."""
+    """A ``key`` in the body takes precedence over a key in the path, even if it names no key."""
     assert Submission(body.encode(), endpoint(path)).key == key
 
 
@@ -128,14 +128,14 @@ def test_key_to_regenerate(path: str, body: str, key: str | None) -> None:
     ],
 )
 def test_duplicates(body: str) -> None:
-    """Of duplicates some parser may take the other one: hands off."""
+    """A body with a duplicate ``key`` or guarded member is not inspected, as another parser may use the other one."""
     with pytest.raises(NotInspectable) as refused:
         Submission(body.encode(), endpoint())
     assert refused.value.reason == "duplicate_member"
 
 
 def test_other_duplicates() -> None:
-    """Duplicates of members that are not looked at are LiteLLM's business."""
+    """Duplicates of other members do not prevent a cut, and stay as they are."""
     body = b'{"a":1,"allowed_routes":["r"],"a":2,"key":"sk-1"}'
     assert Submission(body, endpoint()).without(["allowed_routes"]) == b'{"a":1,"a":2,"key":"sk-1"}'
 
@@ -155,7 +155,7 @@ def test_other_duplicates() -> None:
     ],
 )
 def test_alias(path: str, body: str, alias: str | None) -> None:
-    """An update without a key means the key with that alias."""
+    """An update that names no key is about the key with the alias in its body."""
     submission = Submission(body.encode(), endpoint(path))
     assert (submission.key is None or alias is None, submission.alias) == (True, alias)
 
@@ -180,14 +180,14 @@ def test_alias(path: str, body: str, alias: str | None) -> None:
     ],
 )
 def test_gates(body: str, guarded: list[str], before_forwarding: list[str]) -> None:
-    """Which gates a body meets, and which of them can be judged before it is forwarded."""
+    """A body has the gates of those of its members that can be unchanged. Some are judged before forwarding."""
     submission = Submission(body.encode(), endpoint())
     assert [gate.field for gate in submission.gates] == guarded
     assert [gate.field for gate in submission.gates_before_forwarding] == before_forwarding
 
 
 def test_unchanged() -> None:
-    """Members are judged one by one, and an unknown shape is reported."""
+    """Members are judged one by one. The second result is False if a stored value has an unknown shape."""
     submission = Submission(b'{"permissions":{},"allowed_routes":["b","a"],"access_group_ids":[]}', endpoint())
     row: dict[str, Json] = {"permissions": {}, "allowed_routes": ["a", "b"], "access_group_ids": []}
     before = submission.gates_before_forwarding
@@ -198,7 +198,7 @@ def test_unchanged() -> None:
 
 
 def test_in_order() -> None:
-    """Fields are named in the order of the body."""
+    """Fields are returned in the order of the body."""
     submission = Submission(b'{"b":1,"spend":1,"a":2,"permissions":{}}', endpoint())
     assert submission.in_order(["permissions", "spend"]) == ("spend", "permissions")
 
@@ -215,5 +215,5 @@ def test_in_order() -> None:
     ],
 )
 def test_makes_cache_stale(body: str, cut: list[str], stale: bool) -> None:
-    """A cached value stays only if nothing that is compared before forwarding can be written."""
+    """A cached value becomes stale if the request may write a member on which a cut before forwarding depends."""
     assert Submission(body.encode(), endpoint()).makes_cache_stale(cut) is stale

@@ -199,7 +199,7 @@ def test_exchanges(upstream: Upstream, case: Exchange, framing: str) -> None:
     heads = {re.sub(rb"(?<=CONTENT-length: )\d+", b"", request.raw_head) for request in requests}
     assert len(heads) == 1
     assert heads.pop().startswith(b"POST /key/update?a=%41& HTTP/1.1\r\nhost: A\r\nCONTENT-length: \r\nX-Last: 1\r\n")
-    assert core.held_answers == [(answer.status, answer.content) for answer in case.answers[: case.held]]
+    assert core.held_responses == [(answer.status, answer.content) for answer in case.answers[: case.held]]
     assert all(head.startswith(b"HTTP/1.1 4") or b" 500 " in head for head in core.held_heads)
     assert [record.status for record in core.records] == [last.status]
     assert listener.gateway.statuses == [last.status] * 2
@@ -279,7 +279,7 @@ def test_streams(upstream: Upstream, status: int, first: bytes, framing: str) ->
         seen.set()
         rest = b"last" if framing == "length" else b"4\r\nlast\r\n0\r\n\r\n"
         assert client.read_exactly(len(rest)) == rest
-    assert core.held_answers == []
+    assert core.held_responses == []
     assert bodies_of(upstream) == [BODY]
 
 
@@ -330,7 +330,7 @@ def break_off(upstream: Upstream, beside: int, sent: bytes, end: Step) -> bytes:
         listener.wait(core.ended)
         free.set()
         assert [other.read_response().status for other in others] == [200] * beside
-    assert core.held_answers == []
+    assert core.held_responses == []
     assert [body for body in bodies_of(upstream) if body] == [BODY]
     assert [record.status for record in core.records] == [403]
     return cut.value.got
@@ -384,7 +384,7 @@ def test_held_answer_is_faulty(upstream: Upstream) -> None:
         assert cut.value.reset
         assert cut.value.got in (b"4\r\nhalf\r\n", b"")  # empty if the reset has overtaken the content
         listener.wait(core.ended)
-    assert core.held_answers == []
+    assert core.held_responses == []
 
 
 @pytest.mark.parametrize("bodies", [(None,), (SECOND,)], ids=["passed on", "sent again"])
@@ -422,7 +422,7 @@ def test_trailers_of_a_long_answer(upstream: Upstream) -> None:
         response = client.read_response()
         assert (response.body, response.trailers) == (b"x" * LIMIT + b"y", [(b"X-Sum", b"1")])
         assert client.ask(GET).status == 200
-    assert core.held_answers == []
+    assert core.held_responses == []
 
 
 @pytest.mark.parametrize("length", [b"%d" % (LIMIT + 1), b"00%d" % (LIMIT + 1)])
@@ -438,7 +438,7 @@ def test_length_over_the_limit(upstream: Upstream, length: bytes) -> None:
             assert client.read_until(b"\r\n\r\n").startswith(b"HTTP/1.1 403 A\r\n")
         assert client.read_exactly(LIMIT + 1) == b"x" * (LIMIT + 1)
         assert client.ask(GET).status == 403
-    assert core.held_answers == []
+    assert core.held_responses == []
 
 
 def test_interim_answers(upstream: Upstream) -> None:
@@ -683,7 +683,7 @@ def test_client_leaves_as_the_core_returns(upstream: Upstream) -> None:
         client.send(update())
         assert client.closed()
         assert_gone(listener, upstream, [BODY])
-        assert len(core.held_answers) == 1
+        assert len(core.held_responses) == 1
 
 
 def test_client_leaves_during_the_resend(upstream: Upstream) -> None:
@@ -861,7 +861,7 @@ def test_pieces_of_any_size(upstream: Upstream) -> None:
         request = update()
         assert client.ask(*[request[i : i + 1] for i in range(len(request))]).body == b"ok"
     assert bodies_of(upstream) == [BODY, SECOND]
-    assert core.held_answers == [(403, REFUSAL)]
+    assert core.held_responses == [(403, REFUSAL)]
 
 
 def test_body_over_the_limit(upstream: Upstream) -> None:

@@ -365,7 +365,7 @@ async def test_at_most_so_many_sends() -> None:
     assert USER in json.loads(played.content)["error"]["message"]
 
 
-async def test_words_in_a_value() -> None:
+async def test_fragment_in_a_value() -> None:
     """A caller that puts a gate's fragment into another refusal gains nothing: the resend is refused as well."""
     sent = {**KEY, "object_permission": {"vector_stores": [BUDGET]}, "spend": 1.5}
     refusals = [("object_permission", 403, f"Vector stores cannot be assigned to keys. Disallowed: ['{BUDGET}']")]

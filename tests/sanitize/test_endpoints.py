@@ -76,7 +76,7 @@ def test_fields_narrow(fields: tuple[str, ...], update: list[str] | None, regene
         assert (endpoint and [gate.field for gate in endpoint.gates]) == names
 
 
-def test_a_row_is_all_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_row_in_the_table_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gate on a new field or endpoint needs only one more row in the table."""
 
     def never(sent: dict[str, Json], row: dict[str, Json]) -> bool:

@@ -131,7 +131,7 @@ async def test_exchanges(case: Exchange) -> None:
     length = LENGTH[1] if case.edited is None else b"%d" % len(case.edited)
     lengths = [length, *[b"%d" % len(body) for body in case.sent[1:]]]
     assert app.scopes == [{**client.scope, "headers": [JSON, (b"Content-Length", each), *HEAD[2:]]} for each in lengths]
-    assert core.held_answers == [(answer.status, answer.content) for answer in case.answers[: case.held]]
+    assert core.held_responses == [(answer.status, answer.content) for answer in case.answers[: case.held]]
     assert all(b"\r\nX-Status: " in head for head in core.held_heads)
     assert [record.status for record in core.records] == [last.status]
     assert core.collected == 0
@@ -147,7 +147,7 @@ async def test_confidential(answers: tuple[Answer, ...], bodies: tuple[bytes | N
     assert (got["status"], body) == (answers[shown].status, answers[shown].content)
     assert len(app.bodies) == len(answers)
     held = [answer for answer in answers if answer.status == 403 and len(answer.content) <= LIMIT]
-    assert core.held_answers == [(answer.status, answer.content) for answer in held]
+    assert core.held_responses == [(answer.status, answer.content) for answer in held]
     assert [record.status for record in core.records] == [answers[shown].status]
     assert core.collected == 0
 
@@ -184,7 +184,7 @@ async def test_streams(status: int, first: bytes) -> None:
     await client.through(around(app, core))
     assert passed == ([1, 2, 3] if status == 200 else [0, 2, 3])
     assert merged(client.sent) == (start(status, FIELD), first + b"last")
-    assert core.held_answers == []
+    assert core.held_responses == []
 
 
 async def test_nothing_passes_while_it_is_held() -> None:
@@ -229,7 +229,7 @@ async def test_held_answer_breaks_off(sends: int, sent: list[Message]) -> None:
     with pytest.raises(Failure):
         await client.through(around(app, core))
     assert client.sent == [start(403, FIELD), *sent]
-    assert len(core.held_answers) == sends - 1
+    assert len(core.held_responses) == sends - 1
     assert [record.status for record in core.records] == [403]
     assert core.collected == 0
 
@@ -274,7 +274,7 @@ async def test_length_over_the_limit() -> None:
     await client.through(around(app, core))
     assert passed == [1]
     assert client.sent == [start(403, length, FIELD), content(b"x" * (LIMIT + 1))]
-    assert core.held_answers == []
+    assert core.held_responses == []
 
 
 async def test_trailers() -> None:
@@ -314,7 +314,7 @@ async def test_interim_answers() -> None:
     assert merged(client.sent[1:]) == (start(200, FIELD), b"ok")
 
 
-async def test_interim_answers_to_further_sends() -> None:
+async def test_interim_responses_to_resends() -> None:
     """Interim responses to resends are not passed on, as the client has sent one request only."""
     client = await Client([BODY]).through(around(App([FORBIDDEN, [HINT, *ALLOWED]]), Core(SECOND)))
     assert merged(client.sent) == (start(200, FIELD), b"ok")
@@ -336,11 +336,11 @@ async def test_client_leaves_while_the_answer_is_held() -> None:
 
     core = Core(SECOND)
     await client.through(around(app, core))
-    assert core.held_answers == []
+    assert core.held_responses == []
     assert core.collected == 0
 
 
-async def test_client_leaves_while_the_core_thinks() -> None:
+async def test_client_leaves_while_the_core_decides() -> None:
     """If the client leaves while `next_body` runs, that is cancelled, and the app is not called again."""
     app = App([FORBIDDEN, ALLOWED])
     core = Core(SECOND, gate=asyncio.Event())
@@ -355,7 +355,7 @@ async def test_client_leaves_while_the_core_thinks() -> None:
     assert core.collected == 0
 
 
-async def test_client_leaves_during_the_second_send() -> None:
+async def test_client_leaves_during_the_resend() -> None:
     """If the client leaves during a resend, the app's ``receive`` returns the disconnect in that call too."""
     client = Client([BODY])
     seen: list[Message] = []
@@ -535,7 +535,7 @@ async def test_before_the_relay(upstream: Upstream) -> None:
     ("script", "status"),
     [pytest.param(reply(CLOSE), 502, id="closed"), pytest.param(reply(WAIT_CLOSED), 504, id="no answer")],
 )
-async def test_further_send_fails(upstream: Upstream, script: Any, status: int) -> None:
+async def test_resend_fails(upstream: Upstream, script: Any, status: int) -> None:
     """If a resend fails after it was sent, it may have been carried out: the client gets the failure, with no retry."""
     upstream.script = in_turn(reply(REFUSED), script, reply(OK))
     core = Core(SECOND)
@@ -638,4 +638,4 @@ async def test_held_answer_breaks_off_before_the_relay(upstream: Upstream) -> No
         got = await request
     assert got.startswith(b"HTTP/1.1 403 Forbidden\r\n")
     assert got.endswith(b"\r\n\r\nhalf")
-    assert core.held_answers == []
+    assert core.held_responses == []

@@ -52,7 +52,7 @@ class Core(Sanitizer):
         self.ended = asyncio.Event()
         self.before_return: Callable[[], object] = bool
         self.cancelled = False
-        self.held_answers: list[tuple[int, bytes]] = []
+        self.held_responses: list[tuple[int, bytes]] = []
         """Status and content of each response that `next_body` was called with."""
         self.resent = 0  # how many of the bodies were sent
         self.held_heads: list[bytes] = []
@@ -83,7 +83,7 @@ class _Scripted(Interception):
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
         core = self._core
-        core.held_answers.append((status, content))
+        core.held_responses.append((status, content))
         core.held_heads.append(head)
         core.next_body_called.set()
         if core.gate is not None:

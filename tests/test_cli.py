@@ -172,7 +172,7 @@ def test_addresses_of_the_help() -> None:
 
 @pytest.mark.parametrize(("variables", "arguments"), SERVED, ids=[" ".join([*each[0], *each[1]]) for each in SERVED])
 def test_examples_of_serve(variables: dict[str, str], arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command's own parsers take the examples that serve. They are not run, because their ports may be in use."""
+    """The command's own parsers accept the examples of ``serve``. They are not run: their ports may be in use."""
     served: list[Settings] = []
 
     def serve(settings: Settings, unknown: list[str]) -> int:

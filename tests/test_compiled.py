@@ -96,7 +96,7 @@ def calls(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def one_name_for_two_errors(tree: ast.Module) -> bool:
-    """Two ``except`` clauses of a function bind one name to different types. Compiled, both have the first type."""
+    """Two ``except`` clauses of a function bind one name to two types. When compiled, both have the first type."""
     for function in functions(tree):
         types: dict[str, set[str]] = {}
         for node in ast.walk(function):
@@ -108,13 +108,13 @@ def one_name_for_two_errors(tree: ast.Module) -> bool:
 
 
 def cause_of_an_error(tree: ast.Module) -> bool:
-    """``raise ... from error``. Compiled, the cause is not set. With ``from None``, only a traceback differs."""
+    """``raise ... from error``. When compiled, it does not set the cause. ``from None`` only affects tracebacks."""
     causes = [node.cause for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.cause is not None]
     return any(ast.unparse(cause) != "None" for cause in causes)
 
 
 def tuple_as_default(tree: ast.Module) -> bool:
-    """A default value is a constant tuple with a bare ``Final``. Compiled, its type is that of the literal."""
+    """A default value is a constant tuple with a bare ``Final``. When compiled, its type is that of the literal."""
     tuples = {
         ast.unparse(node.target)
         for node in ast.walk(tree)
@@ -137,7 +137,7 @@ def arguments_of_a_base(tree: ast.Module) -> bool:
 
 
 def default_of_a_protocol(tree: ast.Module) -> bool:
-    """A method of a Protocol has the default ``...``. Compiled, the default must have the parameter's type."""
+    """A method of a Protocol has the default ``...``. When compiled, the default must have the parameter's type."""
     return any(
         isinstance(default, ast.Constant) and default.value is ...
         for node in ast.walk(tree)
@@ -149,7 +149,7 @@ def default_of_a_protocol(tree: ast.Module) -> bool:
 
 
 def recursion(tree: ast.Module) -> bool:
-    """A function calls itself. Compiled, too deep a recursion ends the process instead of raising `RecursionError`."""
+    """A function calls itself. When compiled, too deep a recursion ends the process without a `RecursionError`."""
     methods = {each for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for each in node.body}
     return any(
         ast.unparse(call.func) in ((f"self.{name}", f"cls.{name}") if function in methods else (name,))

@@ -157,7 +157,7 @@ def test_signal_as_soon_as_it_listens(upstream: Upstream, path: str, workers: in
 )
 @pytest.mark.parametrize("after", [0.0, 0.3, 0.6])
 def test_signal_during_start(path: str, workers: int, to_all: bool, after: float, number: signal.Signals) -> None:
-    """A signal that arrives at any time after the socket has been made ends the gateway with status 0."""
+    """A signal that arrives during the start, once the socket exists, ends the gateway with status 0."""
     options = ("--upstream", "http://127.0.0.1:9", "--uds", path, "--workers", str(workers), "--shutdown-grace", "1")
     command = [sys.executable, "-W", "error::ResourceWarning", "-m", "sanitizer", *options, "--admin-port", "0"]
     with subprocess.Popen(

@@ -70,8 +70,8 @@ def stop_process(pid: int) -> None:
 def test_share(workers: int, connections: int) -> None:
     """Of many connections made at once, no worker gets much more than its fair share.
 
-    The kernel chooses by a hash. With a fair hash, a worker gets over 1.4 times its share in one of 500 bursts. More
-    than half of 7 bursts are such with a probability below 1e-9.
+    The kernel chooses by a hash. With a fair hash, a worker gets over 1.4 times its share in one of 500 bursts. The
+    probability of this in more than half of 7 bursts is below 1e-9.
     """
     largest = []
     with Gateway("http://127.0.0.1:9", "--workers", str(workers)) as gateway:

@@ -80,7 +80,7 @@ def bars(panel: Panel, result: Result) -> list[tuple[str, float]]:
 
 
 def draw(panel: Panel, found: list[tuple[str, float]], x: int, y: int, height: int) -> list[str]:
-    """The elements of one panel at (x, y). A bar longer than five times the gateway's is cut; its number is not."""
+    """The elements of one panel at (x, y). A bar longer than five times the gateway's is cut, and labelled in full."""
     ours = dict(found).get("gateway") or min((v for _, v in found), default=1)
     top = max((v for _, v in found), default=1)
     scale = top if panel.highest_first else min(top, 5 * ours)

@@ -577,7 +577,7 @@ class Cell:
 
 
 def is_guarded(name: str, value: object) -> bool:
-    """Whether a member with this value is guarded."""
+    """Whether a member ``name`` with this ``value`` is a guarded field."""
     if name in ("team_id", "key_alias"):
         return value == ""
     if name == "user_id":

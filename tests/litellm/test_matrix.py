@@ -2,7 +2,7 @@
 
 To save time, not all callers play all cases. A caller who reads the key, one who may not, and an admin play the cases
 of an update, because the gateway distinguishes callers only by their lookup and by LiteLLM's responses. Team members
-and admins play what concerns a team's keys. Only the owner regenerates keys, because there LiteLLM checks its
+and team admins play what concerns a team's keys. Only the owner regenerates keys, because there LiteLLM checks its
 Enterprise licence before it checks the caller. ``python -m tests.litellm.matrix`` plays all cases with all callers.
 """
 
@@ -29,7 +29,7 @@ PREMIUM: dict[str, Span] = {
     "beside a change": (FIRST, COMPARED),
     "with its metadata": (FIRST, ALWAYS),
 }
-#: The first release that refuses an owner direct although the gateway can repair it, and the first that no longer does.
+#: By case, the first release that refuses it to an owner direct, and the first that no longer does. All are repaired.
 REPAIRED: dict[str, dict[str, Span]] = {
     "/key/update allowed_routes": {
         "unchanged": (FIRST, ROUTES_FIX),
@@ -61,7 +61,7 @@ REPAIRED: dict[str, dict[str, Span]] = {
     },
     "/key/update spend, budget_limits, soft_budget (one changes)": {
         "unchanged": (BUDGET, ALWAYS),
-        "soft_budget changes": (BUDGET, SOFT),  # up to there, LiteLLM refuses it to nobody
+        "soft_budget changes": (BUDGET, SOFT),  # not refused before that release
     },
     "/key/update tags, prompts (one changes)": {"unchanged": (FIRST, ALWAYS)},
     f"/key/update {', '.join(WHOLE)} (whole key)": dict.fromkeys(
@@ -93,7 +93,7 @@ def test_every_gate_has_its_rows() -> None:
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.endpoint == UPDATE], ids=str)
 def test_update(table: Table, row: Row) -> None:
-    """The rule holds in every cell. An owner's request is repaired in the cases that are known for the release only."""
+    """The rule holds in every cell. An owner's update is repaired in exactly the cases listed for the release."""
     cells = table.play(row, only=("owner",) if set(row.fields) <= ALIKE else FEW)
     assert not broken(cells), broken(cells)
     owners = [cell for cell in cells if cell.caller.name == "owner"]

@@ -262,7 +262,7 @@ def test_every_fragment_has_its_refusal() -> None:
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=str)
 def test_words(stage: Stage, refusal: Refusal) -> None:
-    """The releases concerned refuse with the gate's fragment and status, and write nothing. Others do not refuse so."""
+    """The releases concerned refuse with the gate's fragment and status, and write nothing. In others it is missing."""
     key = stage.key_of(refusal.who, refusal.held)
     stored = stage.litellm.stored(key)
     body = {"key": key, "models": OTHER_MODELS, **refusal.sent}

@@ -1,10 +1,11 @@
-"""What all tests share: asynchronous ones (``pytest.mark.anyio``) run on uvloop, as the gateway does; nothing is timed.
+"""Settings for all tests: asynchronous tests (``pytest.mark.anyio``) run on uvloop, as the gateway does.
 
-Most tests wait for a process or a timeout, so four run side by side (pytest-xdist). ``-n 0`` runs them in one process.
+Most tests wait for a process or a timeout, so four files run side by side (pytest-xdist). ``-n 0`` runs all tests in
+one process.
 
-In CI (the environment variable ``CI``) a skipped test is a failed one: there, everything that a test needs is at hand.
-And Hypothesis tries the same examples each time, so that a change that fails there has caused it. Elsewhere it tries
-others in each run; ``--hypothesis-seed=N`` repeats one.
+In CI (the environment variable ``CI``) a skipped test counts as failed, because everything that a test needs is
+installed there. Hypothesis then tries the same examples in each run, so that a failure is due to the change under
+test. Elsewhere it tries other examples in each run; ``--hypothesis-seed=N`` repeats a run. Examples have no deadline.
 """
 
 import logging
@@ -38,7 +39,7 @@ LONGEST = (
     "tests/relay/test_stalls.py",
     "tests/soak",
 )
-"""What takes longest, and so begins first."""
+"""The tests that take longest. They start first."""
 
 
 @pytest.fixture(scope="session")
@@ -48,7 +49,7 @@ def anyio_backend() -> tuple[str, dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def logging_as_it_was() -> Iterator[None]:
-    """A test that sends the package's logs to stderr does not take them from the next one's ``caplog``."""
+    """Restore the loggers: a test that sends logs to stderr must not keep them from the next test's ``caplog``."""
     logs = [logging.getLogger(name) for name in ("sanitizer", "sanitizer.access", "asyncio", "uvicorn")]
     states = [(log, log.handlers, log.propagate, log.level) for log in logs]
     yield
@@ -59,7 +60,7 @@ def logging_as_it_was() -> Iterator[None]:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """None for what is in one file: to start them takes longer than most files do."""
+    """No worker processes for a single file, because starting them takes longer than most files do."""
     return 0 if len(config.args) == 1 and ".py" in config.args[0] else WORKERS
 
 
@@ -72,7 +73,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 class Scheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types
-    """Tests of a file share a process, for many share a gateway; so do all on a LiteLLM, and all with containers."""
+    """Runs the tests of a file in one process, because many share a gateway.
+
+    All tests on LiteLLM run in one process too, and so do all tests with containers.
+    """
 
     def _split_scope(self, nodeid: str) -> str:
         file: str = nodeid.partition("::")[0]

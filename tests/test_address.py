@@ -1,4 +1,4 @@
-"""Where upstream listens, and which peers are trusted."""
+"""The address of upstream, and the peers that are trusted."""
 
 import pytest
 
@@ -16,12 +16,12 @@ from sanitizer.address import Address, parse_address, parse_trusted_proxies, pla
     ],
 )
 def test_upstream(text: str, address: Address) -> None:
-    """An upstream is http, https or a unix socket."""
+    """An upstream is an http URL, an https URL or a Unix socket."""
     assert parse_address(text) == address
 
 
 def test_authority() -> None:
-    """The authority is what a Host field holds."""
+    """An address is shown as a URL: without the default port of its scheme, and with an IPv6 host in brackets."""
     assert [str(Address(s, h, p)) for s, h, p in (("http", "a", 80), ("https", "a", 80), ("http", "::1", 1))] == [
         "http://a",
         "https://a:80",
@@ -30,7 +30,7 @@ def test_authority() -> None:
 
 
 def test_unix() -> None:
-    """A unix socket is shown by its path, however it was written."""
+    """A Unix socket is shown as ``unix:`` and its path, in whichever form it was given."""
     assert [str(parse_address(text)) for text in ("unix:/run/a", "unix:///run/a")] == ["unix:/run/a"] * 2
 
 
@@ -44,7 +44,7 @@ def test_unix() -> None:
     ],
 )
 def test_plain_ip(text: str, address: str) -> None:
-    """An IPv4-mapped address is the IPv4 one, and a zone is no part of an address."""
+    """An IPv4-mapped address becomes the IPv4 address, and the zone of an IPv6 address is removed."""
     assert str(plain_ip(text)) == address
 
 
@@ -58,7 +58,7 @@ def test_plain_ip(text: str, address: str) -> None:
     ],
 )
 def test_trusted(names: list[str], trusted: list[str | None], strangers: list[str | None]) -> None:
-    """A peer is trusted if its address is in one of the networks, or it has none and unix sockets are named."""
+    """A peer is trusted if its address is in a listed network, or if it has no address and ``unix`` is listed."""
     proxies = parse_trusted_proxies(names)
     assert all(map(proxies.trusts, trusted))
     assert not any(map(proxies.trusts, strangers))
@@ -68,6 +68,6 @@ def test_trusted(names: list[str], trusted: list[str | None], strangers: list[st
     ("name", "said"), [("192.0.2.1/24", "that of 192.0.2.1/24 is 192.0.2.0/24"), ("a", "comma list of CIDRs")]
 )
 def test_untrusted_words(name: str, said: str) -> None:
-    """What is no network is refused, and so is an address with a mask: both say what is taken."""
+    """A name that is not a network is refused, and so is a network with host bits. Both errors say what is accepted."""
     with pytest.raises(ValueError, match=f"^takes .*{said}"):
         parse_trusted_proxies([name])

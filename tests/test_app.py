@@ -1,4 +1,4 @@
-"""The gateway as an ASGI app: what it counts and logs of each request, which is what the command's own server does."""
+"""The gateway as an ASGI app: it counts and logs each request as the command's own server does."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ POST = [HOST, JSON]
 
 @dataclass
 class Request(Client):
-    """One request, in the form in which servers describe it."""
+    """A request, described as ASGI servers describe it."""
 
     @property
     def scope(self) -> dict[str, object]:
@@ -126,7 +126,7 @@ async def test_counted_and_logged(
     refused: Sequence[str],
     errors: dict[str, int],
 ) -> None:
-    """An error is counted once, as its sender's or as upstream's; the access log has the path without its query."""
+    """An error is counted once, as a refused request or as an upstream error. The access log omits the query."""
     caplog.set_level(logging.INFO)
     upstream.script = script
     await request_.through(gateway)
@@ -143,7 +143,7 @@ async def test_counted_and_logged(
 
 
 async def test_caller(upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
-    """The line of a decision names the caller: the hash of its key, and where its request has come from."""
+    """The log line of a decision has the caller's key hash and address, and X-Forwarded-For from a trusted proxy."""
     caplog.set_level(logging.INFO)
     fields = [(b"x-forwarded-for", b"203.0.113.7"), (b"authorization", b"Bearer sk-caller")]
     for proxies, addresses in (("", None), ("192.0.2.0/24", "203.0.113.7")):
@@ -167,7 +167,7 @@ async def test_caller(upstream: Upstream, caplog: pytest.LogCaptureFixture) -> N
     ],
 )
 async def test_client_leaves(gateway: Gateway, upstream: Upstream, request_: Request) -> None:
-    """A client that leaves before its answer has begun is counted as such, and is nobody's error."""
+    """A client that disconnects before its response has begun is counted as such, and not as an upstream error."""
     upstream.script = reply(WAIT_CLOSED)
     task = asyncio.create_task(request_.through(gateway))
     await asyncio.to_thread(upstream.wait_request)
@@ -180,7 +180,7 @@ async def test_client_leaves(gateway: Gateway, upstream: Upstream, request_: Req
 
 
 async def test_untrusted_https(gateway: Gateway, upstream: Upstream, caplog: pytest.LogCaptureFixture) -> None:
-    """A peer that says https in vain is named once."""
+    """``X-Forwarded-Proto: https`` from an untrusted peer is replaced, and one log line names the peer."""
     for _ in range(2):
         headers = [HOST, (b"x-forwarded-proto", b"https")]
         assert (await Request(headers=headers, method="GET", path="/").through(gateway)).sent[0]["status"] == 200
@@ -190,14 +190,14 @@ async def test_untrusted_https(gateway: Gateway, upstream: Upstream, caplog: pyt
 
 
 async def test_client_leaves_in_its_body(gateway: Gateway) -> None:
-    """Likewise while an intercepted body is still collected: upstream is not asked at all."""
+    """A client that disconnects while its intercepted body is collected is counted as such, and is sent nothing."""
     request = await Request([update()], POST, truncated=True).through(gateway)
     assert request.sent == []
     assert answers(gateway, b"POST") == {CLIENT_LEFT: 1}
 
 
 async def test_server_fails(gateway: Gateway, upstream: Upstream) -> None:
-    """What the server's own ``receive`` raises surfaces, and upstream's connection is closed."""
+    """An exception that the server's ``receive`` raises is passed on, and the request is counted as failed."""
 
     class Broken(Exception):
         pass
@@ -214,7 +214,7 @@ async def test_server_fails(gateway: Gateway, upstream: Upstream) -> None:
 
 
 async def test_start_that_fails(tmp_path: object) -> None:
-    """A gateway that can't start says so to its server, and is not left half made."""
+    """A gateway that can't start reports this to the ASGI server, and is not left half started."""
     gateway = create_app(load({"upstream": "http://127.0.0.1:1"}, {}))
     object.__setattr__(gateway.settings, "upstream", load({"upstream": "https://localhost"}, {}).upstream)
     object.__setattr__(gateway.settings, "upstream_ca", f"{tmp_path}/gone.pem")
@@ -233,7 +233,7 @@ async def test_start_that_fails(tmp_path: object) -> None:
 
 
 async def test_start_that_fails_half_way(gateway: Gateway, upstream: Upstream, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Whatever start raises, no timer goes on; and it can be called again."""
+    """If ``start`` raises an exception, no stall sweep has been created, and ``start`` can be called again."""
 
     class Unthought(Exception):
         pass
@@ -259,7 +259,7 @@ async def test_start_that_fails_half_way(gateway: Gateway, upstream: Upstream, m
 
 
 async def test_unreachable() -> None:
-    """An upstream that is not there is counted as such."""
+    """An upstream that refuses the connection is counted as unreachable, and the response is 502."""
     with refusing_port() as port:
         gateway = create_app(load({"upstream": f"http://127.0.0.1:{port}"}, {}))
         request = Request([b"{"], POST)

@@ -39,7 +39,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     ],
 )
 def test_bad_usage(arguments: list[str], named: str) -> None:
-    """One line on stderr that names what is wrong, and exit status 2."""
+    """Bad usage is reported in one line on stderr that names the mistake, with exit status 2."""
     result = run(*arguments)
     assert result.returncode == 2
     assert result.stdout == ""
@@ -91,7 +91,7 @@ def test_port_in_use() -> None:
 
 
 def help_of(*command: str) -> str:
-    """What the command's ``--help`` prints on a terminal of 80 columns."""
+    """The text that the command's ``--help`` prints on a terminal of 80 columns."""
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(io.StringIO()) as printed:
         patch.setenv("COLUMNS", "80")
         with pytest.raises(SystemExit) as exited:
@@ -172,7 +172,7 @@ def test_addresses_of_the_help() -> None:
 
 @pytest.mark.parametrize(("variables", "arguments"), SERVED, ids=[" ".join([*each[0], *each[1]]) for each in SERVED])
 def test_examples_of_serve(variables: dict[str, str], arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """The command's own parsers take the examples that serve. They are not run, because their ports may be in use."""
+    """The command's own parsers accept the examples of ``serve``. They are not run: their ports may be in use."""
     served: list[Settings] = []
 
     def serve(settings: Settings, unknown: list[str]) -> int:
@@ -191,7 +191,7 @@ def test_examples_of_serve(variables: dict[str, str], arguments: list[str], monk
 
 @pytest.mark.parametrize("arguments", RUN, ids=" ".join)
 def test_examples_of_other_commands(arguments: list[str], tmp_path: Path) -> None:
-    """The examples of ``demo`` and ``check`` are run. A check reports that nothing listens where it is sent."""
+    """The examples of ``demo`` and ``check`` are run. A check reports that nothing listens at its upstream."""
     (tmp_path / "master-key").write_text("sk-1234\n")
     with refusing_port() as port:
         away = ["--upstream", f"http://127.0.0.1:{port}"] if arguments[0] == "check" else []

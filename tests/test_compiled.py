@@ -1,6 +1,6 @@
-"""The two forms of the modules that can be compiled: which of them runs, and what their source must not have.
+"""The modules that can be compiled: which form of them runs, and constructs that their source must not contain.
 
-The lane of CI that tests the compiled form names it in ``EXPECTED_FORM``, so that it can't test the source by mistake.
+The CI lane that tests the compiled form names it in ``EXPECTED_FORM``, so that it can't test the source by mistake.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MODULES = {
 
 @pytest.mark.parametrize("module", MODULES)
 def test_the_form_under_test(module: str) -> None:
-    """Each of the modules has the form that `FORM` says, which is the one that is to be tested."""
+    """Each module has the form that `FORM` says, which is ``EXPECTED_FORM`` if that is set."""
     spec = importlib.util.find_spec(module)
     assert spec is not None
     form = "pure" if str(spec.origin).endswith(".py") else "compiled"
@@ -61,16 +61,16 @@ def test_the_form_under_test(module: str) -> None:
     ],
 )
 def test_which_form_runs(tmp_path: Path, compiled: bool, pure: str, form: str) -> None:
-    """Compiled modules run where there are some, unless ``SANITIZER_PURE`` asks for the source."""
+    """Compiled modules run where there are any, unless ``SANITIZER_PURE`` asks for the source."""
     copy = shutil.copytree(PACKAGE, tmp_path / "sanitizer", ignore=shutil.ignore_patterns("*.so", "__pycache__"))
     modules = [copy / path.relative_to(PACKAGE) for path in MODULES.values()]
     if compiled:
         for module in modules:
-            module.with_suffix(EXTENSION_SUFFIXES[0]).touch()  # which could not be loaded
+            module.with_suffix(EXTENSION_SUFFIXES[0]).touch()  # an empty file, found but never loaded
     code = (
         "import sys, importlib.util as u, sanitizer as s; print(s.FORM, *(u.find_spec(m).origin for m in sys.argv[1:]))"
     )
-    environment = {"PYTHONPATH": str(tmp_path), "SANITIZER_PURE": pure}  # without coverage's: the copy does not last
+    environment = {"PYTHONPATH": str(tmp_path), "SANITIZER_PURE": pure}  # without coverage's: the copy is deleted
     result = subprocess.run(
         [sys.executable, "-P", "-c", code, *MODULES], env=environment, check=True, capture_output=True, text=True
     )
@@ -78,7 +78,7 @@ def test_which_form_runs(tmp_path: Path, compiled: bool, pure: str, form: str) -
     assert result.stdout.split() == [form, *(str(module.with_suffix(suffix)) for module in modules)]
 
 
-# What mypyc reads differently, without a word by itself or by mypy
+# Constructs that mypyc compiles to something else, without an error from mypyc or mypy
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -96,7 +96,7 @@ def calls(tree: ast.AST) -> Iterator[ast.Call]:
 
 
 def one_name_for_two_errors(tree: ast.Module) -> bool:
-    """Two clauses of a function bind a name to different types: the second has the first one's type."""
+    """Two ``except`` clauses of a function bind one name to two types. When compiled, both have the first type."""
     for function in functions(tree):
         types: dict[str, set[str]] = {}
         for node in ast.walk(function):
@@ -108,13 +108,13 @@ def one_name_for_two_errors(tree: ast.Module) -> bool:
 
 
 def cause_of_an_error(tree: ast.Module) -> bool:
-    """``raise ... from`` an error: the cause is not set. Without a cause, ``from None``, only a traceback differs."""
+    """``raise ... from error``. When compiled, it does not set the cause. ``from None`` only affects tracebacks."""
     causes = [node.cause for node in ast.walk(tree) if isinstance(node, ast.Raise) and node.cause is not None]
     return any(ast.unparse(cause) != "None" for cause in causes)
 
 
 def tuple_as_default(tree: ast.Module) -> bool:
-    """A default is a tuple in a bare ``Final``, whose type is then that of its literal."""
+    """A default value is a constant tuple with a bare ``Final``. When compiled, its type is that of the literal."""
     tuples = {
         ast.unparse(node.target)
         for node in ast.walk(tree)
@@ -126,7 +126,7 @@ def tuple_as_default(tree: ast.Module) -> bool:
 
 
 def arguments_of_a_base(tree: ast.Module) -> bool:
-    """The base's constructor is called with arguments that are counted at run time."""
+    """The base class's constructor is called with ``*`` or ``**``, so the number of arguments varies."""
     return any(
         ast.unparse(call.func) == "super().__init__"
         and (
@@ -137,7 +137,7 @@ def arguments_of_a_base(tree: ast.Module) -> bool:
 
 
 def default_of_a_protocol(tree: ast.Module) -> bool:
-    """A Protocol's method has ``...`` for a default, which is then checked to be of the parameter's type."""
+    """A method of a Protocol has the default ``...``. When compiled, the default must have the parameter's type."""
     return any(
         isinstance(default, ast.Constant) and default.value is ...
         for node in ast.walk(tree)
@@ -149,7 +149,7 @@ def default_of_a_protocol(tree: ast.Module) -> bool:
 
 
 def recursion(tree: ast.Module) -> bool:
-    """A function calls itself: where it goes too deep there is no `RecursionError`, but the end of the process."""
+    """A function calls itself. When compiled, too deep a recursion ends the process without a `RecursionError`."""
     methods = {each for node in ast.walk(tree) if isinstance(node, ast.ClassDef) for each in node.body}
     return any(
         ast.unparse(call.func) in ((f"self.{name}", f"cls.{name}") if function in methods else (name,))
@@ -160,7 +160,7 @@ def recursion(tree: ast.Module) -> bool:
 
 
 TRAPS: dict[Callable[[ast.Module], bool], tuple[str, str]] = {
-    # code with the trap, and the like without it
+    # code with the trap, and similar code without it
     one_name_for_two_errors: (
         "def f():\n try: g()\n except A as error: h(error)\n except B as error: h(error)",
         "def f():\n try: g()\n except A as a: h(a)\n except B as b: h(b)\ndef g():\n try: f()\n except B as a: h(a)",
@@ -187,12 +187,12 @@ TRAPS: dict[Callable[[ast.Module], bool], tuple[str, str]] = {
 
 @pytest.mark.parametrize("trap", TRAPS)
 def test_traps_are_found(trap: Callable[[ast.Module], bool]) -> None:
-    """What is sought is found, and nothing else."""
+    """Each trap is found in code that has it, and not in similar code."""
     assert [trap(ast.parse(code)) for code in TRAPS[trap]] == [True, False]
 
 
 @pytest.mark.parametrize("module", MODULES)
 def test_no_traps(module: str) -> None:
-    """What compiled code would do otherwise is not in the source."""
+    """No module that is compiled contains one of the traps."""
     tree = ast.parse(MODULES[module].read_text())
     assert [trap.__doc__ for trap in TRAPS if trap(tree)] == []

@@ -1,4 +1,4 @@
-"""One way to connect: which addresses, in which order, within which time, and what is left behind."""
+"""Connecting: the order of addresses, errors, the time limit, TLS, and keep-alive probes."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def hosts(addresses: list[AddrInfo]) -> list[str]:
     ],
 )
 def test_order(turn: int, expected: list[str]) -> None:
-    """Each rotation begins with another address, whatever the order; the system's preferred family stays first."""
+    """Each turn begins with another address, whatever the order found. The system's preferred family stays first."""
     for found in (
         ["fd00::2", "10.0.0.3", "fd00::1", "10.0.0.1", "10.0.0.2"],
         ["fd00::1", "fd00::2", "10.0.0.2", "10.0.0.1", "10.0.0.3"],
@@ -48,7 +48,7 @@ def test_order(turn: int, expected: list[str]) -> None:
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}", "http://[::1]:{port}"])
 async def test_no_look_up_for_an_ip_address(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An IP address is connected to as it is."""
+    """An IP address is connected to without a lookup."""
     monkeypatch.setattr(connecting, "resolver_of", lambda *_: pytest.fail("looked up"))
     address = parse_address(url.format(port=1))
     with listen_tcp(address.host, 0) as listener:
@@ -59,7 +59,7 @@ async def test_no_look_up_for_an_ip_address(url: str, monkeypatch: pytest.Monkey
 
 @pytest.fixture(params=[1, 2, None], ids=["one address", "two addresses", "an IP address"])
 def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """What leads to 127.0.0.1, as a name or without one."""
+    """A host that leads to 127.0.0.1: a name with one or two addresses, or the IP address itself."""
     if request.param is None:
         return "127.0.0.1"
 
@@ -72,7 +72,7 @@ def host(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
 
 
 async def test_refused(host: str) -> None:
-    """The system's word is passed on."""
+    """A refused connection raises the system's own error."""
     with socket.socket() as sock:
         sock.bind(("127.0.0.1", 0))
         port = sock.getsockname()[1]
@@ -82,7 +82,7 @@ async def test_refused(host: str) -> None:
 
 
 async def test_uvloop_raises_another_error(host: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A `RuntimeError`, as uvloop raises for some failures of a socket, is an `OSError` like all others."""
+    """A `RuntimeError`, which uvloop raises for some failures of a socket, is raised as an `OSError`."""
 
     async def start_connection(*_: object, **__: object) -> socket.socket:
         raise RuntimeError("File descriptor 9 is used by transport")
@@ -93,7 +93,7 @@ async def test_uvloop_raises_another_error(host: str, monkeypatch: pytest.Monkey
 
 
 async def test_a_handshake_that_does_not_end(host: str) -> None:
-    """The time holds for the TLS handshake too, and its socket is closed."""
+    """The time limit covers the TLS handshake too. When it expires, the socket is closed."""
     context = ssl.create_default_context()
     with socket.create_server(("127.0.0.1", 0)) as listener:
         connector = Connector(Address("https", host, listener.getsockname()[1]), context, 0.2)
@@ -108,7 +108,7 @@ async def test_a_handshake_that_does_not_end(host: str) -> None:
 
 @pytest.mark.parametrize("trusted", [True, False])
 async def test_name_in_the_certificate(host: str, trusted: bool) -> None:
-    """The certificate has to be for what --upstream says, whatever address that leads to."""
+    """The certificate has to be valid for the host in --upstream, whatever address the host leads to."""
     authority = trustme.CA()
     server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
     authority.issue_cert(host if trusted else "other.test").configure_cert(server)
@@ -139,7 +139,7 @@ def options_of(transport: asyncio.BaseTransport) -> dict[tuple[int, int], int]:
 
 
 async def test_keep_alive_probes() -> None:
-    """The kernel probes silent peers on both sides: connections that are accepted have what their listener has."""
+    """The kernel probes silent peers on both sides: accepted connections inherit the options of their listener."""
     loop = asyncio.get_running_loop()
     accepted: asyncio.Future[asyncio.BaseTransport] = loop.create_future()
 
@@ -164,7 +164,7 @@ async def test_keep_alive_probes() -> None:
 
 @pytest.mark.parametrize("names", [{"TCP_KEEPALIVE"}, {"TCP_KEEPALIVE", "TCP_KEEPINTVL", "TCP_KEEPCNT"}, set()])
 def test_other_platforms(names: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the system has no such options, or another name for one, the rest is set."""
+    """Where the system lacks some of the options, or has another name for one, the others are set."""
     for name in ("TCP_KEEPIDLE", "TCP_KEEPINTVL", "TCP_KEEPCNT"):
         monkeypatch.delattr(socket, name)
     for number, name in enumerate(sorted(names), start=100):

@@ -1,7 +1,7 @@
-"""The reserve of descriptors: one is to be had of it at a time, whatever else wants some.
+"""The reserve of descriptors: one at a time can be taken from it, while other code wants descriptors too.
 
-The limit is that of a whole process, so each test has an interpreter of its own: in that of pytest other threads open
-and close what they like.
+The limit applies to a whole process, so each test runs in an interpreter of its own. In pytest's process, other threads
+open and close descriptors.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(script: str) -> None:
 
 
 def test_one_at_a_time() -> None:
-    """While one is taken nobody else can have another."""
+    """While one descriptor is taken from the reserve, no other can be opened."""
     run("""
         def take():
             os.dup(0)
@@ -58,7 +58,7 @@ def test_one_at_a_time() -> None:
 
 
 def test_reserve_is_no_room() -> None:
-    """While one is taken another thread still finds that none is left."""
+    """While one descriptor is taken from the reserve, another thread still finds that none is left."""
     run("""
         found = []
         other = threading.Thread(target=lambda: found.append(none_left()))
@@ -77,7 +77,7 @@ def test_reserve_is_no_room() -> None:
 
 @pytest.mark.parametrize("losses", [1, 2, 5])
 def test_somebody_is_faster(losses: int) -> None:
-    """When the public side has got the one that was meant to be taken, there is another."""
+    """If the public side opens the descriptor that was meant to be taken, the next one is taken."""
     run(f"""
         calls = 0
 
@@ -95,7 +95,7 @@ def test_somebody_is_faster(losses: int) -> None:
 
 
 def test_blocked_accept() -> None:
-    """A thread that waits in accept(2) has a descriptor that does not look open: the next one is taken instead."""
+    """A thread blocked in accept(2) holds a descriptor that does not look open. The next one is taken instead."""
     run("""
         listener = socket.create_server(("127.0.0.1", 0))
         client = socket.socket()
@@ -124,7 +124,7 @@ def test_blocked_accept() -> None:
 
 
 def test_none_in_reserve() -> None:
-    """When the reserve is used up too, that is an error, and the limit is what it was."""
+    """If the reserve is used up too, an error is raised, and the limit is unchanged afterwards."""
     run("""
         exhaust(6)
         for expected in (3, 4, 5):
@@ -143,7 +143,7 @@ def test_none_in_reserve() -> None:
 
 @pytest.mark.parametrize("code", ["EMFILE", "ECONNABORTED"])
 def test_take_fails(code: str) -> None:
-    """It ends when no place can be had, and with the first error of another kind; the limit is what it was."""
+    """Taking is given up if no descriptor is free, or at the first other error. The limit is unchanged afterwards."""
     run(f"""
         calls = []
 
@@ -165,7 +165,7 @@ def test_take_fails(code: str) -> None:
 
 @pytest.mark.parametrize("accepted", [True, False])
 def test_watch(accepted: bool) -> None:
-    """A shortage is reported for as long as it lasts: at once when a client took the last one, else within a second."""
+    """A shortage is reported while it lasts: at once after an accepted connection, otherwise by the periodic check."""
     run(f"""
         import asyncio
         from sanitizer import descriptors
@@ -194,7 +194,7 @@ def test_watch(accepted: bool) -> None:
 
 
 def test_ran_out() -> None:
-    """An error that names the shortage is due to it, and so is any other that happens while none is left."""
+    """An error is attributed to the shortage if its number says so, or if no descriptor is left when it occurs."""
     run("""
         from sanitizer.descriptors import ran_out
 
@@ -208,7 +208,7 @@ def test_ran_out() -> None:
 
 @pytest.mark.parametrize(("reserve", "soft"), [(0, 64), (10, 54), (32, 32), (60, 32)])
 def test_raise_limit(reserve: int, soft: int) -> None:
-    """The process may have all that the hard limit allows but the reserve, which is at most half of it."""
+    """The soft limit is raised to the hard limit less the reserve, which is at most half of the hard limit."""
     run(f"""
         from sanitizer.descriptors import raise_limit
 

@@ -1,4 +1,4 @@
-"""Listening sockets: which are taken over, which are left alone, and what remains of them."""
+"""Listening sockets: existing ones that are replaced or left alone, sockets for workers, and how they are closed."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def connect(path: str) -> None:
 
 
 def leave_behind(path: str) -> None:
-    """A socket on which nobody listens any more."""
+    """Leave a socket file on which no process listens."""
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
 
 
 def test_unix_socket(path: str) -> None:
-    """Everyone may connect while it listens; then the file is gone."""
+    """Every user may connect while the socket listens. Then its file is removed."""
     with listen_unix(path):
         assert Path(path).stat().st_mode & 0o777 == 0o666
         connect(path)
@@ -56,14 +56,14 @@ def test_unix_socket(path: str) -> None:
 
 
 def test_stale_unix_socket(path: str) -> None:
-    """A socket on which nobody listens is replaced."""
+    """A socket file on which no process listens is replaced."""
     leave_behind(path)
     with listen_unix(path):
         connect(path)
 
 
 def test_unix_socket_in_use(path: str) -> None:
-    """A socket on which another process listens stays that process's."""
+    """A socket that is in use is not replaced, and goes on accepting connections."""
     with listen_unix(path):
         with pytest.raises(OSError, match="in use"), listen_unix(path):
             pass
@@ -71,7 +71,7 @@ def test_unix_socket_in_use(path: str) -> None:
 
 
 def test_unix_socket_of_a_process_that_does_not_accept(path: str) -> None:
-    """A process that hangs, and whose backlog is full, still has its socket; nobody waits for it."""
+    """A socket is in use even if its process hangs and its backlog is full. The check does not wait for the process."""
     with ExitStack() as stack:
         listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         listener.bind(path)
@@ -88,7 +88,7 @@ def test_unix_socket_of_a_process_that_does_not_accept(path: str) -> None:
 
 
 def test_file_in_the_way(path: str) -> None:
-    """A file that is no socket is not removed."""
+    """A file that is not a socket is not removed."""
     Path(path).write_text("kept")
     with pytest.raises(OSError, match="not a socket"), listen_unix(path):
         pass
@@ -96,7 +96,7 @@ def test_file_in_the_way(path: str) -> None:
 
 
 def test_replaced_unix_socket(path: str) -> None:
-    """A socket that another process has put in the place of ours stays when ours ends."""
+    """A socket file that has replaced ours is kept when ours is closed."""
     with listen_unix(path):
         Path(path).unlink()
         leave_behind(path)
@@ -104,7 +104,7 @@ def test_replaced_unix_socket(path: str) -> None:
 
 
 def test_successor_of_the_same_inode(path: str) -> None:
-    """A successor's socket stays when ours ends, also if the file system has given it the inode of ours."""
+    """A successor's socket file is kept when ours is closed, even if the file system has reused the inode."""
     with listen_unix(path) as listener:
         listener.close()  # as a drain does; the file can be replaced from now on
         with ExitStack() as successor:
@@ -116,7 +116,7 @@ def test_successor_of_the_same_inode(path: str) -> None:
 
 
 def test_successors_at_once(path: str) -> None:
-    """Of many that start at once where a dead one has left its socket, one listens, and the others fail."""
+    """If many listeners start at once on a stale socket file, one of them listens and the others fail."""
     go = threading.Barrier(8)
     done = threading.Barrier(8)
 
@@ -137,7 +137,7 @@ def test_successors_at_once(path: str) -> None:
 
 
 def test_folder_is_locked(path: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A lock on the folder that is none of a gateway's is not waited for without end."""
+    """If another program holds a lock on the folder, the listener waits for it for a limited time only."""
     monkeypatch.setattr(listeners, "_LOCK_TIMEOUT", 0.05)
     folder = os.open(Path(path).parent, os.O_RDONLY)
     try:
@@ -156,13 +156,13 @@ def leave_behind_if_gone(path: str) -> None:
 
 @pytest.mark.parametrize(("host", "shown"), [("127.0.0.1", "127.0.0.1"), ("::1", "[::1]"), ("::", "[::]")])
 def test_address(host: str, shown: str) -> None:
-    """An address is shown as it stands in a URL."""
+    """An address is shown as in a URL."""
     with listen_tcp(host, 0) as listener:
         assert address_of(listener) == f"{shown}:{listener.getsockname()[1]}"
 
 
 def test_every_address() -> None:
-    """``::`` takes connections over IPv4 too."""
+    """A listener on ``::`` accepts IPv4 connections too."""
     with listen_tcp("::", 0) as listener, socket.create_connection(("127.0.0.1", listener.getsockname()[1])):
         pass
 
@@ -176,7 +176,7 @@ def is_shared(listener: socket.socket) -> bool:
 
 @HOSTS
 def test_workers_have_a_socket_each(host: str) -> None:
-    """The sockets of workers listen at one address, and have the options of the first."""
+    """Each worker has its own socket. All listen at one address, and have the options of the first socket."""
     with listen_tcp(host, 0) as first, for_workers(first, 3) as sockets:
         assert sockets[0] is first
         assert len({listener.fileno() for listener in sockets}) == 3
@@ -189,7 +189,7 @@ def test_workers_have_a_socket_each(host: str) -> None:
 
 
 def test_one_process_has_an_ordinary_socket() -> None:
-    """One process that serves shares its port with nobody."""
+    """A single serving process does not share its port."""
     with listen_tcp("127.0.0.1", 0) as first, for_workers(first, 1) as sockets:
         assert sockets == [first]
         assert not is_shared(first)
@@ -202,7 +202,7 @@ def test_workers_share_a_unix_socket(path: str) -> None:
 
 
 def test_workers_share_a_socket_that_the_kernel_does_not_spread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """So they do where the kernel does not spread connections."""
+    """All workers share one TCP socket where the kernel does not distribute connections. No worker can stop it."""
     monkeypatch.setattr(listeners, "_LINUX", False)
     with listen_tcp("127.0.0.1", 0) as first, for_workers(first, 3) as sockets:
         assert sockets == [first] * 3
@@ -214,7 +214,10 @@ def test_workers_share_a_socket_that_the_kernel_does_not_spread(monkeypatch: pyt
 
 @pytest.mark.parametrize("known", [True, False], ids=["too late", "unknown"])
 def test_workers_share_a_socket_in_a_sandbox(monkeypatch: pytest.MonkeyPatch, known: bool) -> None:
-    """So they do where there is no such option, or it comes too late for others; then one worker ends nothing."""
+    """All workers share one TCP socket where SO_REUSEPORT is unknown, or has no effect after bind(2).
+
+    No worker can stop the shared socket.
+    """
     set_reuse_port = listeners._set_reuse_port
 
     def in_a_sandbox(listener: socket.socket, _: bool) -> None:
@@ -230,7 +233,7 @@ def test_workers_share_a_socket_in_a_sandbox(monkeypatch: pytest.MonkeyPatch, kn
 
 
 def test_no_socket_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If the sockets can't be had for another reason, such as too few descriptors, there are none."""
+    """If a worker's socket can't be made because there are too few descriptors, the error is raised."""
 
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.EMFILE, "Too many open files")
@@ -244,7 +247,7 @@ def test_no_socket_for_a_worker(monkeypatch: pytest.MonkeyPatch) -> None:
 @HOSTS
 @pytest.mark.parametrize("workers", [1, 2])
 def test_port_in_use(host: str, workers: int) -> None:
-    """A port on which a gateway listens, with workers or without, is in use for another one of the same user."""
+    """A port on which a gateway listens, with or without workers, is in use for another gateway of the same user."""
     with listen_tcp(host, 0) as first, for_workers(first, workers):
         port = first.getsockname()[1]
         with pytest.raises(OSError, match="in use"), listen_tcp(host, port):
@@ -252,7 +255,7 @@ def test_port_in_use(host: str, workers: int) -> None:
 
 
 def test_port_in_use_by_another_program() -> None:
-    """A port that a program of the same user shares by SO_REUSEPORT is in use, and is not shared with it."""
+    """A port on which another program listens with SO_REUSEPORT is in use, and is not shared with that program."""
     with socket.create_server(("127.0.0.1", 0), reuse_port=True) as other:
         port = other.getsockname()[1]
         with pytest.raises(OSError, match="in use"), listen_tcp("127.0.0.1", port):
@@ -260,9 +263,9 @@ def test_port_in_use_by_another_program() -> None:
 
 
 def test_many_gateways_at_once() -> None:
-    """Of many gateways that start at once on one port, one at most listens with all its workers; the others fail.
+    """If many gateways start at once on one port, at most one listens with all its workers. The others fail.
 
-    When two begin to listen in the same moment, the kernel may refuse both.
+    If two begin to listen at the same moment, the kernel may refuse both.
     """
     with reserved_port() as port:
         go, done = threading.Barrier(8), threading.Barrier(8)
@@ -284,7 +287,7 @@ def test_many_gateways_at_once() -> None:
 
 @HOSTS
 def test_refused_handshakes(host: str) -> None:
-    """No connection begins any more; one that has begun is accepted, and used; later they begin again."""
+    """A new handshake is held off until handshakes are allowed again. An established connection is still accepted."""
     with listen_tcp(host, 0) as listener, ExitStack() as stack:
         address = listener.getsockname()[:2]
         before = stack.enter_context(socket.create_connection(address))
@@ -304,7 +307,7 @@ def test_refused_handshakes(host: str) -> None:
 
 
 def test_handshakes_without_filter() -> None:
-    """Where nothing keeps handshakes from beginning, nothing has to be undone."""
+    """Allowing handshakes has no effect if they were not refused."""
     with listen_tcp("127.0.0.1", 0) as listener:
         allow_handshakes(listener)
         socket.create_connection(listener.getsockname()).close()
@@ -313,7 +316,7 @@ def test_handshakes_without_filter() -> None:
 @pytest.mark.parametrize("chosen_by_kernel", [False, True], ids=["a port that was asked for", "port 0"])
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1", "::"])
 def test_a_stopped_listener(host: str, chosen_by_kernel: bool) -> None:
-    """It has stopped for all processes that have a copy; connections go to the others, until one listens again."""
+    """A stopped listener is stopped in every process. Connections go to the others until one process listens again."""
     with (
         reserved_port() as port,
         listen_tcp(host, 0 if chosen_by_kernel else port) as first,

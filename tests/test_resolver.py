@@ -1,4 +1,4 @@
-"""Look-ups: who waits for which, what is used while they fail, and for how long."""
+"""Lookups of a name: which callers share one, which addresses are used while lookups fail, and for how long."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ NEW: list[AddrInfo] = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.3",
 AGAIN = socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")
 NONAME = socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 AT_ONCE = 5.0
-"""Seconds that no test should come near."""
+"""Time limit in seconds for something that should not wait at all."""
 PREFIX = "the name in --upstream can't be resolved: "
 
 pytestmark = pytest.mark.anyio
 
 
 class System:
-    """What the system finds: ``outcome``, once `answer` is set. ``asked`` counts its look-ups."""
+    """A fake ``getaddrinfo``: it waits for `answer`, then returns or raises ``outcome``. ``asked`` counts its calls."""
 
     def __init__(self) -> None:
         self.outcome: list[AddrInfo] | Exception = GOOD
@@ -60,13 +60,13 @@ def names(system: System) -> Resolver:
 
 
 async def behind(names: Resolver) -> None:
-    """Wait until the look-up that nobody waits for has ended."""
+    """Wait until the lookup in the background has ended."""
     if (lookup := names._lookup) is not None:
         await asyncio.wrap_future(lookup)
 
 
 async def test_each_connection_looks_the_name_up(system: System, names: Resolver) -> None:
-    """An answer is not kept: the next connection goes to where the name leads then."""
+    """A result is not cached: the next connection looks the name up again."""
     assert await names.addresses() == GOOD
     system.outcome = NEW
     assert await names.addresses() == NEW
@@ -74,7 +74,7 @@ async def test_each_connection_looks_the_name_up(system: System, names: Resolver
 
 
 async def test_one_for_all(system: System, names: Resolver) -> None:
-    """All that wait share one look-up, and one that no longer waits takes it from nobody."""
+    """All waiting callers share one lookup. Cancelling one of them does not affect the others."""
     system.answer.clear()
     tasks = [asyncio.create_task(names.addresses()) for _ in range(50)]
     await asyncio.sleep(0)  # all of them wait
@@ -88,7 +88,7 @@ async def test_one_for_all(system: System, names: Resolver) -> None:
 
 @pytest.mark.parametrize("outcome", [GOOD, AGAIN], ids=["addresses", "failure"])
 async def test_two_event_loops(system: System, names: Resolver, outcome: list[AddrInfo] | Exception) -> None:
-    """The probe waits in another thread's event loop for the same look-up."""
+    """Callers in the event loops of two threads share one lookup, as the probe and the relay do."""
     system.answer.clear()
     system.outcome = outcome
     found: list[Any] = []
@@ -125,7 +125,7 @@ async def test_two_event_loops(system: System, names: Resolver, outcome: list[Ad
     ],
 )
 async def test_failures_have_words(system: System, names: Resolver, error: Exception, reason: str) -> None:
-    """A failure says what the system has said, and the next connection looks up again."""
+    """A failure has the system's message, and the next connection looks the name up again."""
     system.outcome = error
     for _ in range(2):
         with pytest.raises(LookupFailed) as failure:
@@ -136,7 +136,7 @@ async def test_failures_have_words(system: System, names: Resolver, error: Excep
 
 
 async def test_too_long(system: System, names: Resolver, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A look-up that does not end is waited for as long as that may take; the process is not stuck with it."""
+    """A lookup that does not end fails after the time limit. A later caller waits for the same lookup."""
     monkeypatch.setattr(resolver, "TIMEOUT", 0.01)
     system.answer.clear()
     for _ in range(2):
@@ -148,7 +148,7 @@ async def test_too_long(system: System, names: Resolver, monkeypatch: pytest.Mon
 
 
 async def test_the_last_addresses(system: System, names: Resolver) -> None:
-    """While look-ups fail, the last addresses are used, for a time that begins with the first failure."""
+    """While lookups fail, the last addresses are used, for a limited time that begins with the first failure."""
     await names.addresses()
     system.now += 10 * MAX_STALE
     system.outcome = AGAIN
@@ -167,7 +167,7 @@ async def test_the_last_addresses(system: System, names: Resolver) -> None:
 
 
 async def test_nobody_waits_while_look_ups_fail(system: System, names: Resolver) -> None:
-    """The last addresses are used at once; the look-up that goes on behind finds out when all is well again."""
+    """While lookups fail, the last addresses are used at once. A lookup in the background detects the recovery."""
     await names.addresses()
     system.outcome = AGAIN
     await names.addresses()
@@ -185,7 +185,7 @@ async def test_nobody_waits_while_look_ups_fail(system: System, names: Resolver)
 async def test_the_last_addresses_when_it_takes_too_long(
     system: System, names: Resolver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A look-up that does not end is a failure too: it is waited for once."""
+    """A lookup that does not end counts as a failure. Only the first caller waits for it."""
     await names.addresses()
     monkeypatch.setattr(resolver, "TIMEOUT", 0.01)
     system.answer.clear()
@@ -199,7 +199,7 @@ async def test_the_last_addresses_when_it_takes_too_long(
 
 
 async def test_a_name_that_is_gone(system: System, names: Resolver) -> None:
-    """That there is no such name is an answer, after which the last addresses are not used."""
+    """If the system reports that the name does not exist, the last addresses are no longer used."""
     await names.addresses()
     system.outcome = NONAME
     with pytest.raises(LookupFailed):
@@ -212,7 +212,7 @@ async def test_a_name_that_is_gone(system: System, names: Resolver) -> None:
 async def test_a_failure_that_nobody_waits_for(
     system: System, names: Resolver, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is nobody's, and is reported nowhere."""
+    """The failure of a lookup whose callers have all been cancelled is not logged."""
     system.answer.clear()
     system.outcome = AGAIN
     task = asyncio.create_task(names.addresses())
@@ -226,6 +226,6 @@ async def test_a_failure_that_nobody_waits_for(
 
 
 def test_one_resolver(system: System) -> None:
-    """All connections of a process to one name share its resolver."""
+    """All connections of a process to one host and port share a resolver."""
     assert resolver_of("litellm.test", 4000) is resolver_of("litellm.test", 4000)
     assert resolver_of("litellm.test", 4001) is not resolver_of("litellm.test", 4000)

@@ -1,4 +1,4 @@
-"""The walls of the house: what each room loads, seen in a fresh interpreter, and that no import leads in a circle."""
+"""Imports between packages: the modules that each package loads in a fresh interpreter, and import cycles."""
 
 import ast
 import pkgutil
@@ -18,7 +18,7 @@ SANITIZE = [f"sanitizer.sanitize.{module.name}" for module in pkgutil.iter_modul
 HTTP1 = [f"sanitizer.http1.{module.name}" for module in pkgutil.iter_modules(sanitizer.http1.__path__)]
 RELAY = [f"sanitizer.relay.{module.name}" for module in pkgutil.iter_modules(sanitizer.relay.__path__)]
 ADAPTER = {f"sanitizer.sanitize.{name}" for name in ("in_process", "middleware", "response", "scopes")}
-"""What sanitizes ASGI requests; the rest of `sanitize` knows no transport."""
+"""The modules that handle ASGI requests. The rest of `sanitize` is independent of the transport."""
 
 BOTH = [f"sanitizer.{name}" for name in ("address", "connecting", "errors", "keepalive", "resolver")]
 GATEWAY = (
@@ -40,12 +40,12 @@ def loaded(*modules: str) -> set[str]:
 
 
 def own(modules: set[str]) -> set[str]:
-    """Those of ``modules`` that are this package's, but for the package itself."""
+    """Those of ``modules`` that are in the package ``sanitizer``, without the package itself."""
     return {name for name in modules if name.startswith("sanitizer.")}
 
 
 def test_http1_loads() -> None:
-    """HTTP/1 without sockets loads no module of ours but errors and addresses, and of the rest no event loop."""
+    """``http1`` loads only ``errors`` and ``address`` of the package, and no event loop, HTTP client or server."""
     found = loaded(*HTTP1)
     assert own(found) == {"sanitizer.http1", *HTTP1, "sanitizer.address", "sanitizer.errors"}
     assert "httptools" in found
@@ -53,7 +53,7 @@ def test_http1_loads() -> None:
 
 
 def imports() -> dict[str, set[str]]:
-    """The modules of the package, each with those that its import statements name, wherever in it they stand."""
+    """The modules of the package, each with those that its import statements name, anywhere in the file."""
     root = Path(*sanitizer.relay.__path__).parents[1]
     files = {
         ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
@@ -74,12 +74,12 @@ def imports() -> dict[str, set[str]]:
 
 
 def room(module: str) -> str:
-    """The room that a module is in; a module of the package itself is one of its own."""
+    """The subpackage that a module is in, or the module itself if it is at the top level."""
     return ".".join(module.split(".")[:2])
 
 
 def test_no_import_circle() -> None:
-    """No module needs one that needs it, by whatever detour, for types alone included; nor does a room."""
+    """There is no import cycle between modules, or between packages. Imports for types alone count too."""
     modules = imports()
     TopologicalSorter(modules).prepare()  # raises an error that names the modules of a circle
     rooms: dict[str, set[str]] = {}
@@ -106,7 +106,7 @@ def test_no_import_circle() -> None:
     ],
 )
 def test_loads(modules: list[str], strangers: tuple[str, ...]) -> None:
-    """A room loads nothing of those that it must not know, by whatever detour."""
+    """A package loads none of the modules that it must not depend on, directly or indirectly."""
     found = loaded(*modules)
     assert found >= set(modules)
     assert not found & set(strangers)

@@ -1,4 +1,4 @@
-"""No secret in any log line, URL or error body: everything the process writes is searched for all that passed."""
+"""No secret appears in a log line, a URL or an error body: everything that the process writes is searched."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from tests.support.upstream import CLOSE, OK, RESET, WAIT_CLOSED, Connection, Sc
 from tests.support.wire import Cut
 
 SECRETS = {
-    # LiteLLM's keys can be told by their form
+    # LiteLLM's keys can be recognised by their form
     **{name: f"sk-{name}-0a1b2c3d4e5f6071" for name in ("path", "header", "update", "protocol", "padded", "trailer")},
     "slash": "sk-slash-0a1b2c3d/behind-a-slash-4e5f6071",
-    # so can JSON Web Tokens
+    # and so can JSON Web Tokens
     "jwt": "eyJhbGciOiJub25lIn0.eyJzdWIiOiJqd3QifQ.c2lnbmF0dXJlLTRlNWY2MDcx",
-    # tokens of other kinds cannot
+    # other tokens can't
     **{
         name: f"eyJ{name}.0a1b2c3d"
         for name in ("query", "authorization", "cookie", "body", "userinfo", "answer", "own")
     },
 }
 PARTS = {"slash": SECRETS["slash"].split("/")[1:], "jwt": SECRETS["jwt"].split(".")[1:]}
-"""What must not be written either: the ends of secrets that contain a separator."""
+"""For secrets that contain a separator: the parts after it, which must not be written either."""
 KEY = SECRETS["update"]
 HASH = hashlib.sha256(KEY.encode()).hexdigest()
 PATH_HASH = hashlib.sha256(SECRETS["path"].encode()).hexdigest()
@@ -63,7 +63,7 @@ def regenerate(body: str, *, key: str = SECRETS["path"]) -> bytes:
 
 
 def info(value: object, status: str = "200 OK") -> Script:
-    """An upstream that answers the lookup so, and everything else with OK."""
+    """An upstream that answers a lookup with ``status`` and ``value``, and any other request with OK."""
     content = json.dumps(value).encode()
 
     def script(connection: Connection) -> None:
@@ -79,7 +79,7 @@ def info(value: object, status: str = "200 OK") -> Script:
 
 
 def refusing(connection: Connection) -> None:
-    """Refuses a lookup, and an update of the routes in LiteLLM's words."""
+    """Refuses every request, and an update of the routes with LiteLLM's message."""
     read = connection.read_request()
     words = "Only proxy admins can set `allowed_routes` on a key."
     content = json.dumps({"error": {"message": words if b"allowed_routes" in read.body else "no"}}).encode()
@@ -87,7 +87,7 @@ def refusing(connection: Connection) -> None:
 
 
 def trailers(target: str) -> bytes:
-    """A POST with a trailer that authenticates at LiteLLM."""
+    """A POST with a trailer that would authenticate the client at LiteLLM if it were merged into the header fields."""
     head = f"POST {target} HTTP/1.1\r\n{FIELDS}Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
     return f"{head}{len(RESEND):x}\r\n{RESEND}\r\n0\r\nx-api-key: {SECRETS['trailer']}\r\n\r\n".encode()
 
@@ -106,7 +106,7 @@ HANDSHAKE = f"GET /v1/realtime?key={SECRETS['query']} HTTP/1.1\r\n{FIELDS}{UPGRA
 
 @dataclass(frozen=True)
 class Case:
-    """A request, what upstream does about it, and the status that the client gets; ``asgi``: on that adapter."""
+    """A request, upstream's script, and the client's status. ``asgi`` is the status on that adapter, if it differs."""
 
     message: bytes
     script: Script
@@ -204,7 +204,7 @@ CASES: dict[str, Case] = {
 
 
 FAILURES = ["upstream failed", "request refused", "lookup key file"]
-"""What is logged of `CASES`, however logging is set up."""
+"""Parts of messages that are logged for `CASES`, however logging is configured."""
 EVENTS = [
     *(f"/key/update {outcome}" for outcome in ("dropped", "changed", "unreadable", "unknown")),
     *(f"/key/{{key}}/regenerate {outcome}" for outcome in ("dropped", "changed", "unreadable", "unknown")),
@@ -217,18 +217,18 @@ EVENTS = [
     "response_timeout",
     "broken",
 ]
-"""What else the command logs of them, which logs more than warnings."""
+"""Parts of further messages, which the command logs because it logs more than warnings."""
 
 
 def play(gateway: Gateway, message: bytes) -> bytes:
-    """What the client is sent for ``message`` if it waits for the answer."""
+    """The octets that a client receives for ``message`` if it waits for the response."""
     with Client(gateway.address) as client:
         client.ask(message)
         return bytes(client.received)
 
 
 def leave(gateway: Gateway, message: bytes) -> bytes:
-    """What the client is sent if it ends its side at once. It may be reset in the middle of it."""
+    """The octets that a client receives if it half-closes at once. The connection may be reset meanwhile."""
     with Client(gateway.address) as client:
         with contextlib.suppress(Cut, OSError):
             client.send(message)
@@ -256,7 +256,7 @@ def assert_no_secret_in_admin(gateway: Gateway) -> None:
 @pytest.mark.parametrize("adapter", ["native", "asgi"])
 @pytest.mark.parametrize("log_format", ["json", "text"])
 def test_no_secret_is_written(adapter: Adapter, log_format: str, tmp_path: Path) -> None:
-    """Whatever happens to requests full of secrets, none of them is logged, or in an answer of the gateway's own."""
+    """No secret of a request is logged, or is in a response of the gateway's own, whatever happens to the request."""
     own = tmp_path / "key"
     own.write_text(SECRETS["own"])
     options = (
@@ -278,7 +278,7 @@ def test_no_secret_is_written(adapter: Adapter, log_format: str, tmp_path: Path)
             received = play(gateway, case.message)
             assert received.startswith(b"HTTP/1.1 %d " % case.expected(adapter)), (name, received)
             for answer in (received, leave(gateway, case.message)):
-                if not answer.startswith(b"HTTP/1.1 200"):  # an answer of upstream's is upstream's
+                if not answer.startswith(b"HTTP/1.1 200"):  # upstream's own content may have secrets
                     assert_no_secret(answer.decode("latin-1"), "an answer")
         upstream.settle()
         upstream.errors.clear()
@@ -286,12 +286,12 @@ def test_no_secret_is_written(adapter: Adapter, log_format: str, tmp_path: Path)
         assert lookups
         for secret in (KEY, SECRETS["path"], SECRETS["padded"], SECRETS["jwt"]):
             assert secret.encode() not in b"".join(lookups), "the key is in the URL of a lookup"
-        if adapter == "native":  # uvicorn merges trailers into the fields that it hands out
+        if adapter == "native":  # uvicorn merges trailers into the header fields
             assert SECRETS["trailer"].encode() not in upstream.received, "a trailer has been passed on"
         with pytest.raises(AssertionError):
             assert_no_secret(upstream.received.decode("latin-1"), "what upstream received, as it should")
         assert SECRETS["own"].encode() in upstream.received
-        own.write_text(f"{SECRETS['own']} {SECRETS['own']}")  # no key
+        own.write_text(f"{SECRETS['own']} {SECRETS['own']}")  # not one key
         upstream.script = refusing
         play(gateway, update(RESEND))
         if adapter == "native":
@@ -309,7 +309,7 @@ def test_no_secret_is_written(adapter: Adapter, log_format: str, tmp_path: Path)
 
 
 def test_no_secret_while_upstream_is_away() -> None:
-    """An upstream that cannot be reached is logged without anything of the requests that wanted it."""
+    """If upstream can't be reached, no secret is logged or sent, and the client does not learn upstream's address."""
     options = ("--log-level", "debug", "--access-log")
     with refusing_port() as port, Gateway(f"http://127.0.0.1:{port}", *options, admin=True) as gateway:
         for message in (request(), update(RESEND), HANDSHAKE):
@@ -325,7 +325,7 @@ def test_no_secret_while_upstream_is_away() -> None:
 
 @pytest.mark.parametrize("options", [(), ("--json",)], ids=["text", "json"])
 def test_no_secret_in_a_check(options: tuple[str, ...], tmp_path: Path) -> None:
-    """A check says nothing of the key that it asks with, nor of other secrets, though LiteLLM's answers repeat them."""
+    """A check prints neither the key that it uses nor other secrets, although LiteLLM's responses repeat them."""
     file = tmp_path / "key"
     file.write_text(KEY)
     secrets = {name: SECRETS[name] for name in ("slash", "jwt", "update")}

@@ -1,4 +1,4 @@
-"""One process that serves: how it starts, accepts and ends. What a drain does to requests is in tests/relay."""
+"""The serving process: how it starts, accepts and ends. The effect of a drain on requests is tested in tests/relay."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def path() -> Iterator[str]:
 
 
 def wait_until_refused(gateway: Gateway) -> None:
-    """Connect until nobody listens any more."""
+    """Connect repeatedly until a connection is refused."""
     until = time.monotonic() + WAIT
     assert not isinstance(gateway.address, str)
     while True:
@@ -86,7 +86,7 @@ def wait_until_refused(gateway: Gateway) -> None:
 )
 @pytest.mark.parametrize("workers", [1, 2])
 def test_cannot_start(settings: str, path: str, workers: int) -> None:
-    """A file that has gone since the options were read is one line and exit status 1, and nothing is left behind."""
+    """A file that is missing at the start is reported in one line, with exit status 1, and no socket is left behind."""
     code = (
         "from sanitizer.address import Address; from sanitizer.launch import serve; "
         "from sanitizer.settings import Settings; "
@@ -105,7 +105,7 @@ def test_cannot_start(settings: str, path: str, workers: int) -> None:
 
 @pytest.mark.parametrize("option", ["host", "admin-host"])
 def test_brackets(upstream: Upstream, option: str) -> None:
-    """An IPv6 address in brackets is listened on, and shown in brackets, also where it can't be had."""
+    """The gateway listens on an IPv6 address in brackets. Log and error message show it in brackets too."""
     with socket.create_server(("::1", 0), family=socket.AF_INET6) as taken:
         port = taken.getsockname()[1]
         named = {"host": f"--port={port}", "admin-host": f"--admin-port={port}"}[option]
@@ -122,7 +122,7 @@ def test_brackets(upstream: Upstream, option: str) -> None:
 
 @pytest.mark.anyio
 async def test_start_again() -> None:
-    """A gateway whose start has failed has not started, and says so to the ASGI server."""
+    """A gateway whose start has failed reports this to the ASGI server, and a further ``start`` raises the error."""
     app = App(Settings(upstream=Address("https", "a", 443), upstream_ca="/nonexistent"))
     sent: list[Message] = []
 
@@ -142,7 +142,7 @@ async def test_start_again() -> None:
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_signal_as_soon_as_it_listens(upstream: Upstream, path: str, workers: int, number: signal.Signals) -> None:
-    """A signal that comes as soon as the gateway listens ends it with status 0, and its socket is removed."""
+    """A signal that arrives as soon as the gateway listens ends it with status 0, and its socket is removed."""
     options = ("--workers", str(workers), "--shutdown-grace", "1")
     with Gateway(upstream.url, *options, listen=("--uds", path), admin=True) as gateway:
         os.kill(gateway.pid, number)
@@ -157,7 +157,7 @@ def test_signal_as_soon_as_it_listens(upstream: Upstream, path: str, workers: in
 )
 @pytest.mark.parametrize("after", [0.0, 0.3, 0.6])
 def test_signal_during_start(path: str, workers: int, to_all: bool, after: float, number: signal.Signals) -> None:
-    """A signal that comes at any time between the socket's making and the start of service ends it with status 0."""
+    """A signal that arrives during the start, once the socket exists, ends the gateway with status 0."""
     options = ("--upstream", "http://127.0.0.1:9", "--uds", path, "--workers", str(workers), "--shutdown-grace", "1")
     command = [sys.executable, "-W", "error::ResourceWarning", "-m", "sanitizer", *options, "--admin-port", "0"]
     with subprocess.Popen(
@@ -181,18 +181,18 @@ def without_options() -> dict[str, str]:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_serves_when_it_says_so(upstream: Upstream, workers: int) -> None:
-    """When the gateway says that it listens, each of its processes accepts: it has done all of its start."""
+    """When the gateway logs that it listens, each of its serving processes has finished its start."""
     for _ in range(3):
         with Gateway(upstream.url, "--workers", str(workers), "--shutdown-grace", "0") as gateway:
             serving = gateway.workers() if workers > 1 else [gateway.pid]
             assert len(serving) == workers
-            # a process that serves handles SIGHUP; one that starts has it blocked
+            # a serving process handles SIGHUP; a starting one blocks it
             assert all(mask(pid, "SigCgt") & 1 << signal.SIGHUP - 1 for pid in serving)
             assert not any(mask(pid, "SigBlk") & 1 << signal.SIGHUP - 1 for pid in serving)
 
 
 def mask(pid: int, name: str) -> int:
-    """One of a process's sets of signals, as bits."""
+    """One of a process's signal sets, as bits."""
     status = Path(f"/proc/{pid}/status").read_text()
     found = re.search(rf"^{name}:\s*([0-9a-f]+)$", status, re.MULTILINE)
     assert found
@@ -202,7 +202,10 @@ def mask(pid: int, name: str) -> int:
 @pytest.mark.parametrize(("number", "accepting"), [(signal.SIGTERM, 0.5), (signal.SIGINT, 0)])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_accepts_no_more(upstream: Upstream, workers: int, number: signal.Signals, accepting: float) -> None:
-    """After SIGTERM a sixth of the grace passes before connections are refused, after SIGINT none; requests go on."""
+    """After SIGTERM, connections are accepted for a sixth of the grace period; after SIGINT, no longer.
+
+    A request in progress is completed.
+    """
     upstream.script = reply(hold := threading.Event(), OK)
     options = ("--workers", str(workers), "--shutdown-grace", "3")
     with Gateway(upstream.url, *options) as gateway, gateway.connect() as client:
@@ -223,7 +226,7 @@ def test_accepts_no_more(upstream: Upstream, workers: int, number: signal.Signal
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_successor_on_unix_socket(upstream: Upstream, path: str, workers: int) -> None:
-    """A gateway may be started on the Unix socket of one that drains, and keeps it when that one has ended."""
+    """A gateway can start on the Unix socket of one that drains, and keeps the socket when that one has ended."""
     listen = ("--uds", path)
     upstream.script = reply(hold := threading.Event(), OK)
     options = ("--workers", str(workers))
@@ -247,9 +250,9 @@ def test_successor_on_unix_socket(upstream: Upstream, path: str, workers: int) -
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_connected_in_the_last_moment(upstream: Upstream, path: str, workers: int) -> None:
-    """A client that a Unix socket has accepted before it was closed can still send its request.
+    """A client that connected to a Unix socket before it was closed can still send its request.
 
-    A client writes as soon as it has connected. Closed with that unread, the connection would be reset.
+    A client sends its request as soon as it has connected. If this were left unread, the connection would be reset.
     """
     options = ("--workers", str(workers), "--shutdown-grace", "12")
     with Gateway(upstream.url, *options, listen=("--uds", path)) as gateway, gateway.connect() as client:
@@ -268,7 +271,7 @@ def refused(path: str) -> bool:
 
 
 class Certificates:
-    """The files of a listener, and a client that trusts whatever they may hold."""
+    """The certificate files of a listener, and a client that trusts every certificate written to them."""
 
     def __init__(self, folder: Path) -> None:
         self._authority = trustme.CA()
@@ -279,7 +282,7 @@ class Certificates:
         self.options = ("--ssl-certfile", str(self.chain), "--ssl-keyfile", str(self.key))
 
     def write(self, *, key: bool = True) -> bytes:
-        """Put a new certificate into the files, with its key or without; returns it in DER."""
+        """Write a new certificate to the files, with or without its key. Return the certificate as DER."""
         made = self._authority.issue_cert("localhost")
         chain = made.cert_chain_pems[0].bytes()
         self.chain.write_bytes(chain)
@@ -288,7 +291,7 @@ class Certificates:
         return ssl.PEM_cert_to_DER_cert(chain.decode())
 
     def presented(self, gateway: Gateway) -> bytes | None:
-        """The certificate that a new connection gets to see."""
+        """The certificate that the gateway presents on a new connection."""
         with self.connect(gateway) as client:
             return certificate_of(client)
 
@@ -308,7 +311,7 @@ def certificates(tmp_path: Path) -> Certificates:
 
 
 def hang_up(gateway: Gateway, said: str, times: int = 1) -> None:
-    """Send SIGHUP, and wait until so many further lines say what has come of it."""
+    """Send SIGHUP, and wait for ``times`` further log lines that contain ``said``."""
     before = sum(said in line for line in gateway.lines)
     gateway.process.send_signal(signal.SIGHUP)
     until = time.monotonic() + WAIT
@@ -324,7 +327,7 @@ IGNORED = "SIGHUP is ignored"
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_hang_up(upstream: Upstream, certificates: Certificates, workers: int) -> None:
-    """At SIGHUP new connections get the certificate that is in the files now; those that are open live on."""
+    """After SIGHUP, new connections get the certificate that is now in the files. Open connections continue."""
     first = certificates.write()
     with (
         Gateway(upstream.url, "--workers", str(workers), *certificates.options) as gateway,
@@ -335,22 +338,22 @@ def test_hang_up(upstream: Upstream, certificates: Certificates, workers: int) -
             second = certificates.write()
             assert certificates.presented(gateway) != second
             hang_up(gateway, LOADED, workers)
-            for _ in range(4):  # whichever worker takes it
+            for _ in range(4):  # whichever worker accepts it
                 assert certificates.presented(gateway) == second
         assert not isinstance(gateway.address, str)
-        # this client names no server
+        # this client sends no server name
         assert ssl.PEM_cert_to_DER_cert(ssl.get_server_certificate(gateway.address)) == second
         assert client.ask(GET).body == b"ok"
 
 
 @pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
 def test_hang_up_resumed(upstream: Upstream, certificates: Certificates, version: ssl.TLSVersion) -> None:
-    """A client that resumes a session of before is served after SIGHUP too."""
+    """After SIGHUP, a client that offers a TLS session from before is served."""
     certificates.write()
     certificates.context.maximum_version = version
     with Gateway(upstream.url, *certificates.options) as gateway:
         with certificates.connect(gateway) as client:
-            assert client.ask(GET).body == b"ok"  # by then its ticket has come
+            assert client.ask(GET).body == b"ok"  # by then it has its session ticket
             assert isinstance(client.sock, ssl.SSLSocket)
             session = client.sock.session
         certificates.write()
@@ -388,7 +391,7 @@ def without_key(certificates: Certificates) -> None:
 def test_hang_up_with_bad_file(
     upstream: Upstream, certificates: Certificates, spoil: Callable[[Certificates], None]
 ) -> None:
-    """With a file that can't be used the certificate in use stays, and the log says why; a good one is taken later."""
+    """If a file can't be used, the certificate in use is kept and the log says why. A good file is loaded later."""
     first = certificates.write()
     with Gateway(upstream.url, *certificates.options) as gateway:
         assert certificates.presented(gateway) == first
@@ -407,7 +410,7 @@ def test_hang_up_with_bad_file(
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_hang_up_without_certificate(upstream: Upstream, workers: int) -> None:
-    """Without TLS, SIGHUP is one line a process that serves, and nothing else."""
+    """Without TLS, SIGHUP causes one log line per serving process, and has no other effect."""
     with Gateway(upstream.url, "--workers", str(workers)) as gateway:
         hang_up(gateway, IGNORED, workers)
         assert gateway.ask(GET).body == b"ok"
@@ -415,7 +418,7 @@ def test_hang_up_without_certificate(upstream: Upstream, workers: int) -> None:
 
 
 def test_encrypted_key(certificates: Certificates) -> None:
-    """A key that is encrypted is refused; nobody is asked for its password, which at SIGHUP would stop everything."""
+    """An encrypted key is refused without a prompt for its password. At SIGHUP, a prompt would stop everything."""
     certificates.write()
     key = load_pem_private_key(certificates.key.read_bytes(), None)
     encryption = BestAvailableEncryption(b"password")
@@ -431,7 +434,7 @@ def test_encrypted_key(certificates: Certificates) -> None:
     ) as process:
         os.close(stdio)
         output = b""
-        with contextlib.suppress(OSError):  # the end of a terminal
+        with contextlib.suppress(OSError):  # raised at the end of a terminal
             while b"pass phrase" not in output and (piece := os.read(terminal, 65536)):
                 output += piece
         os.close(terminal)
@@ -442,7 +445,7 @@ def test_encrypted_key(certificates: Certificates) -> None:
 
 
 def test_hang_up_before_start() -> None:
-    """SIGHUP does not end a gateway that still reads its options."""
+    """SIGHUP does not end a gateway that is still reading its options."""
     code = (
         "import os, signal, sys; from sanitizer import cli; load = cli.load; "
         "cli.load = lambda *given: (os.kill(os.getpid(), signal.SIGHUP), load(*given))[1]; "
@@ -455,7 +458,7 @@ def test_hang_up_before_start() -> None:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_hang_up_at_any_time(upstream: Upstream, certificates: Certificates, workers: int) -> None:
-    """SIGHUP ends no process of the gateway, whether it starts, serves, drains or ends, nor the tracker it has."""
+    """SIGHUP ends no process of the gateway, its resource tracker included, while it starts, serves, drains or ends."""
     certificates.write()
     upstream.script = reply(hold := threading.Event(), OK)
     done = threading.Event()
@@ -506,7 +509,7 @@ def test_handshake_under_way(upstream: Upstream, tmp_path: Path) -> None:
     context = ssl.create_default_context()
     authority.configure_trust(context)
     options = ("--ssl-certfile", str(file), "--admin-port", "0", "--shutdown-grace", "30")
-    # not `Gateway`, which makes errors of the warnings of unclosed sockets: this one is uvloop's to close at the end
+    # not `Gateway`, which turns warnings about unclosed sockets into errors: uvloop closes this socket when it ends
     command = [sys.executable, "-m", "sanitizer", "--upstream", upstream.url, "--port", "0", *options]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=ROOT) as process:
         try:
@@ -535,7 +538,7 @@ def serves(gateway: Gateway) -> bool:
 
 @pytest.mark.parametrize("name", ["127.0.0.1", "localhost"])
 def test_no_descriptor_for_upstream(upstream: Upstream, name: str) -> None:
-    """A request for which no connection can be made for want of a descriptor is answered with an error of its own."""
+    """If there is no descriptor for a connection to upstream, the response is a 503 with an error type of its own."""
     upstream.script = reply(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n")
     with Gateway(f"http://{name}:{upstream.port}", admin=True) as gateway, gateway.connect() as client:
         wait_until_ready(gateway)
@@ -568,7 +571,7 @@ def gateway_hard(gateway: Gateway) -> int:
 
 @pytest.mark.parametrize(("workers", "admin", "reserve"), [(1, True, RESERVE), (1, False, 0), (2, True, 0)])
 def test_reserve(upstream: Upstream, workers: int, admin: bool, reserve: int) -> None:
-    """All descriptors that a process can have may be used, but some are the admin listener's, where there is one."""
+    """A process may use all descriptors up to its hard limit, less the reserve of its admin listener, if it has one."""
     with Gateway(upstream.url, "--workers", str(workers), admin=admin) as gateway:
         assert gateway.ask(GET).status == 200
         for pid in (gateway.pid, *gateway.workers()):
@@ -577,7 +580,7 @@ def test_reserve(upstream: Upstream, workers: int, admin: bool, reserve: int) ->
 
 
 def test_no_descriptors(upstream: Upstream) -> None:
-    """When a process has no descriptors left, it refuses connections, and accepts again when it has."""
+    """A process that has no descriptors left closes new connections, and serves again when it has some."""
     with Gateway(upstream.url) as gateway:
         assert gateway.ask(GET).status == 200
         _, hard = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
@@ -586,13 +589,13 @@ def test_no_descriptors(upstream: Upstream) -> None:
             clients = [stack.enter_context(gateway.connect()) for _ in range(80)]
             assert clients[-1].closed()
         until = time.monotonic() + WAIT
-        while not serves(gateway):  # until it has seen that the clients have gone
+        while not serves(gateway):  # until it has noticed that the clients are gone
             assert time.monotonic() < until, "it accepts no more"
 
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signals_at_the_end(upstream: Upstream, number: signal.Signals) -> None:
-    """Signals that come when the drain is over, until the process has ended, change nothing."""
+    """Signals that arrive between the end of the drain and the end of the process have no effect."""
     with Gateway(upstream.url, admin=True) as gateway:
         wait_until_ready(gateway)
         os.kill(gateway.pid, signal.SIGINT)
@@ -619,7 +622,7 @@ sys.exit(main(sys.argv[1:]))
 
 
 def test_signal_while_the_event_loop_is_made() -> None:
-    """A signal that comes before the event loop can take it up waits for that."""
+    """A signal that arrives before the event loop can handle it is handled later, and the exit status is 0."""
     options = ["--upstream", "http://127.0.0.1:9", "--port", "0", "--admin-port", "0", "--shutdown-grace", "0"]
     command = [sys.executable, "-W", "error", "-c", SIGNALLED_AT_ITS_START, *options, "--log-format", "json"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

@@ -1,4 +1,4 @@
-"""Every option: its flag, its variable, the values that it takes and those that it refuses."""
+"""Every option: its flag, its variable, and the values that it accepts and refuses."""
 
 import contextlib
 import ssl
@@ -63,7 +63,7 @@ from sanitizer.settings import OPTIONS, SettingError, Settings, load, unknown_va
     ],
 )
 def test_refused(option: str, text: str) -> None:
-    """A bad value names its option and what it takes."""
+    """The error for a bad value names the option and the values that it takes."""
     flag = "--" + option.replace("_", "-")
     with pytest.raises(SettingError, match=rf"^{flag} .*: takes "):
         load({option: text}, {})
@@ -92,7 +92,7 @@ def test_refused(option: str, text: str) -> None:
     ],
 )
 def test_taken(option: str, text: str, value: object) -> None:
-    """The smallest and the largest value that an option takes, and each notation."""
+    """An option accepts its smallest and its largest value, and each notation."""
     assert getattr(load({option: text}, {}), option) == value
 
 
@@ -203,7 +203,7 @@ def test_root_path(environment: dict[str, str], prefixes: tuple[str, ...]) -> No
 
 
 def test_values() -> None:
-    """Values with units, and lists."""
+    """Values with units are converted to numbers, and lists are split."""
     settings = load(
         {
             "max_body": "2KiB",
@@ -237,7 +237,7 @@ def test_switch(text: str, value: bool) -> None:
 
 
 def test_unknown_variables() -> None:
-    """Misspelled variables are reported: a gateway that should only observe would enforce otherwise."""
+    """Misspelled variables are reported. Otherwise a gateway that should only observe might enforce."""
     names = [
         "PATH",
         "SANITIZER_MOED",

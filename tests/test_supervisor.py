@@ -1,4 +1,4 @@
-"""Worker processes: signals reach them, none outlives its parent, and a dead one does not hold up the end."""
+"""Worker processes: signals reach them, none outlives the supervisor, and a dead worker does not delay the end."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def upstream() -> Iterator[Upstream]:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_signal_to_all(upstream: Upstream, number: signal.Signals) -> None:
-    """A signal that every process gets, as from a terminal, starts the drain, and does not end it."""
+    """A signal that every process gets, as from a terminal, starts the drain and does not abort it."""
     upstream.script = reply(hold := threading.Event(), OK)
     with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "6") as gateway, gateway.connect() as client:
         client.send(GET)
@@ -39,12 +39,12 @@ def test_signal_to_all(upstream: Upstream, number: signal.Signals) -> None:
         for pid in gateway.workers():
             os.kill(pid, number)
         until = time.monotonic() + 10
-        # both have taken it: else the two signals might become one
+        # until both have handled it; otherwise the two signals might become one
         while sum("stopping" in line for line in gateway.lines) < 2:
             assert time.monotonic() < until, gateway.lines
             time.sleep(0.01)
         os.kill(gateway.pid, number)
-        time.sleep(0.3)  # whatever the signal that comes from the supervisor might do, it has done
+        time.sleep(0.3)  # by then, any effect of the supervisor's signal has shown
         hold.set()
         assert client.read_response().body == b"ok"
         assert gateway.wait() == 0
@@ -62,19 +62,19 @@ def test_parent_is_killed(upstream: Upstream) -> None:
         gateway.wait_for_line("stopping")
         hold.set()
         assert client.read_response().body == b"ok"
-        gateway.wait()  # until nobody holds its stderr
+        gateway.wait()  # until no process holds its stderr
         assert not any(map(runs, workers))
         assert sum("stopped" in line for line in gateway.lines) == 2
 
 
 def runs(pid: int) -> bool:
-    """Whether the process runs; one that has ended may still wait to be reaped, and has no command line then."""
+    """Whether the process runs. One that has ended and is not yet reaped has no command line."""
     file = Path(f"/proc/{pid}/cmdline")
     return file.exists() and bool(file.read_bytes())
 
 
 def test_stop_after_death(upstream: Upstream) -> None:
-    """A signal that comes while a dead worker waits to be replaced is not held up by that, and none is started."""
+    """A signal that arrives before a dead worker is replaced ends the gateway, and no replacement is started."""
     with Gateway(upstream.url, "--workers", "2", "--shutdown-grace", "0.6") as gateway:
         os.kill(gateway.workers()[0], signal.SIGKILL)
         gateway.wait_for_line("a worker has died")
@@ -85,7 +85,7 @@ def test_stop_after_death(upstream: Upstream) -> None:
 
 
 def test_no_descriptor_for_workers() -> None:
-    """A start for which descriptors are lacking is an error with its reason, wherever the last one is taken."""
+    """A start that runs out of descriptors, at whatever point, is reported with the reason and exit status 1."""
     serve = ["-m", "sanitizer", "serve", "--upstream", "http://127.0.0.1:9", "--port", "0", "--admin-port", "0"]
     for limit in range(14, 24, 2):
         result = subprocess.run(
@@ -101,7 +101,7 @@ def test_no_descriptor_for_workers() -> None:
 
 
 def test_a_worker_that_does_not_end() -> None:
-    """One that is still there some seconds after the grace is killed, and the log names it."""
+    """A worker that still runs some seconds after the grace period is killed, and the log names it."""
     with Gateway("http://127.0.0.1:9", "--workers", "2", "--shutdown-grace", "0.1") as gateway:
         worker = gateway.workers()[0]
         os.kill(worker, signal.SIGSTOP)
@@ -114,7 +114,7 @@ def test_a_worker_that_does_not_end() -> None:
 
 @pytest.mark.parametrize("number", STOP_SIGNALS)
 def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch, number: signal.Signals) -> None:
-    """A signal that comes while workers are being started is obeyed before the next one is, and ends the first one."""
+    """A signal that arrives while workers are being started ends the first one, and no further one is started."""
     started: list[SpawnProcess] = []
     start = SpawnProcess.start
 
@@ -130,7 +130,7 @@ def test_stop_while_starting(monkeypatch: pytest.MonkeyPatch, number: signal.Sig
 
 
 def take_no_signal(*_: object) -> None:
-    """What a worker runs that does not get to handling signals."""
+    """The main function of a worker that never installs its signal handlers."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGINT])
     signal.pause()
@@ -147,11 +147,11 @@ def kept_handlers() -> Iterator[None]:
 
 
 def do_nothing(*_: object) -> None:
-    """What a worker runs here."""
+    """The main function of a worker, which is never started here."""
 
 
 def test_cannot_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Workers that can't be started at all are exit status 1."""
+    """If no worker can be started, the exit status is 1."""
 
     def start(_: SpawnProcess) -> None:
         raise BlockingIOError(11, "Resource temporarily unavailable")

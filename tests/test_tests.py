@@ -8,7 +8,7 @@ MODULES = {path.relative_to(ROOT).as_posix(): path.read_text() for path in sorte
 
 
 def test_imports() -> None:
-    """What two test modules share is in a module that has no tests."""
+    """No test module imports another one: code that they share is in modules without tests."""
     imports = re.compile(r"^(?:from|import) tests\b.*\btest_\w+", re.MULTILINE)
     found = {name: imports.findall(text) for name, text in MODULES.items()}
     assert {name: modules for name, modules in found.items() if modules} == {}

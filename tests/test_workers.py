@@ -1,4 +1,4 @@
-"""What clients see of several workers: they share the load, and nothing is lost when one dies or all drain."""
+"""Several workers, as clients see them: they share the load, and no request is lost when one dies or all drain."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ GET = b"GET / HTTP/1.1\r\nHost: example.test\r\n\r\n"
 WAIT = 30.0
 ESTABLISHED, LISTEN = "01", "0A"
 MANY = 40
-"""So many connections over two workers are all one worker's once in 2**39 times."""
+"""Of this many connections to two workers, all go to the same worker with a probability of 2**-39."""
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def upstream() -> Iterator[Upstream]:
 
 
 def sockets(gateway: Gateway, state: str) -> list[str]:
-    """The sockets on the gateway's port, by their names in /proc; one not yet accepted is ``socket:[0]``."""
+    """The sockets in a state on the gateway's port, by their names in /proc. One not yet accepted is ``socket:[0]``."""
     rows = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
     port = f":{int(gateway.address[1]):04X}"
     return [f"socket:[{row[9]}]" for row in rows if row[1].endswith(port) and row[3] == state]
@@ -61,7 +61,7 @@ def wait_until(condition: Callable[[], bool]) -> None:
 
 
 def stop_process(pid: int) -> None:
-    """SIGSTOP, and wait until it has stopped."""
+    """Send SIGSTOP, and wait until the process has stopped."""
     os.kill(pid, signal.SIGSTOP)
     wait_until(lambda: Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "T")
 
@@ -70,8 +70,8 @@ def stop_process(pid: int) -> None:
 def test_share(workers: int, connections: int) -> None:
     """Of many connections made at once, no worker gets much more than its fair share.
 
-    The kernel's choice is a hash. A fair one gives a worker over 1.4 times its share in one of 500 bursts; that it does
-    so in more than half of 7 bursts has a probability below 1e-9.
+    The kernel chooses by a hash. With a fair hash, a worker gets over 1.4 times its share in one of 500 bursts. The
+    probability of this in more than half of 7 bursts is below 1e-9.
     """
     largest = []
     with Gateway("http://127.0.0.1:9", "--workers", str(workers)) as gateway:
@@ -88,7 +88,7 @@ def test_share(workers: int, connections: int) -> None:
 
 
 def test_a_worker_hangs(upstream: Upstream) -> None:
-    """The connections in the queue of a worker that hangs wait for it, /livez fails, and the others are served."""
+    """Connections queued for a worker that hangs wait for it, /livez fails, and other connections are served."""
     with Gateway(upstream.url, "--workers", "2", admin=True) as gateway, ExitStack() as stack:
         worker = gateway.workers()[0]
         stop_process(worker)
@@ -107,7 +107,7 @@ def test_a_worker_hangs(upstream: Upstream) -> None:
 
 
 def test_a_worker_is_killed(upstream: Upstream) -> None:
-    """The connections in the queue of a worker that is killed are served by its successor."""
+    """Connections queued for a worker that is killed are served by its successor."""
     with Gateway(upstream.url, "--workers", "2") as gateway, ExitStack() as stack:
         worker = gateway.workers()[1]
         stop_process(worker)
@@ -122,7 +122,7 @@ def test_a_worker_is_killed(upstream: Upstream) -> None:
 
 
 def test_a_worker_is_stopped(upstream: Upstream) -> None:
-    """While a worker that has been told to stop drains, connections go to the others; later to its successor too."""
+    """While a worker that got SIGTERM drains, connections go to the others, and afterwards to its successor too."""
     upstream.script = reply(hold := threading.Event(), OK)
     options = ("--workers", "2", "--shutdown-grace", "12")
     with (
@@ -151,7 +151,7 @@ def test_a_worker_is_stopped(upstream: Upstream) -> None:
 
 
 def test_a_drain_without_a_successor(upstream: Upstream) -> None:
-    """If the drain begins before a dead worker has been replaced, nobody is left waiting in its queue."""
+    """If the drain begins before a dead worker has been replaced, no client is left waiting in its queue."""
     upstream.script = reply(hold := threading.Event(), OK)
     with Gateway(upstream.url, "--workers", "2") as gateway, gateway.connect() as slow:
         slow.send(GET)
@@ -171,7 +171,7 @@ def test_a_drain_without_a_successor(upstream: Upstream) -> None:
 @pytest.mark.parametrize("to_all", [False, True], ids=["to the parent", "to all processes"])
 @pytest.mark.parametrize("workers", [1, 4])
 def test_nothing_is_lost(upstream: Upstream, workers: int, to_all: bool) -> None:
-    """Clients that connect all the time while the gateway drains are answered or refused; nobody is reset."""
+    """Clients that keep connecting while the gateway drains are served or refused, and never reset."""
     failures: list[str] = []
     answers: Counter[int] = Counter()
 
@@ -207,7 +207,7 @@ def test_nothing_is_lost(upstream: Upstream, workers: int, to_all: bool) -> None
 
 @pytest.mark.parametrize("admin", [True, False])
 def test_admin_modules(monkeypatch: pytest.MonkeyPatch, admin: bool) -> None:
-    """Only the process that has an admin listener loads what that needs; no worker does."""
+    """Only the process with the admin listener loads the modules for it. No worker does."""
     monkeypatch.setenv("PYTHONPROFILEIMPORTTIME", "1")
     with Gateway("http://127.0.0.1:9", "--workers", "2", admin=admin) as gateway:
         pass

@@ -32,7 +32,7 @@ def progress(text: str) -> None:
 
 
 def build(name: str, directory: Path) -> Path:
-    """Compiles one of the C programs beside this file; without a compiler there is nothing to measure with."""
+    """Compile one of the C programs beside this file. Raises `SystemExit` if that fails or there is no compiler."""
     compiler = shutil.which("gcc") or shutil.which("cc")
     if compiler is None:
         raise SystemExit("gcc is missing: the upstream and the load generator are C programs (Debian: gcc, libc6-dev)")
@@ -49,7 +49,7 @@ def build(name: str, directory: Path) -> Path:
 
 
 def machine(cores: Cores, python: Interpreter) -> dict[str, Any]:
-    """Where the figures come from."""
+    """The machine, cores and Python on which the figures are measured."""
     build = python.build()
     model = [
         line.partition(":")[2].strip()
@@ -73,7 +73,7 @@ def machine(cores: Cores, python: Interpreter) -> dict[str, Any]:
 
 
 class Run:
-    """One benchmark from start to end: what is up, what is missing, what was measured."""
+    """One run of the benchmark: the load generator, upstream, the peers, and the results."""
 
     def __init__(self, plan: Plan, peers: list[Peer], directory: Path, stack: ExitStack, python: Interpreter) -> None:
         self.plan, self.peers, self.directory, self.stack, self.python = plan, peers, directory, stack, python
@@ -90,13 +90,13 @@ class Run:
         self.result = Result(machine(self.cores, python), vars(plan), {}, {}, {}, [], [])
 
     def start(self, peer: Peer, arguments: Sequence[str] = ()) -> tuple[Process, int]:
-        """A peer, up, and its port; ``arguments`` are further ones of its interpreter. Raises `Missing`."""
+        """Start a peer, with further ``arguments`` for its interpreter. Return it and its port. Raises `Missing`."""
         process, port = start(peer, self.upstream, self.directory / peer.slug, self.cores, self.python, arguments)
         self.stack.callback(process.stop)
         return process, port
 
     def alone(self) -> None:
-        """Each peer by itself first: does it work here, and its memory (PSS divides what peers share)."""
+        """Run each peer alone, to see whether it works here and to measure its memory (PSS divides shared pages)."""
         for peer in self.peers:
             progress(f"memory: {peer.slug}")
             try:
@@ -118,7 +118,7 @@ class Run:
                     self.result.versions[peer.slug] = version
 
     def rounds(self) -> None:
-        """All peers up together, idle but for the one that runs; workloads shuffled, and within each the peers."""
+        """Measure all workloads and peers in random order, once per round. The peers that are not measured are idle."""
         up: dict[str, tuple[Process | None, int]] = {"direct": (None, self.upstream)}
         for peer in self.peers:
             if peer.slug not in self.result.missing:

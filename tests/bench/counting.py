@@ -1,7 +1,7 @@
 """``python -m tests.bench.counting``: what counting costs a relayed request; see README.md.
 
 Two gateways run side by side in pure Python, one that counts and serves the admin listener, and one that does neither
-(silent.py). They are measured in turn, the first of each pair by chance.
+(silent.py). They are measured in pairs, in random order.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="bench-") as directory, ExitStack() as stack:
         run = Run(Plan(seconds=options.seconds), peers, Path(directory), stack, Interpreter(sys.executable))
         up = {peer.slug: run.start(peer) for peer in peers}
-        for slug, (process, port) in up.items():  # warm
+        for slug, (process, port) in up.items():  # warm-up
             print(slug, run.bench.run(workload, port, process)["cpu_us"], file=sys.stderr)
         for _ in range(options.pairs):
             for slug in random.sample(list(up), len(up)):

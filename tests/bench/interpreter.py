@@ -1,4 +1,4 @@
-"""The Python that runs the gateway and the Python peers: what it has installed, and how it was built."""
+"""The Python that runs the gateway and the Python peers: its installed packages, and how it was built."""
 
 import json
 import os
@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from typing import Final
 
 INSTALLED: Final = {"PYTHONPATH": "", "PYTHONSAFEPATH": "1"}
-"""With these variables Python imports installed packages alone, wherever it is started: no checkout hides a wheel."""
+"""With these variables Python imports only installed packages, wherever it is started: no checkout hides a wheel."""
 
 PURE: Final = {"SANITIZER_PURE": "1"}
-"""With this variable the gateway runs in pure Python, compiled or not."""
+"""With this variable the gateway runs in pure Python, even if it is compiled."""
 
 _BUILD: Final = """
 import json, platform, sys, sysconfig
@@ -25,7 +25,7 @@ print(json.dumps({
 
 @dataclass(frozen=True)
 class Build:
-    """How an interpreter was built. ``arguments`` are those of its ``configure``; ``debian``: it is Debian's own."""
+    """How an interpreter was built: the ``arguments`` of its ``configure``, and whether it is Debian's."""
 
     version: str
     arguments: str
@@ -33,10 +33,10 @@ class Build:
 
     @property
     def kind(self) -> str:
-        """Whether profiles guided the compiler.
+        """Whether the compiler used profiles.
 
-        Debian's rules have it so on every common architecture, but call make's target ``profile-opt`` for it and remove
-        the flags from what is installed, so CONFIG_ARGS does not show it.
+        Debian's rules use them on every common architecture. They call make's target ``profile-opt`` and remove the
+        flags from the installed files, so CONFIG_ARGS does not show it.
         """
         if "--enable-optimizations" in self.arguments:
             return "an optimised build (--enable-optimizations)"
@@ -47,12 +47,12 @@ class Build:
 
 @dataclass(frozen=True)
 class Interpreter:
-    """A Python by its ``path``."""
+    """The Python interpreter at ``path``."""
 
     path: str
 
     def run(self, *arguments: str, env: Mapping[str, str] | None = None) -> str:
-        """What Python prints when it runs with ``arguments``. Raises `subprocess.CalledProcessError`."""
+        """Run Python with ``arguments`` and return what it prints. Raises `subprocess.CalledProcessError`."""
         done = subprocess.run(
             [self.path, *arguments],
             env={**os.environ, **INSTALLED, **(env or {})},
@@ -72,5 +72,5 @@ class Interpreter:
         return self.run("-c", f"from importlib.metadata import version; print(version({package!r}))")
 
     def gateway(self, env: Mapping[str, str] | None = None) -> str:
-        """Version and form of the installed gateway, as its ``--version`` says: "0.1.0 (compiled)"."""
+        """Version and form of the installed gateway, as ``--version`` prints them: "0.1.0 (compiled)"."""
         return self.run("-m", "sanitizer", "--version", env=env).removeprefix("litellm-sanitizer ")

@@ -1,4 +1,4 @@
-"""The peers: how each is started, and why one cannot be measured here."""
+"""The peers: how each is started, and the reason if one can't be measured here."""
 
 import importlib.util
 import re
@@ -24,7 +24,7 @@ class Missing(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """What a peer is started with: its port, the upstream's, a directory of its own, and the Python peers' Python."""
+    """What a peer is started with: its port, upstream's port, a directory of its own, and Python for Python peers."""
 
     port: int
     upstream: int
@@ -36,8 +36,8 @@ class Place:
 class Peer:
     """One row of the tables.
 
-    ``command`` gives the argv or raises `Missing`; ``kinds`` are the workloads that it can do; ``env`` are variables of
-    its environment; ``version`` is what runs, by its own word.
+    ``command`` returns the command line or raises `Missing`. ``kinds`` are the workloads that the peer supports.
+    ``env`` is added to its environment. ``version`` returns the version that it reports.
     """
 
     slug: str
@@ -50,7 +50,7 @@ class Peer:
 
 
 def executable(name: str, package: str) -> str:
-    """Path of a program; Debian's servers are in /usr/sbin, which is not on everyone's path."""
+    """The path of a program. Raises `Missing`. Debian's servers are in /usr/sbin, which is not on every user's path."""
     path = shutil.which(name) or shutil.which(name, path="/usr/sbin:/usr/local/sbin:/sbin")
     if path is None:
         raise Missing(f"{name} is not installed ({package})")
@@ -58,7 +58,7 @@ def executable(name: str, package: str) -> str:
 
 
 def render(template: str, place: Place, **more: str) -> Path:
-    """Fills a template of ``configs/`` in: @PORT@, @UPSTREAM@, @DIR@ and ``more``. Returns the file's path."""
+    """Fill in a template of ``configs/``: @PORT@, @UPSTREAM@, @DIR@ and ``more``. Return the file's path."""
     text = (CONFIGS / template).read_text()
     values = {"PORT": str(place.port), "UPSTREAM": str(place.upstream), "DIR": str(place.directory), **more}
     for name, value in values.items():
@@ -69,7 +69,7 @@ def render(template: str, place: Place, **more: str) -> Path:
 
 
 def free_port() -> int:
-    """A port that nobody listens on just now."""
+    """A port on which no process listens at the moment."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -77,7 +77,7 @@ def free_port() -> int:
 
 
 def uvicorn(app: str, *options: str) -> Callable[[Place], list[str]]:
-    """A command that serves an application of relays.py: uvicorn's own protocol, without logs and default headers."""
+    """A command that serves an application of relays.py by uvicorn, without access log and default header fields."""
 
     def command(place: Place) -> list[str]:
         argv = [place.python.path, "-m", "uvicorn", f"relays:{app}", "--app-dir", str(HERE), "--port", str(place.port)]
@@ -98,7 +98,7 @@ def gateway(*options: str) -> Callable[[Place], list[str]]:
 
 
 def pure(command: Callable[[Place], list[str]]) -> Callable[[Place], list[str]]:
-    """``command`` for a peer in pure Python. Raises `Missing` if nothing is compiled: the gateway is the same then."""
+    """``command`` for a peer in pure Python. It raises `Missing` if the installed gateway is not compiled anyway."""
 
     def checked(place: Place) -> list[str]:
         if "compiled" not in form(place.python):
@@ -121,7 +121,7 @@ def pure_form(python: Interpreter) -> str:
 
 
 def package(name: str) -> Callable[[Interpreter], str]:
-    """The version of a Python package that the peers' Python has. Raises `Missing` if it has none."""
+    """A function that returns the version of an installed Python package. It raises `Missing` if there is none."""
 
     def version(python: Interpreter) -> str:
         try:
@@ -175,7 +175,7 @@ def caddy(place: Place) -> list[str]:
 
 
 def envoy_program() -> str:
-    """Envoy itself, not the Python wrapper that PyPI's package puts on the path."""
+    """The path of Envoy itself, not of the Python wrapper that PyPI's package puts on the path."""
     spec = importlib.util.find_spec("envoy")
     if spec is not None and spec.origin is not None:
         inside = Path(spec.origin).parent / "_bin" / "envoy"
@@ -190,7 +190,7 @@ def envoy(place: Place) -> list[str]:
 
 
 def says(program: Callable[[], str], *arguments: str) -> Callable[[Interpreter], str]:
-    """The version that a program prints about itself."""
+    """A function that returns the version that a program prints."""
 
     def version(_: Interpreter) -> str:
         done = subprocess.run([program(), *arguments], capture_output=True, text=True, timeout=20, check=False)
@@ -248,7 +248,7 @@ PEERS: tuple[Peer, ...] = (
 def start(
     peer: Peer, upstream: int, directory: Path, cores: Cores, python: Interpreter, arguments: Sequence[str] = ()
 ) -> tuple[Process, int]:
-    """Starts a peer and waits until it accepts. Returns it and its port; raises `Missing` if it cannot be had.
+    """Start a peer and wait until it accepts connections. Return it and its port. Raises `Missing`.
 
     ``python`` runs the Python peers; ``arguments`` go between it and their module.
     """

@@ -1,4 +1,4 @@
-"""The picture for the README: six bar charts in one SVG, for light and dark pages, without a plotting library."""
+"""The picture in README.md: six bar charts in one SVG, for light and dark pages, made without a plotting library."""
 
 import re
 from collections.abc import Callable
@@ -40,7 +40,7 @@ STYLE = """
 
 @dataclass(frozen=True)
 class Panel:
-    """One chart: a value for each peer, the best on top."""
+    """One chart: a value for each peer, with the best at the top."""
 
     title: str
     note: str
@@ -80,7 +80,7 @@ def bars(panel: Panel, result: Result) -> list[tuple[str, float]]:
 
 
 def draw(panel: Panel, found: list[tuple[str, float]], x: int, y: int, height: int) -> list[str]:
-    """One panel at (x, y). A bar over five times the gateway's is cut; its number says how long it is."""
+    """The elements of one panel at (x, y). A bar longer than five times the gateway's is cut, and labelled in full."""
     ours = dict(found).get("gateway") or min((v for _, v in found), default=1)
     top = max((v for _, v in found), default=1)
     scale = top if panel.highest_first else min(top, 5 * ours)
@@ -105,7 +105,7 @@ def draw(panel: Panel, found: list[tuple[str, float]], x: int, y: int, height: i
 
 
 def plot(result: Result) -> str:
-    """The SVG's text."""
+    """The text of the SVG."""
     parts: list[str] = []
     y = 0
     for left in range(0, len(PANELS), 2):

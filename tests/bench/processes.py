@@ -1,4 +1,4 @@
-"""Processes under measurement: started on a core of their own, read through /proc, stopped by their id."""
+"""Processes that are measured: started on given cores, read through /proc, and stopped by their id."""
 
 import os
 import re
@@ -14,7 +14,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes resident, summed over a process tree: ``rss``; ``pss`` counts a page shared by n processes as 1/n of it."""
+    """Resident bytes of a process tree, summed. ``pss`` counts a page that n processes share as 1/n of a page."""
 
     rss: int
     pss: int
@@ -22,7 +22,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class Cores:
-    """Which CPUs (as `os.sched_getaffinity` numbers them) run what; ``spare``: a second for the proxy, if any."""
+    """The CPU for each part, numbered as by `os.sched_getaffinity`. ``spare`` is a second one for the proxy, if any."""
 
     proxy: int
     load: int
@@ -31,7 +31,10 @@ class Cores:
 
     @classmethod
     def pick(cls) -> "Cores":
-        """The proxy has a core of its own; from 3 on the upstream too, from 4 on one is spare. SystemExit below 2."""
+        """Give the proxy a core of its own. With three cores upstream has one too, and with four one is spare.
+
+        Raises `SystemExit` if there are fewer than two.
+        """
         cores = sorted(os.sched_getaffinity(0))
         if len(cores) < 2:
             raise SystemExit("the benchmark needs two cores: one for the proxy, one for the load")
@@ -40,7 +43,7 @@ class Cores:
 
 @contextmanager
 def affinity(cpus: set[int]) -> Iterator[None]:
-    """What is started inside runs on ``cpus`` only."""
+    """Processes that are started in this context run only on ``cpus``."""
     before = os.sched_getaffinity(0)
     os.sched_setaffinity(0, cpus)
     try:
@@ -50,7 +53,7 @@ def affinity(cpus: set[int]) -> Iterator[None]:
 
 
 class Process:
-    """A running command and its children. Raises OSError if it cannot be started; standard error goes to ``log``."""
+    """A running command and its children. Standard error goes to ``log``. Raises `OSError` if it can't be started."""
 
     def __init__(self, argv: Sequence[str], *, cpus: set[int], log: Path, env: Mapping[str, str] | None = None) -> None:
         self.log = log
@@ -61,7 +64,7 @@ class Process:
                 stdout=subprocess.PIPE,
                 stderr=stderr,
                 env={**os.environ, **(env or {})},
-                start_new_session=True,  # a Ctrl-C is ours to handle: stop() ends them one by one
+                start_new_session=True,  # Ctrl-C must not reach it: stop() ends it
             )
 
     @property
@@ -69,7 +72,7 @@ class Process:
         return self._popen.pid
 
     def line(self) -> str:
-        """The next line the process prints."""
+        """Read the next line that the process prints."""
         assert self._popen.stdout is not None
         return self._popen.stdout.readline().decode().strip()
 
@@ -83,7 +86,7 @@ class Process:
         return next((line.strip() for line in reversed(lines) if line.strip()), f"ended with {self._popen.poll()}")
 
     def stop(self, patience: float = 3.0) -> None:
-        """SIGTERM, after ``patience`` seconds SIGKILL; then SIGKILL to what is left of its children. Waits for all."""
+        """Send SIGTERM, and SIGKILL after ``patience`` seconds. Then kill the remaining children. Waits for all."""
         children = [fd for pid in self.pids()[1:] if (fd := _handle(pid)) is not None]
         self._popen.terminate()
         try:
@@ -108,9 +111,9 @@ class Process:
         return found
 
     def cpu_ns(self) -> int:
-        """CPU time so far in nanoseconds, user and system: of all live threads, as the scheduler accounts it.
+        """CPU time so far in nanoseconds, user and system, of all live threads, as the scheduler accounts for it.
 
-        Where the kernel keeps no such account, from /proc/PID/stat, in its ticks of 10 ms.
+        If the kernel does not have schedstat, the time is read from /proc/PID/stat, in ticks of 10 ms.
         """
         tasks = [task for pid in self.pids() for task in Path(f"/proc/{pid}/task").iterdir()]
         if Path("/proc/self/schedstat").exists():
@@ -119,29 +122,29 @@ class Process:
         return sum(int(t[11]) + int(t[12]) for t in ticks if t) * 1_000_000_000 // os.sysconf("SC_CLK_TCK")
 
     def memory(self) -> Memory:
-        """What is resident now."""
+        """The resident size now."""
         text = "".join(_read(f"/proc/{pid}/smaps_rollup") for pid in self.pids())
         return Memory(_kib(text, "Rss"), _kib(text, "Pss"))
 
     def reset_peak(self) -> None:
-        """Makes now the start of what `growth` looks back to (proc(5), clear_refs)."""
+        """Reset the peak resident size that `growth` reads (proc(5), clear_refs)."""
         for pid in self.pids():
             Path(f"/proc/{pid}/clear_refs").write_text("5")
 
     def growth(self, before: Memory) -> int:
-        """By how many bytes the highest resident size since `reset_peak` exceeds ``before``'s."""
+        """The number of bytes by which the peak resident size since `reset_peak` exceeds ``before``."""
         return max(0, sum(_kib(_read(f"/proc/{pid}/status"), "VmHWM") for pid in self.pids()) - before.rss)
 
 
 def _handle(pid: int) -> int | None:
-    """A file descriptor that means this very process, whatever becomes of its number; None if it has ended."""
+    """A file descriptor that refers to this process even if its id is reused; None if the process has ended."""
     with suppress(ProcessLookupError):
         return os.pidfd_open(pid)
     return None
 
 
 def _read(path: str | Path) -> str:
-    """A file under /proc; empty if its process or thread has just ended."""
+    """The content of a file under /proc; empty if its process or thread has just ended."""
     try:
         return Path(path).read_text()
     except (FileNotFoundError, ProcessLookupError):
@@ -153,7 +156,7 @@ def _kib(text: str, name: str) -> int:
 
 
 def wait_until(ready: Callable[[], bool], process: Process, seconds: float = 20) -> bool:
-    """Polls until ``ready()``, the process has ended or the time is up; says whether it became ready."""
+    """Poll until ``ready()`` is true, the process has ended or the time is up. Return whether it became ready."""
     deadline = time.monotonic() + seconds
     while process.running() and time.monotonic() < deadline:
         if ready():

@@ -1,4 +1,4 @@
-"""``python -m tests.bench.profiling``: a peer under steady load, and a profiler on it; see README.md."""
+"""``python -m tests.bench.profiling``: runs a profiler on a peer under steady load; see README.md."""
 
 import argparse
 import subprocess
@@ -15,7 +15,7 @@ from tests.bench.workloads import WORKLOADS, Failed, Plan, Workload
 
 
 def keep_busy(run: Run, workload: Workload, port: int, stop: threading.Event) -> None:
-    """Repeats a workload, without pause, until it is told to stop."""
+    """Repeat a workload without pause until ``stop`` is set."""
     while not stop.is_set():
         try:
             run.bench.run(workload, port, None)
@@ -47,7 +47,7 @@ def main() -> None:
         finally:
             stop.set()
             load.join()
-        if arguments:  # written when the process ends
+        if arguments:  # the profile is written when the process ends
             process.stop(patience=30)
     sys.exit(status)
 

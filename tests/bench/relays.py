@@ -1,7 +1,7 @@
 """The Python peers, each a raw ASGI application of a few lines, served by uvicorn with httptools and uvloop.
 
-``hello`` relays nothing: it repeats an answer that upstream has given once, and is what any ASGI gateway costs at
-least. ``httpx_relay`` and ``aiohttp_relay`` stream both ways through the client library named, as gateways are commonly
+``hello`` relays nothing: it repeats a response that upstream has sent once. Any ASGI gateway costs at least as much.
+``httpx_relay`` and ``aiohttp_relay`` stream both ways through the named client library, as gateways are commonly
 written. ``asgi_adapter`` is this gateway under a server that is not its own.
 """
 
@@ -25,7 +25,7 @@ HOP_BY_HOP = {b"connection", b"keep-alive", b"proxy-connection", b"te", b"transf
 
 
 def hello() -> App:
-    """Upstream's answer to a POST, asked for once; the gateway's client gets the same fields and the same content."""
+    """An app that repeats one response of upstream to a POST, with the fields and content that the gateway relays."""
     connection = HTTPConnection("127.0.0.1", PORT)
     connection.request("POST", "/v1/chat/completions", b"{}", {"Content-Type": "application/json"})
     answer = connection.getresponse()
@@ -47,7 +47,7 @@ def hello() -> App:
 
 
 async def body(receive: Receive) -> AsyncIterator[bytes]:
-    """The request's body as it comes in."""
+    """The content of the request, as it is received."""
     more = True
     while more:
         message = await receive()
@@ -68,14 +68,14 @@ def has_body(scope: Scope) -> bool:
 
 
 def target(scope: Scope) -> str:
-    """Where the request goes."""
+    """The URL to which the request is forwarded."""
     path: str = scope["path"]
     query: bytes = scope["query_string"]
     return f"{UPSTREAM}{path}?{query.decode('ascii')}" if query else UPSTREAM + path
 
 
 class NotInstalled(MetaPathFinder):
-    """Makes a package as good as not installed: every import of it searches sys.path in vain."""
+    """Makes a package look as if it were not installed: every import of it searches sys.path and fails."""
 
     def __init__(self, package: str) -> None:
         self.package = package
@@ -87,13 +87,13 @@ class NotInstalled(MetaPathFinder):
 
 
 def stock_httpx_relay() -> App:
-    """The relay that ``pip install httpx`` gives: no sniffio, so every request tries to import it in vain."""
+    """The relay after ``pip install httpx``: sniffio is missing, so every request tries to import it and fails."""
     sys.meta_path.insert(0, NotInstalled("sniffio"))
     return httpx_relay()
 
 
 def httpx_relay() -> App:
-    """A relay through one `httpx.AsyncClient` with its defaults (only its timeouts are off)."""
+    """A relay through one `httpx.AsyncClient` with its defaults, but without timeouts."""
     import httpx
 
     client = httpx.AsyncClient(timeout=httpx.Timeout(None))
@@ -144,7 +144,7 @@ def aiohttp_relay() -> App:
 
 
 def asgi_adapter() -> App:
-    """The gateway as an ASGI application, as any ASGI server runs it; it logs its decisions as the command does."""
+    """The gateway as an ASGI application for any ASGI server. It logs its decisions as the command does."""
     from sanitizer.app import create_app
     from sanitizer.operate import logs
     from sanitizer.settings import load

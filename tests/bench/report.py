@@ -1,4 +1,4 @@
-"""From the figures to the tables: medians over rounds, ratios inside one round with their quartiles, and the goals."""
+"""The report: medians over rounds, ratios within one round with their quartiles, and the goals."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ Round = dict[str, dict[str, Values]]
 
 @dataclass
 class Result:
-    """All figures of a run. ``rounds``: workload, peer, metric to value; ``memory``: peer, metric to bytes."""
+    """All figures of a run: those of each round by workload, peer and metric; memory in bytes by peer and metric."""
 
     machine: dict[str, Any]
     plan: dict[str, Any]
@@ -25,9 +25,10 @@ class Result:
     failed: list[str]
 
     def figures(self, workload: str, metric: str, peer: str, to: str | None = None) -> list[float]:
-        """One figure of a peer, a value for each round that has it; with ``to``, its ratio to that peer's there.
+        """The values of one figure of a peer, one for each round that has it.
 
-        Memory is measured once, before the rounds.
+        With ``to``, they are the ratios to that peer's values in the same round. Memory is measured once, before the
+        rounds.
         """
         found = []
         for measured in [{"memory": self.memory}] if workload == "memory" else self.rounds:
@@ -41,7 +42,7 @@ class Result:
         return median(figures) if figures else None
 
     def forms(self, peer: str) -> dict[str, str]:
-        """Which peer runs ``peer`` ("gateway" or "asgi") in which form: "pure", "compiled"."""
+        """The peers that run ``peer`` ("gateway" or "asgi"), by form: "pure" or "compiled"."""
         if "compiled" in self.versions.get(peer, ""):
             return {"compiled": peer, "pure": "pure" if peer == "gateway" else f"{peer}-pure"}
         return {"pure": peer}
@@ -49,9 +50,9 @@ class Result:
 
 @dataclass(frozen=True)
 class Goal:
-    """A figure of the gateway, or its ratio to a peer's (``to``), and what its median must keep in each form.
+    """A figure of the gateway, or its ratio to that of the peer ``to``, and the bound of its median for each form.
 
-    A goal without ``bounds`` is reported only. ``unit`` divides the figure and is named by ``suffix``.
+    A goal without ``bounds`` is only reported. The figure is divided by ``unit``, and ``suffix`` names the unit.
     """
 
     text: str
@@ -65,7 +66,7 @@ class Goal:
     suffix: str = "x"
 
     def verdict(self, form: str, figures: list[float], control: list[float]) -> str:
-        """The goal, and whether the median keeps it; ``control`` are the A/A control's ratios for the same figure."""
+        """The goal, and whether the median meets it. ``control`` are the A/A control's ratios for the same figure."""
         if form not in self.bounds:
             return "reported" if figures else "not measured"
         bound = self.bounds[form]
@@ -102,7 +103,7 @@ GOALS: tuple[Goal, ...] = (
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
-    """First quartile, median and third; of one value, that value."""
+    """The first quartile, the median and the third quartile. If there is one value, all three are that value."""
     if len(values) == 1:
         return values[0], values[0], values[0]
     low, middle, high = quantiles(values, n=4, method="inclusive")
@@ -150,7 +151,7 @@ def goals(result: Result) -> str:
 
 
 def _gain(result: Result) -> list[str]:
-    """What compiling saves, if both forms were measured."""
+    """A line with the CPU time of the compiled form relative to the pure one, if both were measured."""
     figures = result.figures("requests@64", "cpu_us", "gateway", "pure")
     return [f"Compiled / pure, CPU a request at 64 connections: {spread(figures)}."] if figures else []
 
@@ -174,7 +175,7 @@ STREAMS: list[tuple[str, str, str, float]] = [
 
 
 def control(result: Result) -> str:
-    """The ratios of two gateways that are the same: what a ratio shows by chance."""
+    """The ratios of two identical gateways, which show how much a ratio varies by chance."""
 
     def ratios(workload: str, metric: str) -> str:
         return spread(result.figures(workload, metric, "control", "gateway"))

@@ -1,7 +1,7 @@
-"""The gateway without what a relayed request does for the metrics: beside it, `counting` measures what that costs.
+"""The gateway without the work that a relayed request does for the metrics. `counting` measures what that work costs.
 
-A file to be run, so that it finds the installed gateway as every peer does. The gateway must run in pure Python:
-nothing can be replaced in a compiled module.
+It is run as a script, so that it finds the installed gateway as every peer does. The gateway must run in pure Python,
+because nothing can be replaced in a compiled module.
 """
 
 import sys
@@ -16,8 +16,8 @@ def nothing(*_: object) -> None: ...
 
 
 if __name__ == "__main__":
-    for owner, name, instead in (  # three additions to integers stay
-        (exchange, "perf_counter", float),  # 0.0, without a clock
+    for owner, name, instead in (  # three integer additions remain
+        (exchange, "perf_counter", float),  # returns 0.0 and reads no clock
         (Histogram, "observe", nothing),
         (ClientConnection, "_count", nothing),
     ):

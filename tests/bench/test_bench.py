@@ -1,4 +1,4 @@
-"""The benchmark's own plumbing: what its figures rest on, without measuring anything."""
+"""The benchmark's own code: configurations, arithmetic, report and processes, without measuring anything."""
 
 import os
 import re
@@ -38,7 +38,7 @@ def result(*rounds: dict[str, dict[str, Values]], memory: dict[str, Values] | No
 
 
 def measured(cpu: dict[str, float]) -> dict[str, dict[str, Values]]:
-    """One round in which each peer took so many microseconds a request."""
+    """One round with the given CPU time per request of each peer, in microseconds."""
     return {"requests@64": {peer: {"cpu_us": us, "per_second": 1e6 / us} for peer, us in cpu.items()}}
 
 
@@ -53,13 +53,13 @@ def test_templates_are_filled_in(template: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_program_is_named_with_its_package() -> None:
-    """Whoever lacks a peer learns what to install."""
+    """The error for a missing program names the package to install."""
     with pytest.raises(Missing, match=r"no-such-proxy is not installed \(Debian: no-such-proxy\)"):
         executable("no-such-proxy", "Debian: no-such-proxy")
 
 
 def test_sizes_are_as_the_tables_say() -> None:
-    """1 KB is sent, and the declared length is the true one."""
+    """The content of a chat request is 1 KB, and Content-Length is the length of the content."""
     assert len(CHAT) == 1024
     head, _, content = post(b"/key/update", UPDATE).partition(b"\r\n\r\n")
     assert content == UPDATE
@@ -67,7 +67,7 @@ def test_sizes_are_as_the_tables_say() -> None:
 
 
 def test_ratios_are_taken_inside_a_round() -> None:
-    """A round in which the whole machine was slow does not distort a ratio; one that lacks a side is left out."""
+    """A round in which the whole machine was slow does not distort a ratio. A round that lacks one side is left out."""
     rounds = [measured({"gateway": g, "nginx": n}) for g, n in [(50, 50), (400, 200), (30, 10)]]
     figures = result(*rounds, measured({"gateway": 50})).figures("requests@64", "cpu_us", "gateway", "nginx")
     assert figures == [1.0, 2.0, 3.0]
@@ -78,7 +78,7 @@ def test_ratios_are_taken_inside_a_round() -> None:
     [([], "-"), ([1.234], "1.23x"), ([1.0, 2.0], "1.50x (1.25–1.75)"), ([5, 1, 3, 2, 4], "3.00x (2.00–4.00)")],  # noqa: RUF001 - ranges
 )
 def test_ratios_have_quartiles(values: list[float], text: str) -> None:
-    """The median has the first and the third quartile beside it if there is more than one value."""
+    """If there is more than one value, the median is shown with the first and the third quartile."""
     assert spread(values, "x") == text
 
 
@@ -99,13 +99,13 @@ SMALLER = "met, for the miss is smaller than the A/A range"
     ],
 )
 def test_verdicts(at_least: bool, value: float, control: list[float], verdict: str) -> None:
-    """A miss that two equal gateways could show by chance is none, and the report says so."""
+    """A goal that is missed by less than the A/A control's range counts as met, and the report says so."""
     goal = Goal("CPU", "requests@64", "cpu_us", "nginx", bounds(1.25, 1.0), at_least=at_least)
     assert goal.verdict("pure", [value], control) == verdict
 
 
 def test_verdicts_rest_on_the_control_of_their_own_figure() -> None:
-    """The A/A range of CPU time says nothing of requests/s."""
+    """A goal is judged by the A/A control of its own figure: that of CPU time does not apply to requests/s."""
     rounds: list[dict[str, dict[str, Values]]] = [
         {
             "requests@64": {
@@ -146,7 +146,7 @@ def test_verdicts_rest_on_the_control_of_their_own_figure() -> None:
     ],
 )
 def test_each_form_has_its_goal(form: str, cpu: dict[str, float], rows: list[str]) -> None:
-    """The installed form decides which goal a figure stands under; the pure peers stand beside a compiled one."""
+    """The installed form decides which goal applies to a figure. If it is compiled, the pure peers are judged too."""
     text = goals(result(measured({**cpu, "nginx": 100, "hello": 100}), form=form))
     assert [row for row in rows if f"| {row} |" not in text] == []
 
@@ -160,12 +160,12 @@ def test_each_form_has_its_goal(form: str, cpu: dict[str, float], rows: list[str
     ],
 )
 def test_builds(build: Build, kind: str) -> None:
-    """An interpreter that was built without profiles is called so, for every figure of a Python peer rests on it."""
+    """A build states whether it used profiles, because the figures of all Python peers depend on it."""
     assert build.kind.startswith(kind)
 
 
 def test_the_installed_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A checkout in the working directory or on PYTHONPATH does not hide what is installed, in either form."""
+    """A checkout in the working directory or on PYTHONPATH does not hide the installed gateway, in either form."""
     venv.create(tmp_path / "venv", symlinks=True)
     path = tmp_path / "venv" / "bin" / "python"
     (site,) = (tmp_path / "venv").glob("lib/python*/site-packages")
@@ -190,7 +190,7 @@ def test_the_installed_gateway_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_nothing_installed_is_said(tmp_path: Path) -> None:
-    """Python without the gateway, or without a package of a peer, is named with what to do."""
+    """The error names the gateway or the package that is not installed."""
     venv.create(tmp_path / "venv", symlinks=True)
     python = Interpreter(str(tmp_path / "venv" / "bin" / "python"))
     with pytest.raises(Missing, match=r"litellm-sanitizer is not installed for .*/venv/bin/python"):
@@ -200,7 +200,7 @@ def test_nothing_installed_is_said(tmp_path: Path) -> None:
 
 
 def test_hello_answers_as_the_gateway_does(tmp_path: Path) -> None:
-    """The floor of an ASGI gateway sends the octets that the gateway's client gets: the same fields and content."""
+    """The peer "hello" sends the same octets to its client as the gateway does."""
     answer = b"HTTP/1.1 200 OK\r\nserver: uvicorn\r\nx-litellm-version: 1\r\ncontent-length: 2\r\n\r\n{}"
     answers = []
     with Upstream(reply(answer)) as upstream:
@@ -221,12 +221,12 @@ def test_hello_answers_as_the_gateway_does(tmp_path: Path) -> None:
     ("value", "text"), [(None, "-"), (0.123456, "0.123"), (12.345, "12.3"), (1234.5, "1,234"), (0.0, "0")]
 )
 def test_numbers_have_three_digits(value: float | None, text: str) -> None:
-    """No false precision, and a dash for what was not measured."""
+    """A number is shown with three significant digits, or in full from 100 on, and a missing one as a dash."""
     assert number(value) == text
 
 
 def test_tables_are_markdown() -> None:
-    """Head, alignment, rows."""
+    """A table has a header, a line for the alignment, and its rows."""
     assert table(["a", "b"], [["x", "1"]]) == "| a | b |\n| --- | ---: |\n| x | 1 |"
 
 
@@ -242,7 +242,7 @@ def test_every_goal_is_listed_although_nothing_was_measured() -> None:
 
 
 def test_every_goal_looks_at_what_is_measured() -> None:
-    """With all figures at hand no goal stays without a verdict: its workloads, peers and metrics exist."""
+    """If all figures are present, every goal has a verdict: its workload, peers and metric exist."""
     workloads = {workload.name: workload.kind for workload in WORKLOADS}
     metrics = ("cpu_us", "per_second", "p50_us")
     full = {
@@ -254,7 +254,7 @@ def test_every_goal_looks_at_what_is_measured() -> None:
 
 
 def test_the_plot_is_well_formed_and_shows_everyone() -> None:
-    """The SVG parses; each measured peer has its bar and its number, also one that is cut short."""
+    """The SVG is well-formed. It shows the name and the number of each measured peer, even if its bar is cut."""
     svg = plot(result(measured({"gateway": 50, "nginx": 40, "httpx": 12_345})))
     texts = [element.text for element in ElementTree.fromstring(svg).iter() if element.tag.endswith("text")]  # noqa: S314 - our own
     for expected in ("this gateway", "nginx", "httpx relay", "50", "40", "12,345"):
@@ -262,12 +262,12 @@ def test_the_plot_is_well_formed_and_shows_everyone() -> None:
 
 
 def test_titles_are_unique() -> None:
-    """No two rows of a table can be confused."""
+    """No two peers have the same title."""
     assert len(set(TITLES.values())) == len(PEERS) + 1
 
 
 def test_children_are_measured_and_stopped_too(tmp_path: Path) -> None:
-    """A process tree is one peer: its children's time and memory count, and none is left behind."""
+    """A process is measured together with its children, and stopping it leaves none of them behind."""
     child = "import time; print('up', flush=True); time.sleep(60)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
     process = Process([sys.executable, "-c", parent], cpus=os.sched_getaffinity(0), log=tmp_path / "stderr")

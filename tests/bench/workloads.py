@@ -1,4 +1,4 @@
-"""What is measured: each workload is one run of the load generator, with the proxy's CPU time read around it."""
+"""The workloads. Each is one run of the load generator, and the proxy's CPU time is read before and after it."""
 
 import json
 import subprocess
@@ -12,7 +12,7 @@ MIB = 1024 * 1024
 CONNECTIONS = (1, 16, 64, 256)
 STREAMS = 64
 PACE_MS = 10
-FLAT_OUT = 500  # events of a stream, for each second of the plan
+FLAT_OUT = 500  # events per stream, for each second of the plan
 UPDATE_CONNECTIONS = 16
 TRANSFER_BYTES = 100 * MIB
 
@@ -30,11 +30,11 @@ UPDATE = (
 
 
 class Failed(Exception):
-    """A run gave no figures; the message says why."""
+    """A run returned no figures; the message says why."""
 
 
 def post(target: bytes, content: bytes) -> bytes:
-    """A request as an OpenAI client sends it, head and content."""
+    """A request as an OpenAI client sends it: its head and its content."""
     return (
         b"POST %s HTTP/1.1\r\nHost: bench.internal\r\nAccept: application/json\r\nAccept-Encoding: gzip, deflate\r\n"
         b"Authorization: Bearer sk-bench-0123456789\r\nContent-Type: application/json\r\n"
@@ -44,7 +44,7 @@ def post(target: bytes, content: bytes) -> bytes:
 
 @dataclass(frozen=True)
 class Plan:
-    """How much is measured: rounds, seconds a run, transfers and first bytes a run."""
+    """How much is measured: rounds, and for each run its seconds, transfers and first bytes."""
 
     rounds: int = 5
     seconds: float = 2.0
@@ -54,7 +54,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Workload:
-    """One column group: ``name`` is its key in the results, ``kind`` what a peer must be able to do."""
+    """One column group. ``name`` is its key in the results; ``kind`` is what a peer must support."""
 
     name: str
     kind: str
@@ -74,7 +74,7 @@ WORKLOADS: tuple[Workload, ...] = (
 
 @dataclass(frozen=True)
 class Bench:
-    """The means of a measurement: programs, request files and cores."""
+    """The load generator, request files, cores and plan of a measurement."""
 
     load: Path
     chat: Path
@@ -83,7 +83,10 @@ class Bench:
     plan: Plan
 
     def generate(self, mode: str, port: int, *arguments: object, during: Process | None = None) -> Values:
-        """One run of the load generator: its figures; ``rss`` and ``pss`` of ``during``, read before the end."""
+        """Run the load generator once and return its figures. Raises `Failed`.
+
+        The figures include ``rss`` and ``pss`` of the process ``during``, if given, which are read before the run ends.
+        """
         argv = [str(self.load), mode, str(port), *map(str, arguments)]
         with affinity({self.cores.load}):
             popen = subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
@@ -98,7 +101,7 @@ class Bench:
             except subprocess.TimeoutExpired:
                 raise Failed(f"{mode}: no end after 90 s") from None
             finally:
-                popen.kill()  # nothing happens if it has ended
+                popen.kill()  # has no effect if it has ended
         if popen.returncode:
             raise Failed(f"{mode}: {err.decode().strip() or f'ended with {popen.returncode}'}")
         values: Values = json.loads(out)
@@ -110,11 +113,11 @@ class Bench:
         return {**values, **more}
 
     def requests(self, port: int, connections: int, seconds: float, during: Process | None = None) -> Values:
-        """1 KB POST, 2 KB JSON answer."""
+        """Measure POSTs of 1 KB with JSON responses of 2 KB."""
         return self.generate("requests", port, connections, seconds, self.chat, 2048, during=during)
 
     def run(self, workload: Workload, port: int, process: Process | None) -> Values:
-        """One run through ``process`` (None: direct); adds ``cpu_us`` a request or an event. Raises `Failed`."""
+        """Run a workload through ``process`` (None: direct). Adds ``cpu_us``, per request or event. Raises `Failed`."""
         plan = self.plan
         before = process.cpu_ns() if process else 0
         if workload.kind == "requests":
@@ -127,7 +130,7 @@ class Bench:
             values = self.generate("first-byte", port, plan.first_bytes)
             count = values["completed"]
         elif workload.kind == "sse":
-            # Streams come to their end: a relay that misses its client's leaving would drain an endless one for ever.
+            # Streams end: a relay that does not notice its client's disconnect would read an endless one for ever.
             pace = PACE_MS if workload.name == "sse" else 0
             events = int(plan.seconds * (1000 / pace if pace else FLAT_OUT))
             values = self.generate("sse", port, workload.connections, events, pace)
@@ -139,7 +142,7 @@ class Bench:
         return values
 
     def transfer(self, direction: str, port: int, process: Process | None) -> Values:
-        """100 MiB through the proxy; ``growth`` is by how many bytes its resident size rose meanwhile."""
+        """Transfer 100 MiB through the proxy. ``growth`` is the increase of its resident size meanwhile, in bytes."""
         if process is None:
             return self.generate(direction, port, TRANSFER_BYTES, self.plan.transfers)
         memory = process.memory()
@@ -148,7 +151,7 @@ class Bench:
         return {**values, "growth": process.growth(memory)}
 
     def memory(self, port: int, process: Process) -> Values:
-        """Resident size as started, and while 256 connections are busy."""
+        """The resident size after the start, and while 256 connections are busy."""
         idle = process.memory()
         busy = self.requests(port, 256, self.plan.seconds, during=process)
         return {"rss": busy["rss"], "pss": busy["pss"], "rss_idle": idle.rss, "pss_idle": idle.pss}

@@ -1,6 +1,6 @@
-"""People and keys on a real LiteLLM, made over its HTTP interface alone.
+"""Users, teams and keys on a real LiteLLM, created through its HTTP API only.
 
-Callers are values of an ``Authorization: Bearer`` header; what a key holds is read back as the admin.
+A caller's credential is a key, sent as ``Authorization: Bearer``. The admin reads back what is stored for a key.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ OTHER_MODELS = ["mock-gpt-2"]
 CHAT = {"model": "mock-gpt", "messages": [{"role": "user", "content": "Hi"}]}
 CUSTOM_ROUTES = ["/chat/completions", "/models", "/key/info"]
 
-#: What `GET /key/info` shows of a key of each type.
+#: The ``allowed_routes`` that `GET /key/info` shows for a key of each type.
 ROUTES = {
     "default": [],
     "llm_api": ["llm_api_routes"],
@@ -37,7 +37,7 @@ def hashed(key: str) -> str:
 
 
 def claims(token: str) -> dict[str, Any]:
-    """The payload of a JWT that LiteLLM issued, unverified."""
+    """The payload of a JWT that LiteLLM issued. The signature is not verified."""
     payload = token.split(".")[1]
     decoded: dict[str, Any] = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
     return decoded
@@ -57,7 +57,7 @@ class User:
 class LiteLLM:
     """A running LiteLLM, addressed directly.
 
-    ``source`` is the loopback address its clients connect from; ``prefix`` the ``SERVER_ROOT_PATH`` they use.
+    ``source`` is the loopback address its clients connect from; ``prefix`` is the ``SERVER_ROOT_PATH`` they use.
     """
 
     url: str
@@ -72,7 +72,7 @@ class LiteLLM:
 
     @cached_property
     def release(self) -> tuple[int, ...]:
-        """E.g. (1, 83, 13)."""
+        """The release, such as (1, 83, 13)."""
         for path in ("/health/readiness/details", "/health/readiness"):  # 1.92.0 moved it behind authentication
             answer = self.http.get(path, headers=bearer(self.master_key))
             if answer.is_success:
@@ -80,21 +80,21 @@ class LiteLLM:
         raise AssertionError(f"{self.url}: no release in {answer.text}")
 
     def refuses_unchanged(self, key_type: str) -> bool:
-        """Whether a non-admin who resends the stored ``allowed_routes`` is answered 403 (BerriAI/litellm#26555)."""
+        """Whether a non-admin who sends the stored ``allowed_routes`` is refused with 403 (BerriAI/litellm#26555)."""
         if key_type == "default":  # []
             return (1, 92, 0) <= self.release < (1, 101, 0)
         fixed = (1, 101, 0) if key_type in ("llm_api", "read_only") else (1, 109, 0)
         return (1, 83, 7) <= self.release < fixed
 
     def call(self, path: str, body: object, *, key: str | None = None) -> dict[str, Any]:
-        """POST as ``key`` (default: the admin); anything but success is an error with LiteLLM's own words."""
+        """POST as ``key`` (default: the admin). Raises `AssertionError` with LiteLLM's response unless it succeeds."""
         answer = self.http.post(self.prefix + path, json=body, headers=bearer(key or self.master_key))
         assert answer.is_success, f"{path}: {answer.status_code} {answer.text}"
         result: dict[str, Any] = answer.json()
         return result
 
     def stored(self, key: str) -> dict[str, Any]:
-        """The key as the admin reads it."""
+        """The stored key, as the admin reads it."""
         answer = self.http.get(f"{self.prefix}/key/info", params={"key": hashed(key)}, headers=bearer(self.master_key))
         assert answer.status_code == 200, answer.text
         info: dict[str, Any] = answer.json()["info"]
@@ -108,10 +108,10 @@ class LiteLLM:
         return User(user_id, email, key, password=self.new_secret(f"Passw0rd-{uuid.uuid4().hex}"))
 
     def new_key(self, owner: User, key_type: str = "default", **members: object) -> str:
-        """A key that ``owner`` made for themselves, for `MODELS`.
+        """A key for `MODELS` that ``owner`` has created for themselves.
 
-        What newer releases deny its owner (``management`` from 1.92.0, custom routes always) the admin sets afterwards:
-        a key that the *admin creates* its owner may not edit at all there.
+        Routes that its owner may not set (``management`` from 1.92.0 on, custom routes always) are set by the admin
+        afterwards, because on newer releases an owner may not edit a key that the admin has *created*.
         """
         members = {"models": MODELS, **members}
         by_admin = key_type == "custom" or (key_type == "management" and self.release >= (1, 92, 0))
@@ -124,7 +124,7 @@ class LiteLLM:
         return key
 
     def new_session(self, user: User) -> str:
-        """Accept an invitation, choose a password, sign in: the key that the dashboard then sends as Bearer."""
+        """Accept an invitation, choose a password and sign in. Return the key that the dashboard then sends."""
         admin = {
             "username": os.environ.get("UI_USERNAME", "admin"),
             "password": os.environ.get("UI_PASSWORD", self.master_key),
@@ -146,7 +146,7 @@ class LiteLLM:
         return self.new_secret(claims(answer.json()["token"])["key"])
 
     def new_team(self, *members: User, may: tuple[str, ...] = ()) -> str:
-        """A team of ordinary members, who besides reading keys may call the endpoints named in ``may``."""
+        """A team of ordinary members, who may call the endpoints in ``may`` in addition to reading keys."""
         team: str = self.call("/team/new", {"team_alias": f"team-{uuid.uuid4().hex[:12]}"})["team_id"]
         for member in members:
             self.call("/team/member_add", {"team_id": team, "member": {"role": "user", "user_id": member.user_id}})
@@ -165,7 +165,7 @@ def bearer(key: str) -> dict[str, str]:
 
 
 def client(url: str, *, source: str = "127.0.0.1") -> httpx.Client:
-    """Keeps no connection: LiteLLM closes idle ones after 5 s, and a test's pause must not decide over its outcome."""
+    """A client without keep-alive: LiteLLM closes idle connections after 5 s, which must not make a test fail."""
     limits = httpx.Limits(max_keepalive_connections=0)
     transport = httpx.HTTPTransport(local_address=source, limits=limits)
     return httpx.Client(base_url=url, transport=transport, timeout=60, trust_env=False)
@@ -180,6 +180,6 @@ def update(
     source: str = "127.0.0.1",
     headers: dict[str, str] | None = None,
 ) -> httpx.Response:
-    """`POST /key/update` as the holder of ``key``, at LiteLLM or at the gateway."""
+    """Send `POST /key/update` with the credential ``key``, to LiteLLM or to the gateway."""
     with client(url, source=source) as http:
         return http.post(f"{prefix}/key/update", json=body, headers={**bearer(key), **(headers or {})})

@@ -1,4 +1,4 @@
-"""The LiteLLM that ``LITELLM_URL`` names, the people on it, and the gateway before it."""
+"""The LiteLLM that ``LITELLM_URL`` names, its users, and the gateway in front of it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def address(variable: str) -> str:
-    """The address in an environment variable; without it, the test is skipped."""
+    """The address in an environment variable. Without it, the test is skipped."""
     if not os.environ.get(variable) or not os.environ.get("LITELLM_MASTER_KEY"):
         pytest.skip(f"{variable} and LITELLM_MASTER_KEY name no LiteLLM (tests/litellm/rig/suite.sh starts some)")
     return os.environ[variable].rstrip("/")
@@ -27,7 +27,7 @@ def address(variable: str) -> str:
 
 @contextmanager
 def before(litellm: LiteLLM, *options: str) -> Iterator[Gateway]:
-    """A gateway in front of ``litellm``, which must not have written any secret by the time it ends."""
+    """A gateway in front of ``litellm``. At its end, asserts that it has logged no secret and exits with status 0."""
     with Gateway(litellm.url, "--shutdown-grace", "1", *options) as gateway:
         yield gateway
         status = gateway.stop()
@@ -42,9 +42,10 @@ def releases() -> dict[str, str]:
 
 
 def on_each_release(play: Callable[[LiteLLM, Gateway], list[T]]) -> list[T] | None:
-    """What ``play`` finds on each LiteLLM that `releases` names and through a gateway before it, all at the same time.
+    """Call ``play`` with each LiteLLM that `releases` names and a gateway in front of it, concurrently.
 
-    For commands: if none is named, or one can't be reached, it says so on stderr and returns None.
+    Returns all that ``play`` returned. This is for commands: if no LiteLLM is named or one can't be reached, it prints
+    this on stderr and returns None.
     """
     named = releases()
     key = os.environ.get("LITELLM_MASTER_KEY")
@@ -66,9 +67,9 @@ def on_each_release(play: Callable[[LiteLLM, Gateway], list[T]]) -> list[T] | No
 
 
 def wrapped() -> dict[str, str]:
-    """Addresses of LiteLLMs that have the sanitizer in their own process, from ``LITELLM_WRAPPED``, as in `releases`.
+    """Addresses of LiteLLMs that run the sanitizer in their own process, from ``LITELLM_WRAPPED``, as in `releases`.
 
-    Each shares the database of the ordinary one of its release that ``LITELLM_RELEASES`` names.
+    Each shares a database with the ordinary LiteLLM of its release, which ``LITELLM_RELEASES`` names.
     """
     return dict(part.split("=", 1) for part in os.environ.get("LITELLM_WRAPPED", "").split())
 
@@ -83,20 +84,20 @@ def release(request: pytest.FixtureRequest) -> LiteLLM:
 
 IN_PROCESS = list(wrapped()) or ["none"]
 in_process = pytest.mark.parametrize("place", IN_PROCESS, indirect=True, scope="session")
-"""The test is played with each wrapped LiteLLM in the gateway's place."""
+"""Runs the test with each wrapped LiteLLM in place of the gateway."""
 everywhere = pytest.mark.parametrize("place", ["gateway", *IN_PROCESS], indirect=True, scope="session")
-"""The test is played with a gateway, and with each wrapped LiteLLM in its place."""
+"""Runs the test with a gateway, and with each wrapped LiteLLM in its place."""
 
 
 @pytest.fixture(scope="session")
 def place(request: pytest.FixtureRequest) -> str:
-    """Where the sanitizer is: in a gateway, or in the process of the LiteLLM of this release."""
+    """Where the sanitizer runs: in a gateway, or in the process of the LiteLLM of this release."""
     return getattr(request, "param", "gateway")
 
 
 @pytest.fixture(scope="session")
 def litellm(place: str) -> LiteLLM:
-    """A LiteLLM without the sanitizer, which is asked directly."""
+    """A LiteLLM without the sanitizer, for direct requests."""
     if place == "gateway":
         return LiteLLM(address("LITELLM_URL"), os.environ["LITELLM_MASTER_KEY"])
     if place not in releases():
@@ -112,7 +113,7 @@ def gateway(litellm: LiteLLM, place: str) -> Iterator[str]:
             yield running.url
     else:
         url = wrapped()[place].rstrip("/")
-        for each in (litellm.url, url):  # with its first completion, a LiteLLM says more of its readiness
+        for each in (litellm.url, url):  # after its first completion, a LiteLLM reports more about its readiness
             with client(each) as http:
                 answer = http.post("/v1/chat/completions", json=CHAT, headers=bearer(litellm.master_key))
             assert answer.status_code == 200
@@ -132,5 +133,5 @@ def session(litellm: LiteLLM, owner: User) -> str:
 
 @pytest.fixture(params=["owner", "dashboard"])
 def caller(request: pytest.FixtureRequest, owner: User, session: str) -> str:
-    """The credential of someone who edits their own key: another key of theirs, or the dashboard's."""
+    """The credential of a user who edits their own key: another key of theirs, or their dashboard's key."""
     return owner.key if request.param == "owner" else session

@@ -1,7 +1,8 @@
-"""LiteLLM's own dashboard, as someone sees it who signs in with a browser.
+"""LiteLLM's own dashboard, used in a browser as a user would use it.
 
-What is waited for is what is seen or answered, never time; the bound is generous, for slow machines. The pages are
-those of 1.83.13 to 1.110.2. Where they differ by release, `Dashboard` is the newest, `AntDashboard` what came before.
+Each step waits for an element or a response, never for a fixed time. The timeout is generous, for slow machines. The
+pages are those of 1.83.13 to 1.110.2. Where they differ, `Dashboard` is for newer releases and `AntDashboard` for
+older ones.
 """
 
 from __future__ import annotations
@@ -34,14 +35,14 @@ SCREENSHOTS = ROOT / "artifacts" / "dashboard"
 
 
 def executable() -> str | None:
-    """An installed Chromium or Chrome. None of Playwright's own: those are in no package registry."""
+    """The path of an installed Chromium or Chrome. Playwright's own browsers are in no package registry."""
     names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
     return next((path for name in names if (path := shutil.which(name))), None)
 
 
 @contextmanager
 def launched(path: str, hosts: set[str]) -> Iterator[Browser]:
-    """A headless browser that reaches ``hosts`` alone, on any port: the dashboard asks the world for fonts and more."""
+    """A headless browser that reaches only ``hosts``, on any port. The dashboard also requests fonts from elsewhere."""
     exclude = ", ".join(f"EXCLUDE {host}" for host in sorted(hosts))
     arguments = [
         "--disable-gpu",
@@ -59,7 +60,7 @@ def launched(path: str, hosts: set[str]) -> Iterator[Browser]:
 
 
 class Dashboard:
-    """One visitor's dashboard at ``url``, with cookies and storage of their own."""
+    """The dashboard at ``url`` for one visitor, with cookies and storage of its own."""
 
     def __init__(self, page: Page, url: str, litellm: LiteLLM) -> None:
         self.page = page
@@ -67,8 +68,8 @@ class Dashboard:
         self.litellm = litellm
         self.requests: list[Request] = []
         self.answers: defaultdict[str, set[int]] = defaultdict(set)
-        """Statuses of what was asked for below ``url``, by method, path and the names of the query's parameters."""
-        # not the methods themselves: Playwright leaves attributes on what it is given
+        """Response statuses below ``url``, by method, path and the names of the query's parameters."""
+        # lambdas, because Playwright sets attributes on its handlers
         page.on("request", lambda request: self.requests.append(request))
         page.on("response", lambda answer: self.record(answer))
 
@@ -79,7 +80,7 @@ class Dashboard:
             self.answers[f"{answer.request.method} {address.path} {names}"].add(answer.status)
 
     def sign_in(self, user: User) -> None:
-        """Fill in the form of the login page."""
+        """Fill in and submit the form of the login page."""
         self.page.goto(f"{self.url}/ui/login")
         self.page.get_by_placeholder("username").fill(user.email)
         self.page.get_by_placeholder("password").fill(user.password)
@@ -88,11 +89,11 @@ class Dashboard:
         assert answer.value.ok, answer.value.status
 
     def open_page(self, name: str) -> None:
-        """By the menu at the left."""
+        """Open a page from the menu on the left."""
         self.page.get_by_role("complementary").get_by_role("link", name=name, exact=True).click()
 
     def wait_for_answer(self, *paths: str) -> None:
-        """Until LiteLLM has answered, since this visit began, for one of ``paths``."""
+        """Wait until there has been a response for one of ``paths`` since the visit began."""
         while not any(asked.split()[1] in paths for asked in self.answers):
             self.page.wait_for_event("response")
 
@@ -100,46 +101,46 @@ class Dashboard:
         """Open the form that changes a key."""
         if self.litellm.release > (1, 105, 0):
             self.open_page("Virtual Keys")
-        # else it is where one begins; that link would replace, at a time of its own, what the next step opens
+        # older dashboards begin there; the link would replace the page some time after the next step has opened it
         self.page.get_by_role("row").filter(has_text=alias).get_by_role("button").first.click()
         self.page.get_by_role("tab", name="Settings").click()
         self.page.get_by_role("button", name="Edit Settings").click()
 
     def choose_model(self, name: str) -> None:
-        """One more of those that the form offers."""
+        """Select one more of the models that the form offers."""
         self.page.get_by_role("combobox", name="Select models").click()
         self.page.get_by_role("option", name=name, exact=True).click()
         self.page.keyboard.press("Escape")
 
     def save(self) -> Response:
-        """Press the button: the answer to `POST /key/update`."""
+        """Press the button to save. Return the response to `POST /key/update`."""
         with self.page.expect_response(lambda answer: urlsplit(answer.url).path == "/key/update") as answer:
             self.page.get_by_role("button", name="Save Changes").click()
         return answer.value
 
     @property
     def notice(self) -> Locator:
-        """What the dashboard says in the corner for some seconds."""
+        """The notification that the dashboard shows in a corner for some seconds."""
         return self.page.get_by_role("region", name="Notifications").get_by_role("listitem")
 
     def read_notice(self) -> str:
-        """Its words. It is kept in sight for a picture, which lacks it where a machine is slower than it."""
+        """The text of the notification. Keeps it visible for a screenshot, unless the machine is too slow for that."""
         words = self.notice.inner_text()
         with suppress(Error):
-            self.notice.hover(timeout=5000)  # ms; it stays as long as the mouse is on it
+            self.notice.hover(timeout=5000)  # ms; it stays while the mouse is over it
         return words
 
     def show(self, text: str) -> None:
         self.page.get_by_text(text, exact=True).filter(visible=True).first.scroll_into_view_if_needed()
 
     def picture(self, name: str, *, crop: bool = True) -> None:
-        """What is seen, without the menu at the left unless all is asked for."""
+        """Take a screenshot, without the menu on the left if ``crop``."""
         left = 230 if crop else 0
         clip: FloatRect = {"x": left, "y": 0, "width": SIZE["width"] - left, "height": SIZE["height"]}
         self.page.screenshot(path=SCREENSHOTS / f"{name}.png", animations="disabled", clip=clip, timeout=30_000)
 
     def remember_secrets(self) -> None:
-        """What the browser was given and has sent."""
+        """Record the credentials that the browser has received and sent."""
         for cookie in self.page.context.cookies():
             if cookie["name"] == "token":
                 self.litellm.new_secret(cookie["value"])
@@ -149,7 +150,7 @@ class Dashboard:
 
 
 class AntDashboard(Dashboard):
-    """Built on Ant Design, whose fields are not named after their labels for those who ask by role."""
+    """The dashboard of older releases. It is built on Ant Design, whose fields can't be found by role and label."""
 
     def choose_model(self, name: str) -> None:
         item = self.page.locator(".ant-form-item").filter(has=self.page.get_by_text("Models", exact=True))
@@ -164,8 +165,8 @@ class AntDashboard(Dashboard):
 
 @contextmanager
 def visit(browser: Browser, litellm: LiteLLM, url: str, name: str) -> Iterator[Dashboard]:
-    """The dashboard at ``url``: ``litellm`` itself or a gateway before it. If the visit fails, a picture tells why."""
-    # 1.83.13 asks for an opinion, over the button that saves, unless the visitor has told it not to
+    """The dashboard of ``litellm`` at ``url``, direct or through a gateway. Takes a screenshot if the visit fails."""
+    # otherwise 1.83.13 asks for feedback in a box that covers the button to save
     storage: StorageState = {
         "cookies": [],
         "origins": [{"origin": url, "localStorage": [{"name": "disableShowPrompts", "value": "true"}]}],
@@ -178,7 +179,7 @@ def visit(browser: Browser, litellm: LiteLLM, url: str, name: str) -> Iterator[D
         try:
             yield dashboard
         except Exception:
-            with suppress(Error):  # a page that does not even let itself be drawn is not the news
+            with suppress(Error):  # a failed screenshot must not hide the first error
                 dashboard.picture(f"{name}-failed", crop=False)
             raise
         dashboard.remember_secrets()

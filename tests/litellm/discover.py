@@ -1,12 +1,13 @@
-"""What a LiteLLM refuses because it is present, found by asking it: for any release, and for fields yet unknown.
+"""Finds the fields that a LiteLLM refuses because they are present, on any release, and fields unknown so far too.
 
 Each member of the release's own ``UpdateKeyRequest`` (``/openapi.json``) that ``GET /key/info`` shows, as a column or
-elsewhere, is sent back as it is shown, beside other models: of a new key, and of a key on which an admin has set it. It
-is presence-gated for a caller if the other models are accepted alone, but not together with it.
+elsewhere, is sent back as it is shown, together with other models. This is done for a new key, and for a key on which
+an admin has set the member. The member is *presence-gated* for a caller if LiteLLM accepts the other models alone, but
+not together with the member.
 
-``python -m tests.litellm.discover`` asks the LiteLLMs of ``LITELLM_RELEASES``, which are for tests: users, teams and
-keys are made on them. It prints a Markdown table of the presence-gated members. Exit status 1 if one of them is neither
-accepted through the gateway nor among `KNOWN`; 2 if there is no such LiteLLM.
+``python -m tests.litellm.discover`` does this on the LiteLLMs of ``LITELLM_RELEASES``, which must be for tests, because
+it creates users, teams and keys on them. It prints a Markdown table of the presence-gated members. Its exit status is 1
+if one of them is neither accepted through the gateway nor in `KNOWN`, and 2 if there is no such LiteLLM.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ KNOWN: dict[str, str] = {
     "denied_passthrough_routes": _IN_METADATA,
     "disable_global_guardrails": _IN_METADATA,
 }
-"""Presence-gated members that the gateway leaves alone, and why."""
+"""Presence-gated members that the gateway does not repair, and why."""
 
 NAMES = ("key", "models")
 """Members that every request has."""
@@ -67,7 +68,7 @@ VALUES: Columns = {
     "rpm_limit_type": "best_effort_throughput",
     "tpm_limit_type": "best_effort_throughput",
 }
-"""What an admin sets, where it is not the first that fits the schema."""
+"""The values that an admin sets. For other members it is the `example` of the schema."""
 IN_METADATA = {
     "allowed_passthrough_routes",
     "denied_passthrough_routes",
@@ -77,14 +78,14 @@ IN_METADATA = {
     "prompts",
     "tags",
 }
-"""Members that an admin sets in ``metadata``: at top level they take an Enterprise licence."""
+"""Members that an admin sets in ``metadata``, because at top level they need an Enterprise licence."""
 
 
 TOGETHER: tuple[Columns, ...] = (
     {"auto_rotate": True, "rotation_interval": "30d"},
     {"temp_budget_increase": 2.5, "temp_budget_expiry": "2099-01-01T00:00:00Z"},
 )
-"""Members that are set together only."""
+"""Members that can only be set together."""
 
 
 def example(schema: Columns) -> Any:
@@ -106,9 +107,11 @@ STATES = ("bare", "set by an admin")
 
 @dataclass(frozen=True)
 class Cell:
-    """One member, sent back by one caller. A status is None if it was not asked for.
+    """One member, sent back by one caller, and the statuses of up to three requests.
 
-    The member was not sent if it is not shown or could not be set; and nothing more was asked if it was accepted.
+    ``sent`` is that of the direct request with the member, ``omitted`` that of the direct request without it, and
+    ``through`` that of the request with the member through the gateway. All are None if the member is not shown or
+    could not be set. If the first request is accepted, the others are not sent.
     """
 
     release: str
@@ -119,7 +122,7 @@ class Cell:
     sent: int | None = None
     through: int | None = None
     words: str = ""
-    """Of the refusal, or why there is nothing to send back."""
+    """The text of the refusal, or the reason why nothing was sent."""
 
     @property
     def gated(self) -> bool:
@@ -132,12 +135,12 @@ class Cell:
 
     @property
     def unexplained(self) -> bool:
-        """Whether it is gated, refused through the gateway too, and not known to be so."""
+        """Whether the member is gated, is refused through the gateway too, and is not in `KNOWN`."""
         return self.gated and not self.repaired and self.member not in KNOWN
 
 
 class Discovery:
-    """Asks one LiteLLM, direct and through ``gateway``."""
+    """Sends members to one LiteLLM, direct and through ``gateway``."""
 
     def __init__(self, litellm: LiteLLM, gateway: str) -> None:
         self.litellm, self.gateway = litellm, gateway
@@ -158,7 +161,7 @@ class Discovery:
 
     @property
     def members(self) -> list[str]:
-        """All that a key update may have, in the order of the schema."""
+        """All members that a key update may have, in the order of the schema."""
         return [name for name in self.schema["UpdateKeyRequest"]["properties"] if name not in NAMES]
 
     def ask(self, members: Collection[str] | None = None, callers: Collection[str] = CALLERS) -> list[Cell]:
@@ -198,7 +201,7 @@ class Discovery:
         return self.litellm.new_secret(made["key"])
 
     def _set(self, key: str, member: str) -> str | None:
-        """Set the member as an admin. Returns why it could not be set, or None."""
+        """Set the member as an admin. Return the reason if it could not be set, otherwise None."""
         if member in ("user_id", "team_id"):
             return "it says whose key it is"
         schema = self.schema["UpdateKeyRequest"]["properties"][member]
@@ -210,7 +213,7 @@ class Discovery:
         return None if answer.is_success else words(answer)
 
     def _shown(self, key: str, member: str, credential: str) -> Columns | None:
-        """The member as the caller is shown it; None if it is not."""
+        """The member as LiteLLM shows it to the caller; None if it does not."""
         answer = self.litellm.http.get("/key/info", params={"key": hashed(key)}, headers=bearer(credential))
         if not answer.is_success:
             return None
@@ -227,11 +230,11 @@ class Discovery:
 WORDS = 120
 """Characters of a refusal that the table shows."""
 _NAMES = re.compile(r"user-[0-9a-f]{12}|[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}|sk-[\w-]+")
-"""Users, teams and keys, which are others each time."""
+"""Names of users, teams and keys, which differ from run to run."""
 
 
 def words(answer: httpx.Response) -> str:
-    """Why LiteLLM refuses, in one line of a table."""
+    """The text of LiteLLM's refusal, in one line for a table."""
     try:
         value = answer.json()
         said = value["error"]["message"] if "error" in value else value["detail"]
@@ -243,7 +246,7 @@ def words(answer: httpx.Response) -> str:
 
 
 def markdown(cells: list[Cell]) -> Iterator[str]:
-    """The presence-gated members, callers with equal lines together; then the members that could not be asked about."""
+    """The presence-gated members, with equal lines of callers merged; then the members that could not be sent."""
     for release, group in groupby(cells, lambda cell: cell.release):
         of_release = list(group)
         yield f"\n## LiteLLM {release}\n"

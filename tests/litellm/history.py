@@ -1,9 +1,9 @@
-"""Whether a history of one stored value is what a single register would have told: linearisability.
+"""Whether a history of one stored value could have come from a single register, that is, whether it is linearisable.
 
-Herlihy and Wing, "Linearizability: a correctness condition for concurrent objects", 1990; the search is Wing and
-Gong's of 1993, with Lowe's memory of where it has been. Every event happened at one moment between its beginning and
-its end. If the events can be put in an order that agrees with these times, in which each reading is of the last value
-written, then no write was lost: each took effect while its writer waited, and what is read in the end was written last.
+See Herlihy and Wing, "Linearizability: a correctness condition for concurrent objects", 1990. The search is that of
+Wing and Gong, 1993, with Lowe's memory of visited states. Every event took effect at one moment between its beginning
+and its end. If the events can be put in an order that agrees with these times, and in which each read returns the last
+value written, then no write was lost: each took effect while its writer waited, and the final value was written last.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Event:
-    """Someone ``wrote`` the value, or else read it, between two times on one clock.
+    """A write of the value if ``wrote``, otherwise a read of it, between two times on one clock.
 
-    ``or_else``: values that may have been stored as well when someone read, who cannot tell them apart.
+    ``or_else`` are other values that a read may have been of, if the reader can't distinguish them.
     """
 
     wrote: bool
@@ -26,16 +26,16 @@ class Event:
     or_else: tuple[str, ...] = ()
 
     def read(self, value: str) -> bool:
-        """Whether this may have been a reading of the value."""
+        """Whether this may have been a read of the value."""
         return not self.wrote and (value == self.value or value in self.or_else)
 
 
 def unexplained(events: Sequence[Event], initial: str) -> Event | None:
-    """None if some order explains all events; else the earliest begun of those that no order gets past."""
+    """None if some order explains all events; otherwise the earliest event that no order gets past."""
     events = sorted(events, key=lambda event: event.begun)
     furthest = 0
     seen = set()
-    # how many events from the first on are in order, which of the later ones are too, and what is stored after them
+    # how many of the first events are ordered, which later ones are too, and the value stored after them
     pending: list[tuple[int, frozenset[int], str]] = [(0, frozenset(), initial)]
     while pending:
         first, later, value = pending.pop()
@@ -48,7 +48,7 @@ def unexplained(events: Sequence[Event], initial: str) -> Event | None:
         seen.add((first, later, value))
         furthest = max(furthest, first)
         next_ones = _next(events, first, later)
-        # a reading that fits may as well come now: it changes nothing
+        # a read that fits can be next, because it changes nothing
         if fitting := [index for index in next_ones if events[index].read(value)]:
             pending.append((first, later | {fitting[0]}, value))
             continue
@@ -59,7 +59,7 @@ def unexplained(events: Sequence[Event], initial: str) -> Event | None:
 
 
 def _next(events: Sequence[Event], first: int, later: frozenset[int]) -> list[int]:
-    """Those that began before any other had ended."""
+    """The events that can be next: those that began before any other remaining event had ended."""
     found: list[int] = []
     earliest_end = float("inf")
     for index in range(first, len(events)):

@@ -1,20 +1,21 @@
-"""Every gate, by every caller, in every case, on real LiteLLMs: the answers, what is stored, and the rule for both.
+"""Every gate, with every caller in every case, on real LiteLLMs: the responses, the stored keys, and a rule for both.
 
-The rule: what LiteLLM accepts direct has the same status, body and stored key through the gateway, whoever sends it:
-an administrator's reorder, budget windows and spend are LiteLLM's to store. What LiteLLM refuses direct has the status,
-the body and the stored key of a direct request without those of its unchanged members that it is refused for: what
-changes nothing succeeds, unless LiteLLM refuses the caller for another reason, and a real change is refused in
-LiteLLM's words. A caller who may not read the key has LiteLLM's answer to the request as it is: the gateway cannot
-tell. A refused request writes nothing, the time of the last update included.
+The rule: if LiteLLM accepts a request direct, the same request through the gateway has the same status, content and
+stored key, whoever the caller is. An administrator's new order, budget windows and spend, for example, are stored. If
+LiteLLM refuses a request direct, the request through the gateway has the status, content and stored key of a direct
+request without the unchanged members for which LiteLLM refuses it. So a request that changes nothing succeeds, unless
+LiteLLM refuses the caller for another reason, and a real change gets LiteLLM's own refusal. A caller who may not read
+the key gets LiteLLM's response to the request as it was sent, because the gateway can't compare. A refused request
+writes nothing, not even the time of the last update.
 
-A cell is some requests on one key, which the admin puts back into its state after any that wrote: the request direct;
-if it is refused, each of several unchanged members alone, and the request less those that are refused, direct; and the
-request through the gateway. Answers are compared byte for byte and stored keys column for column, null and empty told
-apart; a time or a name that LiteLLM made for the request reads "new" (see `FRESH`). What is unchanged is said here, and
-never asked of the gateway.
+A cell is a series of requests on one key. After a request that wrote, the admin restores the key. The first request is
+direct. If it is refused, each unchanged member is sent alone, if there are several, and then the request without the
+refused ones, all direct. The last request goes through the gateway. Contents are compared byte for byte, and stored
+keys column by column; null and empty differ. A time or a name that LiteLLM makes for the request reads "new" (see
+`FRESH`). The cases state which members are unchanged. The gateway is never asked for this.
 
-``python -m tests.litellm.matrix`` plays all of it on the LiteLLMs of ``LITELLM_RELEASES`` and prints it in Markdown;
-exit status 1 if a cell breaks the rule, 2 if there is no such LiteLLM.
+``python -m tests.litellm.matrix`` plays all cells on the LiteLLMs of ``LITELLM_RELEASES`` and prints them in Markdown.
+Its exit status is 1 if a cell breaks the rule, and 2 if there is no such LiteLLM.
 """
 
 from __future__ import annotations
@@ -40,16 +41,16 @@ from tests.support.gateway import Gateway
 Columns = dict[str, Any]
 
 VOLATILE = ("updated_at", "settings_updated_at")
-"""Columns of a key that every update sets anew."""
+"""Columns of a key that every update sets."""
 FRESH = (*VOLATILE, "created_at", "object_permission_id", "budget_id", "key_name")
-"""Columns and members, of joined rows too, that LiteLLM makes by itself: only whether they are kept is compared."""
+"""Columns and members, of joined rows too, that LiteLLM generates. Only whether they are kept is compared."""
 _FRESH = re.compile(rf'"({"|".join(FRESH)})": ?"([^"]*)"')
 
 ROUTES = ["/chat/completions", "/models", "/key/info"]
 PRESETS = ["llm_api_routes", "info_routes"]
 PERMISSIONS = {"get_spend_routes": True, "limits": {"a": 1, "b": [0.5, None]}}
 WINDOWS = [{"budget_duration": "7d", "max_budget": 1.5}, {"budget_duration": "30d", "max_budget": 10}]
-GROUPS = ["group-a", "group-b"]  # LiteLLM does not ask whether there are such groups
+GROUPS = ["group-a", "group-b"]  # LiteLLM does not check whether these groups exist
 STORES: Columns = {"vector_stores": ["store-a"], "agents": ["agent-a"]}
 EMPTY_STORES: Columns = {"vector_stores": [], "mcp_servers": [], "mcp_access_groups": [], "mcp_toolsets": []}
 PASSTHROUGH: Columns = {"allowed_passthrough_routes": ["/through"], "team": {"name": "blue", "size": 1.5}}
@@ -65,9 +66,9 @@ HELD: Columns = {
     "spend": 2.5,
     "soft_budget": 7,
 }
-"""A key with something in most guarded columns."""
+"""A key with a value in most guarded columns."""
 BARE: Columns = {"models": MODELS}
-"""A key as it is made."""
+"""A new key."""
 CHANGED: Columns = {
     "allowed_routes": ["management_routes"],
     "permissions": {"get_spend_routes": False},
@@ -82,20 +83,20 @@ AS_READ = object()
 OWN_ALIAS = object()
 """Stands for an alias that no other key has."""
 OTHER_ALIAS = object()
-"""Stands for another one."""
+"""Stands for another such alias."""
 OTHER_TEAM = object()
-"""Stands for a team that the key is not in, though its user is."""
+"""Stands for a team of the key's user that the key is not in."""
 
 BEFORE = ("allowed_routes", "permissions", "access_group_ids")
-"""Fields that are cut before a request is forwarded, if they are unchanged to the letter."""
+"""Fields that are cut before a request is forwarded, if they are sent exactly as they are stored."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """``sent`` to a key that holds ``held``; the members ``unchanged`` of it change nothing.
+    """An update that sends ``sent`` for a key that holds ``held``. Its members ``unchanged`` change nothing.
 
-    ``late``: those of them that LiteLLM must have refused first, although they are `BEFORE`. ``on``: keys that it is
-    played with.
+    ``late`` are those of them that LiteLLM must refuse before they are cut, although they are in `BEFORE`. ``on`` is
+    the kind of key with which the case is played.
     """
 
     name: str
@@ -117,7 +118,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Row:
-    """``fields`` of ``endpoint``, and the cases that are played with them."""
+    """The ``cases`` that are played with ``fields`` of ``endpoint``."""
 
     endpoint: str
     fields: tuple[str, ...]
@@ -137,7 +138,7 @@ def row(
     changed: Any = AS_READ,
     variant: str = "",
 ) -> Row:
-    """The cases of one field, and ``more``; values are `HELD`'s and `CHANGED`'s unless they are given."""
+    """The cases of one field, and ``more``. Values that are not given are those of `HELD` and `CHANGED`."""
     columns = HELD if held is AS_READ else {**HELD, name: held}
     other = "permissions" if name == "allowed_routes" else "allowed_routes"
     empty = type(columns[name])() if empty is AS_READ else empty
@@ -183,7 +184,7 @@ def access_groups(endpoint: str) -> Row:
 
 
 def stored_in_metadata(name: str, *more: Case) -> Row:
-    """The cases of a member that LiteLLM keeps in ``metadata``, where null says nothing."""
+    """The cases of a member that LiteLLM keeps in ``metadata``, where null has no meaning."""
     held: Columns = {"models": MODELS, "metadata": {name: ["a"], "other": 1}}
     return Row(
         UPDATE,
@@ -218,7 +219,7 @@ def together(endpoint: str, fields: tuple[str, ...]) -> Row:
 
 
 def one_changes(fields: tuple[str, ...], changed: Columns, held: Columns, variant: str) -> Row:
-    """One of ``fields`` changes, each in its turn, and the others are sent as they were read."""
+    """The cases in which one of ``fields`` changes, each in turn, and the others are sent as they were read."""
     as_read = dict.fromkeys(fields, AS_READ)
     cases = [Case("unchanged", as_read, fields, held)]
     for name in fields:
@@ -381,7 +382,7 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Caller:
-    """Someone with a ``credential``; ``new_key`` makes another key that they edit, in a team's or not."""
+    """A caller with a ``credential``. ``new_key`` creates a key for them to edit; ``in_team``: it is a team's key."""
 
     name: str
     credential: str
@@ -394,11 +395,11 @@ CALLERS = ("owner", "dashboard session", "team member", "team admin", "org admin
 
 
 def callers(litellm: LiteLLM) -> list[Caller]:
-    """One of each of `CALLERS`, each with keys of their own to edit.
+    """One caller of each kind in `CALLERS`, each with keys to edit.
 
-    Keys of people are made by themselves: newer releases refuse an owner a key that an admin made. Team and
-    organisation admins edit the team's own keys, for only its owner may edit a member's. The organisation admin is in
-    no team. Where LiteLLM makes no organisation without an Enterprise licence, there is none.
+    Users create their keys themselves, because on newer releases an owner may not edit a key that an admin has created.
+    Team and organisation admins edit keys of the team itself, because only its owner may edit a member's key. The
+    organisation admin is in no team. There is none if LiteLLM needs an Enterprise licence to create an organisation.
     """
 
     owner, member, team_admin, org_admin = (litellm.new_user() for _ in range(4))
@@ -446,7 +447,7 @@ def callers(litellm: LiteLLM) -> list[Caller]:
 
 
 def new_organization(litellm: LiteLLM, admin: str) -> str | None:
-    """An organisation with that admin, or None where it takes an Enterprise licence."""
+    """Create an organisation with that admin. Return None if this needs an Enterprise licence."""
     alias = {"organization_alias": f"organization-{uuid.uuid4().hex[:12]}", "models": []}
     answer = litellm.http.post("/organization/new", json=alias, headers=bearer(litellm.master_key))
     if answer.status_code == 403 and "Organizations are only available for LiteLLM Enterprise users" in answer.text:
@@ -460,32 +461,32 @@ def new_organization(litellm: LiteLLM, admin: str) -> str | None:
 
 @dataclass(frozen=True)
 class Held:
-    """A key that holds what a case asks for, ``columns`` as the admin reads them; ``reads``: so does the caller."""
+    """A key that holds the values of a case. The admin reads ``columns``; ``reads`` is whether the caller may too."""
 
     key: str
     columns: Columns
     reads: bool
 
     def holds_as(self, other: Held) -> bool:
-        """Whether it holds what the other does, but for the time of its last update."""
+        """Whether both hold the same values, apart from the time of the last update."""
         return {**self.columns, **dict.fromkeys(VOLATILE)} == {**other.columns, **dict.fromkeys(VOLATILE)}
 
 
 @dataclass(frozen=True)
 class Result:
-    """An answer, and the key as the admin reads it afterwards, both with what is `FRESH` marked."""
+    """A response, and the key as the admin reads it afterwards. In both, `FRESH` values are marked."""
 
     status: int
     body: bytes
     decision: str
-    """The gateway's response header; empty for a direct answer."""
+    """The gateway's response header; empty for a direct response."""
     stored: Columns
     wrote: tuple[str, ...]
-    """The columns that hold another value than before."""
+    """The columns whose value has changed."""
     touched: bool
     """Whether anything of the key was written, the time of its last update included."""
     reads: bool
-    """Whether LiteLLM shows the caller the key."""
+    """Whether LiteLLM lets the caller read the key."""
 
     @property
     def success(self) -> bool:
@@ -503,7 +504,7 @@ class Cell:
     case: Case
     direct: Result
     without: Result
-    """If that is refused: direct, less the members that change nothing and that LiteLLM refuses."""
+    """The direct request without the unchanged members that LiteLLM refuses, if it refuses ``direct``."""
     through: Result
 
     @property
@@ -512,23 +513,23 @@ class Cell:
 
     @property
     def repaired(self) -> bool:
-        """Whether the gateway, and nothing else, made LiteLLM take the request."""
+        """Whether LiteLLM accepted the request only because of the gateway."""
         return self.through.success and not self.direct.success
 
     @property
     def answered_otherwise(self) -> bool:
-        """Whether the answer through the gateway is not the direct one: another status, or another refusal."""
+        """Whether the response through the gateway differs from the direct one: another status, or another refusal."""
         if self.direct.status != self.through.status:
             return True
         return not self.through.success and self.direct.body != self.through.body
 
     @property
     def expected(self) -> Result:
-        """The direct request that the one through the gateway has to be like."""
+        """The result of the direct request that the one through the gateway has to equal."""
         return self.direct if self.direct.success or not self.reads else self.without
 
     def broken(self) -> list[str]:
-        """How the cell breaks the rule, a line each."""
+        """The ways in which the cell breaks the rule, one line each."""
         expected = self.expected
         found = []
         if self.through.status != expected.status:
@@ -545,7 +546,7 @@ class Cell:
         return found
 
     def misjudged(self) -> str | None:
-        """Why the gateway's response header cannot be right, or None."""
+        """The reason why the gateway's response header can't be right, or None."""
         match = _DECISION.fullmatch(self.through.decision)
         if not match:
             return "it should be there"
@@ -576,7 +577,7 @@ class Cell:
 
 
 def is_guarded(name: str, value: object) -> bool:
-    """Whether the gateway has anything to do with a member of this value."""
+    """Whether a member ``name`` with this ``value`` is a guarded field."""
     if name in ("team_id", "key_alias"):
         return value == ""
     if name == "user_id":
@@ -590,7 +591,7 @@ def differences(one: Columns, other: Columns) -> dict[str, tuple[Any, Any]]:
 
 
 def marked(text: str, held: Held) -> str:
-    """``text`` about a key, in which what is `FRESH` reads "kept" or "new", and the key has no name of its own."""
+    """``text`` about a key, in which `FRESH` values read "kept" or "new", and placeholders replace the key's names."""
     known = {found[2] for found in _FRESH.finditer(json.dumps(held.columns))}
     text = _FRESH.sub(lambda found: f'"{found[1]}":"{"kept" if found[2] in known else "new"}"', text)
     for name, value in (("key", held.key), ("hash", hashed(held.key)), ("alias", hashed(held.key)[:12])):
@@ -599,7 +600,7 @@ def marked(text: str, held: Held) -> str:
 
 
 class Table:
-    """Plays cells on ``litellm``, direct and through a gateway at ``gateway``, the callers side by side."""
+    """Plays cells on ``litellm``, direct and through a gateway at ``gateway``, for all callers concurrently."""
 
     def __init__(self, litellm: LiteLLM, gateway: str, callers: list[Caller]) -> None:
         self.litellm = litellm
@@ -608,13 +609,13 @@ class Table:
         self._gateway = client(gateway)
         self._held: dict[tuple[str, int], Held] = {}
         self._written: set[str] = set()
-        # the first key may have an empty alias, and only further ones are refused it
+        # LiteLLM accepts an empty alias for the first key only
         first = callers[0].new_key()
         with suppress(AssertionError):
             litellm.call("/key/update", {"key": first, "key_alias": ""})
 
     def play(self, row: Row, only: Collection[str] = CALLERS) -> list[Cell]:
-        """The row's cells, caller by caller: those of the callers ``only``."""
+        """The row's cells for the callers in ``only``, caller by caller."""
         who = [caller for caller in self.callers if caller.name in only]
         with ThreadPoolExecutor(len(who)) as pool:
             return [cell for cells in pool.map(partial(self._cells, row), who) for cell in cells]
@@ -655,7 +656,7 @@ class Table:
         return Result(answer.status_code, content, decision, after, wrote, touched, old.reads)
 
     def _value(self, caller: Caller, held: Held, name: str, value: Any) -> Any:
-        """What is sent, or held, for a value of a `Case`."""
+        """The value that is sent, or set by the admin, for a value of a `Case`."""
         if value is OWN_ALIAS:
             return f"alias-{hashed(held.key)[:12]}"
         if value is OTHER_ALIAS:
@@ -673,9 +674,9 @@ class Table:
         return held.columns[name]
 
     def _prepare(self, caller: Caller, columns: Columns) -> Held:
-        """A key with these columns, which the admin sees to unless nothing has been written since.
+        """A key with these columns. The admin restores them if something has been written since.
 
-        For what the admin cannot put back, such as the null of an object permission, there is another key.
+        If the admin can't, as with an object permission that was null, another key is created.
         """
         slot = (caller.name, id(columns))
         held = self._held.get(slot)
@@ -703,7 +704,7 @@ class Table:
 
 
 def markdown(cells: list[Cell]) -> Iterator[str]:
-    """The cells as one table a release and endpoint, callers with equal lines together; then what is broken."""
+    """One table per release and endpoint, with equal lines of callers merged; then the cells that break the rule."""
     for (release, endpoint), group in groupby(cells, lambda cell: (cell.release, cell.row.endpoint)):
         of_table = list(group)
         names = list(dict.fromkeys(case.name for cell in of_table for case in cell.row.cases))
@@ -727,7 +728,7 @@ def markdown(cells: list[Cell]) -> Iterator[str]:
 
 
 def show(cell: Cell) -> str:
-    """``direct → gateway`` status, one if they are equal, and the columns that were written."""
+    """The status as ``direct → gateway``, or one status if the responses are equal, and the columns written."""
     direct, through = cell.direct, cell.through
     statuses = f"{direct.status} → {through.status}" if cell.answered_otherwise else str(through.status)
     if cell.repaired:

@@ -17,7 +17,7 @@ from tests.support.gateway import ROOT
 
 @pytest.fixture
 def checked(release: LiteLLM, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Any:
-    """The report of a check with a key, or without one."""
+    """A function that runs a check, with or without a key, and returns the report."""
 
     def check(key: str | None) -> dict[str, Any]:
         options = ["--upstream", release.url, "--json"]
@@ -39,7 +39,7 @@ def results(report: dict[str, Any]) -> dict[str, str]:
 
 
 def test_admin(release: LiteLLM, checked: Any) -> None:
-    """The release, as an admin is told it, and what it refuses: as seen by the tests of the gates."""
+    """With an admin's key, a check reports the release, and the defects that the release is known to have."""
     report = checked(release.master_key)
     assert results(report) == {"connection": "ok", "release": "ok", "dashboard": "ok", "key": "note"}
     assert report["release"] == ".".join(map(str, release.release))
@@ -56,7 +56,7 @@ def test_admin(release: LiteLLM, checked: Any) -> None:
 def test_command_of_the_readme(
     release: LiteLLM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The command in README says what the release refuses."""
+    """The command in README.md succeeds, and reports ``allowed_routes``."""
     readme = (ROOT / "README.md").read_text()
     (command,) = re.findall(r"^\.venv/bin/litellm-sanitizer (check .*)$", readme, re.MULTILINE)
     monkeypatch.chdir(tmp_path)
@@ -66,7 +66,7 @@ def test_command_of_the_readme(
 
 
 def test_user(release: LiteLLM, checked: Any) -> None:
-    """A user's key may look itself up, but is not told the release from 1.92.0 on."""
+    """A check with a user's key can read that key. From 1.92.0 on, LiteLLM does not show the release to users."""
     report = checked(release.new_user().key)
     told = release.release < (1, 92, 0)
     assert results(report) == {
@@ -88,11 +88,11 @@ def test_user(release: LiteLLM, checked: Any) -> None:
     ],
 )
 def test_key_types(release: LiteLLM, checked: Any, key_type: str, result: str) -> None:
-    """A key of type "LLM API" may not call /key/info."""
+    """A check notes that a key of type "LLM API" may not call /key/info. The other types may."""
     assert results(checked(release.new_key(release.new_user(), key_type)))["key"] == result
 
 
 def test_nobody(checked: Any) -> None:
-    """A key that LiteLLM does not know is a problem; none at all is none."""
+    """A key that LiteLLM does not know is reported as a problem. A check without a key is not."""
     assert results(checked("sk-nobody"))["key"] == "problem"
     assert results(checked(None))["key"] == "note"

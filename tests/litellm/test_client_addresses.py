@@ -1,8 +1,8 @@
-"""LiteLLM's ``allowed_ips``, which a hop on the same host can break in both directions.
+"""LiteLLM's ``allowed_ips``, with a gateway on the same host.
 
-LiteLLM runs under uvicorn, which believes `X-Forwarded-For` from 127.0.0.1, where the gateway is. So a client's own
-value must not get there; and a lookup must carry what the request carries, else the gateway would ask under an address
-of its own. Everyone but 127.0.0.2 is shut out here.
+LiteLLM runs under uvicorn, which trusts `X-Forwarded-For` from 127.0.0.1, the address of the gateway. A value that an
+untrusted client has sent must therefore not reach LiteLLM, and a lookup must carry the same value as the request.
+Otherwise it would be made under the gateway's own address. In these tests, LiteLLM serves only 127.0.0.2.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ FORGED = {
     ],
 )
 def guarded(request: pytest.FixtureRequest) -> LiteLLM:
-    """A LiteLLM that answers 127.0.0.2 alone.
+    """A LiteLLM that serves only 127.0.0.2.
 
-    Set while it runs: in a configuration file the setting needs an Enterprise licence. A LiteLLM whose settings are
-    not in its database answers 500 after taking it, as it cannot keep it beyond its own life.
+    This is set at run time, because in a configuration file the setting needs an Enterprise licence. If LiteLLM does
+    not keep its settings in the database, it applies this one and then answers 500, because it can't store it.
     """
     litellm = LiteLLM(address(request.param), os.environ["LITELLM_MASTER_KEY"], source=ALLOWED)
     answer = litellm.http.post("/add/allowed_ip", json={"ip": ALLOWED}, headers=bearer(litellm.master_key))
@@ -63,7 +63,7 @@ def gateway(guarded: LiteLLM) -> Iterator[str]:
 
 @pytest.mark.parametrize("forgery", [None, *FORGED])
 def test_stranger(guarded: LiteLLM, gateway: str, owner: User, forgery: str | None) -> None:
-    """A forged address gets no further through the gateway than none, nor does the lookup."""
+    """A client with a forged address is refused under its real address, as one without is, and so is its lookup."""
     key = guarded.new_key(owner, "llm_api")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
     headers = FORGED[forgery] if forgery else {}
@@ -77,7 +77,7 @@ def test_stranger(guarded: LiteLLM, gateway: str, owner: User, forgery: str | No
 
 
 def test_allowed_client(guarded: LiteLLM, gateway: str, owner: User) -> None:
-    """The lookup is judged like the request: under the gateway's own address it would have been refused."""
+    """The lookup is made under the client's address. Under the gateway's own address it would have been refused."""
     key = guarded.new_key(owner, "llm_api")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
     answer = update(gateway, owner.key, body, source=ALLOWED)
@@ -86,7 +86,7 @@ def test_allowed_client(guarded: LiteLLM, gateway: str, owner: User) -> None:
 
 
 def test_trusted_proxy(guarded: LiteLLM, owner: User) -> None:
-    """A trusted proxy's word passes, for the lookup too, in both directions."""
+    """The address that a trusted proxy forwards is the one that LiteLLM accepts or refuses, for the lookup too."""
     with before(guarded, "--trusted-proxies", f"{STRANGER}/32") as gateway:
         for forwarded, status, outcome in ((ALLOWED, 200, "dropped"), ("192.0.2.1", 403, "unknown")):
             key = guarded.new_key(owner, "llm_api")

@@ -1,9 +1,10 @@
 """LiteLLM's own dashboard in a real browser: an internal user opens a key of theirs, adds a model and saves.
 
-The same is done with a key on which an admin has set a vector store: LiteLLM refuses its owner what it shows them.
+The same is done with a key on which an admin has set a vector store: LiteLLM shows it to the owner, and refuses it when
+the owner's dashboard sends it back.
 
-It needs Debian's `chromium` or a Chrome. Pictures of what the user sees at the end are left in artifacts/dashboard.
-README.md beside this file shows one pair, made anew by
+The tests need Debian's `chromium` or a Chrome. They write screenshots of the end of each visit to artifacts/dashboard.
+README.md beside this file shows one pair of them, which is updated by
 
     .venv/bin/pytest tests/litellm/test_dashboard.py -k 1.83.13 &&
         cp artifacts/dashboard/1.83.13-{direct,gateway}.png tests/litellm/screenshots/
@@ -31,14 +32,14 @@ from tests.support.gateway import Gateway
 
 
 class Fact(NamedTuple):
-    """What one release's dashboard sends, and LiteLLM answers, when nothing but the models was touched."""
+    """What one release's dashboard sends, and LiteLLM's response, if the user has changed only the models."""
 
     unchanged: set[str]
-    """Guarded fields that it sends nevertheless, and that the gateway cuts."""
+    """Guarded fields that the dashboard sends all the same, and that the gateway cuts."""
     error: str = ""
-    """For one of them; without it, LiteLLM does as it is told."""
+    """LiteLLM's error for one of them; empty if LiteLLM accepts the request."""
     vector_store: str = ""
-    """The error for a key on which an admin has set a vector store; without it, it makes no difference."""
+    """LiteLLM's error for a key on which an admin has set a vector store; empty if it accepts that."""
 
 
 FACTS = {
@@ -52,9 +53,9 @@ FACTS = {
     "1.109.1": Fact({"access_group_ids"}),
     "1.110.2": Fact({"access_group_ids"}, vector_store="Vector stores cannot be assigned to personal keys"),
 }
-#: Asked for even if LITELLM_RELEASES names them not: they are skipped then, and in CI that is a failure.
+#: Releases that have tests even if LITELLM_RELEASES does not name them: these are skipped, which is a failure in CI.
 NEEDED = ("1.83.13", "1.92.0", "1.110.2")
-#: What each page of the menu shows; where there are two, by release.
+#: The paths that each page of the menu requests. Where there are two, they belong to different releases.
 PAGES = {
     "Virtual Keys": ["/key/list"],
     "Playground": ["/vector_store/list"],
@@ -65,7 +66,7 @@ PAGES = {
     "Logs": ["/spend/logs/ui"],
     "Teams": ["/v1/mcp/access_groups", "/team/metadata_schema"],
 }
-#: Columns that a save leaves as they are. The dashboard writes the metadata and an object permission of its own.
+#: Columns that a save does not change. The dashboard itself writes the metadata and an object permission.
 UNTOUCHED = {gate.field for gate in GATES if gate.endpoint == "/key/update"} - {"metadata", "object_permission"}
 VECTOR_STORES = ["store-a"]
 SUCCESS = "Key updated successfully"
@@ -88,7 +89,7 @@ def release_gateway(release: LiteLLM) -> Iterator[Gateway]:
         yield running
 
 
-# no longer than this module: while Playwright runs, its event loop counts as the running one, and no other may begin
+# for this module only: while Playwright runs, its event loop counts as running, and no other can be started
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = executable()
@@ -101,7 +102,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def user(release: LiteLLM) -> User:
-    """Someone who has chosen a password."""
+    """A user who has chosen a password."""
     user = release.new_user()
     release.new_session(user)
     return user
@@ -109,12 +110,12 @@ def user(release: LiteLLM) -> User:
 
 @dataclass
 class Saved:
-    """What came of a user's pressing the button."""
+    """The result of a save in the dashboard."""
 
     sent: dict[str, Any]
     status: int
     dropped: set[str]
-    """As the gateway says in its response header."""
+    """The fields that the gateway's response header names."""
     notice: str
     before: dict[str, Any]
     after: dict[str, Any]
@@ -123,9 +124,9 @@ class Saved:
 def save(
     browser: Browser, litellm: LiteLLM, url: str, user: User, name: str, *, vector_stores: list[str] | None = None
 ) -> Saved:
-    """Sign in at ``url``, add a model to a key of type "LLM API", save; a picture called ``name`` shows the end.
+    """Sign in at ``url``, add a model to a key of type "LLM API", and save. ``name`` is that of the screenshot.
 
-    An admin has set the ``vector_stores``, if any, on the key.
+    Before that, an admin sets ``vector_stores`` on the key, if there are any.
     """
     alias = f"{user.user_id}-{uuid.uuid4().hex[:4]}"
     key = litellm.new_key(user, "llm_api", key_alias=alias)
@@ -152,7 +153,7 @@ def save(
 
 
 def test_direct(release: LiteLLM, browser: Browser, user: User) -> None:
-    """LiteLLM refuses for a field that the user has not touched, and says so; nothing is stored."""
+    """If the release has the bug, LiteLLM refuses a field that the user has not changed, and stores nothing."""
     fact = FACTS[version(release)]
     saved = save(browser, release, release.url, user, f"{version(release)}-direct")
     assert saved.sent["models"] == MODELS + OTHER_MODELS
@@ -168,7 +169,7 @@ def test_direct(release: LiteLLM, browser: Browser, user: User) -> None:
 
 
 def test_through_the_gateway(release: LiteLLM, release_gateway: Gateway, browser: Browser, user: User) -> None:
-    """The same is done: the user reads so, the models are stored, and what was not touched is as it was."""
+    """Through the gateway, the dashboard reports success, the models are stored, and guarded fields are unchanged."""
     fact = FACTS[version(release)]
     saved = save(browser, release, release_gateway.url, user, f"{version(release)}-gateway")
     assert saved.sent["models"] == MODELS + OTHER_MODELS
@@ -183,7 +184,7 @@ def test_through_the_gateway(release: LiteLLM, release_gateway: Gateway, browser
 
 @pytest.mark.parametrize("release", [release for release in FACTS if FACTS[release].vector_store], indirect=True)
 def test_a_vector_store(release: LiteLLM, release_gateway: Gateway, browser: Browser, user: User) -> None:
-    """A key with a vector store that an admin has set: an error direct, a success through the gateway, and it stays."""
+    """If an admin has set a vector store, a save fails direct. Through the gateway it succeeds and keeps the store."""
     fact, name = FACTS[version(release)], f"{version(release)}-vector-store"
     direct = save(browser, release, release.url, user, f"{name}-direct", vector_stores=VECTOR_STORES)
     assert direct.sent["object_permission"]["vector_stores"] == VECTOR_STORES
@@ -200,7 +201,7 @@ def test_a_vector_store(release: LiteLLM, release_gateway: Gateway, browser: Bro
 
 
 def test_pages(release: LiteLLM, release_gateway: Gateway, browser: Browser, user: User) -> None:
-    """Whatever the pages of the menu ask for is asked of the gateway, and has the status that it has without it."""
+    """The pages of the menu send all requests to the gateway, and the responses have the same status as direct."""
     visits = []
     for way, url in (("direct", release.url), ("gateway", release_gateway.url)):
         with visit(browser, release, url, f"{version(release)}-pages-{way}") as dashboard:
@@ -210,6 +211,6 @@ def test_pages(release: LiteLLM, release_gateway: Gateway, browser: Browser, use
                 dashboard.wait_for_answer(*asked)
         visits.append(dashboard)
     direct, through = visits
-    both = direct.answers.keys() & through.answers.keys()  # what comes late may not have come when a visit ended
+    both = direct.answers.keys() & through.answers.keys()  # a late response may be missing at the end of a visit
     assert {asked: through.answers[asked] for asked in both} == {asked: direct.answers[asked] for asked in both}
     assert not [request.url for request in through.requests if request.url.startswith(release.url)]

@@ -1,6 +1,6 @@
-"""`discover` finds what it is known to find, and says so by its exit status.
+"""`discover` finds the members that are known to be gated, and reports new ones.
 
-It is run in full where a release is taken in; here, an owner alone asks the newest release at hand.
+It is run in full for each new release. Here, only the caller "owner" is played, on the newest release at hand.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from tests.litellm.discover import KNOWN, Cell, Discovery, main, markdown
 from tests.support.gateway import ROOT
 
 GATED = {gate.field for gate in GATES if gate.endpoint == UPDATE}
-#: What a release up to date refuses to a key's owner on presence, and the gateway repairs.
+#: The members that a current release refuses to a key's owner because they are present, and the gateway repairs.
 REPAIRED = {
     "access_group_ids",
     "allowed_passthrough_routes",
@@ -44,7 +44,7 @@ def newest() -> LiteLLM:
 
 
 def test_an_owner_of_the_newest_release(newest: LiteLLM) -> None:
-    """Every member that is refused on presence is repaired or known, and has a gate of its own if it is repaired."""
+    """Every presence-gated member is repaired or known. A repaired one has a gate of its own."""
     with before(newest) as gateway:
         cells = Discovery(newest, gateway.url).ask(callers=["owner"])
     assert not [cell for cell in cells if cell.unexplained]
@@ -56,7 +56,7 @@ def test_an_owner_of_the_newest_release(newest: LiteLLM) -> None:
 
 
 def test_a_gateway_that_does_nothing(newest: LiteLLM) -> None:
-    """What it repairs otherwise is then found as new."""
+    """With a gateway that repairs nothing, a member that it would repair is found as new."""
     with before(newest, "--mode", "off") as gateway:
         cells = Discovery(newest, gateway.url).ask(["models", "spend"], ["owner"])
     assert {cell.member for cell in cells if cell.unexplained} == {"spend"}
@@ -75,7 +75,7 @@ def test_a_gateway_that_does_nothing(newest: LiteLLM) -> None:
     ],
 )
 def test_verdicts(statuses: tuple[int | None, int | None, int | None], gated: bool, unexplained: bool) -> None:
-    """A member is gated if it alone makes the difference, and explained if the gateway makes up for it."""
+    """A member is gated if only the request with it is refused, and explained if it is repaired or known."""
     cell = Cell("1.2.3", "member", "bare", "owner", *statuses)
     assert (cell.gated, cell.unexplained) == (gated, unexplained)
     for known in KNOWN:
@@ -83,7 +83,7 @@ def test_verdicts(statuses: tuple[int | None, int | None, int | None], gated: bo
 
 
 def test_nothing_to_ask(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    """Exit status 2, and a line that says what is missing, also if nothing listens at the address."""
+    """If no LiteLLM is named, or nothing listens at its address, the exit status is 2 and stderr says why."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("LITELLM_")}
     command = [sys.executable, "-m", "tests.litellm.discover"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60, check=False)

@@ -1,7 +1,7 @@
 """The sanitizer in LiteLLM's own process (`tests.litellm.wrapped`), on each release that ``LITELLM_WRAPPED`` names.
 
-What the gateway's tests say of it holds for the wrapped LiteLLM too: updates of keys, and that everything else is
-answered as without the sanitizer. Those tests are marked as `everywhere`. These are about what is different here.
+The tests of the gateway that are marked `everywhere` run on the wrapped LiteLLM too: those of key updates, and those
+that compare all other responses. The tests here are about what is different in LiteLLM's process.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ pytestmark = in_process
 
 
 class Case(NamedTuple):
-    """An unchanged value, and the releases that refuse it (`before`: None for all to date)."""
+    """An unchanged value, and the releases that refuse it: from ``since`` to before ``before`` (None: all to date)."""
 
     key_type: str
     members: Mapping[str, object]
@@ -68,7 +68,7 @@ def send_chunked(http: httpx.Client, owner: User, body: dict[str, object]) -> ht
 @pytest.mark.parametrize("send", [send_json, send_chunked], ids=["length", "chunked"])
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_refused_unless_cut(litellm: LiteLLM, gateway: str, owner: User, case: Case, send: Send) -> None:
-    """LiteLLM refuses what its wrapped self does: the models are stored, and the member is as it was."""
+    """An update that LiteLLM refuses succeeds on the wrapped LiteLLM: it stores the models and keeps the member."""
     key = litellm.new_key(owner, case.key_type)
     stored = litellm.stored(key)
     (member,) = case.members
@@ -79,7 +79,7 @@ def test_refused_unless_cut(litellm: LiteLLM, gateway: str, owner: User, case: C
         assert litellm.stored(key) == stored
     with client(gateway) as http:
         answer = send(http, owner, {"key": key, "models": OTHER_MODELS, **case.members})
-    # an administrator's new order would be stored: it is cut after LiteLLM has refused it
+    # a new order is cut only after LiteLLM has refused it, because an administrator's is stored
     refused_first = f'; after-refusal="{member}"' if case.members[member] != stored[member] else ""
     said = answer.headers["x-litellm-sanitizer"]
     assert (answer.status_code, said) == (200, f'dropped; fields="{member}"{refused_first}')
@@ -97,7 +97,7 @@ def test_refused_unless_cut(litellm: LiteLLM, gateway: str, owner: User, case: C
     ],
 )
 def test_real_change(litellm: LiteLLM, gateway: str, owner: User, members: dict[str, object], send: Send) -> None:
-    """A non-admin's real change gets LiteLLM's own answer byte for byte, and what LiteLLM makes of it is stored."""
+    """A non-admin's real change has LiteLLM's own response byte for byte, and the same stored values as direct."""
     one, two = litellm.new_key(owner, "llm_api"), litellm.new_key(owner, "llm_api")
     with client(litellm.url) as http, client(gateway) as other:
         direct = send(http, owner, {"key": one, "models": OTHER_MODELS, **members})
@@ -128,7 +128,7 @@ def test_real_change(litellm: LiteLLM, gateway: str, owner: User, members: dict[
     ],
 )
 def test_credentials(litellm: LiteLLM, gateway: str, owner: User, headers: dict[str, str], known: bool) -> None:
-    """The lookup is made by whom LiteLLM takes the request to be from, whatever says so; a cookie does not."""
+    """The lookup is made with the credential that LiteLLM uses, whichever field has it. A cookie is not used."""
     key = litellm.new_key(owner, "custom")
     body = {"key": key, "models": OTHER_MODELS, **REORDERED}
     headers = {name: value.format(key=owner.key) for name, value in headers.items()}
@@ -145,7 +145,7 @@ def test_credentials(litellm: LiteLLM, gateway: str, owner: User, headers: dict[
 
 
 def test_callers_at_once(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """Each of many requests at a time is judged by the key that it names, as the one who has sent it."""
+    """Each of many concurrent requests is compared with the key that it names, with the rights of its own caller."""
     stranger = litellm.new_user()
     keys = [litellm.new_key(owner, "custom") for _ in range(12)]
 
@@ -172,7 +172,7 @@ def test_callers_at_once(litellm: LiteLLM, gateway: str, owner: User) -> None:
 @pytest.mark.parametrize("reset", [False, True], ids=["closed", "reset"])
 @pytest.mark.parametrize("missing", [10, 0], ids=["in its body", "before its answer"])
 def test_client_leaves(litellm: LiteLLM, gateway: str, owner: User, missing: int, reset: bool) -> None:
-    """A client that leaves takes nobody with it: of half a request nothing is stored, and the next one is served."""
+    """After clients have disconnected, the next request is served. A request that was sent in part stores nothing."""
     key = litellm.new_key(owner, "custom")
     body = {"key": key, "models": ["left"], **REORDERED}
     request = httpx.Request("POST", f"{gateway}/key/update", json=body, headers=bearer(owner.key))
@@ -186,16 +186,16 @@ def test_client_leaves(litellm: LiteLLM, gateway: str, owner: User, missing: int
             leaving.sendall(octets[: len(octets) - missing])
     answer = update(gateway, owner.key, {"key": key, "models": OTHER_MODELS, **REORDERED})
     assert (answer.status_code, outcome(answer)) == (200, "dropped")
-    if missing:  # a whole request may be carried out although nobody waits for the answer, and later than the next one
+    if missing:  # a complete request may be carried out although its client has left, and after the next one
         assert litellm.stored(key)["models"] == OTHER_MODELS
 
 
 def test_client_address(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """The lookup comes from the client's address: one that ``allowed_ips`` shuts out learns nothing by asking.
+    """The lookup is made from the client's address: a client that ``allowed_ips`` excludes learns nothing from it.
 
-    The wrapped LiteLLM answers nobody else but 127.0.0.1 and 127.0.0.2 from here on, until it is restarted.
+    From here on, the wrapped LiteLLM serves only 127.0.0.1 and 127.0.0.2, until it is restarted.
     """
-    for ip in ("127.0.0.1", ALLOWED, ""):  # LiteLLM 1.83.13 knows no address of a WebSocket
+    for ip in ("127.0.0.1", ALLOWED, ""):  # LiteLLM 1.83.13 has no address for a WebSocket
         with client(gateway) as http:
             answer = http.post("/add/allowed_ip", json={"ip": ip}, headers=bearer(litellm.master_key))
         assert answer.status_code in (200, 400, 500), answer.text  # see test_client_addresses
@@ -217,7 +217,7 @@ def browser(litellm: LiteLLM, gateway: str) -> Iterator[Browser]:
 
 
 def test_dashboard(litellm: LiteLLM, gateway: str, browser: Browser) -> None:
-    """What LiteLLM's dashboard does when an internal user adds a model to a key and saves it: it is stored."""
+    """If an internal user adds a model to a key in LiteLLM's dashboard and saves, the model is stored."""
     user = litellm.new_user()
     litellm.new_session(user)  # chooses a password
     alias = f"{user.user_id}-in-process"

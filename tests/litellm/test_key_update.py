@@ -1,8 +1,8 @@
-"""BerriAI/litellm#26555 on a real LiteLLM: what is refused because it is present, and what because it changes.
+"""BerriAI/litellm#26555 on a real LiteLLM: fields that are refused because they are present, and real changes.
 
-The rule behind every test here: what is the stored value to the letter is left out for everybody; what is unchanged in
-meaning, such as a list in another order, is left out for whom LiteLLM has refused it, and stored for whom it has not;
-whatever is not unchanged gets LiteLLM's answer as it is.
+The rule behind every test here: ``allowed_routes`` exactly as stored are cut for every caller. A value that is
+unchanged in meaning, such as a list in another order, is cut if LiteLLM has refused it, and is stored if LiteLLM
+accepts it. A changed value has LiteLLM's own response.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def differences(before: dict[str, Any], after: dict[str, Any]) -> set[str]:
 
 
 def test_commands_of_the_readme(release: LiteLLM) -> None:
-    """The commands in README make a user and a key, and edit the key: LiteLLM refuses, the gateway repairs."""
+    """The commands in README.md create a user and a key. The edit fails direct, and succeeds through the gateway."""
     (commands,) = re.findall(r"^```sh\n(post\(\).*?)^```$", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
     with before(release) as gateway:
         ours = {
@@ -64,7 +64,10 @@ def test_commands_of_the_readme(release: LiteLLM) -> None:
 def test_resent_unchanged(
     litellm: LiteLLM, gateway: str, owner: User, caller: str, key_type: str, spelling: str
 ) -> None:
-    """New models with the stored routes: what LiteLLM refuses, it does through the gateway, and nothing else."""
+    """An update of the models with unchanged routes succeeds through the gateway, and changes nothing else.
+
+    Direct, it is refused on the releases that have the bug.
+    """
     key = litellm.new_key(owner, key_type)
     name = key if spelling == "raw" else hashed(key)
     body = {"key": name, "models": OTHER_MODELS, "allowed_routes": ROUTES[key_type]}
@@ -89,7 +92,7 @@ def test_resent_unchanged(
 
 @everywhere
 def test_what_the_dashboard_sends(litellm: LiteLLM, gateway: str, owner: User, session: str) -> None:
-    """The body that the dashboard of 1.83.13 saves a key with is answered as the same body without its routes."""
+    """The body with which the dashboard of 1.83.13 saves a key has the same result as that body without its routes."""
     one, two = litellm.new_key(owner, "llm_api"), litellm.new_key(owner, "llm_api")
 
     def body(key: str) -> dict[str, object]:
@@ -130,7 +133,7 @@ def test_what_the_dashboard_sends(litellm: LiteLLM, gateway: str, owner: User, s
     assert through.status_code == direct.status_code
     assert through.headers["x-litellm-sanitizer"] == 'dropped; fields="allowed_routes,access_group_ids"'
     assert litellm.stored(two)["models"] == litellm.stored(one)["models"]
-    if litellm.release < (1, 91, 5):  # later ones refuse `max_budget` on its presence too
+    if litellm.release < (1, 91, 5):  # later releases refuse `max_budget` too because it is present
         assert update(litellm.url, session, body(two)).status_code == 403
         assert through.status_code == 200
         assert litellm.stored(two)["models"] == OTHER_MODELS
@@ -138,7 +141,7 @@ def test_what_the_dashboard_sends(litellm: LiteLLM, gateway: str, owner: User, s
 
 @everywhere
 def test_reordered(litellm: LiteLLM, gateway: str, owner: User, caller: str) -> None:
-    """Another order: refused for an owner, and then left out, so that the rest of the update is done."""
+    """LiteLLM refuses an owner's routes in another order. The gateway then cuts them, and the models are stored."""
     key = litellm.new_key(owner, "custom")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": CUSTOM_ROUTES[::-1]}
     stored = litellm.stored(key)
@@ -155,7 +158,7 @@ def test_reordered(litellm: LiteLLM, gateway: str, owner: User, caller: str) -> 
 
 
 def test_reordered_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """An admin's order is LiteLLM's to store, and it stores it."""
+    """An admin's routes in another order reach LiteLLM, which stores them."""
     key = litellm.new_key(owner, "custom")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": CUSTOM_ROUTES[::-1]}
     answer = update(gateway, litellm.master_key, body)
@@ -165,7 +168,7 @@ def test_reordered_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> N
 
 
 def test_spend_reset_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """Spend that an admin sets, or sets again, reaches LiteLLM without a lookup; an owner's resend is left out."""
+    """An admin's spend, new or repeated, is accepted without a lookup. An owner's unchanged spend is cut if refused."""
     key = litellm.new_key(owner)
     for spend in (2.5, 2.5, 0):
         answer = update(gateway, litellm.master_key, {"key": key, "spend": spend})
@@ -180,9 +183,9 @@ def test_spend_reset_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) ->
 
 
 def test_windows_renewed_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """Budget windows that are sent again begin anew through the gateway if they do so direct.
+    """Budget windows that an admin sends again restart through the gateway if they do so direct.
 
-    A window of a second begins anew so soon that it is seen.
+    A window of one second restarts soon enough for the test to see it.
     """
     key = litellm.new_key(owner)
     windows = [{"budget_duration": "1s", "max_budget": 5}]
@@ -216,13 +219,13 @@ def test_windows_renewed_by_an_admin(litellm: LiteLLM, gateway: str, owner: User
     ],
 )
 def test_real_change(litellm: LiteLLM, gateway: str, owner: User, caller: str, key_type: str, routes: object) -> None:
-    """A non-admin's real change: LiteLLM's own answer byte for byte, and whatever LiteLLM makes of it stored."""
+    """A non-admin's real change has LiteLLM's own response byte for byte, and the same stored values as direct."""
     one, two = litellm.new_key(owner, key_type), litellm.new_key(owner, key_type)
     body = {"models": OTHER_MODELS, "allowed_routes": routes}
     direct = update(litellm.url, caller, {**body, "key": one})
     through = update(gateway, caller, {**body, "key": two})
     assert outcome(through) == "changed"
-    if direct.is_success:  # up to 1.91.5, `[]` is (an upstream hole, not ours to close)
+    if direct.is_success:  # up to 1.91.5, `[]` is accepted (a hole in LiteLLM, which the gateway does not close)
         assert through.status_code == direct.status_code
     else:
         assert_same_answer(direct, through)
@@ -232,7 +235,7 @@ def test_real_change(litellm: LiteLLM, gateway: str, owner: User, caller: str, k
 
 @everywhere
 def test_change_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """An admin's change is stored, the models beside it too."""
+    """An admin's change is stored, and the models beside it too."""
     key = litellm.new_key(owner, "llm_api")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": CUSTOM_ROUTES}
     answer = update(gateway, litellm.master_key, body)
@@ -243,7 +246,7 @@ def test_change_by_an_admin(litellm: LiteLLM, gateway: str, owner: User) -> None
 
 @everywhere
 def test_there_and_back_again(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """A -> B -> A in quick succession ends at A: no write is taken for unchanged by what was stored before."""
+    """A -> B -> A in quick succession ends at A: no write is compared with a value that is no longer stored."""
     key = litellm.new_key(owner, "llm_api")
     for _ in range(5):
         for routes in (CUSTOM_ROUTES, ["llm_api_routes"]):
@@ -264,7 +267,7 @@ def test_there_and_back_again(litellm: LiteLLM, gateway: str, owner: User) -> No
     ],
 )
 def test_no_key_named(litellm: LiteLLM, gateway: str, owner: User, caller: str, members: dict[str, object]) -> None:
-    """Without a key that exists, nothing is compared, above all not with the caller's own; LiteLLM answers."""
+    """Without an existing key, nothing is compared, in particular not with the caller's own key. LiteLLM responds."""
     body = {"models": OTHER_MODELS, "allowed_routes": [], **members}
     stored = litellm.stored(caller)
     direct, through = update(litellm.url, caller, body), update(gateway, caller, body)
@@ -275,7 +278,7 @@ def test_no_key_named(litellm: LiteLLM, gateway: str, owner: User, caller: str, 
 
 @everywhere
 def test_ordinary_update(litellm: LiteLLM, gateway: str, owner: User, caller: str) -> None:
-    """A body without the field is LiteLLM's business alone."""
+    """An update without guarded fields is accepted, and the outcome is ``absent``."""
     key = litellm.new_key(owner, "llm_api")
     answer = update(gateway, caller, {"key": key, "models": OTHER_MODELS})
     assert (answer.status_code, outcome(answer)) == (200, "absent")
@@ -285,14 +288,14 @@ def test_ordinary_update(litellm: LiteLLM, gateway: str, owner: User, caller: st
 @everywhere
 @pytest.mark.parametrize("routes", [["llm_api_routes"], ["info_routes"], ["/key/update"]], ids=lambda routes: routes[0])
 def test_a_key_that_may_not_ask(litellm: LiteLLM, gateway: str, owner: User, routes: list[str]) -> None:
-    """A caller who may not read the key, or not update it, gets LiteLLM's own answer."""
+    """A caller who may not read the key, or may not update it, gets LiteLLM's own response."""
     key, calling = litellm.new_key(owner, "llm_api"), litellm.new_key(owner)
     litellm.call("/key/update", {"key": calling, "allowed_routes": routes})
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
     direct, through = update(litellm.url, calling, body), update(gateway, calling, body)
-    # who may read but not update is spared the field, not the refusal
+    # if the caller may read but not update, the field is cut, and the update is refused
     assert outcome(through) == ("dropped" if routes == ["info_routes"] else "unknown")
-    if direct.is_success:  # `/key/update` alone suffices for what is no longer refused, from 1.101.0
+    if direct.is_success:  # from 1.101.0 on, LiteLLM accepts it from a key limited to `/key/update`
         assert (routes, through.status_code) == (["/key/update"], direct.status_code)
     else:
         assert_same_answer(direct, through)
@@ -301,7 +304,7 @@ def test_a_key_that_may_not_ask(litellm: LiteLLM, gateway: str, owner: User, rou
 @everywhere
 @pytest.mark.parametrize("who", ["nobody", "stranger"])
 def test_other_peoples_keys(litellm: LiteLLM, gateway: str, owner: User, who: str) -> None:
-    """Who may not read a key learns nothing of it by guessing at its routes."""
+    """A caller who may not read a key learns nothing about it by guessing its routes."""
     key = litellm.new_key(owner, "llm_api")
     calling = "sk-not-a-key" if who == "nobody" else litellm.new_user().key
     for routes in (["llm_api_routes"], ["info_routes"]):
@@ -315,7 +318,7 @@ def test_other_peoples_keys(litellm: LiteLLM, gateway: str, owner: User, who: st
 @everywhere
 @pytest.mark.parametrize("may", [("/key/generate", "/key/update"), ("/key/generate",)], ids=["may", "may-not"])
 def test_team_member(litellm: LiteLLM, gateway: str, may: tuple[str, ...]) -> None:
-    """A team's key: answered as the same request without the routes, whether the team lets members edit or not."""
+    """An update of a team's key has the result of one without the routes, whether or not members may edit."""
     member, colleague = litellm.new_user(), litellm.new_user()
     team = litellm.new_team(member, colleague, may=may)
     one, two = (litellm.new_key(member, "llm_api", team_id=team) for _ in range(2))
@@ -335,7 +338,7 @@ def test_team_member(litellm: LiteLLM, gateway: str, may: tuple[str, ...]) -> No
 
 @everywhere
 def test_every_other_byte_survives(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """Number spellings, escapes and white space beside the field: stored as without the gateway and the field."""
+    """Number spellings, escapes and white space beside the field are stored as from a direct request without it."""
     one, two = litellm.new_key(owner, "llm_api"), litellm.new_key(owner, "llm_api")
     metadata = r'{"a": 1e2, "b": 0.10, "c": 12345678901234567, "d": "\u00e9\ud83d\ude00", "e": [1, true]}'
     without = f'{{ "metadata" : {metadata},\n "key":"{one}"}}'

@@ -1,6 +1,6 @@
-"""The lookup credential before each LiteLLM: whom it helps, and what it lets others find out.
+"""The lookup credential in front of each LiteLLM: which callers it helps, and what strangers can learn through it.
 
-The credential is the least that will do: a key of a proxy admin viewer, limited to ``/key/info``.
+The credential has the fewest rights that suffice: it is a key of a proxy admin viewer, limited to ``/key/info``.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def helped(release: LiteLLM, key_file: Path) -> Iterator[Gateway]:
 
 @pytest.fixture(scope="module")
 def plain(release: LiteLLM) -> Iterator[Gateway]:
-    """One without."""
+    """A gateway without the credential."""
     with before(release) as gateway:
         yield gateway
 
@@ -71,7 +71,7 @@ def body(key: str, *routes: str) -> dict[str, object]:
 
 
 def decision(gateway: Gateway, key: str) -> dict[str, Any]:
-    """What the gateway has logged of the one request about ``key``, which may come after its answer."""
+    """The gateway's log line for the only request about ``key``. It may be written after the response."""
     line: dict[str, Any] = json.loads(gateway.wait_for_line(rf'^.*"key": "{hashed(key)[:8]}".*$')[0])
     return line
 
@@ -80,7 +80,7 @@ def assert_same(one: httpx.Response, other: httpx.Response) -> None:
     assert (one.status_code, one.content) == (other.status_code, other.content)
 
 
-#: A guess at each guarded member, right for a key that holds `STORED`, and a wrong one.
+#: Two guesses at each guarded member: one that is right for a key that holds `STORED`, and a wrong one.
 GUESSES: dict[str, tuple[Any, Any]] = {
     "allowed_routes": (CUSTOM_ROUTES, ["/guess"]),
     "permissions": ({"secret": 1}, {"secret": 2}),
@@ -101,7 +101,7 @@ STORED = {name: GUESSES[name][0] for name in GUESSES if name not in (*METADATA, 
 
 @pytest.fixture(scope="module")
 def full(release: LiteLLM, owner: User) -> str:
-    """A key with something in every guarded column."""
+    """A key that holds `STORED`."""
     key = release.new_key(owner)
     release.call("/key/update", {"key": key, **STORED})
     return key
@@ -112,7 +112,10 @@ def test_every_gate_is_guessed_at() -> None:
 
 
 def test_key_limited_to_update(release: LiteLLM, owner: User, limited: str, plain: Gateway, helped: Gateway) -> None:
-    """Who may update a key but not read it is repaired, and is told so; without the credential nothing changes."""
+    """With the credential, an update by a caller who may update a key but not read it is repaired.
+
+    Without the credential, LiteLLM's own response is relayed.
+    """
     key = release.new_key(owner, "custom")
     refused = update(plain.url, limited, body(key, *CUSTOM_ROUTES))
     assert refused.headers["x-litellm-sanitizer"] == 'unknown; reason="lookup_403"'
@@ -125,7 +128,7 @@ def test_key_limited_to_update(release: LiteLLM, owner: User, limited: str, plai
     assert answer.status_code == 200, answer.text
     stored = release.stored(key)
     assert (stored["models"], stored["allowed_routes"]) == (OTHER_MODELS, CUSTOM_ROUTES)
-    # nothing is cut before LiteLLM has refused it, and then only what it refuses
+    # a member is cut only after LiteLLM has refused it
     refusals = [name for name in ("permissions", "allowed_routes") if refuses(release, limited, owner, name)]
     if refusals:
         fields = ",".join(refusals)
@@ -136,7 +139,7 @@ def test_key_limited_to_update(release: LiteLLM, owner: User, limited: str, plai
 
 
 def refuses(release: LiteLLM, credential: str, owner: User, name: str) -> bool:
-    """Whether LiteLLM refuses this member alone, unchanged."""
+    """Whether LiteLLM refuses this member if it is sent alone and unchanged."""
     key = release.new_key(owner, "custom")
     sent = {"key": hashed(key), "models": OTHER_MODELS, name: body(key, *CUSTOM_ROUTES)[name]}
     return update(release.url, credential, sent).status_code == 403
@@ -144,7 +147,7 @@ def refuses(release: LiteLLM, credential: str, owner: User, name: str) -> bool:
 
 @pytest.mark.parametrize("name", ["budget_limits", "spend", "soft_budget", "object_permission", "metadata"])
 def test_repaired_after_refusal(release: LiteLLM, owner: User, limited: str, helped: Gateway, name: str) -> None:
-    """The other gates: a right value is left out where it is refused, and only the change beside it is stored."""
+    """With other gates too, an unchanged value is cut if LiteLLM refuses it, and the stored value is kept."""
     key = release.new_key(owner)
     release.call("/key/update", {"key": key, name: STORED[name]})
     stored = release.stored(key)
@@ -164,7 +167,7 @@ COLUMNS = {"soft_budget": "litellm_budget_table"}
 
 
 def test_a_real_change(release: LiteLLM, owner: User, limited: str, helped: Gateway) -> None:
-    """LiteLLM judges it in its own words, and the gateway does not say that it is one."""
+    """A real change has LiteLLM's own refusal, and no response header of the gateway reveals that it is a change."""
     key = release.new_key(owner, "custom")
     sent = {"key": hashed(key), "models": OTHER_MODELS, "allowed_routes": ["/chat/completions"]}
     direct, answer = (update(url, limited, sent) for url in (release.url, helped.url))
@@ -176,9 +179,9 @@ def test_a_real_change(release: LiteLLM, owner: User, limited: str, helped: Gate
 
 @pytest.mark.parametrize("name", GUESSES)
 def test_stranger(release: LiteLLM, full: str, helped: Gateway, name: str) -> None:
-    """Guesses at another's key, right and wrong: the answers differ in nothing but what differs by itself.
+    """A stranger's guesses at a key get LiteLLM's own responses, whether they are right or wrong.
 
-    Where LiteLLM's own answers differ by the value that was sent, each is LiteLLM's own.
+    If LiteLLM's responses to both guesses are equal, the gateway's response headers are equal too.
     """
     stranger = release.new_user().key
     assert release.http.get("/key/info", params={"key": hashed(full)}, headers=bearer(stranger)).status_code == 403
@@ -197,9 +200,9 @@ def test_stranger(release: LiteLLM, full: str, helped: Gateway, name: str) -> No
 
 
 def test_stranger_with_the_whole_key(release: LiteLLM, full: str, helped: Gateway) -> None:
-    """One wrong guess among right ones is not told from right ones alone, unless LiteLLM itself tells them apart.
+    """A wrong guess among right ones can't be distinguished from right ones alone, unless LiteLLM distinguishes them.
 
-    From 1.101.0 on it does so with ``allowed_routes``, which it compares before it asks whose the key is.
+    From 1.101.0 on, it does so for ``allowed_routes``, which it compares before it checks who owns the key.
     """
     stranger = release.new_user().key
     right = {name: GUESSES[name][0] for name in STORED}
@@ -215,7 +218,7 @@ def test_stranger_with_the_whole_key(release: LiteLLM, full: str, helped: Gatewa
 
 
 def assert_nothing_told(*answers: httpx.Response) -> None:
-    """The answers are one answer, and the gateway has said the same of each, if anything."""
+    """Assert that the responses are equal, including the gateway's response header, if there is one."""
     for answer in answers:
         assert_same_answer(answers[0], answer)
         assert answer.headers.get("x-litellm-sanitizer") == answers[0].headers.get("x-litellm-sanitizer")
@@ -223,7 +226,7 @@ def assert_nothing_told(*answers: httpx.Response) -> None:
 
 @pytest.mark.parametrize("caller", ["sk-nobody", "x", "not a key"])
 def test_nobody(release: LiteLLM, owner: User, helped: Gateway, caller: str) -> None:
-    """For whom LiteLLM does not know, the credential is not used at all."""
+    """For a caller whom LiteLLM does not know, the credential is not used."""
     key = release.new_key(owner, "custom")
     answer = update(helped.url, caller, body(key, *CUSTOM_ROUTES))
     assert_same(answer, update(release.url, caller, body(key, *CUSTOM_ROUTES)))
@@ -233,7 +236,7 @@ def test_nobody(release: LiteLLM, owner: User, helped: Gateway, caller: str) -> 
 
 
 def test_organisation_admin(release: LiteLLM, helped: Gateway) -> None:
-    """They may not read the keys of their organisation's teams, nor does LiteLLM let them update those."""
+    """An organisation admin may neither read nor update the keys of its teams, and gets LiteLLM's own response."""
     made = release.http.post(
         "/organization/new",
         json={"organization_alias": f"organisation-{uuid.uuid4().hex[:12]}", "models": ["mock-gpt", *OTHER_MODELS]},
@@ -262,7 +265,7 @@ def test_organisation_admin(release: LiteLLM, helped: Gateway) -> None:
 
 
 def test_replaced_file(release: LiteLLM, owner: User, limited: str, key_file: Path, helped: Gateway) -> None:
-    """Another key in the file is taken up without a restart, a bad one is not noticed by callers but in the log."""
+    """A new key in the file is used without a restart. A file without a valid key is logged, and the old key kept."""
     good = key_file.read_text()
     try:
         for content, outcome in (("sk-none", "unknown"), ("no key", "unknown"), (good, "dropped")):

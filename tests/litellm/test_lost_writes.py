@@ -1,17 +1,19 @@
-"""A real write is never lost, however many gateways stand before one LiteLLM; with ``--cache-ttl`` one can be.
+"""A real write is never lost, however many gateways are in front of one LiteLLM. With ``--cache-ttl``, one can be.
 
-Many write the same few values to one key at once, through several gateways, in whatever order it comes to. What each
-client saw makes a history of the column, with the times between which it must have happened:
+Many clients write the same few values to one key concurrently, through several gateways and in any order. What each
+client observes is an event in the history of the column, with the two times between which it must have happened:
 
-- an admin's update that was answered 200 wrote the value, whether the gateway forwarded it or found it stored already;
-- an owner's that was answered 200 was stored at some moment: LiteLLM lets nobody but an admin write another value. Of a
-  list, that is one of its orders: an owner's is left out once LiteLLM has refused it, an admin's is stored;
-- `GET /key/info` at LiteLLM itself read it.
+- If an admin's update has status 200, it wrote the value, whether the gateway forwarded it or found it already stored.
+- If an owner's update has status 200, the value was stored at some moment, because LiteLLM lets only an admin write
+  another value. If the value is a list, some order of it was stored: an owner's list is cut once LiteLLM has refused
+  it, while an admin's is stored.
+- `GET /key/info` at LiteLLM itself read the value.
 
-`history` then looks for an order of all that which one register would have given. There is none if a 200 had no effect
-that a later reading should have seen, or if the value in the end is not one that could have been written last. Values
-come back again and again, as only an *old* value sent again can be taken for unchanged: with a value of its own for
-each write nothing could be lost. Two writers a key lose the most, for a third who writes the same hides it.
+`history` then looks for an order of these events that a single register could have produced. There is none if a write
+with status 200 had no effect that a later read should have seen, or if the final value can't have been written last.
+The values are used again and again, because only an *old* value that is sent again can be mistaken for an unchanged
+one. If each write had a new value, nothing could be lost. With two writers per key the most writes are lost: a third
+writer of the same value hides a loss.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ from tests.litellm.conftest import before
 from tests.litellm.history import Event, unexplained
 from tests.support.gateway import Gateway
 
-#: What is written to a column: in the routes, C is B in another order.
+#: The values that are written to a column. In the routes, C is B in another order.
 VALUES: dict[str, dict[str, Any]] = {
     "allowed_routes": {"A": ["llm_api_routes"], "B": ["/key/info", "/models"], "C": ["/models", "/key/info"]},
     "spend": {"A": 0, "B": 1.5},
@@ -70,7 +72,7 @@ def test_history(initial: str, story: list[tuple[str, str, float, float]], expla
 
 
 def test_history_of_alike_values() -> None:
-    """Whoever cannot tell B from C has read either, and has written neither."""
+    """A reader that can't distinguish B from C may have read either, and has written neither."""
     events = [Event(True, "B", 0, 1), Event(False, "C", 2, 3, or_else=("B",)), Event(False, "B", 4, 5)]
     assert unexplained(events, "A") is None
     assert unexplained([*events, Event(False, "C", 6, 7)], "A") is not None
@@ -78,7 +80,7 @@ def test_history_of_alike_values() -> None:
 
 
 class Column:
-    """A column of a key, which begins with "A", and the history of it; written through ``gateways``."""
+    """A column of a key, which first holds "A" and is written through ``gateways``, and its history."""
 
     def __init__(self, litellm: LiteLLM, owner: User, gateways: list[str], name: str = "allowed_routes") -> None:
         self.litellm = litellm
@@ -90,20 +92,20 @@ class Column:
         self.decisions: set[str] = set()
 
     def write(self, gateway: int, value: str) -> None:
-        """An admin's update, which has to succeed."""
+        """Send an admin's update, which has to succeed."""
         answer = self._update(gateway, self.litellm.master_key, value, wrote=True)
         assert answer == 200
 
     def resend(self, gateway: int, value: str) -> None:
-        """An owner's, which succeeds if the value is stored, in whatever order."""
+        """Send an owner's update, which succeeds if the value is stored, in any order."""
         assert self._update(gateway, self.owner.key, value, wrote=False) in (200, 403)
 
     def reorder(self, gateway: int, value: str) -> None:
-        """An owner's in another order, if it has one."""
+        """Send an owner's update with the value in another order, if it has one."""
         self.resend(gateway, *SAME[self.name].get(value, (value,)))
 
     def take_each_decision(self) -> None:
-        """Make updates of each kind of decision, one after the other. Of a race, it is chance which kinds come up."""
+        """Cause each kind of decision, one after the other. In a race, chance decides which kinds occur."""
         self.write(0, "A")
         self.write(1, "B")
         self.resend(2, "B")
@@ -133,7 +135,7 @@ class Column:
 
 
 def play(columns: list[Column], writers: int, turns: int, seed: int) -> None:
-    """As many ``writers`` to each column at once, each of them ``turns`` times an admin or the owner, drawn by seed."""
+    """Run ``writers`` concurrent writers for each column. Each writes ``turns`` times, at random as admin or owner."""
 
     def write(job: tuple[Column, int]) -> None:
         column, number = job
@@ -157,7 +159,7 @@ def play(columns: list[Column], writers: int, turns: int, seed: int) -> None:
 
 @contextmanager
 def gateways(litellm: LiteLLM, *options: str) -> Iterator[list[str]]:
-    """Three gateways, one of them with two workers: four processes."""
+    """Three gateways, one of them with two workers: four serving processes."""
     with (
         before(litellm, *options) as one,
         before(litellm, *options) as other,
@@ -168,7 +170,7 @@ def gateways(litellm: LiteLLM, *options: str) -> Iterator[list[str]]:
 
 
 def wait_for_workers(gateway: Gateway, count: int) -> None:
-    """Until that many workers have set about stopping when they are told to (SIGTERM's handler is set)."""
+    """Wait until ``count`` workers have installed a handler for SIGTERM."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         children = Path(f"/proc/{gateway.pid}/task/{gateway.pid}/children").read_text().split()
@@ -181,14 +183,14 @@ def wait_for_workers(gateway: Gateway, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def lookalike() -> Iterator[LiteLLM]:
-    """LiteLLM's look-alike, which is ten times as fast."""
+    """The demo's look-alike of LiteLLM, which is ten times as fast."""
     with serving(create_lookalike("sk-1234")) as url:
         yield LiteLLM(url, "sk-1234")
 
 
 @pytest.mark.parametrize("writers", [2, 6])
 def test_on_the_lookalike(lookalike: LiteLLM, writers: int) -> None:
-    """Many writes, to four keys by two each and by six."""
+    """No write is lost on the look-alike, with four keys and two or six writers for each."""
     owner = lookalike.new_user()
     with gateways(lookalike) as urls:
         columns = [Column(lookalike, owner, urls) for _ in range(4)]
@@ -201,7 +203,7 @@ def test_on_the_lookalike(lookalike: LiteLLM, writers: int) -> None:
 
 
 def test_on_litellm(release: LiteLLM) -> None:
-    """Routes, reordered too, and spend, on every release. Before 1.91.5 LiteLLM compares spend, and stores it."""
+    """No write of routes or spend is lost on any release. Before 1.91.5, spend is not guarded, and not tested."""
     owner = release.new_user()
     names = ["allowed_routes"] + ["spend"] * (release.release >= (1, 91, 5))
     with gateways(release) as urls:
@@ -216,7 +218,7 @@ def test_on_litellm(release: LiteLLM) -> None:
 
 
 def test_the_cache_loses_writes(lookalike: LiteLLM) -> None:
-    """The same as above with the cache on is found out; four keys out of seven, so twenty draws of four are plenty."""
+    """With the cache, lost writes are detected. Four of seven keys lose one, so twenty runs with four keys suffice."""
     owner = lookalike.new_user()
 
     def lost(urls: list[str], seed: int) -> bool:
@@ -230,7 +232,7 @@ def test_the_cache_loses_writes(lookalike: LiteLLM) -> None:
 
 @pytest.mark.parametrize(("options", "lost"), [((), False), (CACHE, True)], ids=["off", "on"])
 def test_a_change_behind_the_cache(litellm: LiteLLM, owner: User, options: tuple[str, ...], lost: bool) -> None:
-    """What ``--cache-ttl`` costs, step by step: A is remembered here, B is written there, A is sent here again."""
+    """With ``--cache-ttl``, A is lost if it is cached here, B is written there, and A is sent here again."""
     with before(litellm, *options) as here, before(litellm, *options) as there:
         column = Column(litellm, owner, [here.url, there.url])
         column.write(0, "A")

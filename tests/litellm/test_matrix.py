@@ -1,9 +1,9 @@
-"""The rule of `matrix`, cell by cell, on every release at hand; and that a gateway which breaks it is found out.
+"""The rule of `matrix`, cell by cell, on every release at hand. A gateway that breaks it is detected.
 
-Bounded, so that it is soon over: one who reads the key, one who may not, and an admin play every case, for the gateway
-tells callers apart by their lookup and by LiteLLM's answers alone. What only concerns a team's keys its admin plays. To
-regenerate, where LiteLLM asks for its Enterprise licence before it asks who calls, is the owner's. ``python -m
-tests.litellm.matrix`` has all of them do it all.
+To save time, not all callers play all cases. A caller who reads the key, one who may not, and an admin play the cases
+of an update, because the gateway distinguishes callers only by their lookup and by LiteLLM's responses. Team members
+and team admins play what concerns a team's keys. Only the owner regenerates keys, because there LiteLLM checks its
+Enterprise licence before it checks the caller. ``python -m tests.litellm.matrix`` plays all cases with all callers.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ ROUTES_FIX, PRESETS_FIX, ALWAYS = (1, 109, 0), (1, 101, 0), (2,)
 FIRST, COMPARED, BUDGET, SOFT = (1, 83, 7), (1, 92, 0), (1, 91, 5), (1, 105, 0)
 
 SPENT: dict[str, Span] = dict.fromkeys(("unchanged", "still empty"), (BUDGET, ALWAYS))
-#: A member that needs a licence, which its owner may not set either.
+#: For a member that needs a licence, and that its owner may not set.
 PREMIUM: dict[str, Span] = {
     "unchanged": (FIRST, ALWAYS),
     "still empty": (FIRST, BUDGET),
     "beside a change": (FIRST, COMPARED),
     "with its metadata": (FIRST, ALWAYS),
 }
-#: From which release on, and up to before which, an owner is refused direct and succeeds through the gateway.
+#: By case, the first release that refuses it to an owner direct, and the first that no longer does. All are repaired.
 REPAIRED: dict[str, dict[str, Span]] = {
     "/key/update allowed_routes": {
         "unchanged": (FIRST, ROUTES_FIX),
@@ -48,7 +48,7 @@ REPAIRED: dict[str, dict[str, Span]] = {
     "/key/update budget_limits": dict.fromkeys(("unchanged", "renewed", "still empty", "still null"), (BUDGET, ALWAYS)),
     "/key/update spend": SPENT,
     "/key/update soft_budget": dict.fromkeys(("unchanged", "still empty"), (SOFT, ALWAYS)),
-    "/key/update user_id": {},  # whose key has no user is no owner: see `test_nobodys_key`
+    "/key/update user_id": {},  # a key without a user has no owner: see `test_nobodys_key`
     "/key/update object_permission": dict.fromkeys(("unchanged", "in part", "with its team"), (COMPARED, ALWAYS)),
     "/key/update metadata": dict.fromkeys(("unchanged", "reordered"), (COMPARED, ALWAYS)),
     "/key/update allowed_passthrough_routes": {**PREMIUM, "with its metadata": (FIRST, COMPARED)},
@@ -61,7 +61,7 @@ REPAIRED: dict[str, dict[str, Span]] = {
     },
     "/key/update spend, budget_limits, soft_budget (one changes)": {
         "unchanged": (BUDGET, ALWAYS),
-        "soft_budget changes": (BUDGET, SOFT),  # nobody is refused it yet
+        "soft_budget changes": (BUDGET, SOFT),  # not refused before that release
     },
     "/key/update tags, prompts (one changes)": {"unchanged": (FIRST, ALWAYS)},
     f"/key/update {', '.join(WHOLE)} (whole key)": dict.fromkeys(
@@ -70,7 +70,7 @@ REPAIRED: dict[str, dict[str, Span]] = {
 }
 FEW = ("owner", "admin", "update-only key")
 ALIKE = {"guardrails", "policies", "prompts"}
-"""What LiteLLM and the gateway treat as they treat ``tags``."""
+"""Members that LiteLLM and the gateway treat like ``tags``."""
 LICENCE = b"Regenerating Virtual Keys is an Enterprise feature"
 
 
@@ -81,19 +81,19 @@ def table(release: LiteLLM) -> Iterator[Table]:
 
 
 def broken(cells: list[Cell]) -> str:
-    """How cells break the rule, a line each."""
+    """The ways in which cells break the rule, one line each."""
     return "\n".join(f"{cell.caller.name}, {cell.case.name}: {problem}" for cell in cells for problem in cell.broken())
 
 
 def test_every_gate_has_its_rows() -> None:
-    """A new gate is a new row here, at the least."""
+    """Each gate has a row of its own in the table, and each row with one field has a gate."""
     rows = {(row.endpoint, *row.fields) for row in TABLE if len(row.fields) == 1}
     assert rows == {(gate.endpoint, gate.field) for gate in GATES}
 
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.endpoint == UPDATE], ids=str)
 def test_update(table: Table, row: Row) -> None:
-    """The rule holds in every cell; an owner succeeds where they are known to be refused direct, and nowhere else."""
+    """The rule holds in every cell. An owner's update is repaired in exactly the cases listed for the release."""
     cells = table.play(row, only=("owner",) if set(row.fields) <= ALIKE else FEW)
     assert not broken(cells), broken(cells)
     owners = [cell for cell in cells if cell.caller.name == "owner"]
@@ -105,7 +105,7 @@ def test_update(table: Table, row: Row) -> None:
 
 
 def test_nobodys_key(table: Table) -> None:
-    """A team's key without a user, which its admin edits: null for null is refused, and then left out."""
+    """For a team's key without a user, LiteLLM refuses the team admin's null ``user_id``, and the gateway cuts it."""
     row = next(row for row in TABLE if row.fields == ("user_id",))
     cells = table.play(row, only=("team admin", "admin"))
     assert not broken(cells), broken(cells)
@@ -116,7 +116,7 @@ def test_nobodys_key(table: Table) -> None:
 
 @pytest.mark.parametrize("fields", [("access_group_ids",), ("object_permission",), ("team_id",)], ids=str)
 def test_teams_key(table: Table, fields: tuple[str, ...]) -> None:
-    """What LiteLLM judges by the key's team, and a change of that team."""
+    """The rule holds for fields that LiteLLM judges by the key's team, and for a change of that team."""
     row = next(row for row in TABLE if (row.endpoint, row.fields) == (UPDATE, fields))
     cells = table.play(row, only=("team member", "team admin"))
     assert not broken(cells), broken(cells)
@@ -124,9 +124,9 @@ def test_teams_key(table: Table, fields: tuple[str, ...]) -> None:
 
 @pytest.mark.parametrize("row", [row for row in TABLE if row.endpoint in REGENERATE], ids=str)
 def test_regenerate(table: Table, row: Row) -> None:
-    """The gate's refusal gives way to the next one, which is for want of a licence.
+    """Through the gateway, LiteLLM refuses unchanged members only because of the missing licence.
 
-    LiteLLM asks for the licence before it looks at ``access_group_ids``.
+    LiteLLM checks the licence before it checks ``access_group_ids``.
     """
     cells = table.play(row, only=("owner",))
     assert not broken(cells), broken(cells)
@@ -138,7 +138,7 @@ def test_regenerate(table: Table, row: Row) -> None:
 
 
 def test_a_gateway_that_does_nothing_breaks_the_rule(release: LiteLLM) -> None:
-    """What is judged here can be seen to fail."""
+    """A gateway that repairs nothing breaks the rule in each case that LiteLLM refuses."""
     owner = release.new_user()
     row = TABLE[0]
     caller = Caller("owner", owner.key, lambda: release.new_key(owner))

@@ -1,8 +1,8 @@
-"""LiteLLM's refusals, in its own words: those that each gate is known by, what they leave unwritten, and what follows.
+"""LiteLLM's refusals: the text by which each gate recognises them, that they write nothing, and what the gateway does.
 
-A gate sends a request again without a member only if LiteLLM has refused it in the gate's words. So each release is
-asked for each refusal, direct: the words have to be among it, its status has to be the gate's, and the key, as the
-admin reads it, has to be the same as before, the time of its last update included.
+The gateway sends a request again without a member only if LiteLLM's refusal contains a fragment of the member's gate.
+So each refusal is provoked on each release, direct. Its text has to contain the fragment, its status has to be the
+gate's, and the key, as the admin reads it, has to be unchanged, the time of its last update included.
 """
 
 from __future__ import annotations
@@ -31,9 +31,10 @@ TWO = {"budget_duration": "7d", "max_budget": 2}
 
 @dataclass(frozen=True)
 class Refusal:
-    """``who`` sends ``sent`` for a key on which the admin has set ``held``; refused by releases from ``since`` on.
+    """``who`` sends ``sent`` for a key on which the admin has set ``held``. Releases from ``since`` on refuse it.
 
-    ``fragment`` is among the words, of a gate on ``field``. ``changed`` is a real change that is refused too.
+    Releases from ``before`` on no longer refuse it. The text has the ``fragment`` of a gate on ``field``. ``changed``
+    is a real change that is refused too.
     """
 
     field: str
@@ -53,13 +54,13 @@ class Refusal:
 
 
 def stores(fragment: str, who: str, name: str, since: tuple[int, ...] = FROM_1_92, **more: Any) -> Refusal:
-    """A refusal of one member of ``object_permission``, which the admin has set if LiteLLM lets anyone set it."""
+    """A refusal of one member of ``object_permission``. The admin has set it, if LiteLLM allows that."""
     sent, changed = ({"object_permission": {name: [value]}} for value in ("a", "b"))
     return Refusal("object_permission", fragment, who, sent, changed, held=sent, since=since, **more)
 
 
 def premium(name: str, who: str = "owner") -> Refusal:
-    """A refusal of what needs a licence: up to 1.91.5 the empty list too, which is what a key holds."""
+    """A refusal of a member that needs an Enterprise licence."""
     held = {"metadata": {name: ["a"]}}
     return Refusal(name, f"Enterprise users: {name}.", who, {name: ["a"]}, {name: ["b"]}, held, ANY)
 
@@ -125,7 +126,7 @@ REFUSALS = (
     stores("search_tools cannot be assigned to", "owner", "search_tools"),
     stores("MCP access groups cannot be assigned to", "owner", "mcp_access_groups", ANY),
     stores("MCP toolsets cannot be assigned to", "owner", "mcp_toolsets"),
-    # later releases take no account of servers that do not exist
+    # later releases ignore servers that do not exist
     stores("Only globally available (allow_all_keys) MCP servers", "owner", "mcp_servers", ANY, before=FROM_1_92),
     stores("Key requests MCP servers not allowed by team", "member", "mcp_servers", ANY, before=FROM_1_92),
     stores("Key requests MCP access groups not allowed by team", "member", "mcp_access_groups", ANY),
@@ -167,7 +168,7 @@ REFUSALS = (
 
 @dataclass
 class Stage:
-    """People on one LiteLLM, and a gateway that counts before it."""
+    """Callers on one LiteLLM, and a gateway in front of it whose counters are read."""
 
     litellm: LiteLLM
     gateway: Gateway
@@ -177,16 +178,16 @@ class Stage:
     resent: int = 0
 
     def key_of(self, who: str, held: Columns | None) -> str:
-        """Another key of theirs, on which the admin has set what LiteLLM lets be set."""
+        """Create another key for ``who`` to edit, on which the admin sets ``held``, if LiteLLM allows that."""
         key = self.new_keys[who]()
         if held is not None:
             update(self.litellm.url, self.litellm.master_key, {"key": key, **held})
         return key
 
     def through(self, who: str, body: Columns) -> tuple[httpx.Response, int]:
-        """The answer to an update through the gateway, and how often that sent it again.
+        """The response to an update through the gateway, and the number of its resends.
 
-        Nobody else uses the gateway. It publishes its counters together, and a moment after the answer.
+        Nothing else uses the gateway. It publishes its counters together, shortly after the response.
         """
         answer = update(self.gateway.url, self.credentials[who], body)
         self.sent += 1
@@ -197,7 +198,7 @@ class Stage:
         return answer, resent
 
     def _counts(self) -> tuple[int, int]:
-        """How many requests it has decided about, and how many it has sent again."""
+        """The numbers of the gateway's decisions and resends."""
         text = self.gateway.ask_admin("/metrics").body.decode()
         decided, resent = (
             sum(
@@ -227,7 +228,7 @@ def stage(release: LiteLLM) -> Iterator[Stage]:
     def service() -> str:
         return release.new_secret(release.call("/key/generate", {"models": MODELS, "team_id": team})["key"])
 
-    # the first key may have an empty alias, and only further ones are refused it
+    # LiteLLM accepts an empty alias for the first key only
     update(release.url, release.master_key, {"key": release.new_key(owner), "key_alias": ""})
     with Gateway(release.url, "--shutdown-grace", "1", admin=True) as gateway:
         yield Stage(
@@ -249,19 +250,19 @@ def stage(release: LiteLLM) -> Iterator[Stage]:
 
 
 def said(answer: httpx.Response) -> str:
-    """LiteLLM's words, as the gateway reads them."""
+    """The text of LiteLLM's refusal, as the gateway reads it."""
     return refusal_text(b"HTTP/1.1 403 Forbidden\r\n\r\n", answer.content)
 
 
 def test_every_fragment_has_its_refusal() -> None:
-    """A new gate, or another fragment of one, is a new line here."""
+    """Each fragment of each gate has a refusal here, and each refusal has its gate."""
     known = {(gate.field, fragment) for gate in GATES if gate.endpoint == UPDATE for fragment in gate.fragments}
     assert {(refusal.field, refusal.fragment) for refusal in REFUSALS} == known
 
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=str)
 def test_words(stage: Stage, refusal: Refusal) -> None:
-    """The releases that refuse it do so in these words and with this status, and write nothing; others do neither."""
+    """The releases concerned refuse with the gate's fragment and status, and write nothing. In others it is missing."""
     key = stage.key_of(refusal.who, refusal.held)
     stored = stage.litellm.stored(key)
     body = {"key": key, "models": OTHER_MODELS, **refusal.sent}
@@ -277,7 +278,7 @@ def test_words(stage: Stage, refusal: Refusal) -> None:
 
 @pytest.mark.parametrize("refusal", [refusal for refusal in REFUSALS if refusal.changed], ids=str)
 def test_real_change(stage: Stage, refusal: Refusal) -> None:
-    """LiteLLM sees one request, and its refusal is the caller's, byte for byte. Nothing is written."""
+    """A real change is not sent again. The caller gets LiteLLM's refusal byte for byte, and nothing is written."""
     if not refusal.is_of(stage.litellm.release):
         return
     key = stage.key_of(refusal.who, refusal.held)
@@ -302,10 +303,10 @@ def test_real_change(stage: Stage, refusal: Refusal) -> None:
     ],
 )
 def test_mixed(stage: Stage, who: str, changed: Columns, unchanged: Columns) -> None:
-    """A real change beside unchanged members with the same words: two requests, and the second refusal."""
+    """A real change beside unchanged members with the same fragment causes one resend, whose refusal is relayed."""
     key, credential = stage.key_of(who, None), stage.credentials[who]
     direct = update(stage.litellm.url, credential, {"key": key, "models": OTHER_MODELS, **changed})
-    if direct.is_success:  # not yet a matter of permissions
+    if direct.is_success:  # this release does not guard the field
         return
     assert BUDGET in said(direct)
     stored = stage.litellm.stored(key)
@@ -318,7 +319,7 @@ def test_mixed(stage: Stage, who: str, changed: Columns, unchanged: Columns) -> 
 
 
 def test_words_in_a_value(stage: Stage) -> None:
-    """Words that the caller has brought into a refusal repair nothing: what was refused is refused again."""
+    """If a refusal quotes a fragment from the caller's own value, the resend is refused too, and nothing is written."""
     key, credential = stage.key_of("team admin", {"spend": 2.5}), stage.credentials["team admin"]
     stored = stage.litellm.stored(key)
     refused = {"key": key, "models": OTHER_MODELS, "object_permission": {"mcp_access_groups": [BUDGET]}}
@@ -335,13 +336,13 @@ def test_words_in_a_value(stage: Stage) -> None:
 
 @pytest.mark.parametrize("refusal", REFUSALS, ids=str)
 def test_unchanged(stage: Stage, refusal: Refusal) -> None:
-    """What the admin has set, and the refused caller sends back, is done, and only the change beside it is stored."""
+    """If a caller sends back what the admin has set, the update succeeds, and only the change beside it is stored."""
     if not refusal.is_of(stage.litellm.release):
         return
     key = stage.key_of(refusal.who, refusal.held)
     stored = stage.litellm.stored(key)
     if refusal.field == "object_permission" and not stored["object_permission"]:
-        return  # LiteLLM lets nobody set it
+        return  # LiteLLM does not let anyone set it
     answer, resent = stage.through(refusal.who, {"key": key, "models": OTHER_MODELS, **refusal.sent})
     assert resent == (0 if refusal.field in ("permissions", "access_group_ids") else 1)
     assert answer.status_code == 200, answer.text
@@ -355,7 +356,7 @@ def test_unchanged(stage: Stage, refusal: Refusal) -> None:
 
 
 def test_administrators(stage: Stage) -> None:
-    """An administrator is refused none of what a permission guards."""
+    """LiteLLM does not refuse an administrator any member that a permission guards."""
     admin = stage.litellm.master_key
     for refusal in REFUSALS:
         if "Only proxy admins" in refusal.fragment or refusal.fragment == BUDGET:

@@ -1,4 +1,4 @@
-"""A LiteLLM under ``SERVER_ROOT_PATH``, which serves its endpoints with the prefix and without."""
+"""A LiteLLM under ``SERVER_ROOT_PATH``, which serves its endpoints with and without the prefix."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.litellm.actors import MODELS, OTHER_MODELS, LiteLLM, User, update
 from tests.litellm.conftest import address, before
 
-SOURCE = "127.0.0.2"  # test_client_addresses may let no one else reach this LiteLLM
+SOURCE = "127.0.0.2"  # after test_client_addresses, this LiteLLM may refuse other addresses
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def gateway(prefixed: LiteLLM) -> Iterator[str]:
 
 @pytest.mark.parametrize("bare", [False, True], ids=["prefixed", "bare"])
 def test_resent_unchanged(prefixed: LiteLLM, gateway: str, owner: User, caller: str, bare: bool) -> None:
-    """Refused direct, done through the gateway, by owner and dashboard, under the prefix and without it."""
+    """An unchanged field is refused direct and accepted through the gateway, with and without the prefix."""
     prefix = "" if bare else prefixed.prefix
     key = prefixed.new_key(owner, "llm_api")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
@@ -52,7 +52,7 @@ def test_resent_unchanged(prefixed: LiteLLM, gateway: str, owner: User, caller: 
 
 
 def test_unknown_prefix(prefixed: LiteLLM, owner: User) -> None:
-    """A prefix that the gateway was not told of is no endpoint of its own: LiteLLM's answer."""
+    """A request under a prefix that the gateway does not know is not intercepted, and LiteLLM refuses it."""
     key = prefixed.new_key(owner, "custom")
     body = {"key": key, "models": OTHER_MODELS, "allowed_routes": ["llm_api_routes"]}
     with before(prefixed) as gateway:

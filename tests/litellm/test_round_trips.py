@@ -1,11 +1,11 @@
 """Whole keys sent back: read a key, change its models, and send everything that was read, on real LiteLLMs.
 
-The rule: where LiteLLM lets a caller change the models alone, sending the whole key with other models succeeds through
-the gateway, and the stored key then differs in its models alone, but for what LiteLLM writes by itself (`WRITTEN`).
-Where LiteLLM refuses the change alone, the answer through the gateway is the one that LiteLLM gives to the same request
-without what the gateway cut.
+The rule: if LiteLLM lets a caller change the models alone, sending the whole key with other models succeeds through the
+gateway. The stored key then differs only in its models and in what LiteLLM itself writes (`WRITTEN`). If LiteLLM
+refuses the change alone, the response through the gateway is LiteLLM's response to the same request without the members
+that the gateway cut.
 
-The cases are the product of `CALLERS` and `STATES`. They are played side by side, once for each release.
+The cases are the product of `CALLERS` and `STATES`, and some by alias. They are played concurrently, once per release.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Release = tuple[int, ...]
 
 FIRST: Release = (0,)
 BY_ALIAS: Release = (1, 96, 0)
-"""Since when ``key_alias`` alone names a key."""
+"""The first release in which ``key_alias`` alone names a key."""
 WORKERS = 8
 
 WRITTEN: dict[str, tuple[Release, str]] = {
@@ -37,12 +37,12 @@ WRITTEN: dict[str, tuple[Release, str]] = {
     "updated_by": (FIRST, "the caller"),
     "metadata.policies": ((1, 92, 0), "an empty list, from the column of that name, which is always empty"),
 }
-"""What LiteLLM writes by itself when it takes an unchanged key: a column or a member of one, since when, and why."""
+"""What LiteLLM itself writes when it accepts an unchanged key: a column or a member of one, since when, and why."""
 
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """What an admin has made of a key: ``holds`` for every release, ``since`` for later ones."""
+    """The members that an admin sets on a key: ``holds`` on every release, and those of ``since`` on later ones."""
 
     name: str
     holds: Columns
@@ -127,7 +127,7 @@ CALLERS = (
 )
 """Kinds of key, and the callers who send one back."""
 REFUSED = {("team key", "colleague"), ("team key", "team admin")}
-"""Those to whom LiteLLM refuses the change alone: it is another member's key."""
+"""Kinds of key and callers to whom LiteLLM refuses even the change of the models: it is another member's key."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +138,7 @@ class Case:
     caller: str
     state: State
     by_alias: bool = False
-    """Whether ``key_alias`` names the key, and not ``key``."""
+    """Whether ``key_alias`` names the key, in place of ``key``."""
 
     def __str__(self) -> str:
         return f"{self.kind}, {self.caller}, {self.state.name}{' by alias' if self.by_alias else ''}"
@@ -156,13 +156,13 @@ CASES = [
 
 @dataclass
 class Trip:
-    """Answers to the change alone and to the whole key direct, then to the whole key through the gateway."""
+    """The responses to the change alone direct, to the whole key direct, and to the whole key through the gateway."""
 
     alone: httpx.Response
     direct: httpx.Response
     through: httpx.Response
     expected: httpx.Response | None
-    """Direct, less what the gateway cut; only where the change alone was refused."""
+    """The direct response without the members that the gateway cut; only if the change alone was refused."""
     before: Columns
     after: Columns
 
@@ -172,7 +172,7 @@ class Trip:
 
 
 def cut_fields(answer: httpx.Response) -> list[str]:
-    """The members that the gateway says it cut."""
+    """The members that the gateway has cut, from its response header."""
     outcome, _, rest = answer.headers["x-litellm-sanitizer"].partition("; ")
     return rest.split('"')[1].split(",") if outcome == "dropped" else []
 
@@ -212,7 +212,7 @@ class Traveller:
             made = self.litellm.call("/key/service-account/generate", {"team_id": self.team, **members})
             key = self.litellm.new_secret(made["key"])
         holds = case.state.members(self.litellm.release)
-        if "metadata" in holds:  # LiteLLM has written there whose account it is
+        if "metadata" in holds:  # LiteLLM records a service account there
             holds["metadata"] = self.litellm.stored(key)["metadata"] | holds["metadata"]
         if holds:
             self.litellm.call("/key/update", {"key": key, **holds})
@@ -243,14 +243,14 @@ class Traveller:
 
 @pytest.fixture(scope="module")
 def trips(release: LiteLLM) -> Iterator[dict[Case, Future[Trip]]]:
-    """All cases, side by side: a test waits for its own."""
+    """All cases, played concurrently. A test waits for its own case."""
     with before(release) as gateway, ThreadPoolExecutor(WORKERS) as pool:
         traveller = Traveller(release, gateway.url)
         yield {case: pool.submit(traveller.play, case) for case in CASES}
 
 
 def without_written(columns: Columns, release: Release) -> Columns:
-    """``columns`` less what LiteLLM writes by itself. What it writes into a column must be empty there."""
+    """``columns`` without what LiteLLM itself writes. A member of a column is left out only if it is empty."""
     rest = dict(columns)
     for path, (since, _) in WRITTEN.items():
         name, _, member = path.partition(".")
@@ -265,7 +265,7 @@ def without_written(columns: Columns, release: Release) -> Columns:
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_round_trip(release: LiteLLM, trips: dict[Case, Future[Trip]], case: Case) -> None:
-    """Other models, with everything else as it was read: done if they alone are, with nothing else changed."""
+    """A whole key with other models is accepted if the change alone is, and then nothing else changes."""
     trip = trips[case].result()
     before, after = (without_written(columns, release.release) for columns in (trip.before, trip.after))
     if case.by_alias and release.release < BY_ALIAS:
@@ -283,7 +283,7 @@ def test_round_trip(release: LiteLLM, trips: dict[Case, Future[Trip]], case: Cas
 
 
 def test_most_are_refused_direct(release: LiteLLM, trips: dict[Case, Future[Trip]]) -> None:
-    """Without the gateway, no one but an admin can send a whole key back, on any release; so the rule is put to use."""
+    """From 1.92.0 on, only admins can send a whole key back direct. Each release refuses it in at least 30 cases."""
     played = {case: trip.result() for case, trip in trips.items()}
     direct = {case for case, trip in played.items() if trip.direct.is_success}
     assert {case.caller for case in direct} <= {"admin", "team admin"} or release.release < (1, 92, 0)
@@ -292,7 +292,7 @@ def test_most_are_refused_direct(release: LiteLLM, trips: dict[Case, Future[Trip
 
 
 def test_an_object_permission_by_alias(release: LiteLLM) -> None:
-    """A limit: asked for an alias, LiteLLM shows no object permission, so one that it refuses stays refused."""
+    """A limit: for an alias, LiteLLM shows no object permission, so one that it refuses is not repaired."""
     with before(release) as gateway:
         owner = release.new_user()
         alias = f"alias-{uuid.uuid4().hex[:12]}"

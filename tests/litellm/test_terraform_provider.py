@@ -2,7 +2,7 @@
 
 The provider cannot send null. It sends an empty string, map or list for what the configuration does not mention, names
 the key by its hash, and authenticates with ``x-api-key``. For a key without a team, releases up to 1.100.x refuse the
-empty ``team_id``; for the second key without an alias, every release refuses the empty ``key_alias``.
+empty ``team_id``. From the second key without an alias on, every release refuses the empty ``key_alias``.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def send(url: str, credential: str, body: dict[str, Any]) -> httpx.Response:
 
 
 def refusal(release: LiteLLM, who: str) -> tuple[int, str]:
-    """The first refusal that the payload meets direct: its status, and a part of its text."""
+    """The first refusal of the payload direct: its status, and a part of its text."""
     if who == "owner" and release.release >= (1, 92, 0):
         return 403, "Only proxy admins can set `permissions`"
     if release.release < (1, 105, 0):
@@ -60,13 +60,13 @@ def refusal(release: LiteLLM, who: str) -> tuple[int, str]:
 @pytest.mark.parametrize("permissions", [{}, PERMISSIONS], ids=["no permissions", "permissions"])
 @pytest.mark.parametrize("who", ["admin", "owner"])
 def test_two_keys_without_team_and_alias(release: LiteLLM, who: str, permissions: dict[str, str]) -> None:
-    """Both are refused direct and updated through the gateway; what was sent is stored, and null for what was not."""
+    """Both updates fail direct and succeed through the gateway. The sent values are stored, and null as the alias."""
     owner = release.new_user()
     credential = owner.key if who == "owner" else release.master_key
     keys = [release.new_key(owner) for _ in range(2)]
     for key in keys:
         release.call("/key/update", {"key": key, "permissions": permissions})
-    # LiteLLM stores the first empty alias; every further one is taken for its repetition
+    # LiteLLM stores the first empty alias, and refuses every further one as a duplicate
     send(release.url, release.master_key, {"key": hashed(release.new_key(owner)), "key_alias": ""})
 
     for key in keys:

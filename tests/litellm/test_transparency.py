@@ -1,4 +1,4 @@
-"""Everything that is not an update of a key: the same answer from a real LiteLLM, direct and through the gateway."""
+"""A request that is not an update of a key has the same response from LiteLLM, direct and through the gateway."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.litellm.actors import CHAT, LiteLLM, User, bearer, client, hashed
 from tests.litellm.answers import IDENTITY, assert_same_answer, end_to_end
 from tests.litellm.conftest import everywhere
 
-# the same one both ways: LiteLLM builds its redirects from it, and the gateway preserves it
+# the same for both: LiteLLM builds its redirects from it, and the gateway forwards it
 HOST = {"Host": "litellm.example:4000"}
 
 
@@ -57,11 +57,11 @@ def both(
 def test_without_a_key(
     litellm: LiteLLM, gateway: str, method: str, path: str, request_: dict[str, Any], status: int
 ) -> None:
-    """Pages, redirects and errors that anyone can get."""
+    """Pages, redirects and errors that need no key are the same through the gateway."""
     direct, through = both(litellm, gateway, method, path, **request_)
     assert_same_answer(direct, through)
     if path.startswith("/v1/chat") and direct.status_code != status:
-        assert direct.status_code in (400, 401)  # which comes first, the body or the key, varies by release
+        assert direct.status_code in (400, 401)  # which is checked first, the body or the key, varies by release
     else:
         assert direct.status_code == status
 
@@ -86,7 +86,7 @@ def test_without_a_key(
 def test_with_a_key(
     litellm: LiteLLM, gateway: str, owner: User, method: str, path: str, request_: dict[str, Any], status: int
 ) -> None:
-    """What needs a key."""
+    """Responses that need a key are the same through the gateway."""
     direct, through = both(litellm, gateway, method, path, headers=bearer(owner.key), **request_)
     assert_same_answer(direct, through)
     assert direct.status_code == status
@@ -94,7 +94,7 @@ def test_with_a_key(
 
 @everywhere
 def test_key_info(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """The endpoint that lookups go to, asked by someone else, by hash."""
+    """A client's own request to the endpoint of lookups has the same response."""
     key = litellm.new_key(owner, "llm_api")
     request = {"headers": bearer(owner.key), "params": {"key": hashed(key)}}
     direct, through = both(litellm, gateway, "GET", "/key/info", **request)
@@ -104,7 +104,7 @@ def test_key_info(litellm: LiteLLM, gateway: str, owner: User) -> None:
 
 @everywhere
 def test_asset(litellm: LiteLLM, gateway: str) -> None:
-    """A file of the dashboard: whole, in part, and not at all if the browser has it."""
+    """A file of the dashboard is the same in full, as a range, and as a 304 if the browser already has it."""
     page = client(litellm.url).get("/ui/").text
     paths = sorted(set(re.findall(r'"(/[^"]+/_next/[^"]+\.(?:js|css|woff2))"', page)))
     assert paths
@@ -124,7 +124,7 @@ def test_asset(litellm: LiteLLM, gateway: str) -> None:
 
 @everywhere
 def test_completion(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """`/v1/chat/completions`, but for the ids and times that differ from one completion to the next."""
+    """A completion is the same, apart from the ids and times that differ from one completion to the next."""
     direct, through = both(litellm, gateway, "POST", "/v1/chat/completions", json=CHAT, headers=bearer(owner.key))
     assert through.json()["choices"][0]["message"]["content"] == "hello"
     assert IDENTITY.sub(b"", through.content) == IDENTITY.sub(b"", direct.content)
@@ -133,7 +133,7 @@ def test_completion(litellm: LiteLLM, gateway: str, owner: User) -> None:
 
 @everywhere
 def test_stream(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """The same as server-sent events, to the last `[DONE]`."""
+    """A completion as server-sent events is the same, to the final `[DONE]`."""
     body = {**CHAT, "stream": True}
     direct, through = both(litellm, gateway, "POST", "/v1/chat/completions", json=body, headers=bearer(owner.key))
     assert through.headers["content-type"].startswith("text/event-stream")
@@ -144,7 +144,7 @@ def test_stream(litellm: LiteLLM, gateway: str, owner: User) -> None:
 
 @everywhere
 def test_large_request(litellm: LiteLLM, gateway: str, owner: User) -> None:
-    """A prompt larger than any buffer."""
+    """A request with a prompt of 3 MB has the same response."""
     body = {**CHAT, "messages": [{"role": "user", "content": "x" * 3_000_000}]}
     direct, through = both(litellm, gateway, "POST", "/v1/chat/completions", json=body, headers=bearer(owner.key))
     assert through.status_code == direct.status_code == 200
@@ -153,7 +153,7 @@ def test_large_request(litellm: LiteLLM, gateway: str, owner: User) -> None:
 
 @everywhere
 def test_sign_in(litellm: LiteLLM, gateway: str, owner: User, session: str) -> None:
-    """Signing in to the dashboard: status, redirect and the cookie's attributes."""
+    """Signing in to the dashboard has the same status, redirect and cookie attributes."""
     direct, through = both(
         litellm, gateway, "POST", "/v2/login", json={"username": owner.email, "password": owner.password}
     )
@@ -170,7 +170,7 @@ def test_sign_in(litellm: LiteLLM, gateway: str, owner: User, session: str) -> N
 
 
 def test_errors_of_the_gateways_own(litellm: LiteLLM, gateway: str) -> None:
-    """A page's script may read an error of the gateway's as it may read LiteLLM's own."""
+    """A web page's script may read the gateway's own errors, as it may read LiteLLM's (CORS)."""
     origin = {"Origin": "https://a.example"}
     direct = client(litellm.url).get("/key/info", headers=origin)
     own = client(gateway).get("/", headers={**origin, "Host": "a,b"})

@@ -1,4 +1,4 @@
-"""`/v1/realtime` and its like: an upgrade is refused or accepted, and ends, as it does at LiteLLM."""
+"""WebSockets such as `/v1/realtime`: an upgrade is accepted or refused, and ends, as it does direct."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tests.litellm.conftest import everywhere
 
 @dataclasses.dataclass
 class Session:
-    """What a client saw of one WebSocket."""
+    """What a client received on one WebSocket."""
 
     status: int
     fields: list[str]
@@ -27,7 +27,7 @@ class Session:
 
 
 def play(url: str, path: str, headers: dict[str, str], subprotocols: list[str]) -> Session:
-    """Open, read whatever comes, and see how it ends."""
+    """Open a WebSocket, read all messages, and record how it ends."""
     try:
         connection = connect(
             url.replace("http", "ws", 1) + path,
@@ -53,7 +53,7 @@ def play(url: str, path: str, headers: dict[str, str], subprotocols: list[str]) 
 
 
 def names(fields: object) -> list[str]:
-    """Lower-case field names in order, without those that are a hop's own."""
+    """Lower-case field names in order, without hop-by-hop fields and Content-Length."""
     assert hasattr(fields, "__iter__")
     left_out = ("connection", "upgrade", "content-length", "transfer-encoding", "keep-alive")
     return [name.lower() for name, _ in fields if name.lower() not in left_out]
@@ -78,7 +78,7 @@ def names(fields: object) -> list[str]:
 def test_upgrade(
     litellm: LiteLLM, gateway: str, owner: User, path: str, credential: str, subprotocols: list[str], status: int
 ) -> None:
-    """Status, fields, subprotocol, messages, close code and reason."""
+    """Status, field names, content, subprotocol, messages, close code and reason are the same as direct."""
     headers = {"none": {}, "wrong": bearer("sk-wrong"), "header": bearer(owner.key)}[credential]
     offered = [name.format(key=owner.key) for name in subprotocols]
     direct, through = (play(url, path, headers, offered) for url in (litellm.url, gateway))

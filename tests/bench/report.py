@@ -79,7 +79,7 @@ class Goal:
             return goal + "met"
         low, _, high = quartiles(control or [1])
         if miss < high - low:
-            return goal + "met, for the miss is smaller than the A/A range"
+            return goal + "met: the miss is smaller than the A/A range"
         return goal + "**missed**"
 
 

@@ -82,7 +82,7 @@ def test_ratios_have_quartiles(values: list[float], text: str) -> None:
     assert spread(values, "x") == text
 
 
-SMALLER = "met, for the miss is smaller than the A/A range"
+SMALLER = "met: the miss is smaller than the A/A range"
 
 
 @pytest.mark.parametrize(

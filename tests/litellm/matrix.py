@@ -739,14 +739,14 @@ def show(cell: Cell) -> str:
 
 LEGEND = """# What the gateway changes, cell by cell
 
-By `python -m tests.litellm.matrix`, whose text says what the rule is, on LiteLLM {releases}. A cell shows the status
-that LiteLLM answers directly and, where the answer is another one, the one through the gateway (→); then the columns of
-the key that the request through the gateway wrote. **Bold**: refused direct, done through the gateway. 403 → 403:
+By `python -m tests.litellm.matrix`, which states the rule, on LiteLLM {releases}. A cell shows the status
+that LiteLLM answers directly and, if the response through the gateway differs, its status (→); then the columns of the
+key that the request through the gateway wrote. **Bold**: refused direct, done through the gateway. 403 → 403:
 refused direct for the field, then for something else. ✗: breaks the rule.
 
 Every request also sends `models`; *unchanged* sends what `/key/info` shows, *beside a change* adds another guarded
-field that is changed. Regenerating ends with 500 for want of an Enterprise licence, unless the gate comes first; where
-there is no org admin, making an organisation takes that licence as well.
+field that is changed. Regenerating gets 500 without an Enterprise licence, unless the gate comes first. Where there is
+no org admin, making an organisation needs that licence as well.
 """
 
 

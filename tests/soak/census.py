@@ -1,6 +1,6 @@
-"""The gateway with one thing added: at SIGUSR1 it writes to stderr how many objects of its relaying parts it holds.
+"""The gateway with one addition: at SIGUSR1 it writes to stderr how many objects of each type in `ROOMS` it holds.
 
-``python -m tests.soak.census serve --upstream ...`` is otherwise ``python -m sanitizer serve --upstream ...``.
+Otherwise ``python -m tests.soak.census serve --upstream ...`` is ``python -m sanitizer serve --upstream ...``.
 """
 
 import asyncio

@@ -64,7 +64,7 @@ class Podman:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self.environment,
-            start_new_session=True,  # an interrupt from the terminal ends the tests, which then end this
+            start_new_session=True,  # an interrupt from the terminal ends only the tests, which then end it
         )
         assert self._world.stdout is not None
         assert self._world.stdout.readline() == b"ready\n"

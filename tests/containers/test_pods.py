@@ -11,7 +11,7 @@ podman plays what `kubectl kustomize` renders, with as few changes as podman all
 podman ignores the following features. The tests replace some of them:
 
 - It ignores `startupProbe` and `readinessProbe`. It turns a `livenessProbe` into a call of `curl` in the container,
-  which has none, with port 0 for a named port. The tests send the requests of the kubelet.
+  which has none, with port 0 for a named port. The tests send the probes in place of the kubelet.
 - It ignores Services, NetworkPolicies and PodDisruptionBudgets. LiteLLM's Service is a name in the pods' network.
 - It ignores `terminationGracePeriodSeconds` and `preStop`. The tests stop the gateway with its pod's grace period.
 
@@ -103,7 +103,7 @@ class Pod:
 
 @pytest.fixture(scope="module")
 def pods(podman: Podman, images: Images) -> Iterator[dict[str, Pod]]:
-    """Both pods. The LiteLLM in the first has a user, a key of the user's, and a key of type "LLM API"."""
+    """Both pods. The LiteLLM in the first has a user, that user's key, and a key of type "LLM API"."""
     program("catatonit", "Debian: catatonit")  # podman runs it in each pod
     made = {overlay: Pod(podman, overlay) for overlay in PORTS}
     for name, container in made["sidecar"].containers.items():

@@ -1,8 +1,8 @@
 """The unit of deploy/systemd, run by a systemd that is process 1 of a container.
 
 There, the commands in deploy/README.md install, upgrade and remove it. The container shares the network with this
-machine, and its systemd has only the privileges that it needs to make a sandbox. The tests do not cover what the
-systemd of a machine does otherwise: user namespaces, AppArmor or SELinux, and the memory limit of a control group.
+machine, and its systemd has only the privileges that it needs to make a sandbox. The tests do not cover what a
+machine's own systemd does differently: user namespaces, AppArmor or SELinux, and a control group's memory limit.
 """
 
 import contextlib
@@ -184,7 +184,7 @@ def test_confined(service: Service) -> None:
 
 
 def test_reload(service: Service, upstream: LiteLLM) -> None:
-    """`systemctl reload` loads a renewed certificate, whose key is readable for a supplementary group."""
+    """`systemctl reload` loads a renewed certificate, whose key a supplementary group of the service can read."""
     authority = trustme.CA()
     context = ssl.create_default_context()
     authority.configure_trust(context)
@@ -253,7 +253,10 @@ def test_upgrade(service: Service, upstream: LiteLLM) -> None:
 
 
 def test_drop_in(service: Service, upstream: LiteLLM) -> None:
-    """With the drop-in lines that the unit shows, the service reads a key file of root's and uses a port below 1024."""
+    """With the drop-in lines that the unit shows, the service reads a key file, and uses a port below 1024.
+
+    Only root can read the key file.
+    """
     service.run("umask 077; echo sk-lookup >/etc/litellm-sanitizer.key")
     service.drop_in("LoadCredential", "Environment", "AmbientCapabilities", "CapabilityBoundingSet")
     port = low_port()

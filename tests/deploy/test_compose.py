@@ -67,7 +67,10 @@ def test_what_the_gateway_runs_with() -> None:
 
 
 class Answers:
-    """Carries out the requests of ``setup``, as LiteLLM was seen to or, if ``url`` is given, with the LiteLLM there."""
+    """Carries out the requests of ``setup``. The responses have the statuses that LiteLLM was seen to send.
+
+    If ``url`` is given, the LiteLLM there carries out the requests instead.
+    """
 
     def __init__(self, url: str | None = None, master: str = "sk-master") -> None:
         self.url = url

@@ -58,7 +58,7 @@ def fresh(chain: Chain) -> None:
 def test_events_arrive_one_by_one(chain: Chain, chunked: bool) -> None:
     """Events are relayed one by one: each is sent only after the client has received the one before it.
 
-    The log advises to set `proxy_http_version 1.1`.
+    The log recommends `proxy_http_version 1.1`.
     """
     received = [threading.Event() for _ in range(5)]
     events = [b"data: %d\n\n" % number for number in range(len(received))]

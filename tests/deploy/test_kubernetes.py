@@ -199,7 +199,7 @@ def test_what_every_gateway_runs_with(overlay: str) -> None:
         assert container[probe]["httpGet"] == {"path": path, "port": "admin"}
     stopping = float(environment(container)["SANITIZER_SHUTDOWN_GRACE"])
     for other in pod["containers"]:
-        stopping += 10 if "lifecycle" in other else 0  # the time of preStop, after which containers are told to stop
+        stopping += 10 if "lifecycle" in other else 0  # the seconds of preStop, which runs before SIGTERM is sent
     assert pod["terminationGracePeriodSeconds"] >= stopping + 10
 
 

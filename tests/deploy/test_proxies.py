@@ -1,7 +1,7 @@
 """Each configuration in deploy/proxies, run by its program, with two upstreams.
 
-Only requests that can need repair go to the gateway. The proxy relays all others to LiteLLM, with the properties
-that LiteLLM needs from any proxy.
+Only requests that can need repair go to the gateway. The proxy relays all others to LiteLLM, as any proxy in front of
+LiteLLM must: events one by one, and WebSockets as tunnels.
 
 The tests replace the ports, and add settings with which the program needs no root and leaves nothing behind.
 """

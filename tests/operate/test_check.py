@@ -172,7 +172,7 @@ def test_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A release that is known to refuse nothing needs no gateway. For a release that is not known, this is unknown."""
+    """A release that is known to refuse nothing needs no gateway. For an unknown release, that is unknown."""
     monkeypatch.setattr("sanitizer.operate.check.defects.GATES", ())
     for release, needed, said in (("1.83.13", False, "so it needs no gateway"), ("2.0.0", None, "as far as is known")):
         with running(ready={**READY, "litellm_version": release}) as (_, url):

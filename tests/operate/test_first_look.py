@@ -70,7 +70,7 @@ def test_no_litellm(steps: tuple[bytes | Step, ...], words: list[str], workers: 
     ],
 )
 def test_nothing_to_say(script: Script) -> None:
-    """Nothing is logged about LiteLLM, or about a response that proves nothing.
+    """Nothing is logged if the response is LiteLLM's, or if it proves nothing.
 
     The gateway does not wait for the response before it is ready.
     """

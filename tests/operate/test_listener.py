@@ -176,7 +176,7 @@ def test_memory(upstream: Upstream, begin: bytes, repeat: bytes) -> None:
         before = peak_memory(gateway)
         piece = repeat * (1_000_000 // len(repeat) + 1)
         with Client(gateway.admin) as client:
-            client.sock.settimeout(0.5)  # ends when the gateway reads no more
+            client.sock.settimeout(0.5)  # sending ends when the gateway reads no more
             with contextlib.suppress(OSError):
                 client.send(begin, *[piece] * MEGABYTES)
             assert gateway.ask_admin("/livez").status == 200

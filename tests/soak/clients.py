@@ -26,9 +26,9 @@ LEAVING = 0.08
 PAUSE = 0.1
 """Seconds between two requests of a client, on average."""
 UPDATE_EVERY = 250
-"""One in this number of requests is a ``POST /key/update``."""
+"""One request in this many is a ``POST /key/update``."""
 STALL_EVERY = 53
-"""In one of this number of requests, a peer stalls."""
+"""In one request in this many, a peer stalls."""
 STALLS = ("does not read", "stops sending", "is not read")
 """The kinds of requests in which a peer stalls."""
 BLOB = random.Random(2).randbytes(5 << 20)
@@ -98,7 +98,7 @@ class Visitor:
         self.hang_up()
 
     async def once(self, play: Callable[[Connection], Awaitable[None]]) -> bool:
-        """Play one request, and record its outcome. Returns whether it did not fail."""
+        """Carry out one request, and record its outcome. Returns False if the request failed."""
         begin = now()
         outcome = ""
         try:

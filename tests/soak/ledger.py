@@ -81,7 +81,7 @@ def read_journal(path: Path) -> Runs:
 
 
 def account(failure: Failure, runs: Runs, restarts: Iterable[Restart]) -> str | None:
-    """The reason for which ``failure`` is accounted for; None if there is none."""
+    """The case that accounts for ``failure``; None if none does."""
     begun = runs.get((failure.method, failure.id), [])
     if any(fate == "dropped" for _, fate in begun):
         return DROPPED
@@ -95,5 +95,5 @@ def account(failure: Failure, runs: Runs, restarts: Iterable[Restart]) -> str | 
 
 
 def repeated(runs: Runs) -> list[str]:
-    """The ids of POST requests that upstream has begun more than once. An LLM call would be paid for twice."""
+    """The ids of POST requests that upstream has begun more than once. An LLM call may then be paid for twice."""
     return [request_id for (method, request_id), begun in runs.items() if method == "POST" and len(begun) > 1]

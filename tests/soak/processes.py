@@ -1,4 +1,4 @@
-"""The processes of a soak, observed from outside: the lines that they write, and the figures of Linux."""
+"""The processes of a soak, observed from outside: the lines that they write, and the figures that Linux has of them."""
 
 from __future__ import annotations
 

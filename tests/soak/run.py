@@ -152,10 +152,10 @@ async def rest(gateway: Process, most: int) -> int:
 
 
 async def growth(gateway: Process, before: Counter[str]) -> Counter[str]:
-    """Wait until the idle gateway holds about as many objects as ``before``, or `REST` is over. Returns the others.
+    """Wait until the idle gateway holds few objects beyond ``before``, or `REST` is over. Returns the excess by type.
 
-    Up to `CACHED` objects of each type may be new. For some seconds after the last failure, the log has a timer for
-    each kind of failure, to sum up further ones.
+    `CACHED` objects of each type in ``before`` are not excess. For some seconds after the last failure, the log has a
+    timer for each kind of failure, to sum up further ones.
     """
     most = before + Counter(dict.fromkeys(before, CACHED))
     deadline = now() + REST

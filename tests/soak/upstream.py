@@ -51,7 +51,7 @@ class Request:
     def __init__(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = head[:-4].split(b"\r\n")
         self.method, self.target, _ = lines[0].decode().split(" ")
-        assert self.method in ("GET", "POST"), head  # it may be the rest of another request's content
+        assert self.method in ("GET", "POST"), head  # fails for the rest of another request's content
         self.fields = {name.strip().lower(): value.strip() for name, _, value in (x.partition(b":") for x in lines[1:])}
         url = urlsplit(self.target)
         self.path = url.path

@@ -1,4 +1,4 @@
-"""One podman for all tests of this folder, and the images that they run, each built once."""
+"""The podman that all tests of this folder share, and the images that they run. Each image is built once."""
 
 import os
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Images:
         return name
 
     def gateway(self, suite: str) -> str:
-        """The Dockerfile's image, on that base."""
+        """The Dockerfile's image, on the base ``suite``."""
         name = f"localhost/litellm-sanitizer:{suite}"
         if self._new(name):
             builder = self.stand_in("builder", f"localhost/builder:{suite}", suite)
@@ -40,7 +40,7 @@ class Images:
         return name
 
     def stand_in(self, target: str, name: str, suite: str, *options: str) -> str:
-        """What images/Containerfile has as ``target``, under that name."""
+        """The image that images/Containerfile describes as ``target``, tagged ``name``."""
         if self._new(name):
             self.podman.build(name, STAND_INS, "--target", target, "--build-arg", f"BASE={self.base(suite)}", *options)
         return name
@@ -49,7 +49,7 @@ class Images:
         return self.stand_in("postgres", name, "bookworm")
 
     def litellm(self, name: str) -> str:
-        """LiteLLM as the rig has installed it, with a Python 3.11."""
+        """LiteLLM as the rig has installed it, with Python 3.11."""
         rig = os.environ.get("LITELLM_RIG")
         if not rig:
             pytest.skip(f"LITELLM_RIG names no folder in which tests/litellm/rig/up.sh has installed {RELEASE}")

@@ -1,4 +1,4 @@
-"""podman with a store of its own, in namespaces of its own (world.sh): whatever happens, nothing is left behind."""
+"""podman with a store and namespaces of its own (world.sh). Nothing is left behind, whatever happens."""
 
 import json
 import os
@@ -27,7 +27,7 @@ lock_type = "file"
 network_backend = "netavark"
 network_config_dir = "{folder}/networks"
 """
-"""It takes no systemd, and no limit above what the machine has."""
+"""Settings that need no systemd, and no limit above the machine's."""
 
 STORAGE_CONF = """
 [storage]
@@ -38,10 +38,10 @@ runroot = "{folder}/run"
 
 
 class Podman:
-    """Runs podman, and what else is to run beside it. A context manager; ``folder`` is removed at the end.
+    """Runs podman, and other programs beside it. A context manager; ``folder`` is removed at the end.
 
-    That is in a network namespace, where podman's networks and published ports are; it reaches no other network. What
-    runs ``on_host`` has the machine's network instead.
+    They run in a network namespace with podman's networks and published ports, which reaches no other network. A
+    program that runs ``on_host`` has the machine's network instead.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -64,14 +64,14 @@ class Podman:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=self.environment,
-            start_new_session=True,  # an interrupt from the terminal ends the tests, and they end this
+            start_new_session=True,  # an interrupt from the terminal ends only the tests, which then end it
         )
         assert self._world.stdout is not None
         assert self._world.stdout.readline() == b"ready\n"
         self._pid = only_child(only_child(self._world.pid))
 
     def command(self, *arguments: str, on_host: bool = False) -> list[str]:
-        """The command that runs ``arguments`` inside, in the project's folder."""
+        """The command that runs ``arguments`` in the namespaces, in the project's folder."""
         inside = [self._nsenter, "--target", str(self._pid), "--mount", "--pid", f"--wd={ROOT}"]
         return [*inside, *([] if on_host else ["nsenter", "--net=/run/bridged"]), *arguments]
 
@@ -84,10 +84,10 @@ class Podman:
         environment: dict[str, str] | None = None,
         stdin: str = "",
     ) -> subprocess.CompletedProcess[str]:
-        """Run a program inside, to its end.
+        """Run a program in the namespaces, and wait until it ends.
 
         Raises:
-            AssertionError: it ended with another status than 0, if ``check``.
+            AssertionError: ``check`` is true, and the program has ended with a status other than 0.
         """
         done = subprocess.run(
             self.command(*arguments, on_host=on_host),
@@ -102,7 +102,7 @@ class Podman:
         return done
 
     def __call__(self, *arguments: str, on_host: bool = False, timeout: float = TIMEOUT) -> str:
-        """Run podman to its end: its standard output."""
+        """Run podman, and wait until it ends. Returns its standard output."""
         return self.run("podman", *arguments, on_host=on_host, timeout=timeout).stdout.strip()
 
     def build(self, tag: str, context: Path, *options: str) -> None:
@@ -112,7 +112,7 @@ class Podman:
         self("build", *arguments, on_host=True, timeout=BUILD_TIMEOUT)
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
-        """What podman knows of a ``container`` or an ``image``."""
+        """The result of ``podman inspect`` for a ``container`` or an ``image``."""
         found: dict[str, Any] = json.loads(self(kind, "inspect", name))[0]
         return found
 
@@ -121,9 +121,9 @@ class Podman:
         return done.stdout + done.stderr
 
     def is_healthy(self, container: str, *, on_host: bool = False) -> bool:
-        """Run its health check once. podman leaves that to timers of systemd, which is not here.
+        """Run the container's health check once. podman leaves this to timers of systemd, which does not run here.
 
-        ``on_host`` is for a container with the machine's network: a check takes that from podman.
+        ``on_host`` must be true for a container with the machine's network, because the check uses podman's network.
         """
         return self.run("podman", "healthcheck", "run", container, on_host=on_host, check=False).returncode == 0
 
@@ -131,7 +131,7 @@ class Podman:
         """Wait until ``condition()`` is true.
 
         Raises:
-            AssertionError: the container has ended, or it did not come true in time; the message is its log.
+            AssertionError: the container has ended, or ``timeout`` is over. The message is the container's log.
         """
         until = time.monotonic() + timeout
         while not condition():

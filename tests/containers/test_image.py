@@ -1,6 +1,6 @@
 """The image, built from the Dockerfile on Debian 12 (Python 3.11) and Debian 13 (3.13), and run as it is deployed.
 
-What a registry's ``python:slim`` base would add or lack is not seen here.
+The tests do not cover what a registry's ``python:slim`` base has or lacks in comparison.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ DEPLOYED = [
     *["--read-only", "--read-only-tmpfs=false", "--cap-drop", "all", "--security-opt", "no-new-privileges"],
     *["--memory", str(LIMIT)],
 ]
-"""What deploy/compose and deploy/kubernetes ask for."""
+"""The restrictions that deploy/compose and deploy/kubernetes set."""
 
 
 @dataclass
@@ -48,7 +48,7 @@ def image(podman: Podman, images: Images, request: pytest.FixtureRequest) -> Ima
 
 @dataclass
 class Running:
-    """A container of the image, with the machine's network."""
+    """A container of the image, which uses the machine's network."""
 
     podman: Podman
     name: str
@@ -59,18 +59,18 @@ class Running:
         return self.podman.log(self.name)
 
     def execute(self, *command: str) -> str:
-        """What a command in the container writes."""
+        """Run a command in the container. Returns its output."""
         return self.podman("exec", self.name, *command)
 
     def children(self) -> dict[int, tuple[str, str]]:
-        """Command and state of process 1's children, and of theirs, by process id in the container."""
+        """The command and the state of each process below process 1, by process id in the container."""
         lines = self.podman("top", self.name, "pid", "state", "args").splitlines()[1:]
         found = {int(pid): (args, state) for pid, state, args in (line.split(maxsplit=2) for line in lines)}
         del found[1]
         return found
 
     def wait_for_children(self, number: int, *, without: int = 0) -> dict[int, tuple[str, str]]:
-        """Wait until there are that many."""
+        """Wait until ``number`` processes are below process 1, and ``without`` is none of them."""
         found: dict[int, tuple[str, str]] = {}
 
         def are_there() -> bool:
@@ -82,7 +82,7 @@ class Running:
         return found
 
     def stop(self) -> int:
-        """SIGTERM to process 1, and its status in the end."""
+        """Send SIGTERM to process 1. Returns its exit status."""
         self.podman("kill", "--signal", "TERM", self.name)
         return self.wait()
 
@@ -92,7 +92,7 @@ class Running:
 
 @contextlib.contextmanager
 def running(podman: Podman, image: Image, upstream: Upstream, *arguments: str) -> Iterator[Running]:
-    """The image, ``arguments`` after its entry point, once it listens."""
+    """Run the image, with ``arguments`` after its entry point. Yields the container once it listens."""
     port = free_port()
     variables = {
         "SANITIZER_UPSTREAM": upstream.url,
@@ -111,7 +111,10 @@ def running(podman: Podman, image: Image, upstream: Upstream, *arguments: str) -
 
 
 def test_it_says_what_it_is(podman: Podman, image: Image) -> None:
-    """A numeric user, an entry point in exec form, ports, labels; no compiler, pip or cache, less than 80 MB."""
+    """The image has a numeric user, an entry point in exec form, ports and labels.
+
+    It has no compiler, pip or cache, and adds less than 80 MB to its base.
+    """
     config = image.found["Config"]
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", config["User"])
     assert config["Entrypoint"] == ["litellm-sanitizer"]
@@ -132,13 +135,13 @@ def test_it_says_what_it_is(podman: Podman, image: Image) -> None:
 
 @pytest.mark.parametrize(("pure", "form"), [("", "compiled"), ("false", "compiled"), ("true", "pure")])
 def test_it_runs_compiled_modules(podman: Podman, image: Image, pure: str, form: str) -> None:
-    """The image is built by its builder's compiler, which it does not contain. SANITIZER_PURE has it run the source."""
+    """The image runs the modules that its builder has compiled. With SANITIZER_PURE, it runs the source."""
     said = podman("run", "--rm", *DEPLOYED, "--env", f"SANITIZER_PURE={pure}", image.name, "--version")
     assert said.endswith(f" ({form})")
 
 
 def test_it_serves_as_it_is_deployed(podman: Podman, image: Image) -> None:
-    """As process 1 and the numeric user, with no capability, on a file system that can't be written to, in 256 MiB."""
+    """The gateway serves as process 1, with a numeric user, no capabilities, a read-only file system and 256 MiB."""
     with Upstream() as upstream, running(podman, image, upstream) as gateway:
         answer = ask(("127.0.0.1", gateway.port), b"GET /v1/models HTTP/1.1\r\nHost: h\r\n\r\n")
         assert (answer.status, answer.body) == (200, b"ok")
@@ -155,7 +158,7 @@ def test_it_serves_as_it_is_deployed(podman: Podman, image: Image) -> None:
 
 
 def test_a_stop_is_a_drain(podman: Podman, image: Image) -> None:
-    """What is in flight at SIGTERM is served to its end, and the status is 0."""
+    """A response in progress at SIGTERM is completed, and the exit status is 0."""
     finish = threading.Event()
     with Upstream(reply(OK[:-1], finish, OK[-1:])) as upstream, running(podman, image, upstream) as gateway:
         with Client(("127.0.0.1", gateway.port)) as client:
@@ -170,7 +173,7 @@ def test_a_stop_is_a_drain(podman: Podman, image: Image) -> None:
 
 
 def test_its_health_check(podman: Podman, image: Image) -> None:
-    """Succeeds while it serves, on whichever port the admin listener has; fails when nothing listens there."""
+    """The health check succeeds while the gateway serves, on any admin port. It fails if nothing listens there."""
     with Upstream() as upstream, running(podman, image, upstream) as gateway:
         assert podman.is_healthy(gateway.name, on_host=True)
     idle = podman("run", "--detach", *DEPLOYED, "--entrypoint", "sleep", image.name, "infinity")
@@ -181,7 +184,7 @@ def test_its_health_check(podman: Podman, image: Image) -> None:
 
 
 def test_process_1_leaves_no_zombies(podman: Podman, image: Image) -> None:
-    """With workers, one of which is killed: it is reaped and replaced, and at a stop all of them end."""
+    """A worker that is killed is reaped and replaced. After SIGTERM, the gateway ends with status 0."""
     with Upstream() as upstream, running(podman, image, upstream, "--workers", "2") as gateway:
         before = gateway.wait_for_children(3)  # two workers, and multiprocessing's resource tracker
         worker = next(pid for pid, (command, _) in before.items() if "spawn_main" in command)

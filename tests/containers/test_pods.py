@@ -1,19 +1,21 @@
-"""The pods of the overlays `sidecar` and `standalone`, played by ``podman kube play`` (4.3.1), with a real LiteLLM.
+"""The pods of the overlays `sidecar` and `standalone`, run by ``podman kube play`` (4.3.1), with a real LiteLLM.
 
-What `kubectl kustomize` renders is played, transformed as little as podman allows (`transformed`):
+podman plays what `kubectl kustomize` renders, with as few changes as podman allows (`transformed`):
 
-- podman knows no native sidecars: it refuses an init container with probes, and waits for one to end. The gateway
-  is the first of the pod's containers instead, so its start before LiteLLM and its stop after it are not seen here.
-- podman publishes each `containerPort` on the machine: a pod has one replica, and ports of its own there (`hostPort`).
+- podman does not know native sidecars. It refuses an init container with probes, and waits for each init container
+  to end. The gateway is therefore the first of the pod's containers, and the tests do not check that it starts
+  before LiteLLM and stops after it.
+- podman publishes each `containerPort` on the machine. A pod therefore has one replica, with ports of its own on the
+  machine (`hostPort`).
 
-What podman leaves out, these tests do or go without:
+podman ignores the following features. The tests replace some of them:
 
-- It ignores `startupProbe` and `readinessProbe`, and makes of a `livenessProbe` a call of `curl` within the container,
-  which has none, with port 0 for a named one. The tests ask in a kubelet's place.
+- It ignores `startupProbe` and `readinessProbe`. It turns a `livenessProbe` into a call of `curl` in the container,
+  which has none, with port 0 for a named port. The tests send the probes in place of the kubelet.
 - It ignores Services, NetworkPolicies and PodDisruptionBudgets. LiteLLM's Service is a name in the pods' network.
-- It ignores `terminationGracePeriodSeconds` and `preStop`. The tests stop the gateway with the grace that its pod has.
+- It ignores `terminationGracePeriodSeconds` and `preStop`. The tests stop the gateway with its pod's grace period.
 
-The Secret that an operator has, and the PostgreSQL that it names, are made here.
+The tests create the Secret that an operator provides, and the PostgreSQL that the Secret names.
 """
 
 import base64
@@ -35,7 +37,7 @@ Object = dict[str, Any]
 MASTER = "sk-pods-master-key"
 NETWORK = "pods"
 PORTS = {"sidecar": 20000, "standalone": 30000}
-"""What is added to a container's port for the machine's."""
+"""The machine's port is the container's port plus this number."""
 
 SECRET = {
     "DATABASE_URL": "postgresql://litellm:litellm@postgres:5432/litellm",
@@ -64,7 +66,7 @@ def transformed(overlay: str) -> list[Object]:
 
 
 class Pod:
-    """A played pod, and the gateway in it."""
+    """A pod that podman plays, and the gateway in it."""
 
     def __init__(self, podman: Podman, overlay: str) -> None:
         self.podman = podman
@@ -83,7 +85,7 @@ class Pod:
         self.podman("kube", "play", "--network", NETWORK + alias, str(self._file))
 
     def probe(self, container: str, kind: str) -> bool:
-        """Ask what a kubelet would."""
+        """Send the request of one of the container's probes, as a kubelet would. Returns whether it succeeded."""
         asked = self.containers[container][kind]["httpGet"]
         (port,) = [each["hostPort"] for each in self.containers[container]["ports"] if each["name"] == asked["port"]]
         curl = ["curl", "--silent", "--fail", "--output", "/dev/null", f"http://127.0.0.1:{port}{asked['path']}"]
@@ -93,7 +95,7 @@ class Pod:
         self.podman.wait_for(f"{self.name}-{container}", lambda: self.probe(container, kind), timeout)
 
     def post(self, port: int, body: Object, key: str) -> str:
-        """The answer to POST /key/update at a container's port, as it came."""
+        """POST /key/update to a container's port. Returns the response as it was received."""
         url = f"http://127.0.0.1:{PORTS[self.overlay] + port}/key/update"
         fields = ["-H", f"Authorization: Bearer {key}", "-H", "Content-Type: application/json"]
         return self.podman.run("curl", "-si", url, *fields, "-d", json.dumps(body)).stdout
@@ -101,15 +103,15 @@ class Pod:
 
 @pytest.fixture(scope="module")
 def pods(podman: Podman, images: Images) -> Iterator[dict[str, Pod]]:
-    """Both pods, LiteLLM in the first of them, and in it a user, their key and one of type "LLM API"."""
-    program("catatonit", "Debian: catatonit")  # podman's own process in each pod
+    """Both pods. The LiteLLM in the first has a user, that user's key, and a key of type "LLM API"."""
+    program("catatonit", "Debian: catatonit")  # podman runs it in each pod
     made = {overlay: Pod(podman, overlay) for overlay in PORTS}
     for name, container in made["sidecar"].containers.items():
         image = images.litellm("localhost/litellm") if name == "litellm" else images.gateway("trixie")
         podman("tag", image, container["image"])
     postgres = images.postgres("localhost/postgres")
     setup = images.gateway("trixie")
-    # as podman reads it, which is not as it stores one that it has played
+    # podman reads a Secret in this form, but stores a Secret that it has played in another form
     data = {name: base64.b64encode(value.encode()).decode() for name, value in SECRET.items()}
     podman.run("podman", "secret", "create", "litellm", "-", stdin=json.dumps(data))
     podman("network", "create", NETWORK)
@@ -145,13 +147,13 @@ overlays = pytest.mark.parametrize("overlay", list(PORTS))
 @overlays
 @pytest.mark.parametrize("kind", ["startupProbe", "livenessProbe", "readinessProbe"])
 def test_its_probes(pods: dict[str, Pod], overlay: str, kind: str) -> None:
-    """Each is answered at its named port with success: the gateway has found LiteLLM where the overlay says."""
+    """Each probe succeeds at its named port. The gateway is ready, so it has reached LiteLLM."""
     pods[overlay].wait_for("litellm-sanitizer", kind)
 
 
 @overlays
 def test_it_repairs(pods: dict[str, Pod], overlay: str) -> None:
-    """The body that LiteLLM refuses at its own port passes at the gateway's."""
+    """An update that LiteLLM refuses at its own port succeeds at the gateway's port."""
     body = {"key": KEY, "models": [overlay], "allowed_routes": ["llm_api_routes"]}
     refused = pods["sidecar"].post(4000, body, OWNER)
     assert refused.startswith("HTTP/1.1 403 "), refused
@@ -162,7 +164,7 @@ def test_it_repairs(pods: dict[str, Pod], overlay: str) -> None:
 
 @overlays
 def test_what_it_runs_with(pods: dict[str, Pod], overlay: str) -> None:
-    """The pod's security context and limit, as the kernel has them; and the Secret is not the gateway's to read."""
+    """The gateway has the pod's security context and memory limit, and the master key is not in its environment."""
     pod = pods[overlay]
     status = pod.podman("exec", pod.gateway, "cat", "/proc/1/status")
     seen = dict(re.findall(r"^(\w+):\s*(.*)$", status, re.MULTILINE))
@@ -175,7 +177,7 @@ def test_what_it_runs_with(pods: dict[str, Pod], overlay: str) -> None:
 
 @overlays
 def test_it_ends_within_its_grace(pods: dict[str, Pod], overlay: str) -> None:
-    """SIGTERM, and its status is 0 before the grace is over, after which it would be killed."""
+    """After SIGTERM, the gateway ends with status 0 within its grace period, after which podman would kill it."""
     pod = pods[overlay]
     grace = pod.spec["terminationGracePeriodSeconds"]
     pod.podman("stop", "--time", str(grace), pod.gateway, timeout=grace + TIMEOUT)

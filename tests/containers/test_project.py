@@ -1,12 +1,14 @@
-"""deploy/compose/compose.yaml brought up by podman-compose, with a real LiteLLM and PostgreSQL, as README.md shows it.
+"""deploy/compose/compose.yaml, run by podman-compose with a real LiteLLM and PostgreSQL, as README.md shows it.
 
-PostgreSQL, curl and LiteLLM are images/Containerfile's, made of Debian's packages and the rig's LiteLLM; the gateway is
-the Dockerfile's image on Debian 13. The file is used as it is, but for what podman-compose 1.6 does not do:
+The images of PostgreSQL, curl and LiteLLM are those of images/Containerfile, which contain Debian's packages and the
+rig's LiteLLM. The gateway's image is the Dockerfile's, on Debian 13. The tests use the file as it is, except for
+features that podman-compose 1.6 lacks:
 
-- It does not know ``configs`` with ``content``: a second file mounts LiteLLM's configuration instead.
+- It does not know ``configs`` with ``content``. A second file mounts LiteLLM's configuration instead.
 - With a podman before 4.6 it does not wait for ``service_healthy``, and podman leaves health checks to systemd timers.
-  So the services are started in the order of ``depends_on``, each when the checks of those before it have passed here.
-- ``run`` takes a service that has a profile only with ``--profile``.
+  So the tests start the services in the order of ``depends_on``, each after the health checks of those before it have
+  succeeded.
+- ``run`` accepts a service that has a profile only with ``--profile``.
 """
 
 import re
@@ -30,7 +32,7 @@ START_TIMEOUT = 4 * TIMEOUT
 
 
 class Compose:
-    """The project, by podman-compose."""
+    """The project, run by podman-compose."""
 
     def __init__(self, podman: Podman, images: Images) -> None:
         self.podman = podman
@@ -49,7 +51,7 @@ class Compose:
         self._command = [program("podman-compose", "PyPI: podman-compose"), "--file", str(FILE), "--file", str(second)]
 
     def __call__(self, *arguments: str, check: bool = True) -> str:
-        """podman-compose's standard output."""
+        """Run podman-compose. Returns its standard output."""
         command = [*self._command, *arguments]
         return self.podman.run(*command, check=check, timeout=2 * TIMEOUT, environment=self._environment).stdout
 
@@ -72,7 +74,7 @@ class Compose:
 
 @pytest.fixture(scope="module")
 def compose(podman: Podman, images: Images) -> Iterator[Compose]:
-    """The project once `setup` has ended."""
+    """The project, after `setup` has ended."""
     compose = Compose(podman, images)
     try:
         compose.up()
@@ -83,20 +85,20 @@ def compose(podman: Podman, images: Images) -> Iterator[Compose]:
 
 
 def shown(beginning: str) -> list[str]:
-    """The command in README's Compose section that begins so, as a shell splits it."""
+    """The command in README's Compose section that starts with ``beginning``, split as a shell splits it."""
     (found,) = re.findall(rf"^{re.escape(beginning)}(?:.*\\\n)*.*$", README, re.MULTILINE)
     return shlex.split(found.replace("\\\n", " "))
 
 
 def test_setup_ends_as_the_readme_says(compose: Compose) -> None:
-    """With the line that tells the keys."""
+    """`setup` prints the line with the keys that README.md quotes."""
     line = compose.podman.log(compose.container("setup")).strip()
     assert line == "ready: owner sk-compose-owner, key sk-compose-llm-api-key"
     assert f"`{line}`" in README
 
 
 def test_past_the_gateway_it_is_the_bug(compose: Compose) -> None:
-    """README's first command, from inside the network: 403, in LiteLLM's words."""
+    """README's first command, sent directly to LiteLLM from inside the network, gets LiteLLM's own 403."""
     command = shown("docker compose run --rm curl -si http://litellm:4000/key/update")
     answer = compose("--profile", "curl", *command[2:])
     assert answer.startswith("HTTP/1.1 403 "), answer
@@ -105,7 +107,7 @@ def test_past_the_gateway_it_is_the_bug(compose: Compose) -> None:
 
 
 def test_through_the_gateway_it_is_repaired(compose: Compose) -> None:
-    """README's second command, at the published port: 200, with the header, and the change is stored."""
+    """README's second command, sent to the published port, gets 200 with the gateway's header. The change is stored."""
     answer = compose.podman.run(*shown("curl -si http://127.0.0.1:4000/key/update")).stdout
     assert answer.startswith("HTTP/1.1 200 "), answer
     assert 'x-litellm-sanitizer: dropped; fields="allowed_routes"\n' in answer
@@ -116,18 +118,18 @@ def test_through_the_gateway_it_is_repaired(compose: Compose) -> None:
 
 
 def test_setup_run_again_leaves_what_is_there(compose: Compose) -> None:
-    """As after `docker compose up` on a project that is there: it ends with the same line."""
+    """`setup` succeeds again on an existing project, as it does when `docker compose up` is repeated."""
     assert "ready: owner" in compose("run", "--rm", "-T", "setup")
 
 
 def test_litellm_has_no_published_port(compose: Compose) -> None:
-    """The gateway's is the only one, on loopback."""
+    """Only the gateway has a published port, on loopback."""
     ports = {name: compose.podman("port", compose.container(name)) for name in STARTED}
     assert {name: port for name, port in ports.items() if port} == {"gateway": "4001/tcp -> 127.0.0.1:4000"}
 
 
 def test_litellm_knows_the_client(compose: Compose) -> None:
-    """LiteLLM believes the gateway's X-Forwarded-For: its access log has the client, not the gateway."""
+    """LiteLLM trusts the gateway's X-Forwarded-For: its access log does not show the gateway as the client."""
     gateway = compose.podman.inspect("container", compose.container("gateway"))["NetworkSettings"]["Networks"]
     ((address,),) = [[each["IPAddress"]] for each in gateway.values()]
     compose.podman.run("curl", "-s", "http://127.0.0.1:4000/who-asks")
@@ -138,7 +140,7 @@ def test_litellm_knows_the_client(compose: Compose) -> None:
 
 
 def test_what_the_gateway_runs_with(compose: Compose) -> None:
-    """Read-only, no capability, no privileges to gain, and the limit, as the kernel has them."""
+    """The gateway runs read-only, without capabilities, without new privileges, and with the memory limit."""
     gateway = compose.container("gateway")
     status = compose.podman("exec", gateway, "cat", "/proc/1/status")
     assert re.search(r"^NoNewPrivs:\t1$", status, re.MULTILINE)
@@ -148,7 +150,7 @@ def test_what_the_gateway_runs_with(compose: Compose) -> None:
 
 
 def test_it_is_stopped_within_its_grace(compose: Compose) -> None:
-    """`stop` sends SIGTERM, upon which the gateway drains and ends with 0; started again, it serves again."""
+    """After `stop`, the gateway has ended with status 0. After `start`, it is healthy again."""
     compose("stop", "gateway")
     state = compose.podman.inspect("container", compose.container("gateway"))["State"]
     assert (state["Status"], state["ExitCode"]) == ("exited", 0)

@@ -1,8 +1,8 @@
 """The unit of deploy/systemd, run by a systemd that is process 1 of a container.
 
-There, the lines of deploy/README.md install, upgrade and remove it. The container shares the network with this machine,
-and its systemd has no more privileges than it needs to make a sandbox. What a machine's own systemd would do otherwise
-is not seen: user namespaces, AppArmor or SELinux, and the memory limit of a control group.
+There, the commands in deploy/README.md install, upgrade and remove it. The container shares the network with this
+machine, and its systemd has only the privileges that it needs to make a sandbox. The tests do not cover what a
+machine's own systemd does differently: user namespaces, AppArmor or SELinux, and a control group's memory limit.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ READY = b'{"status": "healthy", "db": "connected", "litellm_version": "1.83.13"}
 
 
 def blocks() -> list[str]:
-    """The commands in deploy/README.md: files, check and start, upgrade, removal."""
+    """The commands in deploy/README.md, as four blocks: files, check and start, upgrade, removal."""
     text = (DEPLOY / "README.md").read_text()
     section = text[text.index("\n## A service of systemd\n") :]
     return re.findall(r"^```sh\n(.*?)^```$", section[: section.index("\n## ", 1)], re.MULTILINE | re.DOTALL)
@@ -43,7 +43,7 @@ FILES, START, UPGRADE, REMOVAL = blocks()
 
 
 class Service:
-    """A container whose process 1 is systemd, and on it the service, which listens on ``port`` of this machine."""
+    """A container whose process 1 is systemd. Its service listens on ``port`` of this machine."""
 
     def __init__(self, podman: Podman, image: str) -> None:
         self.port = free_port()
@@ -62,9 +62,10 @@ class Service:
         self._podman("rm", "--force", "--time=0", self._name)
 
     def run(self, commands: str) -> str:
-        """Run these commands in the container, as root and in the clone; what they write."""
+        """Run ``commands`` in the container, as root and in the clone. Returns their output."""
         command = ["exec", self._name, "sh", "-euc", commands]
-        return self._podman(*command, on_host=True, timeout=BUILD_TIMEOUT)  # else with another network than its own
+        # Without `on_host`, it would use another network than the container's.
+        return self._podman(*command, on_host=True, timeout=BUILD_TIMEOUT)
 
     def wait_for(self, condition: Callable[[], object]) -> None:
         until = time.monotonic() + TIMEOUT
@@ -81,16 +82,16 @@ class Service:
         return self.run(f"journalctl -u {UNIT.stem} -o cat --no-pager")
 
     def options(self, *lines: str) -> None:
-        """Let the service have these options alone, when it is started again."""
+        """Replace all options of the service by ``lines``. It uses them from its next start."""
         self.run("cat >/etc/litellm-sanitizer.env <<'EOF'\n" + "\n".join(lines) + "\nEOF")
 
     def restart(self, *lines: str) -> None:
-        """Start it again with these options alone, whether it can or not."""
+        """Restart the service with ``lines`` as its only options, whether or not it can start."""
         self.options(*lines)
         self.run(f"systemctl restart {UNIT.stem} || true")
 
     def drop_in(self, *names: str) -> None:
-        """Let the service have the lines for a drop-in that the unit shows and that set ``names``."""
+        """Install a drop-in with those lines that the unit has as comments and that set ``names``."""
         lines = [line[1:] for line in UNIT.read_text().splitlines() if line.startswith(tuple(f"#{n}=" for n in names))]
         assert len(lines) == len(names)
         self.run(f"mkdir -p {Path(DROP_IN).parent}; cat >{DROP_IN} <<'EOF'\n[Service]\n" + "\n".join(lines) + "\nEOF")
@@ -101,7 +102,7 @@ class Service:
             return client.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status
 
     def serves(self, port: int | None = None) -> bool:
-        """Whether it answers as it should; it may not have begun to listen yet."""
+        """Whether a request is answered with 200. The service may not be listening yet."""
         try:
             return self.ask(port) == 200
         except (ConnectionError, Cut):
@@ -109,7 +110,7 @@ class Service:
 
 
 class LiteLLM(Upstream):
-    """An upstream that `check` takes for a LiteLLM. While `held` is not set, its answers to POST wait for it."""
+    """An upstream that `check` takes for a LiteLLM. It answers a POST only when `held` is set."""
 
     def __init__(self) -> None:
         self.held = threading.Event()
@@ -131,7 +132,7 @@ def upstream() -> Iterator[LiteLLM]:
     upstream = LiteLLM()
     with upstream:
         yield upstream
-        upstream.errors.clear()  # of connections that an end of the service has cut
+        upstream.errors.clear()  # from connections that the service cut when it ended
 
 
 @pytest.fixture(scope="module")
@@ -149,7 +150,7 @@ def service(podman: Podman, images: Images, upstream: LiteLLM) -> Iterator[Servi
 
 
 def low_port() -> int:
-    """A port below 1024 on which nobody listens."""
+    """A port below 1024 on which nothing listens."""
     for port in range(700, 1024):
         with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
             return port
@@ -167,7 +168,7 @@ def options(service: Service, upstream: Upstream) -> tuple[str, ...]:
 
 
 def test_confined(service: Service) -> None:
-    """Every process of it is a user of its own, without capabilities, and under the filter of system calls."""
+    """Every process of the service has a dynamic user, no capabilities, and the filter of system calls."""
     assert service.run("stat -c '%a %U' /etc/litellm-sanitizer.env").strip() == "600 root"
     assert service.show("UnitFileState") == "enabled"
     group = service.show("ControlGroup")
@@ -177,13 +178,13 @@ def test_confined(service: Service) -> None:
     )
     lines = [line.split() for line in found.splitlines()]
     assert len(lines) == 5 * 4  # the parent, its resource tracker, two workers
-    assert all(int(user) >= 61184 for name, *users in lines if name == "Uid:" for user in users)  # dynamic ones
+    assert all(int(user) >= 61184 for name, *users in lines if name == "Uid:" for user in users)  # dynamic users
     others = {(name, int(value, 16)) for name, value, *_ in lines if name != "Uid:"}
     assert others == {("CapEff:", 0), ("CapBnd:", 0), ("NoNewPrivs:", 1), ("Seccomp:", 2)}
 
 
 def test_reload(service: Service, upstream: LiteLLM) -> None:
-    """`systemctl reload` loads a renewed certificate, whose key a group of the service can read."""
+    """`systemctl reload` loads a renewed certificate, whose key a supplementary group of the service can read."""
     authority = trustme.CA()
     context = ssl.create_default_context()
     authority.configure_trust(context)
@@ -216,7 +217,7 @@ def test_reload(service: Service, upstream: LiteLLM) -> None:
 
 
 def test_crash(service: Service) -> None:
-    """It is started again when it has crashed."""
+    """systemd starts the service again after a crash."""
     old = service.show("MainPID")
     service.run(f"kill -{int(signal.SIGKILL)} {old}")
     service.wait_for(lambda: service.show("NRestarts") == "1" and service.show("SubState") == "running")
@@ -225,7 +226,7 @@ def test_crash(service: Service) -> None:
 
 
 def test_upgrade(service: Service, upstream: LiteLLM) -> None:
-    """An upgrade restarts it, and the request under way is answered first."""
+    """An upgrade restarts the service, which first answers the request in flight."""
     *files, restart = UPGRADE.splitlines()
     service.run("\n".join(files))
     old = service.show("MainPID")
@@ -252,7 +253,10 @@ def test_upgrade(service: Service, upstream: LiteLLM) -> None:
 
 
 def test_drop_in(service: Service, upstream: LiteLLM) -> None:
-    """With the lines that the unit shows, it reads a key that root alone can read, and takes a port below 1024."""
+    """With the drop-in lines that the unit shows, the service reads a key file, and uses a port below 1024.
+
+    Only root can read the key file.
+    """
     service.run("umask 077; echo sk-lookup >/etc/litellm-sanitizer.key")
     service.drop_in("LoadCredential", "Environment", "AmbientCapabilities", "CapabilityBoundingSet")
     port = low_port()
@@ -266,7 +270,7 @@ def test_drop_in(service: Service, upstream: LiteLLM) -> None:
 
 
 def test_bad_usage(service: Service, upstream: LiteLLM) -> None:
-    """With an option that it does not take, it fails once and for all, and the log says why."""
+    """With an invalid option, the service fails and is not restarted, and the log has the reason."""
     service.restart("SANITIZER_PORT=none")
     service.wait_for(lambda: service.show("ActiveState") == "failed")
     assert (service.show("ExecMainStatus"), service.show("NRestarts")) == ("2", "0")
@@ -275,7 +279,7 @@ def test_bad_usage(service: Service, upstream: LiteLLM) -> None:
 
 
 def test_removal(service: Service) -> None:
-    """Nothing of it stays behind but its log."""
+    """The removal leaves nothing of the service behind but its log."""
     service.run(REMOVAL)
     assert service.run(f"systemctl list-units --all --no-legend '{UNIT.stem}*'; systemctl reset-failed") == ""
     assert service.run("find / -xdev -path /proc -prune -o -name '*litellm*sanitizer*' -print") == ""

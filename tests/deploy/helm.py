@@ -1,6 +1,6 @@
-"""What `helm template` prints, by Helm as a library: `python -m tests.deploy.helm CHART RELEASE [VALUES]...`.
+"""Renders a chart as `helm template` does: `python -m tests.deploy.helm CHART RELEASE [VALUES]...`.
 
-It is a process of its own, so that no process of the tests has Go's runtime in it.
+Helm is used as a library. This is a process of its own, so that no process of the tests loads Go's runtime.
 """
 
 import json
@@ -12,7 +12,10 @@ import helm_python
 
 
 def main(chart: str, release: str, *files: str) -> None:
-    """Renders a chart's folder with values files. Helm would merge them; here they have no name in common."""
+    """Print the rendered templates of a chart's folder as JSON, with the values of all ``files``.
+
+    Helm would merge the files. Here, no two may set the same top-level name.
+    """
     values: dict[str, Any] = {}
     for file in files:
         own = helm_python.values_from_yaml(Path(file).read_text())

@@ -1,4 +1,4 @@
-"""Proxies that run for a test, with the configurations in deploy/proxies."""
+"""Runs a proxy for a test, with a configuration from deploy/proxies."""
 
 import contextlib
 import re
@@ -14,7 +14,7 @@ from tests.deploy.programs import DEPLOY, envoy, program
 START_TIMEOUT = 60.0
 FILES = ["nginx.conf", "haproxy.cfg", "envoy.yaml"]
 PROXY, LITELLM, GATEWAY, ADMIN = 8080, 4000, 4001, 9464
-"""The ports of loopback that stand in the files; the last is the gateway's admin listener's."""
+"""The loopback ports in the files. The last one is the gateway's admin port."""
 
 NGINX = """\
 daemon off;
@@ -34,7 +34,7 @@ http {{
 
 
 def configure(file: str, directory: Path, ports: dict[int, int]) -> Path:
-    """Write a copy of ``file`` into ``directory`` in which ``ports`` have taken the place of those that stand there."""
+    """Write a copy of ``file`` into ``directory``, with each port replaced as in ``ports``. Returns the copy's path."""
     text = (DEPLOY / "proxies" / file).read_text()
     shown = re.compile(r"(127\.0\.0\.1:|port_value: |check port )(\d+)\b")
     copy = directory / file
@@ -43,7 +43,7 @@ def configure(file: str, directory: Path, ports: dict[int, int]) -> Path:
 
 
 def gateway_options(file: str) -> list[str]:
-    """What ``file`` says that the gateway must be started with, without ``--upstream``."""
+    """The options with which the gateway must be started according to ``file``, without ``--upstream``."""
     found = re.search(
         r"^# .*litellm-sanitizer --upstream \S+(.*)$", (DEPLOY / "proxies" / file).read_text(), re.MULTILINE
     )
@@ -69,7 +69,10 @@ def accepts(port: int) -> bool:
 
 @contextlib.contextmanager
 def running(command: list[str], directory: Path, port: int) -> Iterator[None]:
-    """Run a proxy, which accepts at ``port`` of loopback; its output goes into ``directory``."""
+    """Run a proxy while the block runs. Its output goes to a file in ``directory``.
+
+    The block starts when the proxy accepts connections at ``port`` of loopback.
+    """
     log = directory / "log"
     with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)

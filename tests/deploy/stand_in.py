@@ -1,12 +1,13 @@
 """A stand-in for LiteLLM under a real uvicorn: ``python -m tests.deploy.stand_in (PORT | SOCKET) JOURNAL``.
 
-It answers what the clients of `tests.soak` ask, and journals each request that it begins, as `tests.soak.upstream`
-does: ``<method> <request id> <pid> relayed``, or ``direct`` if the request has not passed a gateway. SIGTERM is
-uvicorn's: it closes its listener, idle connections and WebSockets, and answers what it has begun.
+It answers the requests of the clients in `tests.soak`, and journals each request when it begins it, as
+`tests.soak.upstream` does: ``<method> <request id> <pid> relayed``, or ``direct`` if the request has not passed
+through a gateway. uvicorn handles SIGTERM: it closes its listener, idle connections and WebSockets, and answers the
+requests that it has begun.
 
 ========================  ===================================================================
 ``GET /held``             a server-sent event, and a second one after ``POST /release?id=``
-all others                as `tests.soak.upstream` has them
+all others                as in `tests.soak.upstream`
 ========================  ===================================================================
 """
 

@@ -1,4 +1,4 @@
-"""deploy/compose: the file by the Compose specification, and its `setup`. containers/test_project.py brings it up."""
+"""deploy/compose: the Compose file, which is not run here, and its `setup`. containers/test_project.py runs both."""
 
 import contextlib
 import hashlib
@@ -26,7 +26,7 @@ TIMEOUT = 60.0
 
 
 def text() -> str:
-    """The file as it is with no variable set."""
+    """The text of the file with the default of each variable."""
     return re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", FILE.read_text())
 
 
@@ -36,7 +36,7 @@ def services() -> dict[str, Any]:
 
 
 def test_it_is_valid() -> None:
-    """By a strict parser of the Compose specification, to which a misspelt key is an error."""
+    """A strict parser of the Compose specification accepts the file, and rejects it with a misspelt key."""
     compose_spec = pytest.importorskip("compose_spec", reason="compose-spec is not installed (PyPI, Linux on x86-64)")
     parse = compose_spec.PyCompose.from_yaml
     parse(text()).validate()
@@ -45,7 +45,10 @@ def test_it_is_valid() -> None:
 
 
 def test_nobody_gets_past_the_gateway() -> None:
-    """The gateway alone has a published port, on this machine's loopback."""
+    """Only the gateway has a published port, on loopback.
+
+    LiteLLM trusts forwarding fields only from the project's own network.
+    """
     published = {name: service["ports"] for name, service in services().items() if "ports" in service}
     assert published == {"gateway": ["127.0.0.1:4000:4001"]}
     assert "FORWARDED_ALLOW_IPS" in services()["litellm"]["environment"]
@@ -54,7 +57,7 @@ def test_nobody_gets_past_the_gateway() -> None:
 
 
 def test_what_the_gateway_runs_with() -> None:
-    """Nothing to write to, no capability, a limit, time to drain."""
+    """The gateway runs on a read-only file system, without capabilities, with a memory limit and time to drain."""
     gateway = services()["gateway"]
     assert gateway["read_only"] is True
     assert gateway["cap_drop"] == ["ALL"]
@@ -64,7 +67,10 @@ def test_what_the_gateway_runs_with() -> None:
 
 
 class Answers:
-    """What ``setup`` asks LiteLLM for, carried out: as LiteLLM was seen to answer, or by the LiteLLM at ``url``."""
+    """Carries out the requests of ``setup``. The responses have the statuses that LiteLLM was seen to send.
+
+    If ``url`` is given, the LiteLLM there carries out the requests instead.
+    """
 
     def __init__(self, url: str | None = None, master: str = "sk-master") -> None:
         self.url = url
@@ -73,7 +79,7 @@ class Answers:
         self.users: list[str] = []
 
     def __call__(self, request: Request) -> bytes:
-        """The answer to ``request``, as it is sent."""
+        """The response to ``request``, as octets."""
         caller = (request.get(b"authorization") or b"").decode()
         path = request.target.decode()
         if self.url is None:
@@ -112,7 +118,7 @@ def litellm(request: pytest.FixtureRequest) -> Iterator[Answers]:
 
 @contextlib.contextmanager
 def setup(upstream: Upstream, master: str) -> Iterator[subprocess.Popen[str]]:
-    """deploy/compose/setup.py, at work."""
+    """Run deploy/compose/setup.py. It is killed when the block ends."""
     with subprocess.Popen(
         [sys.executable, str(DEPLOY / "compose/setup.py")],
         env={"GATEWAY": upstream.url, "LITELLM_MASTER_KEY": master},
@@ -130,7 +136,7 @@ STEPS = ["the user", "the owner's key", "the key of type LLM API"]
 
 
 def test_setup_while_litellm_is_away() -> None:
-    """`setup` asks again where the gateway answers for a LiteLLM that it can't reach, or breaks off."""
+    """`setup` sends a request again if the gateway has answered it with 502, or if the connection was closed."""
     litellm = Answers()
 
     def script(connection: Connection) -> None:
@@ -152,7 +158,7 @@ def test_setup_while_litellm_is_away() -> None:
 @pytest.mark.parametrize("carried_out", [False, True], ids=["before it is carried out", "after it was carried out"])
 @pytest.mark.parametrize("step", range(len(STEPS)), ids=STEPS)
 def test_setup_after_an_interruption(litellm: Answers, step: int, carried_out: bool) -> None:
-    """`setup` is killed at each request that it makes; run again, twice, it ends well, and all is there."""
+    """`setup` is killed at each of its requests. Two further runs then succeed, and the user and the keys exist."""
     interrupted = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -187,7 +193,7 @@ def test_setup_after_an_interruption(litellm: Answers, step: int, carried_out: b
 
 
 def test_setup_tells_what_was_refused() -> None:
-    """Any other answer ends it, and is shown."""
+    """When a request is refused, `setup` prints the response and ends with status 1."""
     refused = b"HTTP/1.1 401 Unauthorized\r\nContent-Length: 7\r\n\r\nno key."
     with Upstream(reply(refused)) as upstream, setup(upstream, "sk-master") as process:
         said, _ = process.communicate(timeout=TIMEOUT)
@@ -196,5 +202,5 @@ def test_setup_tells_what_was_refused() -> None:
 
 
 def test_the_readme_says_what_setup_does() -> None:
-    """The line by which a reader knows that it has ended."""
+    """deploy/README.md quotes the line with which `setup` ends."""
     assert f"`{READY}`" in (DEPLOY / "README.md").read_text()

@@ -1,4 +1,4 @@
-"""A gateway behind an nginx whose configuration says `proxy_pass` and nothing else: it speaks HTTP/1.0 and buffers."""
+"""A gateway behind an nginx that is configured with only `proxy_pass`. Such an nginx speaks HTTP/1.0 and buffers."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ server {{
 
 @dataclass
 class Chain:
-    """nginx at ``address`` before ``gateway`` before ``upstream``."""
+    """nginx at ``address``, which relays to ``gateway``, which relays to ``upstream``."""
 
     address: tuple[str, int]
     gateway: Gateway
@@ -56,7 +56,10 @@ def fresh(chain: Chain) -> None:
 
 @pytest.mark.parametrize("chunked", [True, False], ids=["chunked", "until the connection closes"])
 def test_events_arrive_one_by_one(chain: Chain, chunked: bool) -> None:
-    """Each event is sent when the one before it has been received, so that none may be held back."""
+    """Events are relayed one by one: each is sent only after the client has received the one before it.
+
+    The log recommends `proxy_http_version 1.1`.
+    """
     received = [threading.Event() for _ in range(5)]
     events = [b"data: %d\n\n" % number for number in range(len(received))]
 
@@ -84,7 +87,7 @@ def test_events_arrive_one_by_one(chain: Chain, chunked: bool) -> None:
 
 
 def test_an_update_is_repaired(chain: Chain) -> None:
-    """An intercepted request of HTTP/1.0 is looked up and repaired as one of HTTP/1.1 is."""
+    """An intercepted request in HTTP/1.0 is looked up and repaired as one in HTTP/1.1 is."""
     key = "0123456789abcdef" * 4
     stored = json.dumps({"key": key, "info": {"allowed_routes": ["info_routes"]}}).encode()
 
@@ -100,11 +103,11 @@ def test_an_update_is_repaired(chain: Chain) -> None:
 
 
 def test_an_upgrade_is_not_passed_on_but_explained(chain: Chain) -> None:
-    """The request reaches LiteLLM without Upgrade, which answers as it will; the log says what nginx is to be told."""
+    """An upgrade in HTTP/1.0 is forwarded without Upgrade. The native adapter logs once how to configure nginx."""
     chain.upstream.script = reply(b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\n\r\n")
     head = b"GET /upgraded/ HTTP/1.1\r\nHost: h\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\n"
     assert [ask(chain.address, head).status for _ in range(2)] == [404, 404]
     assert [request.get(b"upgrade") for request in chain.upstream.requests] == [None, None]
-    if chain.gateway.adapter == "native":  # under ASGI nothing that nginx is told would help
+    if chain.gateway.adapter == "native":  # under ASGI, no setting of nginx would help
         chain.gateway.wait_for_line("upgrade.*proxy_http_version 1.1")
         assert sum("upgrade" in line for line in chain.gateway.lines) == 1

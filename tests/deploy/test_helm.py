@@ -1,6 +1,6 @@
 """The values files of deploy/helm, rendered by Helm with stand-ins for LiteLLM's charts: see charts/README.md.
 
-What Kubernetes makes of the result is written down here: the port that a Service's `targetPort` stands for in a pod,
+The helpers find out how Kubernetes would use the result: the port of a pod that a Service's `targetPort` names,
 the container that listens on it, and the Ingress path that a request takes.
 """
 
@@ -30,16 +30,16 @@ Object = dict[str, Any]
 
 @dataclass(frozen=True)
 class Case:
-    """One values file, with what the operator of the chart had set before."""
+    """A values file, and the values that the operator of the chart has already set."""
 
     file: str
     chart: str
     operator: str
     """The operator's own values file."""
     routes: dict[str, str]
-    """Paths, and the container that a request for each is to reach."""
+    """Paths, and the container that a request for each must reach."""
     admitted: dict[str, list[str]]
-    """What the network policy lets other pods reach, and from where."""
+    """The listeners that the network policy lets other pods reach, and from where."""
 
     def __str__(self) -> str:
         return self.file
@@ -124,7 +124,7 @@ def templates_of(found: tuple[Object, ...]) -> list[Object]:
 
 
 def containers(template: Object) -> list[Object]:
-    """In the order in which Kubernetes looks for a port's name: native sidecars come last."""
+    """The containers of a pod, in the order in which Kubernetes looks for a named port: native sidecars come last."""
     return [*template["spec"]["containers"], *template["spec"].get("initContainers", [])]
 
 
@@ -137,13 +137,13 @@ def settings(container: Object) -> Settings:
 
 
 def listeners(template: Object) -> dict[int, str]:
-    """The ports of a pod, each with the container that listens on it. No two share one."""
+    """The ports of a pod, and the container that listens on each. Fails if two containers listen on one port."""
     found: list[tuple[int, str]] = []
     for container in containers(template):
         name, given, args = container["name"], environment(container), container.get("args", [])
         if name == GATEWAY:
             found += [(settings(container).port, GATEWAY), (settings(container).admin_port, ADMIN)]
-        elif "--port" in args:  # LiteLLM's command takes the last one, and that before PORT
+        elif "--port" in args:  # LiteLLM's command uses the last --port, and prefers it to PORT
             found.append((int(args[len(args) - args[::-1].index("--port")]), name))
         elif "PORT" in given:
             found.append((int(given["PORT"]), name))
@@ -156,7 +156,7 @@ def listeners(template: Object) -> dict[int, str]:
 
 
 def behind(found: tuple[Object, ...], service: str, port: int | str) -> str:
-    """The container that a connection to a port of a Service reaches, the same in each pod that the Service selects."""
+    """The container that a port of a Service leads to. It must be the same in each pod that the Service selects."""
     (spec,) = [each["spec"] for each in of_kind(found, "Service") if each["metadata"]["name"] == service]
     (target,) = [each["targetPort"] for each in spec["ports"] if port in (each["port"], each["name"])]
     reached = {
@@ -175,7 +175,10 @@ def behind(found: tuple[Object, ...], service: str, port: int | str) -> str:
 
 
 def routed(found: tuple[Object, ...], path: str) -> str:
-    """The container that a request reaches through all Ingresses of the host: an exact path first, then the longest."""
+    """The container that a request reaches through all Ingresses of the host.
+
+    An exact path takes precedence over prefixes, and the longest prefix over others.
+    """
     matches = []
     for ingress in of_kind(found, "Ingress"):
         for rule in ingress["spec"]["rules"]:
@@ -190,7 +193,7 @@ def routed(found: tuple[Object, ...], path: str) -> str:
 
 
 def pod_with_the_gateway(found: tuple[Object, ...]) -> tuple[Object, Object]:
-    """The one pod template that has it, and its container."""
+    """The only pod template with a gateway, and the gateway's container."""
     ((template, container),) = [
         (template, container)
         for template in templates_of(found)
@@ -202,7 +205,7 @@ def pod_with_the_gateway(found: tuple[Object, ...]) -> tuple[Object, Object]:
 
 @every_case
 def test_the_chart_takes_every_value(case: Case) -> None:
-    """None of ours is ignored; and the file names the version of the chart that was read."""
+    """The chart knows each value in our file, and the comment in the file names the chart's version."""
 
     def taken(given: Object, known: Object) -> None:
         assert given.keys() <= known.keys()
@@ -224,7 +227,7 @@ def test_every_file_is_a_case() -> None:
 @every_release
 @every_case
 def test_every_object_is_valid(case: Case, release: str, version: str) -> None:
-    """Strictly; and no two of a kind have the same name."""
+    """Every object is strictly valid, and no two objects of a kind have the same name."""
     found = objects(case, release)
     for each in found:
         kubernetes_validate.validate(
@@ -236,13 +239,13 @@ def test_every_object_is_valid(case: Case, release: str, version: str) -> None:
 @every_release
 @every_case
 def test_requests_reach_the_gateway(case: Case, release: str) -> None:
-    """By the operator's own host, through the Ingresses, Services and ports that are there then."""
+    """Requests to the operator's host reach the expected containers through the Ingresses, Services and ports."""
     assert {path: routed(objects(case, release), path) for path in case.routes} == case.routes
 
 
 @every_case
 def test_requests_reach_litellm_without_these_values(case: Case) -> None:
-    """The chart alone sends none of them to the gateway."""
+    """The chart alone sends a key update to LiteLLM."""
     enabled = "" if case.file != "litellm-monolith.yaml" else "\nmonolith: {enabled: true}"
     alone = rendered(case.chart, "litellm", case.operator + enabled)
     assert routed(alone, "/key/update") in ("litellm", "proxy", "backend")
@@ -250,7 +253,7 @@ def test_requests_reach_litellm_without_these_values(case: Case) -> None:
 
 @every_case
 def test_the_gateway_is_before_litellm(case: Case) -> None:
-    """Its upstream is the port of its own pod on which LiteLLM listens; the policy lets nobody else use that one."""
+    """The gateway's upstream is the loopback port on which LiteLLM listens in the same pod."""
     template, container = pod_with_the_gateway(objects(case, "litellm"))
     upstream = settings(container).upstream
     assert upstream.host == "127.0.0.1"
@@ -259,7 +262,10 @@ def test_the_gateway_is_before_litellm(case: Case) -> None:
 
 @every_case
 def test_probes_are_answered(case: Case) -> None:
-    """The kubelet looks for a probe's port among its own container's, and something listens there."""
+    """Each probe names a port of its own container that a process listens on.
+
+    The gateway's probes reach its admin listener. The kubelet looks for a port's name only among the container's own.
+    """
     for template in templates_of(objects(case, "litellm")):
         for container in containers(template):
             declared = {port["name"]: port["containerPort"] for port in container["ports"]}
@@ -272,7 +278,7 @@ def test_probes_are_answered(case: Case) -> None:
 @every_release
 @every_case
 def test_the_policy_admits_what_has_to_pass(case: Case, release: str) -> None:
-    """It selects the gateway's pod alone, and what it says of each port."""
+    """The policy selects only the gateway's pod, and admits the expected sources to each listener."""
     found = objects(case, release)
     template, _ = pod_with_the_gateway(found)
     (policy,) = of_kind(found, "NetworkPolicy")
@@ -286,7 +292,7 @@ def test_the_policy_admits_what_has_to_pass(case: Case, release: str) -> None:
 
 
 def source(peer: Object, release: str) -> str:
-    """A peer of a policy, in one word: the namespace's name, or the release's own pods."""
+    """A peer of a policy in a word or two: a namespace's name, or the release's own pods."""
     if peer == {"podSelector": {"matchLabels": {"app.kubernetes.io/instance": release}}}:
         return "the release"
     assert peer.keys() == {"namespaceSelector"}
@@ -297,7 +303,7 @@ def source(peer: Object, release: str) -> str:
 
 @every_case
 def test_scrapers_find_the_admin_listener(case: Case) -> None:
-    """By the labels that the ServiceMonitor selects, as in the overlays."""
+    """The labels that the overlays' ServiceMonitor selects lead to the Service of the admin listener."""
     monitor = yaml.safe_load((KUBERNETES / "components/servicemonitor/servicemonitor.yaml").read_text())
     found = objects(case, "litellm")
     (service,) = [
@@ -311,7 +317,10 @@ def test_scrapers_find_the_admin_listener(case: Case) -> None:
 
 @every_case
 def test_it_is_the_sidecar_of_the_overlay(case: Case) -> None:
-    """A native one that ends after LiteLLM. The policy tests judge the rest there; only names and ports differ."""
+    """The gateway is the same native sidecar as in the overlay, except for the names of its image and ports.
+
+    The tests of the overlays check its other properties.
+    """
     template, container = pod_with_the_gateway(objects(case, "litellm"))
     patch = yaml.safe_load((KUBERNETES / "components/sidecar/deployment.yaml").read_text())["spec"]["template"]["spec"]
     (overlay,) = patch["initContainers"]
@@ -333,7 +342,10 @@ def test_it_is_the_sidecar_of_the_overlay(case: Case) -> None:
 
 @every_case
 def test_variables_of_services_change_nothing(case: Case) -> None:
-    """Kubernetes sets some for each Service, for LiteLLM's charts can't say `enableServiceLinks: false`."""
+    """The variables that Kubernetes sets for each Service change no option of the gateway.
+
+    They can't be avoided, because LiteLLM's charts can't set `enableServiceLinks: false`.
+    """
     found = objects(case, "litellm")
     _, container = pod_with_the_gateway(found)
     names = [each["metadata"]["name"] for each in of_kind(found, "Service")]
@@ -348,6 +360,6 @@ def test_variables_of_services_change_nothing(case: Case) -> None:
             f"{variable}_PORT_4000_TCP": "tcp://10.0.0.1:4000",
             f"{variable}_PORT_4000_TCP_ADDR": "10.0.0.1",
         }
-    seen = links | environment(container)  # what the pod's own spec says goes before them
+    seen = links | environment(container)  # the variables of the pod's own spec take precedence
     assert load({}, seen) == settings(container)
     assert not unknown_variables(seen)

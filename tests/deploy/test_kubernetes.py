@@ -1,4 +1,4 @@
-"""What `kubectl kustomize` makes of each overlay: schemas, and what every pod of ours must have."""
+"""The overlays as `kubectl kustomize` renders them: they are valid, and have what every gateway's pod must have."""
 
 import functools
 import json
@@ -42,7 +42,7 @@ def rendered(folder: Path) -> tuple[Object, ...]:
 
 @functools.cache
 def monitored(overlay: str) -> tuple[Object, ...]:
-    """The overlay with its line about the Prometheus operator no longer a comment."""
+    """The objects of the overlay with its component for the Prometheus operator, which the file has as a comment."""
     with tempfile.TemporaryDirectory() as directory:
         copy = Path(directory, "kubernetes")
         shutil.copytree(KUBERNETES, copy)
@@ -63,7 +63,7 @@ def of_kind(overlay: str, kind: str) -> list[Object]:
 
 @pytest.fixture(scope="session")
 def crds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Object]:
-    """The schemas of custom resources, as npm packages carry them, made strict: a field they don't know is an error."""
+    """The schemas of custom resources by kind, from npm packages, made strict: an unknown field is an error."""
     npm = program("npm", "Node.js")
     directory = tmp_path_factory.mktemp("crds")
     for file in ("package.json", "package-lock.json"):
@@ -78,7 +78,10 @@ def crds(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Object]:
 
 
 def schema_in(module: str) -> Object:
-    """The JSON schema that a model's module has as a literal; ObjectMeta is Kubernetes' own."""
+    """The JSON schema that a model's module has as a literal.
+
+    The schema of ObjectMeta, which is Kubernetes' own, is replaced by one that requires a name.
+    """
     literal = re.search(r"^const schema = (\{.*?^\});", module, re.DOTALL | re.MULTILINE)
     assert literal
     schema: Object = json.loads(literal[1])
@@ -100,7 +103,7 @@ def strict(schema: Any) -> Any:
 @pytest.mark.parametrize("version", VERSIONS)
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_every_object_is_valid(overlay: str, version: str) -> None:
-    """Against the oldest Kubernetes with native sidecars by default, and the newest there is a schema of; strictly."""
+    """Every object is strictly valid, by the schemas of the oldest and the newest release in `VERSIONS`."""
     known = [each for each in objects(overlay) if each["kind"] not in CRDS]
     assert known
     for each in known:
@@ -110,7 +113,7 @@ def test_every_object_is_valid(overlay: str, version: str) -> None:
 
 
 def test_every_custom_resource_is_valid(crds: dict[str, Object]) -> None:
-    """Against its CRD's schema, strictly."""
+    """Every custom resource is strictly valid by its CRD's schema."""
     seen = set()
     for overlay in OVERLAYS:
         for each in monitored(overlay):
@@ -133,7 +136,7 @@ def test_every_custom_resource_is_valid(crds: dict[str, Object]) -> None:
 def test_a_slip_in_a_custom_resource_would_be_seen(
     crds: dict[str, Object], kind: str, path: list[str | int], value: str
 ) -> None:
-    """The schemas are strict enough to be worth asking."""
+    """The schemas reject a misspelt field and a misspelt value."""
     valid = next(each for each in monitored("routed/gateway-api") if each["kind"] == kind)
     slip = json.loads(json.dumps(valid))
     at = slip
@@ -145,7 +148,7 @@ def test_a_slip_in_a_custom_resource_would_be_seen(
 
 
 def test_the_readme_applies_each() -> None:
-    """The lines of its `Apply` section."""
+    """deploy/README.md has a command for each overlay."""
     applied = re.findall(
         r"^kubectl apply -k deploy/kubernetes/(\S+)$", (DEPLOY / "README.md").read_text(), re.MULTILINE
     )
@@ -159,7 +162,7 @@ def pods(overlay: str) -> Iterator[Object]:
 
 
 def gateways(overlay: str) -> Iterator[tuple[Object, Object]]:
-    """Pod and container of each gateway."""
+    """The pod and the container of each gateway."""
     for pod in pods(overlay):
         for container in [*pod.get("initContainers", []), *pod["containers"]]:
             if container["name"] == "litellm-sanitizer":
@@ -172,7 +175,10 @@ def environment(container: Object) -> dict[str, str]:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_what_every_gateway_runs_with(overlay: str) -> None:
-    """Not as root, nothing to write to, no privilege to gain; limits, probes on the admin port, time to drain."""
+    """A gateway runs without privileges on a read-only file system, with limits, probes and time to drain.
+
+    It does not run as root, and its probes are on the admin port.
+    """
     found = list(gateways(overlay))
     assert len(found) == 1
     pod, container = found[0]
@@ -193,13 +199,13 @@ def test_what_every_gateway_runs_with(overlay: str) -> None:
         assert container[probe]["httpGet"] == {"path": path, "port": "admin"}
     stopping = float(environment(container)["SANITIZER_SHUTDOWN_GRACE"])
     for other in pod["containers"]:
-        stopping += 10 if "lifecycle" in other else 0  # preStop, before anyone is told to stop
+        stopping += 10 if "lifecycle" in other else 0  # the seconds of preStop, which runs before SIGTERM is sent
     assert pod["terminationGracePeriodSeconds"] >= stopping + 10
 
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_the_image_can_be_named_in_one_place(overlay: str) -> None:
-    """The overlay's `images` entry decides, and no tag floats."""
+    """The overlay's `images` entry sets the image, with a fixed tag."""
     ((_, container),) = gateways(overlay)
     assert container["image"] == "ghcr.io/example/litellm-sanitizer:0.2.0"
     assert "ghcr.io/example/litellm-sanitizer" in (KUBERNETES / overlay / "kustomization.yaml").read_text()
@@ -207,7 +213,10 @@ def test_the_image_can_be_named_in_one_place(overlay: str) -> None:
 
 @pytest.mark.parametrize("overlay", OVERLAYS)
 def test_names_agree(overlay: str) -> None:
-    """Services select pods that have the ports they point at; policies admit those alone, by number."""
+    """Services select pods that have their target ports. The NetworkPolicy admits exactly the gateway's ports.
+
+    The policy has the ports by number. The ServiceMonitor names a port of the Service that it selects.
+    """
     templates = [each["spec"]["template"] for each in of_kind(overlay, "Deployment")]
     for service in of_kind(overlay, "Service"):
         selector = service["spec"]["selector"].items()
@@ -244,7 +253,7 @@ def scraped(monitor: Object, objects: Iterable[Object]) -> list[Object]:
 
 
 def objects_within(value: object) -> Iterator[Object]:
-    """Kubernetes objects, at any depth of a Helm chart's values."""
+    """The Kubernetes objects at any depth of a Helm chart's values."""
     if isinstance(value, dict):
         if "kind" in value and "metadata" in value:
             yield value
@@ -256,9 +265,10 @@ def objects_within(value: object) -> Iterator[Object]:
 
 @pytest.mark.parametrize("where", [*OVERLAYS, *sorted(path.name for path in HELM.glob("*.yaml"))])
 def test_the_operator_names_the_job_that_the_rules_ask_for(where: str) -> None:
-    """The job is the value of that label of the Service that `jobLabel` names, or else the Service's name.
+    """The Prometheus operator gives the series the job that the alert rules select.
 
-    So says the API reference of prometheus-operator about ServiceMonitorSpec.
+    The job is the value of the Service's label that `jobLabel` names or, without such a label, the Service's name
+    (API reference of prometheus-operator, ServiceMonitorSpec).
     """
     monitor = yaml.safe_load((OPERATOR / "servicemonitor.yaml").read_text())["spec"]
     made = objects(where) if where in OVERLAYS else objects_within(yaml.safe_load((HELM / where).read_text()))
@@ -268,7 +278,10 @@ def test_the_operator_names_the_job_that_the_rules_ask_for(where: str) -> None:
 
 
 def test_the_operator_gets_the_rules_of_the_file() -> None:
-    """The PrometheusRule has them as they are, comments too; the head of its file says how to renew it."""
+    """The PrometheusRule contains the rules of alerts.yaml unchanged, with their comments.
+
+    The comment at the top of its file says how to renew it.
+    """
     before, _, rules = (OPERATOR / "prometheusrule.yaml").read_text().partition("spec:\n")
     _, groups, rest = ALERTS.read_text().partition("groups:\n")
     assert rules == textwrap.indent(groups + rest, "  ")
@@ -276,7 +289,11 @@ def test_the_operator_gets_the_rules_of_the_file() -> None:
 
 
 def test_the_sidecar_is_a_native_one_and_is_where_the_service_points() -> None:
-    """It starts before LiteLLM and ends after it; LiteLLM waits for the load balancers before it stops."""
+    """The gateway is a native sidecar, LiteLLM has a `preStop` hook, and the Service's port is the gateway's.
+
+    A native sidecar starts before LiteLLM and ends after it. In `preStop`, LiteLLM waits until load balancers have
+    removed the pod.
+    """
     (pod,) = pods("sidecar")
     assert [container["name"] for container in pod["initContainers"]] == ["litellm-sanitizer"]
     assert pod["initContainers"][0]["restartPolicy"] == "Always"
@@ -286,7 +303,7 @@ def test_the_sidecar_is_a_native_one_and_is_where_the_service_points() -> None:
 
 
 def test_replicas_survive_a_node() -> None:
-    """Spread over nodes, and an eviction takes one at a time."""
+    """The replicas are spread over nodes, and a PodDisruptionBudget covers them."""
     for overlay in OVERLAYS[:3]:
         (deployment,) = of_kind(overlay, "Deployment")
         assert deployment["spec"]["replicas"] >= 2
@@ -298,7 +315,10 @@ def test_replicas_survive_a_node() -> None:
 
 
 def test_only_what_can_need_repair_is_routed_to_the_gateway() -> None:
-    """Three kinds of POST; by Ingress, which knows neither methods nor patterns, two exact paths."""
+    """The HTTPRoute routes three kinds of POST to the gateway, and the Ingress two exact paths.
+
+    An Ingress matches neither methods nor patterns.
+    """
     to_gateway = [
         (match["method"], match["path"]["type"], match["path"]["value"])
         for route in of_kind("routed/gateway-api", "HTTPRoute")

@@ -1,8 +1,8 @@
-"""deploy/grafana in a real Prometheus, which scrapes real gateways; and `promtool test rules`: when each alert fires.
+"""deploy/grafana in a real Prometheus that scrapes real gateways, and the alert rules under `promtool test rules`.
 
-The configuration is the one that deploy/grafana/README.md shows, with the test's own targets. Two things are faster:
-Prometheus scrapes and evaluates every second, where the README has 15 s; and a minute in the `for` of an alert is a
-second. promtool takes the rules as they are.
+The configuration is the one in deploy/grafana/README.md, with the test's own targets. Two things are faster:
+Prometheus scrapes and evaluates every second instead of every 15 s, and a minute in the `for` of an alert is a
+second. promtool tests the rules unchanged.
 """
 
 import contextlib
@@ -49,9 +49,9 @@ RULES: dict[str, dict[str, Any]] = {
 DASHBOARD: dict[str, Any] = json.loads((DEPLOY / "grafana/dashboard.json").read_text())
 UNIT_TESTS = sorted(Path(__file__).parent.glob("alerts_*.yaml"))
 WAIT = 60.0
-"""Seconds for anything to happen; most takes two or three."""
+"""Seconds within which each awaited event must occur. Most take two or three."""
 SCRAPE_INTERVAL = "15s"
-"""What Grafana takes a data source's to be unless it is told otherwise."""
+"""The scrape interval that Grafana assumes for a data source by default."""
 
 
 def promtool(*arguments: str, directory: Path) -> None:
@@ -61,7 +61,7 @@ def promtool(*arguments: str, directory: Path) -> None:
 
 
 def shown_configuration() -> dict[str, Any]:
-    """The one in README.md."""
+    """The configuration that README.md shows."""
     found = re.search(r"```yaml\n(.*?)```", (DEPLOY / "grafana/README.md").read_text(), re.DOTALL)
     assert found
     configuration: dict[str, Any] = yaml.safe_load(found[1])
@@ -69,7 +69,7 @@ def shown_configuration() -> dict[str, Any]:
 
 
 def test_what_the_readme_shows_is_a_configuration(tmp_path: Path) -> None:
-    """Without a complaint of promtool's, about the rules neither, whose templates it expands."""
+    """promtool accepts the configuration in README.md, and the rules with their templates, without a warning."""
     (tmp_path / "prometheus.yml").write_text(yaml.safe_dump(shown_configuration()))
     (tmp_path / "alerts.yaml").write_text(ALERTS.read_text())
     promtool("check", "config", "--lint=all", "--lint-fatal", "prometheus.yml", directory=tmp_path)
@@ -77,7 +77,7 @@ def test_what_the_readme_shows_is_a_configuration(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", UNIT_TESTS, ids=lambda path: path.stem)
 def test_when_alerts_fire(file: Path, tmp_path: Path) -> None:
-    """At which minute each alert begins and ends to fire, and what its summary says then."""
+    """Each alert starts and stops firing at the expected minutes, with the expected summary."""
     tests = yaml.safe_load(file.read_text())
     tests["rule_files"] = [str(ALERTS)]
     for test in tests["tests"]:
@@ -89,7 +89,7 @@ def test_when_alerts_fire(file: Path, tmp_path: Path) -> None:
 
 
 def test_every_alert_is_tested() -> None:
-    """In one of the tests, it does not fire, then it fires, and then it does not."""
+    """For each alert there is a test in which it does not fire, then fires, and then stops firing."""
     for name in RULES:
         courses = []
         for test in (test for file in UNIT_TESTS for test in yaml.safe_load(file.read_text())["tests"]):
@@ -106,7 +106,7 @@ class Prometheus:
         self._client = httpx.Client(base_url=url, trust_env=False, timeout=WAIT)
 
     def is_ready(self) -> bool:
-        """It accepts connections a little earlier, and answers 503."""
+        """Whether it is ready. It accepts connections a little earlier, and answers 503 until it is ready."""
         return self._client.get("/-/ready").status_code == 200
 
     def get(self, path: str, **parameters: str | float) -> Any:
@@ -115,12 +115,12 @@ class Prometheus:
         return response.json()["data"]
 
     def query(self, expression: str) -> list[dict[str, Any]]:
-        """The series of a vector or matrix, now."""
+        """The series that the value of ``expression`` consists of now, a vector or a matrix."""
         found: list[dict[str, Any]] = self.get("query", query=expression)["result"]
         return found
 
     def alerts(self) -> list[dict[str, Any]]:
-        """Those that are pending or firing."""
+        """The alerts that are pending or firing."""
         found: list[dict[str, Any]] = self.get("alerts")["alerts"]
         return found
 
@@ -128,7 +128,7 @@ class Prometheus:
         return [alert for alert in self.alerts() if (alert["labels"]["alertname"], alert["state"]) == (name, "firing")]
 
     def wait_for(self, condition: Callable[[], T]) -> T:
-        """Ask again until ``condition()`` is true; its value."""
+        """Call ``condition`` until its value is true. Returns that value."""
         until = time.monotonic() + WAIT
         while not (found := condition()):
             assert time.monotonic() < until, self.get("targets")["activeTargets"] + self.alerts()
@@ -141,7 +141,7 @@ class Prometheus:
 
 @contextlib.contextmanager
 def prometheus(directory: Path, *gateways: Gateway) -> Iterator[Prometheus]:
-    """One that has the rules, and has scraped each of the gateways once."""
+    """Run a Prometheus with the rules. Yields it once it has scraped each of the gateways."""
     rules = yaml.safe_load(ALERTS.read_text())
     for rule in (rule for group in rules["groups"] for rule in group["rules"]):
         minutes = int(rule["for"][:-1]) * {"m": 1, "h": 60}[rule["for"][-1]]
@@ -200,11 +200,11 @@ REQUESTS: dict[str, tuple[bytes, Script]] = {
 NOT_MADE = {"Out of file descriptors A", "Upstream errors and stalled clients C"}
 """Queries whose counters stay 0 in this test."""
 HELD = "sum(sum_over_time(sanitizer_tunnels_in_flight[1m])) >= 3 and sum(sanitizer_requests_in_flight) == 1"
-"""A tunnel was open at three scrapes: for so long that a query with a point every quarter of a second shows it."""
+"""True once a tunnel was open at three scrapes. A query with four points per second is then sure to show it."""
 
 
 def make_traffic(prometheus: Prometheus, upstream: Upstream, gateway: Gateway, observing: Gateway) -> None:
-    """Every request to both gateways. Then a tunnel and half an answer are held until Prometheus has seen both."""
+    """Send every request to both gateways. Then hold a tunnel and half a response until Prometheus has seen both."""
     for message, script in REQUESTS.values():
         upstream.script = script
         for each in (gateway, observing):
@@ -236,10 +236,10 @@ def make_traffic(prometheus: Prometheus, upstream: Upstream, gateway: Gateway, o
 
 
 def filled_in(prometheus: Prometheus) -> Callable[[str], str]:
-    """Fills in a query's variables as Grafana does where everything is chosen, and the last minutes are shown.
+    """Returns a function that fills in a query's variables as Grafana does if everything is selected.
 
-    A variable's values are those of the label that it asks for. Each is escaped for a regular expression in a PromQL
-    string; several are joined by `|`. `$__rate_interval` is four times the scrape interval.
+    A variable's values are those of the label that its own query names. Each is escaped for a regular expression in a
+    PromQL string, and several are joined by `|`. `$__rate_interval` is four times the scrape interval.
     """
     variables = {"__rate_interval": "4s"}
 
@@ -258,7 +258,10 @@ def filled_in(prometheus: Prometheus) -> Callable[[str], str]:
 
 
 def test_every_panel_shows_something(tmp_path: Path) -> None:
-    """After traffic of all sorts, each query has numbers, and not just zeros; its legend's labels have values."""
+    """After traffic of all sorts, each query returns numbers, and not only zeros. The labels in its legend have values.
+
+    The queries in `NOT_MADE` return only zeros.
+    """
     options = ("--stall-timeout", "1", "--response-timeout", "5", "--lookup-timeout", "2")
     with (
         Upstream() as upstream,
@@ -292,7 +295,10 @@ def test_every_panel_shows_something(tmp_path: Path) -> None:
 
 
 def course(prometheus: Prometheus, name: str) -> dict[str, list[float]]:
-    """When each evaluation was at which the alert was pending, and when it was firing; seconds since the epoch."""
+    """The times of the evaluations at which the alert was pending, and of those at which it was firing.
+
+    The keys are these two states. The values are in seconds since the epoch.
+    """
     found: dict[str, list[float]] = defaultdict(list)
     for each in prometheus.query(f'ALERTS{{alertname="{name}"}}[1h]'):
         found[each["metric"]["alertstate"]] += [at for at, _ in each["values"]]
@@ -300,7 +306,7 @@ def course(prometheus: Prometheus, name: str) -> dict[str, list[float]]:
 
 
 def test_not_ready(tmp_path: Path) -> None:
-    """With LiteLLM stopped the alert is pending, and then it fires. With LiteLLM back it is resolved."""
+    """When LiteLLM stops, the alert is pending and then fires. When LiteLLM is back, the alert is resolved."""
     port = free_port()
     with contextlib.ExitStack() as stack:
         upstream = stack.enter_context(contextlib.ExitStack())
@@ -330,7 +336,7 @@ def test_not_ready(tmp_path: Path) -> None:
 
 
 def test_one_of_two_is_down_and_then_both(tmp_path: Path) -> None:
-    """The one that is down is named while the other one is up. With both down, the alert is that there is none."""
+    """While one of two gateways is down, SanitizerDown names it. While both are down, only SanitizerAbsent fires."""
     with (
         Upstream() as upstream,
         Gateway(upstream.url, admin=True) as first,

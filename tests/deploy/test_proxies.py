@@ -1,8 +1,9 @@
-"""Each configuration in deploy/proxies, under the program it is for, before two upstreams.
+"""Each configuration in deploy/proxies, run by its program, with two upstreams.
 
-Only what can need repair goes to the gateway; all else reaches LiteLLM as a proxy before LiteLLM must let it.
+Only requests that can need repair go to the gateway. The proxy relays all others to LiteLLM, as any proxy in front of
+LiteLLM must: events one by one, and WebSockets as tunnels.
 
-What is substituted: the ports, and what lets it run without root and leave nothing behind.
+The tests replace the ports, and add settings with which the program needs no root and leaves nothing behind.
 """
 
 import ipaddress
@@ -74,7 +75,7 @@ ROUTES = {
 
 @pytest.mark.parametrize(("method", "target", "way"), ROUTES.values(), ids=ROUTES.keys())
 def test_only_what_can_need_repair_goes_to_the_gateway(proxy: Proxy, method: bytes, target: bytes, way: bytes) -> None:
-    """Exactly the intended requests, and the target arrives as it was sent."""
+    """Exactly the requests that can need repair reach the gateway, and every target arrives as it was sent."""
     upstream = proxy.gateway if way == GATEWAY else proxy.litellm
     before = len(upstream.requests)
     answer = ask(
@@ -87,7 +88,7 @@ def test_only_what_can_need_repair_goes_to_the_gateway(proxy: Proxy, method: byt
 
 
 def test_an_encoded_spelling_goes_where_the_file_says(proxy: Proxy) -> None:
-    """nginx compares decoded paths, as LiteLLM does; the others send an encoded spelling past the gateway."""
+    """nginx compares decoded paths, as LiteLLM does. The other proxies send an encoded path directly to LiteLLM."""
     answer = ask(proxy.address, b"POST /key/%75pdate HTTP/1.1\r\nHost: h\r\nContent-Length: 2\r\n\r\n{}")
     assert answer.body == (GATEWAY if proxy.name == "nginx" else LITELLM)
     upstream = proxy.gateway if proxy.name == "nginx" else proxy.litellm
@@ -95,12 +96,12 @@ def test_an_encoded_spelling_goes_where_the_file_says(proxy: Proxy) -> None:
 
 
 def test_the_client_is_named_by_the_proxy(proxy: Proxy) -> None:
-    """LiteLLM and the gateway learn the client's address and scheme from the proxy, which the client can't forge."""
+    """The gateway gets the client's address and scheme from the proxy, and the client can forge neither."""
     head = b"POST /key/update HTTP/1.1\r\nHost: h\r\nX-Forwarded-For: 6.6.6.6\r\nX-Forwarded-Proto: https\r\n"
     ask(proxy.address, head + b"Content-Length: 2\r\n\r\n{}")
     request = proxy.gateway.requests[-1]
     last = b",".join(request.all(b"x-forwarded-for")).split(b",")[-1].strip()
-    if proxy.name == "envoy":  # it names a client on loopback by an address of the machine
+    if proxy.name == "envoy":  # for a client on loopback, it sends another of the machine's addresses
         assert str(ipaddress.ip_address(last.decode())) != "6.6.6.6"
     else:
         assert last == b"127.0.0.1"
@@ -115,7 +116,7 @@ EVENTS = {
 
 @pytest.mark.parametrize(("framing", "first", "second"), EVENTS.values(), ids=EVENTS.keys())
 def test_events_arrive_one_by_one(proxy: Proxy, framing: bytes, first: bytes, second: bytes) -> None:
-    """Nothing is held back until there is more."""
+    """The proxy relays each event without waiting for the next one."""
     seen = threading.Event()
     usual = proxy.litellm.script
     head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\n" + framing + b"\r\n\r\n"
@@ -133,7 +134,7 @@ def test_events_arrive_one_by_one(proxy: Proxy, framing: bytes, first: bytes, se
 
 
 def test_a_websocket_is_tunnelled(proxy: Proxy) -> None:
-    """An upgrade reaches LiteLLM as one, and then bytes pass both ways."""
+    """An upgrade reaches LiteLLM as an upgrade, and then octets are relayed in both directions."""
 
     def script(connection: Connection) -> None:
         request = connection.read_request()
@@ -163,7 +164,10 @@ def test_a_websocket_is_tunnelled(proxy: Proxy) -> None:
 
 
 def test_an_upload_of_any_size_passes(proxy: Proxy) -> None:
-    """More than nginx's 1 MB, in a request that the gateway could repair: it streams what it does not inspect."""
+    """The proxy relays a key update with content of 3 MiB, which is more than nginx's default limit of 1 MB.
+
+    The gateway streams content of that size without inspecting it.
+    """
     size = 3 * 1024 * 1024
     answer = ask(
         proxy.address, b"POST /key/update HTTP/1.1\r\nHost: h\r\nContent-Length: %d\r\n\r\n" % size, b"x" * size

@@ -1,7 +1,7 @@
-"""Gateways replaced behind HAProxy, and LiteLLM replaced behind a gateway, under load: what is lost by it.
+"""The requests that fail under load while gateways are replaced behind HAProxy, or LiteLLM behind a gateway.
 
-The clients are those of `tests.soak`, without those that leave or stall; LiteLLM is a stand-in under a real uvicorn.
-Each test prints its figures, which `-s` or `-rP` shows.
+The clients are those of `tests.soak`, without those that leave or stall. LiteLLM is a stand-in under a real
+uvicorn. Each test prints its figures, which `-s` or `-rP` shows.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from tests.soak.processes import Process
 from tests.support.gateway import reserved_port
 
 PATIENCE = 60.0
-"""Seconds for all that is waited for."""
+"""Seconds that each wait may last."""
 CLIENTS = 8
 PAUSE = 0.03
 """Seconds between two requests of a client, on average."""
@@ -41,7 +41,7 @@ REPLACEMENTS = 4
 
 
 class Load(Visitor):
-    """One client: a request of a kind after the other until ``stop`` is set."""
+    """One client. It sends one request of a random kind after another until ``stop`` is set."""
 
     async def load(self, stop: asyncio.Event, kinds: list[str]) -> None:
         plays = {kind: play for kind, (play, _) in self.kinds.items()} | {"key/update": self.update}
@@ -66,7 +66,10 @@ def run(work: Coroutine[Any, Any, Runs]) -> Runs:
 
 @contextlib.asynccontextmanager
 async def load(port: int, ledger: Ledger, kinds: list[str]) -> AsyncIterator[None]:
-    """Clients of all ``kinds`` for ``port`` of loopback, until the block ends; each ends what it has begun."""
+    """Run clients that send requests of all ``kinds`` to ``port`` of loopback, until the block ends.
+
+    Each client then finishes its last request.
+    """
     stop, numbers = asyncio.Event(), itertools.count(1)
     async with asyncio.TaskGroup() as group:
         for seed in range(CLIENTS):
@@ -76,7 +79,7 @@ async def load(port: int, ledger: Ledger, kinds: list[str]) -> AsyncIterator[Non
 
 
 def figures(what: str, ledger: Ledger) -> str:
-    """Requests by kind, and those that failed."""
+    """A table with the requests of each kind that finished, and those that failed."""
     failed = Counter(failure.kind for failure in ledger.failures)
     failed += Counter(re.split(r" \d", wrong)[0] for wrong in ledger.wrong)
     rows = (f"{kind:16}{ledger.finished[kind]:8}{failed[kind]:8}" for kind in KINDS if ledger.sent[kind])
@@ -84,7 +87,7 @@ def figures(what: str, ledger: Ledger) -> str:
 
 
 async def started(stack: contextlib.AsyncExitStack, module: str, *arguments: str, ready: str) -> Process:
-    """A process that has written a line with ``ready``; it is killed at the end."""
+    """Start a process and wait until it writes a line with ``ready``. It is killed when ``stack`` is closed."""
     process = await Process.start(module, *arguments)
     stack.push_async_callback(process.kill)
     await process.line(lambda line: ready in line)
@@ -92,7 +95,7 @@ async def started(stack: contextlib.AsyncExitStack, module: str, *arguments: str
 
 
 class Held:
-    """A stream, an upload and a WebSocket under way, through the server of that name behind HAProxy at ``port``."""
+    """A stream, an upload and a WebSocket in progress, through the gateway ``server`` behind HAProxy at ``port``."""
 
     def __init__(self, port: int, server: str, request_id: str, stack: contextlib.AsyncExitStack) -> None:
         self.port = port
@@ -125,7 +128,7 @@ class Held:
         assert await self.websocket.recv() == message
 
     async def end(self) -> None:
-        """All go on as if nothing had happened, and end as they should."""
+        """Continue all three as if nothing had happened, and check that they end as they should."""
         await self._echo(b"world")
         await self.websocket.close()
         await self.upload.send(b"world")
@@ -137,7 +140,7 @@ class Held:
 
 
 class Slot:
-    """A gateway's place behind HAProxy: its name there, its ports, and the process that is there now."""
+    """One of the gateways behind HAProxy: its name there, its ports, and its current process."""
 
     process: Process
 
@@ -152,27 +155,27 @@ class Slot:
         self.process = await started(self._stack, "sanitizer", "serve", *self._options, ready="listening on")
 
     async def stop(self) -> None:
-        """Let it end after SIGTERM: it aborts nothing."""
+        """Wait until the process ends after SIGTERM. It must end with status 0 and abort no request."""
         assert await self.process.wait(PATIENCE) == 0
         assert not [line for line in self.process.lines if "aborting" in line or "Traceback" in line]
 
     def refuses(self) -> bool:
-        """Whether it has closed its listener."""
+        """Whether the gateway has closed its listener."""
         with socket.socket() as client:
             client.settimeout(1)
             try:
                 client.connect(("127.0.0.1", self.port))
             except TimeoutError:
-                return False  # it lets no connection begin any more
+                return False  # it is open, but accepts no new connection
             except ConnectionRefusedError:
                 return True
         return False
 
 
 def several(configuration: Path, slots: list[Slot]) -> None:
-    """Let HAProxy send everything to the gateways, each with the options of the one that is in the file.
+    """Make HAProxy send everything to the gateways, each with the options of the gateway in the file.
 
-    A request can name its gateway, so that a test knows which has it.
+    A request can name its gateway in X-Server, so that a test knows which gateway handles it.
     """
     text = configuration.read_text().replace("default_backend litellm\n", "default_backend litellm_sanitizer\n")
     (server,) = re.findall(r"    server litellm_sanitizer .*\n", text)
@@ -186,18 +189,18 @@ def several(configuration: Path, slots: list[Slot]) -> None:
 
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE):
-        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - another process's
+        while not await asyncio.to_thread(condition):  # noqa: ASYNC110 - it depends on another process
             await asyncio.sleep(0.05)
 
 
 def new_line(log: Path, text: str) -> Callable[[], bool]:
-    """A function that says whether a line with ``text`` has come into ``log`` since now."""
+    """Returns a function that says whether a line with ``text`` was added to ``log`` after this call."""
     before = log.read_text().count(text)
     return lambda: log.read_text().count(text) > before
 
 
 async def replace_gateways(directory: Path, ledger: Ledger) -> Runs:
-    """Replace each of three gateways twice, one after the other. Returns the journal of LiteLLM."""
+    """Replace each of three gateways twice, one after the other. Returns LiteLLM's journal."""
     journal, log = directory / "journal", directory / "log"
     async with contextlib.AsyncExitStack() as stack:
         litellm = stack.enter_context(reserved_port())
@@ -229,7 +232,7 @@ async def replace_gateways(directory: Path, ledger: Ledger) -> Runs:
 
 
 def test_gateways_are_replaced(tmp_path: Path) -> None:
-    """No request fails, and what a gateway has begun before SIGTERM goes on after it has closed its listener."""
+    """No request fails. Requests that a gateway has begun before SIGTERM continue after it has closed its listener."""
     ledger = Ledger()
     runs = run(replace_gateways(tmp_path, ledger))
     print(figures("gateways", ledger))
@@ -237,11 +240,11 @@ def test_gateways_are_replaced(tmp_path: Path) -> None:
     assert all(ledger.finished[kind] for kind in KINDS)
     assert repeated(runs) == []
     fates = {fate for (_, request_id), begun in runs.items() if request_id != "-" for _, fate in begun}
-    assert fates == {"relayed"}  # not one request of a client went past the gateways
+    assert fates == {"relayed"}  # no request of a client bypassed the gateways
 
 
 class LiteLLM:
-    """One stand-in after the other at one address, a Unix socket, which the next takes over before the last ends."""
+    """Stand-ins that replace one another at one Unix socket. Each takes over the socket before the last one ends."""
 
     def __init__(self, path: Path, journal: Path, stack: contextlib.AsyncExitStack) -> None:
         self.path = path
@@ -261,7 +264,7 @@ class LiteLLM:
     async def replace(self) -> None:
         old, kept = self._process, self._kept
         await self.start()
-        # what was connected before is accepted before this is
+        # Connections are accepted in order: once this one is answered, all earlier ones have been accepted.
         reader, writer = await asyncio.open_unix_connection(kept)
         writer.write(b"GET /health/liveliness HTTP/1.1\r\nHost: h\r\nConnection: close\r\n\r\n")
         assert b" 200 " in await reader.readline()
@@ -291,7 +294,7 @@ server {{
 
 
 async def replace_litellm(directory: Path, front: str, ledger: Ledger, kinds: list[str], *options: str) -> Runs:
-    """Replace LiteLLM behind ``front``, a gateway with ``options`` or nginx. Returns the journal of LiteLLM."""
+    """Replace LiteLLM behind ``front``, a gateway with ``options`` or nginx. Returns LiteLLM's journal."""
     journal = directory / "journal"
     async with contextlib.AsyncExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory())
@@ -313,9 +316,10 @@ async def replace_litellm(directory: Path, front: str, ledger: Ledger, kinds: li
 
 
 def test_litellm_is_replaced(tmp_path: Path) -> None:
-    """Only a POST can fail: one for which uvicorn has closed the connection before it has read it, and so not run it.
+    """Only a POST can fail, with 502, and only if LiteLLM has not run it.
 
-    It can't be sent again, because nothing tells such a POST from one that was run.
+    This happens if uvicorn closes the connection before it has read the request. The gateway can't resend such a POST,
+    because it can't distinguish it from one that was run.
     """
     ledger = Ledger()
     runs = run(replace_litellm(tmp_path, "gateway", ledger, LASTING))
@@ -328,7 +332,7 @@ def test_litellm_is_replaced(tmp_path: Path) -> None:
 
 
 def test_litellm_is_replaced_behind_connections_for_one_request_each(tmp_path: Path) -> None:
-    """Without idle connections nothing fails."""
+    """Without idle connections, no request fails."""
     ledger = Ledger()
     runs = run(replace_litellm(tmp_path, "gateway", ledger, LASTING, "--upstream-keepalive", "0"))
     print(figures("no keepalive", ledger))
@@ -338,7 +342,7 @@ def test_litellm_is_replaced_behind_connections_for_one_request_each(tmp_path: P
 
 
 def test_litellm_is_replaced_behind_nginx(tmp_path: Path) -> None:
-    """What nginx loses in the gateway's place is a figure to compare with; no POST is run twice."""
+    """With nginx in the gateway's place, no POST is run twice. The failures are printed for comparison."""
     ledger = Ledger()
     kinds = [kind for kind in LASTING if kind != "key/update"]  # nginx does not repair it
     runs = run(replace_litellm(tmp_path, "nginx", ledger, kinds))

@@ -1,4 +1,4 @@
-"""The unit, read by systemd's own tools. tests/containers runs it."""
+"""The systemd unit, checked by systemd's own tools. tests/containers runs it."""
 
 import re
 import shutil
@@ -11,7 +11,7 @@ from tests.deploy.programs import DEPLOY, program
 
 UNIT = DEPLOY / "systemd" / "litellm-sanitizer.service"
 EXPOSURE = 14
-"""Ten times what `systemd-analyze security` rates the unit, as deploy/README.md says."""
+"""Ten times the exposure that `systemd-analyze security` computes for the unit. deploy/README.md states it."""
 TIMEOUT = 60.0
 
 
@@ -20,7 +20,7 @@ def systemd_analyze() -> str:
 
 
 def verify(unit: str, root: Path) -> subprocess.CompletedProcess[str]:
-    """What `systemd-analyze verify` says of this text as the unit of a machine on which everything is in its place."""
+    """Run `systemd-analyze verify` on ``unit``, below a ``root`` in which all files that the unit names exist."""
     for folder in ("etc/systemd/system", "opt/litellm-sanitizer/bin", "usr/bin"):
         (root / folder).mkdir(parents=True)
     shutil.copytree("/usr/lib/systemd/system", root / "usr/lib/systemd/system", symlinks=True)
@@ -34,7 +34,7 @@ def verify(unit: str, root: Path) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("drop_in", [False, True], ids=["as it is", "with all that is commented out"])
 def test_verify(tmp_path: Path, drop_in: bool) -> None:
-    """systemd knows every option and value in it."""
+    """systemd knows every option and value in the unit, including the lines that are commented out."""
     unit = UNIT.read_text()
     done = verify(re.sub("^#(?=[A-Z][A-Za-z]+=)", "", unit, flags=re.MULTILINE) if drop_in else unit, tmp_path)
     assert (done.returncode, done.stdout + done.stderr) == (0, "")

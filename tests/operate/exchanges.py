@@ -1,4 +1,4 @@
-"""Requests, and upstreams that answer them, for the tests of what is counted and logged."""
+"""Requests, and scripts of upstreams that answer them, for the tests of metrics and logs."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def answer(status: str, content: object = "") -> bytes:
 
 
 def lookup(*steps: bytes | object, then: bytes = OK) -> Script:
-    """An upstream that answers a lookup with ``steps``, and everything else with ``then``."""
+    """An upstream that answers a lookup with ``steps``, and every other request with ``then``."""
 
     def script(connection: Connection) -> None:
         if connection.read_request().target.startswith(b"/key/info"):
@@ -48,7 +48,7 @@ def lookup(*steps: bytes | object, then: bytes = OK) -> Script:
 
 
 def refusing(status: str, message: str, info: dict[str, object], *fields: bytes) -> Script:
-    """An upstream that has stored ``info``, and refuses what has one of ``fields`` in it; all else it takes."""
+    """An upstream that has stored ``info``. It refuses requests that contain one of ``fields``, and accepts others."""
     refusal = answer(status, {"error": {"message": message, "type": "auth_error", "param": None, "code": status[:3]}})
 
     def script(connection: Connection) -> None:

@@ -1,4 +1,4 @@
-"""What ``/metrics`` says, read by prometheus-client's own parser."""
+"""The samples that ``/metrics`` exposes, read by prometheus-client's own parser."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Numbers(dict[str, float]):
         return numbers
 
     def since(self, before: Numbers) -> dict[str, float]:
-        """What has changed since ``before``, and by how much."""
+        """The samples that have changed since ``before``, and by how much."""
         return {name: value - before.get(name, 0) for name, value in self.items() if value != before.get(name, 0)}
 
 
@@ -37,7 +37,10 @@ def families(gateway: Gateway) -> list[Metric]:
 
 
 def wait_for(gateway: Gateway, condition: Callable[[Numbers], bool]) -> Numbers:
-    """Scrape until ``condition`` holds: who serves tells of itself twice a second, and before that of nothing."""
+    """Scrape until ``condition`` holds. Returns the samples.
+
+    A serving process publishes its metrics twice a second. Before the first time, it has none.
+    """
     until = time.monotonic() + WAIT
     while not ((numbers := Numbers.of(gateway)) and "sanitizer_requests_in_flight" in numbers and condition(numbers)):
         assert time.monotonic() < until, numbers
@@ -46,7 +49,7 @@ def wait_for(gateway: Gateway, condition: Callable[[Numbers], bool]) -> Numbers:
 
 
 def wait_until_ready(gateway: Gateway, ready: bool = True, because: str = "") -> bytes:
-    """Ask ``/readyz`` until it says so, with that reason; its answer."""
+    """Request ``/readyz`` until it reports ``ready``, with content that contains ``because``. Returns the content."""
     until = time.monotonic() + WAIT
     status = 200 if ready else 503
     while (answer := gateway.ask_admin("/readyz")).status != status or because.encode() not in answer.body:

@@ -1,4 +1,4 @@
-"""The log as the gateway writes it over real sockets: requests on request, decisions, failures, the start."""
+"""The log lines of a gateway with real sockets: the access log, decisions, failures and the start."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ TRACEPARENT = "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     ],
 )
 def test_path(target: str, path: str) -> None:
-    """The path of a request without its query; what looks like a key is masked, however it is encoded."""
+    """The path is logged without its query, and a key or a JWT in it is masked, however it is encoded."""
     assert logs.path_of(target.encode()) == path
 
 
@@ -84,12 +84,12 @@ def accesses(gateway: Gateway) -> list[dict[str, Any]]:
 
 
 def test_access_log(upstream: Upstream) -> None:
-    """One line for each request, whatever became of it, intercepted or not."""
+    """Each request is logged in one line, whatever its outcome, and whether or not it is intercepted."""
     options = ("--access-log", "--response-timeout", "2")
     expected: list[tuple[str | None, str | None, int]] = []
     with Gateway(upstream.url, *options) as gateway:
         with gateway.connect() as client:
-            for _ in range(2):  # the second head is known again
+            for _ in range(2):  # the second request repeats the head of the first
                 assert client.ask(request(target=f"/key/{KEY}/x?token=secret")).status == 200
                 expected.append(("GET", "/key/sk-***", 200))
             assert client.ask(update(b"{")).status == 200
@@ -129,10 +129,10 @@ def test_access_log(upstream: Upstream) -> None:
 
 
 def test_time_of_a_repeated_head(upstream: Upstream) -> None:
-    """The time of a request counts from its own head, also where that is known again.
+    """The logged time of a request is counted from its own head, even if that repeats an earlier head.
 
-    The line is written before the test has read it, so the test has waited longer. Counted from the first head, the
-    time of the last of many would be that of them all.
+    The line is written before the test has read it, so the time that the test measures is longer. If the time were
+    counted from the first head, the time of the last request would include that of all others.
     """
     with Gateway(upstream.url, "--access-log") as gateway, gateway.connect() as client:
         for status in range(200, 220):
@@ -142,11 +142,11 @@ def test_time_of_a_repeated_head(upstream: Upstream) -> None:
             gateway.wait_for_line(rf'"status": ?{status}\b')
             waited = (time.perf_counter() - start) * 1000
         gateway.stop()
-        assert accesses(gateway)[-1]["ms"] <= waited + 0.1  # it is rounded
+        assert accesses(gateway)[-1]["ms"] <= waited + 0.1  # the logged time is rounded
 
 
 def test_no_access_log(upstream: Upstream) -> None:
-    """Unless it is asked for, no line is written for a request that is relayed."""
+    """Without ``--access-log``, no line is written for a request that is relayed."""
     with Gateway(upstream.url) as gateway:
         assert gateway.ask(request(target="/nothing")).status == 200
         gateway.stop()
@@ -155,7 +155,10 @@ def test_no_access_log(upstream: Upstream) -> None:
 
 
 def test_decision(upstream: Upstream) -> None:
-    """A decision is one line, with the response's status and both names of the request; `absent` is none."""
+    """A decision is logged in one line, with the response's status. A decision `absent` is not logged.
+
+    The line identifies the request by LiteLLM's call id and by its traceparent.
+    """
     answer = OK.replace(b"\r\nContent", b"\r\nx-litellm-call-id: 6f7c-1\r\nContent")
     upstream.script = lookup(stored(["/a"]), then=answer)
     with Gateway(upstream.url) as gateway:
@@ -180,9 +183,9 @@ def test_decision(upstream: Upstream) -> None:
 
 
 def test_decision_after_a_refusal(upstream: Upstream) -> None:
-    """A request that is sent again is one line, which says what LiteLLM had refused, and the status of the last answer.
+    """A request that is resent is logged in one line, with the fields that LiteLLM refused and the final status.
 
-    With ``--access-log`` it is one request.
+    The access log has one line for it, too.
     """
     upstream.script = refusing("403 No", BUDGET, {"spend": 1.5}, b"spend")
     with Gateway(upstream.url, "--access-log") as gateway:
@@ -242,7 +245,7 @@ CHAIN = "203.0.113.7, 10.0.0.1"
 def test_caller(
     upstream: Upstream, log_format: str, target: str, fields: str, proxies: str, said: dict[str, str]
 ) -> None:
-    """The line of each decision names the caller: the hash of its key, and where its request has come from."""
+    """A decision's line has the hash of the caller's key, the peer, and a trusted peer's X-Forwarded-For."""
     message = request("POST", target, UPDATE, f"Content-Type: application/json\r\n{fields}\r\n")
     upstream.script = lookup(stored(["/a"]))
     with Gateway(upstream.url, "--log-format", log_format, "--trusted-proxies", proxies) as gateway:
@@ -258,7 +261,7 @@ def test_caller(
 
 
 def test_caller_on_a_unix_socket(upstream: Upstream, tmp_path: Path) -> None:
-    """A client there has no address, and what it says of one is not believed unless it is trusted."""
+    """A client on a Unix socket has no address. Its X-Forwarded-For is logged only if Unix sockets are trusted."""
     upstream.script = lookup(stored(["/a"]))
     message = request("POST", "/key/update", UPDATE, f"Content-Type: application/json\r\nX-Forwarded-For: {CHAIN}\r\n")
     for proxies, said in (("", None), ("unix", CHAIN)):
@@ -271,7 +274,7 @@ def test_caller_on_a_unix_socket(upstream: Upstream, tmp_path: Path) -> None:
 
 
 def test_decision_without_an_answer(upstream: Upstream) -> None:
-    """If the client leaves before the answer, the decision is logged all the same, without a status."""
+    """If the client leaves before the response, the decision is still logged, without a status."""
     upstream.script = reply(WAIT_CLOSED)
     with Gateway(upstream.url) as gateway, gateway.connect() as client:
         client.send(update(b"{"))
@@ -285,7 +288,10 @@ def test_decision_without_an_answer(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("message", [request(), update(b"{")], ids=["relayed", "intercepted"])
 def test_aborted_stream(upstream: Upstream, message: bytes) -> None:
-    """Streams that upstream breaks off are one line, with the first of them, and one that sums up; no traceback."""
+    """If upstream cuts several responses, one line reports the first cut, and another the number of further ones.
+
+    No traceback is logged.
+    """
     upstream.script = reply(CUT, CLOSE)
     with Gateway(upstream.url) as gateway:
         for _ in range(3):
@@ -302,7 +308,7 @@ def test_aborted_stream(upstream: Upstream, message: bytes) -> None:
 
 
 def test_start(upstream: Upstream) -> None:
-    """As text, the start is a few lines: where it listens, its form, what it fronts, mode, fields, admin listener."""
+    """In text format, the start is a few lines: address, form, upstream, mode, fields, workers and admin listener."""
     options = ("--log-format", "text", "--mode", "observe", "--fields", "allowed_routes")
     with Gateway(upstream.url, *options, admin=True) as gateway:
         gateway.stop()
@@ -319,14 +325,14 @@ def test_start(upstream: Upstream) -> None:
 
 
 def test_text_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing that a client has sent can begin a line of its own."""
+    """No text that a client sends can begin a new line in the log."""
     logs.configure("info", "text")
     logs.access("request", path="/a\nb\x1b[31m\u2028c")
     assert capsys.readouterr().err.endswith(' request  path="/a\\nb\\u001b[31m\\u2028c"\n')
 
 
 def test_level(capsys: pytest.CaptureFixture[str]) -> None:
-    """Who asks for an access log gets it, also where nothing else is to be logged."""
+    """The access log is written even if the log level is `error`. A field that is None is left out."""
     logs.configure("error", "json")
     logs.access("request", path="/a", method=None)
     line = json.loads(capsys.readouterr().err)
@@ -337,7 +343,7 @@ def test_level(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize("style", ["json", "text"])
 @pytest.mark.parametrize("before", ["", " ", "\n", "\u00e4", "\\", '"', "_", "/", "=", "Bearer "])
 def test_key_is_masked(capsys: pytest.CaptureFixture[str], style: str, before: str) -> None:
-    """A key is masked whatever stands before it, and however that is escaped."""
+    """A key is masked whatever character precedes it, and however that character is escaped."""
     logs.configure("info", style)
     logs.access(f"{before}sk-0123", detail=f"{before}sk-0123.4567")
     written = capsys.readouterr().err
@@ -351,7 +357,7 @@ def test_key_is_masked(capsys: pytest.CaptureFixture[str], style: str, before: s
 @pytest.mark.parametrize("style", ["json", "text"])
 @pytest.mark.parametrize("secret", ["sk-0123/4567", "sk-0123/4567/regenerate", "eyJhbGci.eyJ0123.4567"])
 def test_whole_secret_is_masked(capsys: pytest.CaptureFixture[str], style: str, secret: str) -> None:
-    """A key is masked beyond a slash that it has, and so is a JWT, wherever they are written."""
+    """A JWT, and a key that contains a slash, are masked to their end, in messages and in fields."""
     logs.configure("info", style)
     logs.event(logging.ERROR, f"no such file: {secret}", file=secret)
     written = capsys.readouterr().err
@@ -361,7 +367,7 @@ def test_whole_secret_is_masked(capsys: pytest.CaptureFixture[str], style: str, 
 
 
 def test_address_of_an_ipv4_client(upstream: Upstream) -> None:
-    """On a socket for both families, too, an IPv4 client is named as its X-Forwarded-For names it."""
+    """Even if the listener is dual-stack, the log has an IPv4 client's address in IPv4 form, as X-Forwarded-For has."""
     with Gateway(upstream.url, "--host", "::", "--access-log", "--shutdown-grace", "0") as gateway:
         port = int(gateway.url.rpartition(":")[2])
         assert ask(("127.0.0.1", port), b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200

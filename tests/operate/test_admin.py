@@ -1,4 +1,4 @@
-"""The admin listener: alive, ready, and unmoved by what the public side does."""
+"""The admin listener: liveness and readiness, which the load on the public listener does not affect."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from tests.support.upstream import OK, Upstream, refusing_port, reply
 
 
 def test_address_is_said(upstream: Upstream) -> None:
-    """The line that says where the gateway listens says where its admin listener does."""
+    """The log line with the gateway's address also has the address of the admin listener, if there is one."""
     with Gateway(upstream.url, admin=True) as gateway:
         (line,) = [record for record in gateway.records if record["message"].startswith("listening on")]
         assert line["admin"] == f"http://127.0.0.1:{gateway.admin[1]}"
@@ -43,7 +43,7 @@ def test_address_is_said(upstream: Upstream) -> None:
 
 
 def test_port_in_use(upstream: Upstream) -> None:
-    """An admin port that is taken is one clear line that names the option, and exit status 1."""
+    """If the admin port is in use, the command ends with status 1 and one line that names the option."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         arguments = ["--port", "0", "--upstream", upstream.url, "--admin-port", str(port)]
@@ -57,7 +57,10 @@ def test_port_in_use(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_upstream_is_down(workers: int) -> None:
-    """Without its upstream the gateway is live, not ready, and answers 502; when it is back, without a restart, 200."""
+    """While upstream is unreachable, the gateway is live, is not ready, and answers 502.
+
+    When upstream is back, the gateway is ready and relays again, without a restart.
+    """
     with contextlib.ExitStack() as away:
         port = away.enter_context(refusing_port())
         options = ("--workers", str(workers))
@@ -66,7 +69,7 @@ def test_upstream_is_down(workers: int) -> None:
             assert json.loads(body) == {"ready": False, "reason": "upstream can't be reached: connection refused"}
             live = gateway.ask_admin("/livez")
             assert (live.status, json.loads(live.body)) == (200, {"live": True})
-            for _ in range(5):  # on one connection: one worker's, so that its log is one
+            for _ in range(5):  # on one connection, so that one worker logs all of them
                 response = client.ask(request())
                 assert response.status == 502
                 message = "litellm-sanitizer: upstream is unreachable"
@@ -86,7 +89,7 @@ CHANGES = ("not ready", "upstream is reachable")
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_stopping(upstream: Upstream, workers: int) -> None:
-    """From SIGTERM on the gateway is not ready, although it still accepts and is live; so is it until it ends."""
+    """After SIGTERM the gateway is live but not ready, while it finishes a request. Then it ends with status 0."""
     options = ("--workers", str(workers), "--shutdown-grace", "30")
     upstream.script = reply(hold := threading.Event(), OK)
     with Gateway(upstream.url, *options, admin=True) as gateway, gateway.connect() as client:
@@ -106,7 +109,7 @@ def test_stopping(upstream: Upstream, workers: int) -> None:
 
 @pytest.mark.parametrize("trusted", [True, False])
 def test_tls(tmp_path: Path, trusted: bool) -> None:
-    """An https upstream is reachable if its certificate is trusted."""
+    """An https upstream counts as reachable only if its certificate is trusted."""
     authority = trustme.CA()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     authority.issue_cert("localhost").configure_cert(context)
@@ -125,7 +128,7 @@ def test_tls(tmp_path: Path, trusted: bool) -> None:
 
 
 def test_unix_socket(tmp_path: Path) -> None:
-    """An upstream on a unix socket is reachable there."""
+    """An upstream on a Unix socket counts as reachable once something listens on the socket."""
     path = str(tmp_path / "upstream")
     with Gateway(f"unix:{path}", admin=True) as gateway:
         assert b"reason" in wait_until_ready(gateway, False)
@@ -134,14 +137,14 @@ def test_unix_socket(tmp_path: Path) -> None:
 
 
 def test_hanging_worker(upstream: Upstream) -> None:
-    """A worker whose event loop does not turn makes the gateway not live and not ready, until it turns again.
+    """While the event loops of the workers do not run, the gateway is neither live nor ready.
 
-    That is logged once.
+    This is logged once.
     """
     with Gateway(upstream.url, "--workers", "2", admin=True) as gateway:
         wait_until_ready(gateway)
         assert gateway.ask_admin("/livez").status == 200
-        workers = gateway.workers()  # all of them: one may be starting still, which is not silence
+        workers = gateway.workers()  # all of them, because one may still be starting, and does not count as silent
         for worker in workers:
             os.kill(worker, signal.SIGSTOP)
         try:
@@ -150,7 +153,7 @@ def test_hanging_worker(upstream: Upstream) -> None:
             assert (live.status, json.loads(live.body)["live"]) == (503, False)
             gateway.wait_for_line("a serving process does not respond")
             probes = len(upstream.connections)
-            upstream.wait_for(lambda: len(upstream.connections) >= probes + 2)  # two looks at the workers at least
+            upstream.wait_for(lambda: len(upstream.connections) >= probes + 2)  # two checks of the workers at least
         finally:
             for worker in workers:
                 os.kill(worker, signal.SIGCONT)
@@ -162,7 +165,7 @@ def test_hanging_worker(upstream: Upstream) -> None:
 
 
 def test_busy(upstream: Upstream) -> None:
-    """A public side with more than it can do does not keep the admin listener from answering."""
+    """The admin listener answers while the public listener is overloaded."""
     done = threading.Event()
 
     def load(gateway: Gateway) -> None:
@@ -187,7 +190,7 @@ def test_busy(upstream: Upstream) -> None:
 
 
 def test_nothing_else(upstream: Upstream) -> None:
-    """The admin listener has three paths, which take GET and HEAD; the public one has none of them."""
+    """The admin listener serves three paths, and refuses POST for them. The public listener forwards these paths."""
     with Gateway(upstream.url, admin=True) as gateway:
         assert gateway.ask_admin("/").status == 404
         assert gateway.ask_admin("/key/info").status == 404
@@ -200,7 +203,10 @@ def test_nothing_else(upstream: Upstream) -> None:
 
 
 def test_silence() -> None:
-    """Who has begun to tell of itself and then tells nothing for too long is not alive; who starts, is starting."""
+    """A process that has published a snapshot, and then publishes none for too long, makes the gateway not live.
+
+    A process that has not published any is still starting.
+    """
     now = 100.0
     snapshots = Snapshots(lambda: now)
     probe = Probe(Address("http", "a", 80), None, 1, lambda _: None)
@@ -222,13 +228,13 @@ def test_silence() -> None:
 
 
 def test_reading_goes_on() -> None:
-    """A worker is heard for as long as it tells, whatever is collected as garbage meanwhile."""
+    """The admin listener continues to read a worker's snapshots after a garbage collection."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     with socket.create_server(("127.0.0.1", 0)) as listener, Admin(Settings(), listener) as admin, theirs:
         admin.add_worker(ours)
         tell = PipeWriter(theirs)
         for number in range(1, 6):
-            gc.collect()  # the reader waits, and nothing but the admin listener holds it
+            gc.collect()  # the reader is waiting, and only the admin listener refers to it
             tell(Snapshot({("count",): number}, {}))
             until = time.monotonic() + 30
             while admin.snapshots.sum().totals != {("count",): number}:
@@ -238,7 +244,7 @@ def test_reading_goes_on() -> None:
 
 
 def test_a_task_that_fails(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    """An error that nobody has thought of ends the probe: that is logged, and the admin listener goes on answering."""
+    """An unexpected error ends the probe. It is logged, and the admin listener continues to answer."""
 
     class Unthought(Exception):
         pass

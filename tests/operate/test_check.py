@@ -1,4 +1,4 @@
-"""The check command: what it finds out about an upstream, and how it says so."""
+"""The check command: its findings about an upstream, and its report as text and as JSON."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ QUIET = {"status": "healthy", "db": "connected"}
 
 
 class LiteLLM:
-    """Answers what a check asks; ``asked`` is the paths, with their query and the key."""
+    """Answers the requests of a check. ``asked`` has the path of each, with its query, and its key."""
 
     def __init__(self, **answers: Any) -> None:
         self.ready: Any = answers.get("ready", READY)
@@ -42,7 +42,7 @@ class LiteLLM:
         self.config: Any = answers.get("config", {"server_root_path": "", "proxy_base_url": None})
         self.roots: list[str] = answers.get("roots", [])
         self.info = answers.get("info", {})
-        self.names: list[str] | None = answers.get("names")  # it is routed to by these alone
+        self.names: list[str] | None = answers.get("names")  # the only hosts that are routed to it; None: all
         self.hosts: set[str] = set()
         self.asked: list[tuple[str, str | None]] = []
 
@@ -67,7 +67,7 @@ class LiteLLM:
 
 @contextmanager
 def running(**answers: Any) -> Iterator[tuple[LiteLLM, str]]:
-    """A LiteLLM that gives these answers, and its URL."""
+    """Run a LiteLLM that sends these ``answers``. Yields it and its URL."""
     litellm = LiteLLM(**answers)
     with respx.mock(assert_all_called=False) as router:
         router.route(scheme="http", port=4000).mock(side_effect=litellm.answer)
@@ -106,7 +106,7 @@ class Checked:
 
 
 def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
-    """The whole page, where all is well."""
+    """The complete report about a LiteLLM without problems."""
     with running(info={KEY: 200}) as (_, url):
         checked = Checked(capsys, "--upstream", url, "--key-file", key_file)
     assert (checked.status, checked.err) == (0, "")
@@ -142,7 +142,10 @@ def test_text(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
 
 
 def test_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
-    """Endpoints that refuse the same are shown once; so are values that several gates of a field name."""
+    """Endpoints that refuse the same values are listed together.
+
+    A value that several gates of a field refuse is listed once.
+    """
     with running(ready={**READY, "litellm_version": NEWEST_PROVEN}) as (_, url):
         lines = Checked(capsys, "--upstream", url).out.splitlines()
     heading = "  POST /key/regenerate, /key/{key}/regenerate"
@@ -169,7 +172,7 @@ def test_endpoints(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A release that is known to refuse nothing needs no gateway; of another one that is not known."""
+    """A release that is known to refuse nothing needs no gateway. For an unknown release, that is unknown."""
     monkeypatch.setattr("sanitizer.operate.check.defects.GATES", ())
     for release, needed, said in (("1.83.13", False, "so it needs no gateway"), ("2.0.0", None, "as far as is known")):
         with running(ready={**READY, "litellm_version": release}) as (_, url):
@@ -181,7 +184,7 @@ def test_nothing_is_refused(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
 
 
 def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
-    """The same for machines."""
+    """``--json`` prints the findings and the defects as JSON. The check sends four requests, in this order."""
     with running(info={KEY: 200}) as (litellm, url):
         checked = Checked(capsys, "--upstream", url, "--key-file", key_file, "--json")
     assert checked.status == 0
@@ -212,7 +215,7 @@ def test_json(capsys: pytest.CaptureFixture[str], key_file: str) -> None:
 
 
 def test_routed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """An upstream that routes by name answers the check, but not clients, who name the gateway: that is a problem."""
+    """It is a problem if upstream answers only to its own name, because clients send the gateway's name as Host."""
     with running(names=["127.0.0.1"]) as (_, url):
         text = Checked(capsys, "--upstream", url)
         checked = Checked(capsys, "--upstream", url, "--json")
@@ -225,7 +228,7 @@ def test_routed_by_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_own_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """With --pass-host-header=false clients' Host does not get there, so it is not asked with."""
+    """With ``--pass-host-header=false``, the check uses upstream's own name only, as clients' Host is not forwarded."""
     with running(names=["127.0.0.1"]) as (litellm, url):
         checked = Checked(capsys, "--upstream", url, "--pass-host-header=false")
     assert checked.status == 0
@@ -233,7 +236,7 @@ def test_own_name(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_not_by_name(capsys: pytest.CaptureFixture[str]) -> None:
-    """An upstream that is asked with two names and answers to both has no problem, and nothing is said of it."""
+    """If LiteLLM answers requests with either of two Hosts, the report does not mention Host."""
     with running() as (litellm, url):
         checked = Checked(capsys, "--upstream", url, "--json")
     assert (checked.status, len(litellm.hosts)) == (0, 2)
@@ -285,7 +288,10 @@ ROUTES_AND_TEAM = ["allowed_routes 3", "team_id 1"]
 def test_defects(
     release: str, update: list[str], regenerate: list[str], fixed: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Which unchanged values a release refuses, and which it accepts again: how many kinds, by endpoint and field."""
+    """The report lists the kinds of unchanged values that a release refuses, and those that it accepts again.
+
+    The test compares the number of kinds, by endpoint and field.
+    """
     with running(ready={**READY, "litellm_version": release}) as (_, url):
         checked = Checked(capsys, "--upstream", url, "--json")
         text = Checked(capsys, "--upstream", url).words
@@ -315,7 +321,10 @@ def test_defects(
     ],
 )
 def test_access_groups(release: str, refused: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """From 1.110.0 on, admins of the key's team are refused too: the older rule is replaced, not fixed."""
+    """From 1.110.0 on, admins of the key's team are refused, too.
+
+    The newer rule replaces the older one, so the older one is not listed as fixed.
+    """
     with running(ready={**READY, "litellm_version": release}) as (_, url):
         defects = Checked(capsys, "--upstream", url, "--json").report["defects"]
     (defect,) = [each for each in defects if (each["endpoint"], each["field"]) == ("/key/update", "access_group_ids")]
@@ -332,7 +341,7 @@ def test_access_groups(release: str, refused: str, capsys: pytest.CaptureFixture
     ],
 )
 def test_what_is_not_repaired(options: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """The gateway's own options may leave a defect as it is: that is said, and no problem."""
+    """If the gateway's options leave a defect unrepaired, the report says so. This is not a problem."""
     with running(ready={**READY, "litellm_version": "1.92.0"}) as (_, url):
         checked = Checked(capsys, "--upstream", url, *options)
     assert checked.status == 0
@@ -379,7 +388,7 @@ def test_release(
     capsys: pytest.CaptureFixture[str],
     key_file: str,
 ) -> None:
-    """The release, from whom LiteLLM tells it; not to know it is no problem."""
+    """The report has the release that LiteLLM reports, escaped and shortened. It is no problem if that is unknown."""
     options = ("--key-file", key_file) if with_key else ()
     with running(**answers, info={KEY: 200}) as (_, url):
         text = Checked(capsys, "--upstream", url, *options)
@@ -410,7 +419,7 @@ def test_key(
     key_file: str,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Whether LiteLLM answers for the given key, from a file or from the environment."""
+    """The check tries the given key, from a file or from the environment, and reports LiteLLM's response."""
     with running(info=answers) as (_, url):
         text = Checked(capsys, "--upstream", url, "--key-file", key_file)
         monkeypatch.setenv("SANITIZER_CHECK_KEY", KEY)
@@ -432,7 +441,7 @@ def test_key(
 def test_lookup_key(
     answers: dict[str, int], result: str, capsys: pytest.CaptureFixture[str], key_file: str, tmp_path: Path
 ) -> None:
-    """The lookup credential is tried as well, on the given key."""
+    """The lookup credential is tried, too, with a lookup of the given key."""
     own = tmp_path / "own"
     own.write_text(OWN)
     options = ("--lookup-key-file", str(own), "--key-file", key_file, "--json")
@@ -513,7 +522,7 @@ def test_addresses(
     said: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """Path prefixes, and where the dashboard will send its requests."""
+    """The check compares root paths, and reports where PROXY_BASE_URL makes the dashboard send its requests."""
     with running(config=config, roots=roots) as (_, url):
         text = Checked(capsys, "--upstream", url, *options)
         checked = Checked(capsys, "--upstream", url, *options, "--json")
@@ -525,7 +534,7 @@ def test_addresses(
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "LOCALHOST", "[::1]", "127.0.0.2"])
 def test_past_the_gateway(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A PROXY_BASE_URL that is the upstream itself sends the dashboard past the gateway."""
+    """It is a problem if PROXY_BASE_URL is upstream's own address, because the dashboard then bypasses the gateway."""
     with running() as (litellm, url):
         litellm.config = {"proxy_base_url": f"http://{host}:{url.rpartition(':')[2]}/"}
         checked = Checked(capsys, "--upstream", url)
@@ -536,7 +545,7 @@ def test_past_the_gateway(host: str, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("host", ["llm.example", "192.0.2.1"])
 def test_another_host(host: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A PROXY_BASE_URL on another host is not taken for the upstream because the port is the same."""
+    """A PROXY_BASE_URL with another host is not taken for upstream only because it has the same port."""
     with running() as (litellm, url):
         litellm.config = {"proxy_base_url": f"http://{host}:{url.rpartition(':')[2]}/"}
         checked = Checked(capsys, "--upstream", url, "--json")
@@ -555,7 +564,7 @@ def test_another_host(host: str, capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_not_ready(ready: Any, status: int, said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A LiteLLM without its database is one, but no use."""
+    """It is a problem if LiteLLM reports that it is unhealthy or has no database."""
     with running(ready=ready, ready_status=status) as (_, url):
         checked = Checked(capsys, "--upstream", url)
     assert checked.status == 1
@@ -580,7 +589,7 @@ def test_not_ready(ready: Any, status: int, said: str, capsys: pytest.CaptureFix
     ],
 )
 def test_not_litellm(answer: Any, status: int, capsys: pytest.CaptureFixture[str]) -> None:
-    """Another server is told by its answer; no further question is put to it."""
+    """A server that is not LiteLLM is recognized by its response, and the check requests no other path."""
     with running(ready=answer, ready_status=status) as (litellm, url):
         checked = Checked(capsys, "--upstream", url)
     assert checked.status == 1
@@ -589,7 +598,7 @@ def test_not_litellm(answer: Any, status: int, capsys: pytest.CaptureFixture[str
 
 
 def test_another_gateway(capsys: pytest.CaptureFixture[str]) -> None:
-    """A gateway that answers for itself, because its own upstream leads back to it, is no LiteLLM."""
+    """A gateway that answers 508 because its own upstream leads back to it is reported as that."""
     with running(ready={}, ready_status=508) as (_, url):
         checked = Checked(capsys, "--upstream", url)
     assert checked.status == 1
@@ -597,7 +606,7 @@ def test_another_gateway(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_endless(capsys: pytest.CaptureFixture[str]) -> None:
-    """An answer without an end is read only so far."""
+    """An endless response is read only up to a limit."""
     endless = reply(b"HTTP/1.1 200 OK\r\n\r\n" + b" " * (MAX_ANSWER + 1), WAIT_CLOSED, early=True)
     with Upstream(endless) as upstream:
         checked = Checked(capsys, "--upstream", upstream.url, "--connect-timeout", "2")
@@ -606,7 +615,7 @@ def test_endless(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_misspelled_variable(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    """A variable that looks like an option is named, apart from the report."""
+    """A variable that looks like an option, but is none, is named on stderr and not in the report."""
     monkeypatch.setenv("SANITIZER_WORKRS", "2")
     monkeypatch.setenv("SANITIZER_CHECK_KEY", KEY)
     with running(info={KEY: 200}) as (_, url):
@@ -616,7 +625,7 @@ def test_misspelled_variable(capsys: pytest.CaptureFixture[str], monkeypatch: py
 
 
 def test_dead_port(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing listens."""
+    """A refused connection is reported as a problem."""
     with refusing_port() as port:
         checked = Checked(capsys, "--upstream", f"http://127.0.0.1:{port}")
         report = Checked(capsys, "--upstream", f"http://127.0.0.1:{port}", "--json").report
@@ -626,7 +635,7 @@ def test_dead_port(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_no_such_host(capsys: pytest.CaptureFixture[str]) -> None:
-    """A name that is not resolved."""
+    """A name that can't be resolved is reported as a problem."""
     checked = Checked(capsys, "--upstream", "http://name.invalid:4000")
     assert (checked.status, "PROBLEM connection no connection: " in checked.words) == (1, True)
 
@@ -641,7 +650,7 @@ def test_no_such_host(capsys: pytest.CaptureFixture[str]) -> None:
     ],
 )
 def test_no_http(steps: list[Any], said: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """Something listens that is no web server."""
+    """A server that does not speak HTTP, or does not answer, is reported as a problem."""
 
     with Upstream(reply(*steps, early=True)) as upstream:
         checked = Checked(capsys, "--upstream", upstream.url, "--lookup-timeout", "2", "--connect-timeout", "2")
@@ -650,7 +659,10 @@ def test_no_http(steps: list[Any], said: str, capsys: pytest.CaptureFixture[str]
 
 
 class Nginx:
-    """Answers whatever is not a TLS handshake with a 400, as nginx does, while the block runs."""
+    """A TLS server that answers every request with 400, even a request without TLS, as nginx does.
+
+    It is a context manager, and serves while the block runs.
+    """
 
     def __init__(self, listener: socket.socket, context: ssl.SSLContext) -> None:
         self._listener = listener
@@ -683,13 +695,13 @@ class Nginx:
 
 
 def plain(connection: Connection) -> None:
-    """Answers plain HTTP, and anything else with a refusal in plain HTTP."""
+    """Answers a request in plain HTTP with 200, and anything else with a 400 in plain HTTP."""
     connection.send(OK if connection.recv().startswith(b"GET ") else b"HTTP/1.1 400 Bad Request\r\n\r\n")
     connection.close()
 
 
 class TestTLS:
-    """https where http is meant, and the other way round; and whom to trust."""
+    """The check reports a wrong scheme in ``--upstream``, and a certificate that is not trusted."""
 
     @pytest.fixture
     def authority(self) -> trustme.CA:
@@ -697,7 +709,7 @@ class TestTLS:
 
     @pytest.fixture
     def secure(self, authority: trustme.CA) -> Iterator[str]:
-        """The port of a LiteLLM that speaks https, by a certificate for localhost alone."""
+        """The port of a LiteLLM that speaks https, with a certificate for localhost only."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("localhost").configure_cert(context)
         content = json.dumps(READY).encode()
@@ -736,7 +748,7 @@ class TestTLS:
         assert f"ok connection LiteLLM answers at https://localhost:{secure}" in checked.words
 
     def test_nginx_says_it(self, authority: trustme.CA, capsys: pytest.CaptureFixture[str]) -> None:
-        """A server that answers plain http on its https port with a 400."""
+        """A port that answers plain HTTP with a 400, but accepts a TLS handshake, is recognized as https."""
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         authority.issue_cert("localhost").configure_cert(context)
         with socket.create_server(("127.0.0.1", 0)) as listener, Nginx(listener, context):
@@ -746,10 +758,10 @@ class TestTLS:
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # httpcore leaves its socket open
 def test_unix_socket(capsys: pytest.CaptureFixture[str]) -> None:
-    """A unix socket that is not there."""
+    """A Unix socket that does not exist is reported as a problem."""
     with tempfile.TemporaryDirectory() as folder:
         checked = Checked(capsys, "--upstream", f"unix:{folder}/a")
-    gc.collect()  # here, where it is ignored, and not in a later test
+    gc.collect()  # raises the warning here, where it is ignored, and not in a later test
     assert (checked.status, "no connection: No such file or directory" in checked.words) == (1, True)
 
 
@@ -771,7 +783,7 @@ def test_bad_usage(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Exit status 2 and one line that says what is wrong, without the key."""
+    """The command ends with status 2 and one line that names the invalid value, but not the key."""
     for name, value in environment.items():
         monkeypatch.setenv(name, value)
     checked = Checked(capsys, *arguments)

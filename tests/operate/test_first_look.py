@@ -1,4 +1,4 @@
-"""What a gateway says, once, of an upstream that is itself, or no LiteLLM."""
+"""The first look: what the gateway logs, once, about an upstream that is not LiteLLM or is the gateway itself."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def warnings(gateway: Gateway) -> list[dict[str, Any]]:
 )
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_no_litellm(steps: tuple[bytes | Step, ...], words: list[str], workers: str) -> None:
-    """One request, once in all, and one line that says what was found."""
+    """The gateway sends one request, without a key, however many workers it has. It logs one line with the fault."""
     with upstream_with(reply(*steps)) as upstream:
         with Gateway(upstream.url, "--workers", workers, "--shutdown-grace", "0", admin=True) as gateway:
             gateway.wait_for_line(WARNING)
@@ -70,7 +70,10 @@ def test_no_litellm(steps: tuple[bytes | Step, ...], words: list[str], workers: 
     ],
 )
 def test_nothing_to_say(script: Script) -> None:
-    """Nothing is said of LiteLLM, or where an answer says nothing; nor does the gateway wait for it."""
+    """Nothing is logged if the response is LiteLLM's, or if it proves nothing.
+
+    The gateway does not wait for the response before it is ready.
+    """
     with upstream_with(script) as upstream:
         with Gateway(upstream.url, "--shutdown-grace", "0", admin=True) as gateway:
             upstream.wait_request()
@@ -82,7 +85,7 @@ def test_nothing_to_say(script: Script) -> None:
 
 
 def test_itself() -> None:
-    """A gateway whose upstream is itself says so before anybody asks it anything."""
+    """A gateway whose upstream is itself logs that before any client has sent a request."""
     port = free_port()
     with Gateway(f"http://127.0.0.1:{port}", listen=("--port", str(port)), admin=True) as gateway:
         gateway.wait_for_line(WARNING)
@@ -92,7 +95,7 @@ def test_itself() -> None:
 
 
 def test_over_tls(tmp_path: Path) -> None:
-    """An https upstream is asked over TLS."""
+    """An https upstream receives the request over TLS."""
     authority = trustme.CA()
     authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -105,7 +108,7 @@ def test_over_tls(tmp_path: Path) -> None:
 
 
 def test_over_a_unix_socket() -> None:
-    """And one on a unix socket there."""
+    """An upstream on a Unix socket receives the request over that socket."""
     found = reply(answer(b"404 Not Found", b"{}"))
     with (
         tempfile.TemporaryDirectory() as folder,  # pytest's own paths may be too long for a socket
@@ -117,25 +120,25 @@ def test_over_a_unix_socket() -> None:
 
 
 def test_root_path() -> None:
-    """With a root path, the request goes under it: an ingress may know no other."""
+    """With a root path, the request is sent under it, because an ingress may route no other path."""
     with upstream_with(reply(ALIVE)) as upstream, Gateway(upstream.url, "--root-path", "/p", admin=True):
         assert upstream.wait_request().target == b"/p/health/liveliness"
 
 
 def test_not_again() -> None:
-    """An upstream that goes and comes back is not asked again."""
+    """An upstream that ends and comes back does not receive the request again."""
     with upstream_with(reply(ALIVE)) as first, Gateway(first.url, admin=True) as gateway:
         first.wait_request()
         first.stop()
         gateway.wait_for_line("not ready")
         with upstream_with(reply(ALIVE), port=first.port) as second:
             gateway.wait_for_line("upstream is reachable")
-            second.wait_for(lambda: len(second.connections) > 1)  # the probe's
+            second.wait_for(lambda: len(second.connections) > 1)  # from the probe
             assert second.requests == []
 
 
 def test_secrets_stay_out() -> None:
-    """What upstream has written is not repeated."""
+    """The log does not repeat text from upstream's response."""
     with upstream_with(reply(answer(b"404 sk-secret", json.dumps("sk-secret").encode()))) as upstream:
         with Gateway(upstream.url, admin=True) as gateway:
             gateway.wait_for_line(WARNING)

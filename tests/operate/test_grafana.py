@@ -1,4 +1,4 @@
-"""The dashboard and the alert rules ask for what is exported, in PromQL that a parser of Prometheus's grammar takes."""
+"""The dashboard and the alert rules query exported series, in PromQL that a parser of Prometheus's grammar accepts."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def exported() -> dict[str, list[dict[str, str]]]:
 
 @pytest.mark.parametrize(("where", "query"), [pytest.param(*each, id=each[0]) for each in queries()])
 def test_query(where: str, query: str, exported: dict[str, list[dict[str, str]]]) -> None:
-    """A query names metrics and labels that there are, and looks for values that they can have."""
+    """A query names metrics and labels that are exported, and matches values that these labels can have."""
     found = list(selectors(promql_parser.parse(query)))
     assert found
     for selector in found:
@@ -92,14 +92,17 @@ def test_query(where: str, query: str, exported: dict[str, list[dict[str, str]]]
 
 
 def test_every_metric_is_shown() -> None:
-    """There is no metric that the dashboard leaves out."""
+    """The dashboard shows every metric."""
     shown = " ".join(query for where, query in queries() if where.startswith("panel"))
     assert [family.name for family in FAMILIES if family.name not in shown] == []
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: str(rule["alert"]))
 def test_rule(rule: dict[str, Any]) -> None:
-    """A rule waits, says how bad it is, and what to do; what it says uses labels that its query leaves."""
+    """A rule has a duration, a severity, a summary and a description.
+
+    The summary and the description use only labels that the rule's query keeps.
+    """
     assert set(rule) == {"alert", "expr", "for", "labels", "annotations"}
     assert re.fullmatch(r"\d+[mh]", rule["for"])
     assert rule["labels"]["severity"] in ("info", "warning", "critical")
@@ -110,7 +113,7 @@ def test_rule(rule: dict[str, Any]) -> None:
 
 
 def test_panels() -> None:
-    """Panels have places and numbers of their own, and legends of labels that their queries leave."""
+    """Panels have unique ids and do not overlap. Their legends use only labels that their queries keep."""
     panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     taken = [

@@ -1,4 +1,4 @@
-"""The admin listener's socket and connections: bounded, and answered whoever else is connected."""
+"""The admin listener's connections: their number is bounded, and each client is answered, whoever else is connected."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ LIVEZ = b"GET /livez HTTP/1.1\r\nHost: a\r\n\r\n"
 
 
 def connect_from(gateway: Gateway, address: str) -> Client:
-    """A connection to the admin listener from one of the host's own addresses, 127.0.0.0/8."""
+    """Connect to the admin listener from ``address``, one of the host's own in 127.0.0.0/8."""
     client = Client.__new__(Client)
     Wire.__init__(client, socket.create_connection(gateway.admin, source_address=(address, 0)))
     return client
@@ -37,7 +37,7 @@ def connect_from(gateway: Gateway, address: str) -> Client:
 
 @contextlib.contextmanager
 def holders(gateway: Gateway, addresses: int, connections: int) -> Iterator[list[Client]]:
-    """Connections that begin a request and go no further, some from each of so many addresses."""
+    """Hold ``connections`` connections from each of several ``addresses``, each with an incomplete request."""
     with contextlib.ExitStack() as stack:
         clients = []
         for number in range(addresses):
@@ -57,7 +57,7 @@ def holders(gateway: Gateway, addresses: int, connections: int) -> Iterator[list
     ],
 )
 def test_many_connections(upstream: Upstream, addresses: int, connections: int) -> None:
-    """However many connections are held, and by however many, each new one gets its answer, from whatever address."""
+    """A new connection is answered, from any address, however many connections are held from however many addresses."""
     with Gateway(upstream.url, admin=True) as gateway:
         wait_until_ready(gateway)
         before = gateway.open_sockets()
@@ -66,13 +66,13 @@ def test_many_connections(upstream: Upstream, addresses: int, connections: int) 
                 with connect_from(gateway, address) as client:
                     assert client.ask(LIVEZ).status == 200
             assert gateway.open_sockets() <= before + CONNECTIONS + 2
-            assert clients[0].closed()  # the first to come is the first to go
+            assert clients[0].closed()  # the oldest is closed first
             assert gateway.ask(request()).body == b"ok"
         assert gateway.ask_admin("/livez").status == 200
 
 
 def test_one_address_is_bounded(upstream: Upstream) -> None:
-    """One address that opens more than it may have loses its own connections, and no other address does."""
+    """An address that opens more connections than it may have loses its oldest one. Other addresses lose none."""
     with Gateway(upstream.url, admin=True) as gateway, connect_from(gateway, "127.0.2.1") as other:
         assert other.ask(LIVEZ).status == 200
         with holders(gateway, 1, CONNECTIONS_PER_PEER + 1) as clients:
@@ -83,7 +83,7 @@ def test_one_address_is_bounded(upstream: Upstream) -> None:
 
 
 def test_busiest_address_gives_way(upstream: Upstream) -> None:
-    """When all connections are taken, the address that has the most loses one, not the one that has had its longest."""
+    """When all connections are taken, the address with the most loses one. The oldest connection of all is kept."""
     with Gateway(upstream.url, admin=True) as gateway, connect_from(gateway, "127.0.2.1") as other:
         assert other.ask(LIVEZ).status == 200
         with holders(gateway, CONNECTIONS // CONNECTIONS_PER_PEER, CONNECTIONS_PER_PEER) as clients:
@@ -93,7 +93,7 @@ def test_busiest_address_gives_way(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize("addresses", [("fd00::1", "fd00::2"), ("::ffff:10.0.0.1", "10.0.0.1")])
 def test_one_peer(addresses: tuple[str, str]) -> None:
-    """What one machine has is one peer: an IPv6 network of 64 bits, an IPv4 address however it is written."""
+    """An IPv6 /64 network is one peer. An IPv4 address is one peer in either notation."""
     assert len(set(map(peer_of, addresses))) == 1
     assert peer_of("fd00::1") != peer_of("fd00:0:0:1::1")
     assert peer_of("::ffff:10.0.0.1") != peer_of("::ffff:10.0.0.2")
@@ -101,13 +101,14 @@ def test_one_peer(addresses: tuple[str, str]) -> None:
 
 @contextlib.contextmanager
 def out_of_descriptors(gateway: Gateway) -> Iterator[None]:
-    """Clients hold all the descriptors of the gateway: as many as there can be, and some more."""
+    """Let clients use up all of the gateway's descriptors, with more connections than it can accept."""
     _, hard = resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE)
     resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (64, hard))
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(gateway.connect()) for _ in range(80)]
         assert clients[-1].closed()
-        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, hard))  # none comes free: the probe would take it
+        # The probe must not get a descriptor that becomes free.
+        resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (3, hard))
         yield
     resource.prlimit(gateway.pid, resource.RLIMIT_NOFILE, (64, hard))
 
@@ -115,11 +116,14 @@ def out_of_descriptors(gateway: Gateway) -> Iterator[None]:
 @pytest.mark.parametrize("tls", [False, True])
 @pytest.mark.parametrize("asked", [False, True])
 def test_no_descriptors(upstream: Upstream, tmp_path: Path, tls: bool, asked: bool) -> None:
-    """Where clients hold all descriptors the admin listener answers, and says so; with TLS they need no handshake."""
+    """While clients hold all descriptors, the admin listener answers, and reports the shortage.
+
+    With TLS, the clients need not even complete a handshake.
+    """
     file = tmp_path / "server.pem"
     trustme.CA().issue_cert("localhost").private_key_and_cert_chain_pem.write_to_path(file)
     with Gateway(upstream.url, *(("--ssl-certfile", str(file)) if tls else ()), admin=True) as gateway:
-        if asked:  # else what is loaded for the first answer is loaded without a descriptor
+        if asked:  # otherwise the first response has to load modules without a descriptor
             wait_until_ready(gateway)
         else:
             gateway.wait_for_line("upstream is reachable")
@@ -130,7 +134,7 @@ def test_no_descriptors(upstream: Upstream, tmp_path: Path, tls: bool, asked: bo
             body = wait_until_ready(gateway, False, because="descriptors")
             assert json.loads(body)["reason"] == "the gateway is out of file descriptors"
             first = wait_for(gateway, lambda numbers: numbers[SHORTAGES] >= 1)[SHORTAGES]
-            wait_for(gateway, lambda numbers: numbers[SHORTAGES] > first)  # as long as it lasts
+            wait_for(gateway, lambda numbers: numbers[SHORTAGES] > first)  # it is counted for as long as it lasts
             with holders(gateway, CONNECTIONS // CONNECTIONS_PER_PEER, CONNECTIONS_PER_PEER):
                 assert gateway.ask_admin("/livez").status == 200
         wait_until_ready(gateway)
@@ -166,13 +170,13 @@ CHUNKED = b"POST /livez HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\
     ],
 )
 def test_memory(upstream: Upstream, begin: bytes, repeat: bytes) -> None:
-    """However much a client sends before it reads, the process does not grow with it, and goes on answering."""
+    """However much a client sends without reading, the process's memory stays bounded, and the listener answers."""
     with Gateway(upstream.url, admin=True) as gateway:
         wait_until_ready(gateway)
         before = peak_memory(gateway)
         piece = repeat * (1_000_000 // len(repeat) + 1)
         with Client(gateway.admin) as client:
-            client.sock.settimeout(0.5)  # what is not read any more is enough
+            client.sock.settimeout(0.5)  # sending ends when the gateway reads no more
             with contextlib.suppress(OSError):
                 client.send(begin, *[piece] * MEGABYTES)
             assert gateway.ask_admin("/livez").status == 200
@@ -181,14 +185,14 @@ def test_memory(upstream: Upstream, begin: bytes, repeat: bytes) -> None:
 
 
 def peak_memory(gateway: Gateway) -> int:
-    """The most memory that the process has ever had, in bytes."""
+    """The largest resident set size that the process has had, in bytes."""
     match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{gateway.pid}/status").read_text())
     assert match
     return int(match[1]) * 1024
 
 
 def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that asks for nothing, or only begins to, is closed."""
+    """A connection on which no request, or only a part of one, is received is closed."""
     monkeypatch.setattr(module, "LIFETIME", 0.1)
     monkeypatch.setattr(module, "ANSWER_TIMEOUT", 60.0)
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -200,8 +204,8 @@ def test_connections_do_not_last(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_answers_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that asks again and again, and reads nothing, is reset all the same."""
-    monkeypatch.setattr(module, "LIFETIME", 1.0)  # long enough for an answer to wait for room
+    """A client that sends requests without end, and reads no response, is reset."""
+    monkeypatch.setattr(module, "LIFETIME", 1.0)  # long enough for a response to wait for buffer space
     monkeypatch.setattr(module, "ANSWER_TIMEOUT", 0.1)
     with (
         socket.create_server(("127.0.0.1", 0)) as listener,
@@ -213,24 +217,24 @@ def test_answers_that_are_not_read(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_answers_that_are_not_read_at_the_end(caplog: pytest.LogCaptureFixture) -> None:
-    """When the listener ends, a client that does not read its answers is reset, and no error is logged."""
+    """The listener ends without logging an error while a client does not read its responses."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)  # connections inherit it
         with Client(listener.getsockname(), receive_buffer=4096) as client, Admin(load({}, {}), listener):
             client.sock.settimeout(0.5)
-            with contextlib.suppress(TimeoutError):  # then no more requests are read, because an answer waits for room
+            with contextlib.suppress(TimeoutError):  # no more requests are read, as a response waits for space
                 while True:
                     client.sock.send(b"GET /metrics HTTP/1.1\r\nHost: a\r\n\r\n" * 100)
     assert [record for record in caplog.records if record.levelname == "ERROR"] == []
 
 
 def test_large_head(upstream: Upstream) -> None:
-    """A head of any ordinary size is read, one over 32 KiB is refused."""
+    """A request head of 30 kB is accepted. One of more than 32 KiB is answered with 400, and the connection closed."""
     head = "GET /livez HTTP/1.1\r\nHost: a\r\nX: %s"
     with Gateway(upstream.url, admin=True) as gateway:
         with Client(gateway.admin) as client:
             client.send((head % ("x" * 30_000)).encode())
-            time.sleep(0.05)  # what has come whole is not measured
+            time.sleep(0.05)  # a head that arrives in one piece is not measured
             assert client.ask(b"\r\n\r\n").status == 200
         with Client(gateway.admin) as client:
             client.send((head % ("x" * 32_768)).encode())

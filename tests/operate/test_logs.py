@@ -1,4 +1,4 @@
-"""Logs: their shape, what is masked, and how repeated failures are summed up."""
+"""Logs: the form of the lines, the masking of secrets, and the summary of repeated failures."""
 
 import asyncio
 import json
@@ -16,7 +16,7 @@ from sanitizer.operate import logs
 
 
 def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """A JSON object a line; fields that are None are left out; what looks like a key is masked."""
+    """A line is a JSON object. Fields that are None are left out, and a key in any text is masked."""
     logs.configure("info", "json")
     logs.event(logging.INFO, "hello sk-abc_DEF-1", outcome="dropped", reason=None)
     logs.event(logging.DEBUG, "not this")
@@ -26,14 +26,14 @@ def test_json_lines(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_text_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Text has the same facts in one readable line."""
+    """In text format, a line has the level, the message and the fields."""
     logs.configure("warning", "text")
     logs.event(logging.WARNING, "upstream failed", kind="broken")
     assert capsys.readouterr().err.endswith("warning upstream failed  kind=broken\n")
 
 
 def test_text_values(capsys: pytest.CaptureFixture[str]) -> None:
-    """A value that is more than a word is quoted, and what is no text is written as in JSON."""
+    """In text format, a value of more than one word is quoted, and a value that is not text is written as in JSON."""
     logs.configure("info", "text")
     logs.event(logging.INFO, "x", a="two words", b='"', c="d=e", f="", g=True, h=1.5, i="\u00e4\\", j={"k": 1})
     shown = 'x  a="two words"  b="\\""  c="d=e"  f=""  g=true  h=1.5  i=\u00e4\\  j={"k": 1}\n'
@@ -53,7 +53,7 @@ def test_values_in_values_are_masked(style: str, capsys: pytest.CaptureFixture[s
 @given(st.text(max_size=20) | st.text(' ="\\', max_size=5))
 @example("/x  outcome=dropped")
 def test_text_value_is_one_field(value: str) -> None:
-    """No value, which a client may have chosen, can pass for another field."""
+    """No value can be mistaken for another field, although a client may have chosen it."""
     logs.configure("info", "text")
     (handler,) = logs.logger.handlers
     line = handler.format(logging.makeLogRecord({"msg": "x", "fields": {"path": value, "status": 200}}))
@@ -64,7 +64,7 @@ def test_text_value_is_one_field(value: str) -> None:
 
 @pytest.mark.parametrize("style", ["json", "text"])
 def test_exceptions(style: str, capsys: pytest.CaptureFixture[str]) -> None:
-    """A traceback is logged whole, but for its secrets."""
+    """A traceback is logged in full, with its secrets masked."""
     logs.configure("info", style)
     try:
         raise ValueError("sk-secret")
@@ -81,7 +81,7 @@ def test_exceptions(style: str, capsys: pytest.CaptureFixture[str]) -> None:
 @given(st.lists(st.integers(0, 4_000_000_000), min_size=1), st.integers(0, 999))
 @example([1, 1, 2, 1], 7)
 def test_time(seconds: list[int], milliseconds: int) -> None:
-    """A line says when it was written, to the millisecond, in UTC, whatever the line before has said."""
+    """A line has the time at which it was written, in UTC and to the millisecond, whatever the previous line has."""
     logs.configure("info", "json")
     (handler,) = logs.logger.handlers
     for second in seconds:
@@ -121,7 +121,7 @@ PIECES = st.sampled_from(
 @example("0123abcd" * 8)
 @example("//a@")
 def test_masks_that_are_not_tried(text: str) -> None:
-    """A mask that is not tried would have found nothing."""
+    """A mask is skipped only if it would change nothing."""
     masked = text
     for pattern, replacement in (
         (logs._KEY, "sk-***"),
@@ -134,7 +134,7 @@ def test_masks_that_are_not_tried(text: str) -> None:
 
 
 class Lines:
-    """The lines that `Repeats` logs. It is also the event loop, whose timers the test lets go off."""
+    """Records the lines that `Repeats` logs. It also replaces the event loop, so that the test can fire its timers."""
 
     def __init__(self) -> None:
         self.lines: list[tuple[str, str, int | None]] = []
@@ -150,7 +150,7 @@ class Lines:
         self._timers.append(partial(call, *arguments))
 
     def pass_time(self) -> None:
-        """Ten seconds pass."""
+        """Fire the timers, as if ten seconds had passed."""
         timers, self._timers = self._timers, []
         for call in timers:
             call()
@@ -165,7 +165,7 @@ def log(monkeypatch: pytest.MonkeyPatch) -> Lines:
 
 
 def test_repeats(log: Lines) -> None:
-    """The first failure of a kind is logged at once, how many more there were every ten seconds, and none is lost."""
+    """The first failure of a kind is logged at once, and the number of further ones every ten seconds. None is lost."""
     log.repeats("broken", "reset")
     log.repeats("broken", "reset")
     log.repeats("broken", "reset")
@@ -185,7 +185,7 @@ def test_repeats(log: Lines) -> None:
 
 
 def test_no_detail_hides_behind_another(log: Lines) -> None:
-    """Failures of one kind with another detail have a line of their own, but not endlessly many."""
+    """Failures of one kind with different details have lines of their own, up to a limit."""
     for _ in range(2):
         for number in range(100):
             log.repeats("bad_request", f"fault {number}")

@@ -1,4 +1,4 @@
-"""Every metric, moved over real sockets and read back by prometheus-client's own parser."""
+"""Every metric, changed by requests over real sockets, and read by prometheus-client's own parser."""
 
 from __future__ import annotations
 
@@ -236,7 +236,7 @@ def running() -> Iterator[tuple[Gateway, Upstream]]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_counted_once(running: tuple[Gateway, Upstream], case: str) -> None:
-    """One request moves exactly the counters that it should, by one, and nothing is left in flight."""
+    """A request changes exactly the expected counters, and leaves nothing in flight."""
     gateway, upstream = running
     message, upstream.script, expected = CASES[case]
     before = Numbers.of(gateway)
@@ -244,7 +244,7 @@ def test_counted_once(running: tuple[Gateway, Upstream], case: str) -> None:
         client.send(message)
         with contextlib.suppress(Cut):
             client.read_response(message.split(b" ")[0])
-    # what comes after it is counted after it
+    # a later request is counted later: when it has been counted, so has the first one
     upstream.script = reply(OK)
     assert gateway.ask(request("OPTIONS")).status == 200
     expected = {**expected, ended("OPTIONS", "2xx"): 1, HEAD: expected.get(HEAD, 0) + 1}
@@ -255,7 +255,7 @@ def test_counted_once(running: tuple[Gateway, Upstream], case: str) -> None:
 
 
 def test_repeated_heads(running: tuple[Gateway, Upstream]) -> None:
-    """Requests whose head is known again, and pipelined ones, are counted as all others."""
+    """Requests that repeat a head, and pipelined requests, are counted as all others are."""
     gateway, upstream = running
     upstream.script = reply(OK)
     before = Numbers.of(gateway)
@@ -272,7 +272,7 @@ def test_repeated_heads(running: tuple[Gateway, Upstream]) -> None:
 @pytest.mark.parametrize("message", [request("PUT"), update(b"{")], ids=["relayed", "intercepted"])
 @pytest.mark.parametrize("begun", [False, True], ids=["before the answer", "in the answer"])
 def test_client_leaves(running: tuple[Gateway, Upstream], message: bytes, begun: bool) -> None:
-    """A client that leaves before its answer has begun is 499; later, it has had a status."""
+    """If the client leaves, the request counts as 499 or, once the response has begun, by the response's status."""
     gateway, upstream = running
     upstream.script = reply(CUT, WAIT_CLOSED) if begun else reply(WAIT_CLOSED)
     method = message.split(b" ")[0].decode()
@@ -292,7 +292,7 @@ def test_client_leaves(running: tuple[Gateway, Upstream], message: bytes, begun:
 
 
 def test_gauges(upstream: Upstream) -> None:
-    """Requests in flight, tunnels and upstream's connections by state."""
+    """The gauges show the requests in flight, the tunnels, and the connections to upstream by state."""
     go = threading.Event()
 
     def script(connection: Connection) -> None:
@@ -327,7 +327,7 @@ def test_gauges(upstream: Upstream) -> None:
 
 
 def test_exhausted(upstream: Upstream) -> None:
-    """Who waits in vain for a connection to come free is an error of its kind."""
+    """A request that gets no connection within the connect timeout counts as the error `pool_exhausted`."""
     upstream.script = reply(WAIT_CLOSED)
     options = ("--max-connections", "1", "--connect-timeout", "2")
     with Gateway(upstream.url, *options, admin=True) as gateway, gateway.connect() as first:
@@ -339,7 +339,7 @@ def test_exhausted(upstream: Upstream) -> None:
 
 
 def test_connecting(upstream: Upstream) -> None:
-    """A connection whose TLS handshake is not answered is being made, and then a connect timeout."""
+    """A connection whose TLS handshake is not answered counts as being made, and then as a `connect_timeout`."""
     upstream.script = reply(WAIT_CLOSED)
     options = ("--connect-timeout", "3")
     with Gateway(f"https://127.0.0.1:{upstream.port}", *options, admin=True) as gateway, gateway.connect() as client:
@@ -353,7 +353,10 @@ def test_connecting(upstream: Upstream) -> None:
 
 
 def test_observed(upstream: Upstream) -> None:
-    """Mode observe: what would have been dropped is counted, logged and said, and the request arrives as it was."""
+    """In mode observe, a decision to cut a member is counted, logged and reported to the client as `observed`.
+
+    The request is forwarded unchanged.
+    """
     upstream.script = lookup(stored(["/a"]))
     with Gateway(upstream.url, "--mode", "observe", admin=True) as gateway:
         response = gateway.ask(update())
@@ -370,7 +373,7 @@ def test_observed(upstream: Upstream) -> None:
 
 
 def test_observed_refusal(upstream: Upstream) -> None:
-    """Mode observe: a refusal is looked up, but the request is not sent again, and LiteLLM's answer is passed on."""
+    """In mode observe, a refusal causes a lookup, but the request is not resent, and LiteLLM's refusal is relayed."""
     upstream.script = refusing("403 No", BUDGET, {"spend": 1.5}, b"spend")
     with Gateway(upstream.url, "--mode", "observe", admin=True) as gateway:
         response = gateway.ask(SPEND)
@@ -382,7 +385,7 @@ def test_observed_refusal(upstream: Upstream) -> None:
 
 
 def test_unreachable() -> None:
-    """An upstream that is not there: unreachable, in the errors and in the lookups."""
+    """An unreachable upstream counts as an error of the request and of the lookup, and the gateway is not ready."""
     with refusing_port() as port, Gateway(f"http://127.0.0.1:{port}", admin=True) as gateway:
         assert gateway.ask(update()).status == 502
         numbers = wait_for(gateway, lambda n: n[ended("POST", "5xx")] == 1)
@@ -392,7 +395,7 @@ def test_unreachable() -> None:
 
 
 def test_exposition(running: tuple[Gateway, Upstream]) -> None:
-    """Every metric is there from the start, with its type, its help and the labels that are its own, and no other."""
+    """Every metric is exposed with its type, its help and exactly its own labels, and no other metric is."""
     gateway, _ = running
     assert gateway.ask_admin("/metrics").all(b"content-type")[0].startswith(b"text/plain; version=")
     shown = {family.name: family for family in families(gateway)}
@@ -414,7 +417,10 @@ def test_exposition(running: tuple[Gateway, Upstream]) -> None:
 
 
 def test_every_kind_of_error_is_known() -> None:
-    """Whatever an exchange can fail with has a series from the start, and so has every way of a client to stall."""
+    """Every kind of error of an exchange, and every kind of stalled client, has a series. No other error has one.
+
+    The errors for a client's own mistakes, and for a loop, are counted by status only.
+    """
 
     def leaves(kind: type[GatewayError]) -> Iterator[type[GatewayError]]:
         below = kind.__subclasses__()
@@ -428,7 +434,7 @@ def test_every_kind_of_error_is_known() -> None:
 
 
 def test_workers(upstream: Upstream) -> None:
-    """With two workers the sums are right, and what one has counted survives that it is killed and replaced."""
+    """With two workers the sums are right, and the counts of a worker that is killed and replaced are kept."""
     with Gateway(upstream.url, "--workers", "2", admin=True) as gateway:
         wait_until_ready(gateway)
         for _ in range(60):
@@ -439,7 +445,7 @@ def test_workers(upstream: Upstream) -> None:
         assert numbers["sanitizer_build_info" + f'{{form="{FORM}",version="{__version__}"}}'] == 1
         workers = gateway.workers()
         assert len(workers) == 2
-        for pid in workers:  # both: whoever has counted more
+        for pid in workers:  # both, because either may have counted more
             os.kill(pid, signal.SIGKILL)
         wait_for_workers(gateway, without=workers)
         wait_until_ready(gateway)
@@ -457,7 +463,7 @@ def wait_for_workers(gateway: Gateway, without: list[int]) -> None:
 
 
 def test_lookup_with_the_lookup_credential() -> None:
-    """It ends as any other does: by the class of LiteLLM's status."""
+    """A lookup with the lookup credential is counted by the class of LiteLLM's status, as any other lookup is."""
     decisions = metrics.Decisions()
     decision = Decision(Outcome.UNKNOWN, reason="lookup_key_401", lookup_key=True)
     lookups = (Lookup(LookupOutcome.of_status(401), 0.1, lookup_key=True),)

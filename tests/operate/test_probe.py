@@ -1,4 +1,4 @@
-"""The probe: what makes upstream unreachable, and reachable again, and the words for it."""
+"""The probe: when upstream becomes unreachable or reachable, and the reasons that the probe reports."""
 
 from __future__ import annotations
 
@@ -22,7 +22,10 @@ from sanitizer.resolver import LookupFailed
 
 
 def test_two_in_a_row() -> None:
-    """Two failures in a row make upstream unreachable, one success makes it reachable: each change is told once."""
+    """Two failures in a row make upstream unreachable, and one success makes it reachable.
+
+    Each of these changes is reported once.
+    """
     told: list[str | None] = []
     probe = Probe(Address("http", "a", 80), None, 1, told.append)
     assert probe.reason == "upstream has not been reached yet"
@@ -61,7 +64,10 @@ UNTRUSTED.verify_message = "self-signed certificate"
     ],
 )
 async def test_reasons(error: Exception, reason: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Each failure is named in words that do not name the address; a shortage of descriptors is none of upstream's."""
+    """The reason for a failure does not contain the address.
+
+    A shortage of descriptors is not reported as upstream's fault.
+    """
 
     async def connect(*_: object) -> None:
         raise error

@@ -1,4 +1,4 @@
-"""Snapshots: what is added up, what outlives its process, and that nobody waits for a reader."""
+"""Snapshots: their sum, the totals of processes that have ended, and a pipe that nobody reads."""
 
 import asyncio
 import multiprocessing
@@ -16,7 +16,7 @@ def snapshot(count: float, gauge: float) -> Snapshot:
 
 
 def test_sum() -> None:
-    """Totals and gauges are added up; of a process that is gone, the totals stay and the gauges do not."""
+    """Totals and gauges are added up. After a process has ended, its totals still count, and its gauges do not."""
     snapshots = Snapshots()
     assert not snapshots.serving
     snapshots.put(1, snapshot(3, 1))
@@ -28,12 +28,12 @@ def test_sum() -> None:
     assert snapshots.sum() == snapshot(9, 1)
     snapshots.put(3, snapshot(1, 1))
     assert snapshots.sum() == snapshot(10, 2)
-    snapshots.remove(4)  # before it said anything
+    snapshots.remove(4)  # it has published nothing
     assert snapshots.sum() == snapshot(10, 2)
 
 
 def test_line() -> None:
-    """A snapshot is one line, and the same again when it is read."""
+    """A snapshot is encoded as one line, and decoded to an equal snapshot."""
     line = snapshot(3, 0.5).encode()
     assert (line.count(b"\n"), line[-1:]) == (1, b"\n")
     assert Snapshot.decode(line) == snapshot(3, 0.5)
@@ -41,13 +41,16 @@ def test_line() -> None:
 
 @pytest.mark.anyio
 async def test_pipe() -> None:
-    """What one end of the pipe tells, the other hears; when it ends, its last totals stay, and half a line is none."""
+    """Snapshots that are written to a pipe are read at its other end. An incomplete line is ignored.
+
+    After the writer has ended, its last totals still count.
+    """
     ours, theirs = multiprocessing.Pipe(duplex=False)
     snapshots = Snapshots()
     reading = asyncio.create_task(snapshots.read(7, ours))
     os.write(theirs.fileno(), snapshot(1, 1).encode() + snapshot(2, 1).encode() + b"[[[")
     async with asyncio.timeout(30):
-        while not snapshots.serving:  # noqa: ASYNC110 - nobody tells
+        while not snapshots.serving:  # noqa: ASYNC110 - nothing signals it
             await asyncio.sleep(0.01)
         theirs.close()
         await reading
@@ -57,7 +60,7 @@ async def test_pipe() -> None:
 
 @pytest.mark.anyio
 async def test_nobody_reads() -> None:
-    """A pipe that nobody reads from takes what it can; then snapshots are left out, and telling does not wait."""
+    """While nobody reads the pipe, snapshots that do not fit are skipped, and writing does not block."""
     ours, theirs = multiprocessing.Pipe(duplex=False)
     tell = PipeWriter(theirs)
     big = Snapshot({("count", "a" * 8000): 1}, {})
@@ -66,7 +69,7 @@ async def test_nobody_reads() -> None:
     snapshots = Snapshots()
     reading = asyncio.create_task(snapshots.read(1, ours))
     async with asyncio.timeout(30):
-        while not snapshots.serving:  # noqa: ASYNC110 - nobody tells
+        while not snapshots.serving:  # noqa: ASYNC110 - nothing signals it
             await asyncio.sleep(0.01)
         while snapshots.sum() != snapshot(5, 5):
             tell(snapshot(5, 5))
@@ -74,5 +77,5 @@ async def test_nobody_reads() -> None:
     reading.cancel()
     await asyncio.gather(reading, return_exceptions=True)
     ours.close()
-    tell(snapshot(6, 6))  # nobody is there any more
+    tell(snapshot(6, 6))  # the reader is gone
     theirs.close()

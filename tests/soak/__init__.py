@@ -1,8 +1,8 @@
 """A soak: mixed traffic on a gateway that runs as a real process, while upstream is restarted and clients leave.
 
-``python -m tests.soak --minutes 10`` prints a table and ends with status 1 if anything is not accounted for.
+``python -m tests.soak --minutes 10`` prints a table, and ends with status 1 if any verdict is negative.
 
-``upstream``: a LiteLLM-like process that journals what it runs. ``census``: the gateway's process, able to count its
-objects. ``clients``, ``connection``: the load, and what an answer has to be. ``ledger``: what became of each request,
-and why. ``run``: the course of a soak, and its verdicts.
+``upstream``: a LiteLLM-like process that journals the requests that it runs. ``census``: the gateway's process, which
+can count its objects. ``clients``, ``connection``: the load, and the checks of each response. ``ledger``: the outcome
+of each request, and the reasons for failures. ``run``: the course of a soak, and its verdicts.
 """

@@ -1,4 +1,4 @@
-"""``python -m tests.soak --minutes 10 [--connections 64]``: exit status 1 if anything is off."""
+"""``python -m tests.soak --minutes 10 [--connections 64]``: the exit status is 1 if any verdict is negative."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""The gateway with one thing added: at SIGUSR1 it writes to stderr how many objects of its relaying parts it holds.
+"""The gateway with one addition: at SIGUSR1 it writes to stderr how many objects of each type it holds.
 
-``python -m tests.soak.census serve --upstream ...`` is otherwise ``python -m sanitizer serve --upstream ...``.
+Only types from the modules in `ROOMS`, and asyncio's own, are counted. Otherwise
+``python -m tests.soak.census serve --upstream ...`` is ``python -m sanitizer serve --upstream ...``.
 """
 
 import asyncio

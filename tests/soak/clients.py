@@ -1,4 +1,4 @@
-"""The clients of a soak: what they ask, what an answer has to be, and where some of them leave."""
+"""The clients of a soak: their requests, the checks of the responses, and the stages at which some of them leave."""
 
 from __future__ import annotations
 
@@ -20,27 +20,27 @@ from tests.soak.ledger import Failure, Ledger, now
 from tests.soak.upstream import FLOOD, ROUTES
 
 STUCK = 60.0
-"""Seconds after which a request that neither ends nor fails is wrong; none takes more than some seconds."""
+"""Seconds after which a request that has neither ended nor failed is wrong. None takes more than a few seconds."""
 LEAVING = 0.08
 """The share of requests whose client leaves before their end."""
 PAUSE = 0.1
 """Seconds between two requests of a client, on average."""
 UPDATE_EVERY = 250
-"""One request in so many is a ``POST /key/update``."""
+"""One request in this many is a ``POST /key/update``."""
 STALL_EVERY = 53
-"""In one request in so many somebody stalls."""
+"""In one request in this many, a peer stalls."""
 STALLS = ("does not read", "stops sending", "is not read")
-"""The kinds of those."""
+"""The kinds of requests in which a peer stalls."""
 BLOB = random.Random(2).randbytes(5 << 20)
 UPDATED = {"key": "sk-soak", "key_alias": "soak", "models": []}
 
 
 class Left(Exception):
-    """The client has left, as it was to."""
+    """The client has left as intended."""
 
 
 class Visitor:
-    """One client: a request after the other, over one connection as long as that lasts."""
+    """One client. It sends one request after another, over one connection for as long as that lasts."""
 
     def __init__(self, port: int, ledger: Ledger, numbers: Iterator[int], seed: int, stall: float) -> None:
         self.port = port
@@ -86,19 +86,19 @@ class Visitor:
         self.hang_up()
 
     async def look_up(self) -> None:
-        """One ``POST /key/update`` that needs a lookup, besides those that are counted out."""
+        """Send one ``POST /key/update`` that needs a lookup, in addition to one in every `UPDATE_EVERY` requests."""
         self.kind, self.id = "key/update", f"{next(self.numbers)}-look-up"
         await self.once(self.update)
         self.hang_up()
 
     async def stall_once(self, kind: str) -> None:
-        """One request in which somebody stalls."""
+        """Send one request in which a peer stalls."""
         self.kind, self.id, self.stage = kind, f"{next(self.numbers)}", ""
         await self.once(self.stalls[kind])
         self.hang_up()
 
     async def once(self, play: Callable[[Connection], Awaitable[None]]) -> bool:
-        """One request, whatever comes of it; false if it failed."""
+        """Carry out one request, and record its outcome. Returns False if the request failed."""
         begin = now()
         outcome = ""
         try:
@@ -118,7 +118,7 @@ class Visitor:
             outcome = "cut"
             self.hang_up()
         except (Wrong, TimeoutError, ValueError, LookupError) as error:
-            # the last three: an answer of a shape that upstream never gives
+            # ValueError and LookupError: a response of a form that upstream never sends
             self.ledger.wrong.append(f"{self.kind} {self.id}: {error!r}")
             self.hang_up()
             return False
@@ -150,7 +150,7 @@ class Visitor:
         await connection.send(head)
 
     async def read_json(self, connection: Connection) -> dict[str, Any]:
-        """A 200 answer's JSON, which has to be the answer to this request."""
+        """Read a response, which must be 200 and the one to this request. Returns its JSON."""
         self.leave_if("before the answer")
         expect(await connection.head() == 200, "not 200")
         pieces = []
@@ -179,7 +179,7 @@ class Visitor:
         expect(hashlib.sha256(content).hexdigest() == answer["content"], "the content has not arrived as it was sent")
 
     def size(self, most: int) -> int:
-        """Mostly small, sometimes large."""
+        """A random size of at most ``most``. It is mostly small and sometimes large."""
         return int(most * self.random.random() ** 6) + 1
 
     async def events(self, connection: Connection) -> None:
@@ -228,10 +228,10 @@ class Visitor:
         expect(answer["digest"] == hashlib.sha256(content).hexdigest(), "the content has not arrived as it was sent")
 
     async def never_read(self, connection: Connection) -> None:
-        """Take nothing of a long answer: it is cut."""
+        """Do not read a long response. The gateway must cut it."""
         await self.send_head(connection, "GET", "/flood")
         expect(await connection.head() == 200, "not 200")
-        await asyncio.sleep(self.stall * 1.25 + 1)  # a reset does not show before more is read
+        await asyncio.sleep(self.stall * 1.25 + 1)  # a reset is reported only when more is read
         with contextlib.suppress(asyncio.IncompleteReadError, ConnectionError):
             async for _ in connection.pieces():
                 pass
@@ -239,14 +239,14 @@ class Visitor:
         connection.last = True
 
     async def stop_sending(self, connection: Connection) -> None:
-        """Send half of a content: the answer is 408."""
+        """Send half of the content. The response must be 408."""
         content = bytes(self.size(1 << 20))
         await self.send_head(connection, "POST", "/upload", f"Content-Length: {2 * len(content)}")
         await connection.send(content)
         await self.stalled(connection, 408, "client_not_sending")
 
     async def be_stuck(self, connection: Connection) -> None:
-        """Send a content of which upstream takes nothing: the answer is 504."""
+        """Send content that upstream does not read. The response must be 504."""
         fields = (f"Content-Length: {FLOOD}",)
         await self.send_head(connection, "POST", f"/stuck?seconds={self.stall * 1.25 + 2}", *fields)
         sending = asyncio.create_task(connection.send(bytes(FLOOD)))
@@ -261,7 +261,10 @@ class Visitor:
         expect(json.loads(await connection.content())["error"]["type"] == kind, f"not {kind}")
 
     async def update(self, connection: Connection) -> None:
-        """Routes unchanged, changed or absent, by turns; "unknown" has to be accounted for, as a failure has."""
+        """Send an update with unchanged, changed or absent routes, in turn.
+
+        The outcome "unknown" is recorded as a failure of the lookup, which must be accounted for.
+        """
         begin = now()
         case = 0 if self.id.endswith("-look-up") else int(self.id) // UPDATE_EVERY % 3
         routes = ({"allowed_routes": ROUTES}, {"allowed_routes": ["/other"]}, {})[case]
@@ -288,7 +291,7 @@ class Visitor:
         key = handshake.headers["Sec-WebSocket-Key"]
         fields = ("Connection: Upgrade", "Upgrade: websocket", "Sec-WebSocket-Version: 13", f"Sec-WebSocket-Key: {key}")
         protocol.send_request(handshake)
-        protocol.data_to_send()  # its head lacks our fields
+        protocol.data_to_send()  # discarded, because this head lacks our fields
         await self.send_head(connection, "GET", "/ws", *fields)
         self.leave_if("before the answer")
         expect(await connection.head() == 101, "no upgrade")
@@ -339,11 +342,11 @@ STAGES = {
     "key/update": ANSWERED,
     **dict.fromkeys(STALLS, ()),
 }
-"""Where a client may leave, by kind."""
+"""The stages at which a client may leave, by kind of request."""
 
 
 class Load:
-    """Clients for the gateway at ``port`` of loopback, told apart by request ids that count on.
+    """Clients of the gateway at ``port`` of loopback. Their requests are numbered consecutively.
 
     ``stall``: the gateway's stall timeout, in seconds.
     """
@@ -359,17 +362,17 @@ class Load:
         return Visitor(self._port, self._ledger, self._numbers, self._seeds.getrandbits(64), self._stall)
 
     async def run(self, clients: int, until: float) -> None:
-        """Put ``clients`` at once on the gateway until `now` is ``until``."""
+        """Let ``clients`` clients send requests at once until `now` is ``until``."""
         async with asyncio.TaskGroup() as group:
             for _ in range(clients):
                 group.create_task(self._visitor().run(until))
 
     async def look_up(self) -> None:
-        """One ``POST /key/update`` that needs a lookup."""
+        """Send one ``POST /key/update`` that needs a lookup."""
         await self._visitor().look_up()
 
     async def stall(self) -> None:
-        """One request of each kind in which somebody stalls, at once."""
+        """Send one request of each kind in which a peer stalls, all at once."""
         async with asyncio.TaskGroup() as group:
             for kind in STALLS:
                 group.create_task(self._visitor().stall_once(kind))

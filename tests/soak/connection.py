@@ -1,4 +1,4 @@
-"""A client's connection to the gateway: HTTP/1.1 as the soak needs it, and how a request can go wrong."""
+"""A client's connection to the gateway: as much of HTTP/1.1 as a soak needs, and the ways in which a request fails."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from collections.abc import AsyncIterator
 
 
 class Cut(Exception):
-    """The connection ended before the answer was whole."""
+    """The connection ended before the response was complete."""
 
 
 class BadGateway(Exception):
-    """The gateway has answered 502 in upstream's place."""
+    """The gateway has answered with a 502 of its own."""
 
 
 class Wrong(Exception):
-    """An answer that it may never give."""
+    """A response that the gateway must never send."""
 
 
 def expect(condition: object, what: str) -> None:
@@ -33,7 +33,7 @@ class Connection:
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader = reader
         self.writer = writer
-        self.last = False  # the answer was the connection's last
+        self.last = False  # the response was the last on this connection
         self.raw_head = b""
         self._fields: dict[bytes, bytes] = {}
 
@@ -46,7 +46,10 @@ class Connection:
         await self.writer.drain()
 
     async def head(self) -> int:
-        """The status of the next head; 502 raises `BadGateway`, if it has the shape of LiteLLM's errors."""
+        """Read the next response head. Returns its status.
+
+        Raises `BadGateway` if the status is 502. The content must then have the form of LiteLLM's errors.
+        """
         self.raw_head = await self.reader.readuntil(b"\r\n\r\n")
         lines = self.raw_head[:-4].split(b"\r\n")
         self._fields = {
@@ -65,7 +68,7 @@ class Connection:
         return self._fields.get(name, b"")
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """The answer's content as it comes."""
+        """The response's content, in pieces as they arrive."""
         if self.field(b"transfer-encoding"):
             while size := int(await self.reader.readuntil(b"\r\n"), 16):
                 yield await self.reader.readexactly(size)
@@ -86,7 +89,7 @@ class Connection:
     def close(self, *, reset: bool = False) -> None:
         if reset:
             sock = self.writer.get_extra_info("socket")
-            with contextlib.suppress(OSError):  # it may be gone
+            with contextlib.suppress(OSError):  # the socket may be closed already
                 sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             self.writer.transport.abort()
         else:

@@ -1,13 +1,13 @@
-"""What became of every request of a soak, and whether what failed had to fail.
+"""The outcome of every request of a soak, and whether each failure is accounted for.
 
 A failure is accounted for in three cases only:
 
-* Upstream had begun the request (its journal says so) and was killed while the client waited for the answer.
-* Upstream dropped it: it closed the connection instead of answering, and said so in its journal.
-* Upstream never began it, and was away, or on its way out, at some time while the client waited.
+* Upstream had begun the request (its journal says so) and was killed while the client waited for the response.
+* Upstream dropped the request: it closed the connection instead of answering, and noted that in its journal.
+* Upstream never began the request, and was down or shutting down at some time while the client waited.
 
-So whatever a restarted (not killed) upstream has begun has to be answered whole, and outside of restarts nothing fails
-that upstream has not dropped.
+So an upstream that is restarted (not killed) must answer every request that it has begun, and outside of restarts
+only a request that upstream has dropped may fail.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ DROPPED = "dropped by upstream"
 AWAY = "not begun, upstream was away"
 
 Runs = dict[tuple[str, str], list[tuple[int, str]]]
-"""By method and id of a request: the process ids of the upstreams that have begun it, and its fate there."""
+"""By method and id of a request: the process id of each upstream that has begun it, and its fate there."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """A request without a whole answer, though its client stayed. ``outcome``: ``502`` or ``cut``; times as `now`."""
+    """A request without a complete response, although its client stayed. ``begin`` and ``end`` are times of `now`.
+
+    ``outcome``: ``502``, ``cut``, or ``unknown`` for a lookup of the gateway's that failed.
+    """
 
     kind: str
     method: str
@@ -42,7 +45,10 @@ class Failure:
 
 @dataclass
 class Restart:
-    """Upstream process ``pid`` was told to end, or killed, at ``begin``; at ``end`` it was gone and another there."""
+    """Upstream process ``pid`` was killed, or told to end, at ``begin``.
+
+    At ``end`` it had ended, and another process was ready.
+    """
 
     how: str
     pid: int
@@ -55,7 +61,7 @@ class Restart:
 
 @dataclass
 class Ledger:
-    """Counts by kind of request; ``wrong`` has a line for everything that should not be."""
+    """Counts by kind of request. ``wrong`` has a line for each event that must not occur."""
 
     sent: Counter[str] = field(default_factory=Counter)
     finished: Counter[str] = field(default_factory=Counter)
@@ -75,7 +81,7 @@ def read_journal(path: Path) -> Runs:
 
 
 def account(failure: Failure, runs: Runs, restarts: Iterable[Restart]) -> str | None:
-    """Why ``failure`` had to be; None if nothing explains it."""
+    """The case that accounts for ``failure``; None if none does."""
     begun = runs.get((failure.method, failure.id), [])
     if any(fate == "dropped" for _, fate in begun):
         return DROPPED
@@ -89,5 +95,5 @@ def account(failure: Failure, runs: Runs, restarts: Iterable[Restart]) -> str | 
 
 
 def repeated(runs: Runs) -> list[str]:
-    """The ids of POST requests that upstream has begun more than once: an LLM call would be paid twice."""
+    """The ids of POST requests that upstream has begun more than once. An LLM call may then be paid for twice."""
     return [request_id for (method, request_id), begun in runs.items() if method == "POST" and len(begun) > 1]

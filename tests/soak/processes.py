@@ -1,4 +1,4 @@
-"""The processes of a soak, seen from outside: their lines, and what Linux says of them."""
+"""The processes of a soak, observed from outside: the lines that they write, and the figures that Linux has of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Process:
-    """A Python process; ``lines`` is what it has written so far, to stdout and stderr."""
+    """A Python process. ``lines`` are those that it has written so far, to stdout and stderr."""
 
     def __init__(self, process: asyncio.subprocess.Process) -> None:
         self.process = process
@@ -46,11 +46,11 @@ class Process:
         self._changed.set()
 
     async def line(self, wanted: Callable[[str], bool], *, after: int = 0) -> str:
-        """The first line that is ``wanted``, of those after the first ``after``.
+        """Wait for a line that is ``wanted``, and return the first one. The first ``after`` lines are ignored.
 
         Raises:
-            RuntimeError: the process ended without it.
-            TimeoutError: it did not come in time.
+            RuntimeError: the process has ended without writing it.
+            TimeoutError: it was not written within `START_TIMEOUT`.
         """
         async with asyncio.timeout(START_TIMEOUT):
             while True:
@@ -86,11 +86,11 @@ class Process:
 
     @property
     def resident(self) -> int:
-        """Resident set size, bytes."""
+        """The resident set size, in bytes."""
         return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * PAGE
 
     @property
     def cpu(self) -> float:
-        """CPU time used so far, seconds."""
+        """The CPU time used so far, in seconds."""
         fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
         return (int(fields[11]) + int(fields[12])) / TICKS

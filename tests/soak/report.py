@@ -14,7 +14,7 @@ def text(report: Report) -> str:
 
 
 def requests(report: Report) -> Iterator[str]:
-    """A row for each kind of request. Not all that finished are those sent: who leaves in the head has sent none."""
+    """A row for each kind of request. A client that leaves within the head counts as left, but not as sent."""
     ledger = report.ledger
     left = Counter(kind for kind, _ in ledger.left.elements())
     failed = Counter(each.kind for each in ledger.failures if each.kind in STAGES)

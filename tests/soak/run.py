@@ -22,17 +22,17 @@ from tests.support.gateway import free_port
 MIB = 1 << 20
 GRACE = 10.0
 DRAIN = 20.0
-"""Seconds in which upstream, told to end, has to be through with what it has begun."""
+"""Seconds after SIGTERM within which upstream must have finished the requests that it has begun."""
 WARM_UP = 2.0
 CACHED = 2
-"""Objects of a type that may be new after the load: bounded caches keep some."""
+"""The number of additional objects of a type that is accepted after the load, because bounded caches keep some."""
 REST = 30.0
-"""Seconds in which the gateway, once idle, has to have closed everything that it does not need."""
+"""Seconds within which the gateway, once idle, must have closed everything that it does not need."""
 
 
 @dataclass(frozen=True)
 class Options:
-    """``seconds`` of load by ``clients`` at once, an upstream restart every ``restart_every`` seconds.
+    """A soak: ``seconds`` of load by ``clients`` clients, and a restart of upstream every ``restart_every`` seconds.
 
     ``keepalive``: seconds for which the gateway keeps idle upstream connections. ``growth``: bytes by which its memory
     may differ at the end. ``stall``: its stall timeout, in seconds.
@@ -49,7 +49,7 @@ class Options:
 
 @dataclass
 class Sample:
-    """The gateway at ``at`` seconds of the load."""
+    """The gateway's resident memory in bytes, and its open descriptors, ``at`` seconds after the load began."""
 
     at: float
     resident: int
@@ -58,7 +58,7 @@ class Sample:
 
 @dataclass
 class Report:
-    """All that a soak has found; ``verdicts`` are (what, whether it is so, in figures)."""
+    """All findings of a soak. A verdict has a condition, whether it holds, and the figures."""
 
     ledger: Ledger
     seconds: float
@@ -77,7 +77,7 @@ class Report:
 
 
 class Upstream:
-    """The process that answers at ``port`` now."""
+    """The process that currently answers at ``port``."""
 
     def __init__(self, port: int, journal: Path, ledger: Ledger) -> None:
         self.port = port
@@ -91,7 +91,10 @@ class Upstream:
         await process.line(lambda line: line.startswith(READY))
 
     async def restart(self, how: str) -> None:
-        """Put another process in this one's place; ``how``: killed, or restarted after it has answered all."""
+        """Replace the process by another.
+
+        ``how``: ``killed``, or ``restarted`` after the process has answered the requests that it had begun.
+        """
         old = self.process
         entry = Restart(how, old.pid, now())
         self._ledger.restarts.append(entry)
@@ -133,7 +136,7 @@ def records(lines: list[str], message: str) -> Iterator[dict[str, Any]]:
 
 
 async def census(gateway: Process) -> Counter[str]:
-    """How many objects of each type the gateway holds."""
+    """The number of objects of each type that the gateway holds."""
     after = len(gateway.lines)
     gateway.send(signal.SIGUSR1)
     line = await gateway.line(lambda line: '"census"' in line, after=after)
@@ -141,27 +144,28 @@ async def census(gateway: Process) -> Counter[str]:
 
 
 async def rest(gateway: Process, most: int) -> int:
-    """Wait, but not for ever, until the idle gateway has at most ``most`` descriptors open: how many it has then."""
+    """Wait until the idle gateway has at most ``most`` open descriptors, or `REST` is over. Returns their number."""
     deadline = now() + REST
-    while (count := gateway.descriptors) > most and now() < deadline:  # noqa: ASYNC110 - another process's
+    while (count := gateway.descriptors) > most and now() < deadline:  # noqa: ASYNC110 - it depends on another process
         await asyncio.sleep(0.1)
     return count
 
 
 async def growth(gateway: Process, before: Counter[str]) -> Counter[str]:
-    """Wait, but not for ever, until the idle gateway holds as many objects as ``before``: what it holds beyond that.
+    """Wait until the idle gateway holds few objects beyond ``before``, or `REST` is over. Returns the excess by type.
 
-    Failures are summed up in the log for some seconds after the last one, with a timer for each kind.
+    `CACHED` objects of each type in ``before`` are not excess. For some seconds after the last failure, the log has a
+    timer for each kind of failure, to sum up further ones.
     """
     most = before + Counter(dict.fromkeys(before, CACHED))
     deadline = now() + REST
-    while (more := await census(gateway) - most) and now() < deadline:  # noqa: ASYNC110 - another process's
+    while (more := await census(gateway) - most) and now() < deadline:  # noqa: ASYNC110 - it depends on another process
         await asyncio.sleep(0.5)
     return more
 
 
 async def soak(options: Options) -> Report:
-    """Run a soak; nothing of it is left behind."""
+    """Run a soak. No process or file of it is left behind."""
     async with contextlib.AsyncExitStack() as stack:
         journal = Path(stack.enter_context(tempfile.TemporaryDirectory()), "journal")
         ledger = Ledger()
@@ -188,7 +192,7 @@ async def watch(options: Options, report: Report, upstream: Upstream, gateway: P
     await load.look_up()
     await asyncio.sleep(options.keepalive + 1)
     most = gateway.descriptors
-    # what is made at the first request of a kind, and kept, is no leak: it is there after a warm-up
+    # Objects that the first request of a kind creates, and that are kept, are no leak. They exist after a warm-up.
     await load.run(options.clients, now() + WARM_UP)
     await rest(gateway, most)
     objects = await census(gateway)
@@ -211,9 +215,9 @@ async def watch(options: Options, report: Report, upstream: Upstream, gateway: P
 
 
 async def restart(upstream: Upstream, load: Load, options: Options, begin: float) -> None:
-    """Restart upstream again and again, killing it every second time; not in the last seconds.
+    """Restart upstream at intervals, killing it every second time, until two seconds before the end of the load.
 
-    After the last time each kind of stall has one request, which no restart cuts.
+    After the last restart, one request of each kind of stall is sent, which no restart cuts.
     """
     for number in range(1, 10_000):
         at = begin + number * options.restart_every
@@ -239,7 +243,10 @@ def judge_memory(report: Report, options: Options) -> None:
 
 
 async def judge_end(report: Report, gateway: Process) -> None:
-    """SIGTERM an idle gateway: nothing is left to wait for, no error was logged, and its counts are the clients'."""
+    """Send SIGTERM to the idle gateway. It must end within the grace, with no error in its log.
+
+    Its counts of requests must agree with those of the clients.
+    """
     begin = now()
     gateway.send(signal.SIGTERM)
     status = await gateway.wait(GRACE + 5)

@@ -1,4 +1,4 @@
-"""A short soak, and what the ledger takes for accounted for."""
+"""A short soak, and the failures that the ledger accounts for."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ POST fourth 11 run
 
 
 def test_soak() -> None:
-    """Ten seconds of everything at once: nothing is lost, cut or left behind but what restarts of upstream explain."""
-    # ten seconds are not enough for memory to reach where it stays: in the long soak it is judged after a minute, which
-    # has brought it from 37 MiB to 44
+    """In ten seconds of mixed traffic, every failure is accounted for, and the gateway leaves nothing behind."""
+    # Memory is not stable after ten seconds, so it may grow by more here. The long soak takes its reference after a
+    # minute, in which memory grows from 37 MiB to 44 MiB.
     options = Options(10, clients=24, restart_every=2.5, keepalive=1.0, growth=16 * MIB, stall=3.0)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         report = runner.run(soak(options))
@@ -58,11 +58,14 @@ def journal(tmp_path: Path) -> Path:
     ],
 )
 def test_account(journal: Path, method: str, id_: str, begin: float, end: float, reason: str | None) -> None:
-    """A failure is explained by a kill in its midst, by upstream's dropping it or being away, and by nothing else."""
+    """A failure is explained by a kill of upstream during the request, by a drop, or by upstream's absence.
+
+    Nothing else explains it.
+    """
     failure = Failure("JSON", method, id_, "502", begin, end)
     assert account(failure, read_journal(journal), RESTARTS) == reason
 
 
 def test_repeated(journal: Path) -> None:
-    """A POST that two upstreams have begun was repeated; a GET may be."""
+    """A POST that two upstreams have begun counts as repeated, but a GET does not."""
     assert repeated(read_journal(journal)) == ["fourth"]

@@ -1,18 +1,19 @@
-"""What the gateway of a soak stands before: ``python -m tests.soak.upstream PORT JOURNAL``.
+"""The LiteLLM-like upstream of a soak: ``python -m tests.soak.upstream PORT JOURNAL``.
 
-It journals each request before it runs it, in a file that outlives it: ``<method> <request id> <pid> run``. One in a
-hundred it drops instead (``dropped`` in the journal): it closes the connection without a word. SIGTERM: it closes its
-listener and its idle connections, answers what it has begun with ``Connection: close``, and ends.
+It journals each request before it runs it, in a file that outlives the process: ``<method> <request id> <pid> run``.
+It drops one request in a hundred instead (``dropped`` in the journal): it closes the connection without a response.
+After SIGTERM it closes its listener and its idle connections, answers the requests that it has begun with
+``Connection: close``, and ends.
 
 ====================  =====================================================================================
-``GET /json?size=``   JSON with ``size`` characters and their digest; ``POST``: a content's digest as well
-``POST /upload``      length and digest of the content; asks for it with 100 if the client expects that
+``GET /json?size=``   JSON with ``size`` characters and their digest; ``POST``: the content's digest as well
+``POST /upload``      length and digest of the content; sends 100 if the client expects that
 ``GET /events``       ``count`` numbered server-sent events, one every ``pause`` seconds
 ``GET /ws``           a WebSocket that sends back every message
 ``GET /flood``        more octets than any buffers hold
-``POST /stuck``       nothing: takes no content for so many ``seconds``, and closes the connection
-``GET /key/info``     a key whose ``allowed_routes`` are ``["llm_api_routes"]``, whichever is asked for
-``POST /key/update``  the content as it has arrived
+``POST /stuck``       no response: reads no content for ``seconds``, and then closes the connection
+``GET /key/info``     a key whose ``allowed_routes`` are ``["llm_api_routes"]``, for every key
+``POST /key/update``  the content as it was received
 ====================  =====================================================================================
 """
 
@@ -50,7 +51,7 @@ class Request:
     def __init__(self, head: bytes, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         lines = head[:-4].split(b"\r\n")
         self.method, self.target, _ = lines[0].decode().split(" ")
-        assert self.method in ("GET", "POST"), head  # what is left of another request's content, for one
+        assert self.method in ("GET", "POST"), head  # fails for the rest of another request's content
         self.fields = {name.strip().lower(): value.strip() for name, _, value in (x.partition(b":") for x in lines[1:])}
         url = urlsplit(self.target)
         self.path = url.path
@@ -85,7 +86,7 @@ class Server:
         self.tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self, port: int) -> None:
-        """Listen until SIGTERM, then finish what has begun."""
+        """Listen until SIGTERM, and then finish the requests that have begun."""
         asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, self.draining.set)
         server = await asyncio.start_server(self.accept, "127.0.0.1", port, limit=1 << 20, backlog=1024)
         print(READY, server.sockets[0].getsockname()[1], flush=True)
@@ -103,7 +104,7 @@ class Server:
         task.add_done_callback(self.tasks.discard)
 
     async def connection(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        # what the gateway breaks off is its clients' doing, and theirs to account for
+        # The gateway cuts a request because a client has left. The clients account for such requests.
         with contextlib.suppress(ConnectionError, asyncio.IncompleteReadError, TimeoutError):
             while not self.draining.is_set():
                 self.idle.add(writer)
@@ -161,7 +162,7 @@ class Server:
     async def flood(self, request: Request) -> None:
         request.writer.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % FLOOD)
         for _ in range(FLOOD >> 20):
-            if request.writer.is_closing():  # uvloop bears no more than one write after that
+            if request.writer.is_closing():  # uvloop allows no more than one write after that
                 raise ConnectionResetError
             request.writer.write(bytes(1 << 20))
             await request.writer.drain()
@@ -172,7 +173,7 @@ class Server:
         head = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nTransfer-Encoding: chunked\r\n"
         request.writer.write(head + self.last() + b"\r\n")
         for number in range(int(request.query["count"])):
-            if request.writer.is_closing():  # uvloop bears no more than one write after that
+            if request.writer.is_closing():  # uvloop allows no more than one write after that
                 raise ConnectionResetError
             event = b'data: {"id": "%b", "number": %d}\n\n' % (request.id.encode(), number)
             request.writer.write(b"%x\r\n%b\r\n" % (len(event), event))

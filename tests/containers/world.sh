@@ -1,7 +1,7 @@
 #!/bin/sh
-# world.sh FOLDER: namespaces for containers, of which nothing is left: process ids, mounts with a copy of /run, and a
-# network, /run/bridged. It says "ready", and ends when its standard input does, which is when the program that started it
-# has closed it or has ended in any way. Then it removes its containers, and FOLDER.
+# world.sh FOLDER: namespaces for containers: process ids, mounts with a copy of /run, and a network, /run/bridged. Nothing
+# of them is left behind. It prints "ready", and ends when its standard input is closed, which also happens when the program
+# that started it ends in any way. Then it removes its containers, and FOLDER.
 set -eu
 export FOLDER=$1
 unshare --mount --pid --fork --kill-child --mount-proc sh -euc '

@@ -131,11 +131,9 @@ class Sanitizer:
         None on a unix socket.
         """
         endpoint = self._endpoints.find(path)
-        return (
-            None
-            if endpoint is None
-            else Interception(self, endpoint, head, Caller(outbound, send_lookup, client_address))
-        )
+        if endpoint is None:
+            return None
+        return Interception(self, endpoint, head, Caller(outbound, send_lookup, client_address))
 
 
 class Interception:

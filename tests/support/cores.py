@@ -62,9 +62,9 @@ class Core(Sanitizer):
         self, path: str, head: bytes, outbound: bytes, send_lookup: SendLookup, client_address: str | None
     ) -> Interception | None:
         endpoint = Endpoints(FIELDS, ("",)).find(path)
-        return (
-            None if endpoint is None else _Scripted(self, endpoint, head, Caller(outbound, send_lookup, client_address))
-        )
+        if endpoint is None:
+            return None
+        return _Scripted(self, endpoint, head, Caller(outbound, send_lookup, client_address))
 
 
 class _Scripted(Interception):

@@ -347,7 +347,7 @@ async def test_content_of_another_length(world: World, length: int) -> None:
             id="a loop",
         ),
         pytest.param(scope("POST", (b"content-length", b"2")), "client_not_sending", (0, 1), id="a stall"),
-        pytest.param(scope(), "broken", (0, 0), id="a failure of upstream's"),
+        pytest.param(scope(), "broken", (0, 0), id="an upstream failure"),
     ],
 )
 @pytest.mark.parametrize("version", ["1.0", "1.1", "2"])

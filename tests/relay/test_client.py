@@ -1373,13 +1373,13 @@ def test_repeated_head() -> None:
         pytest.param(b"GET", HEAD_TIMEOUT, id="part of a head"),
     ],
 )
-@pytest.mark.parametrize("after", ["nothing", "an answer"])
+@pytest.mark.parametrize("after", ["nothing", "a response"])
 def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> None:
     """A connection without a complete head is closed at its timeout. Further octets of the head do not extend it."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
-        if after == "an answer":
+        if after == "a response":
             client.feed(make_request("GET", b"/", b"").wire)
             loop.settle()
             loop.advance(3)

@@ -545,11 +545,11 @@ def test_exactly_the_limit(upstream: Upstream, client: Client, framing: str) -> 
         pytest.param(b"\r\n", id="an empty line for a chunk size"),
     ],
 )
-@pytest.mark.parametrize("pieces", ["at once", "apart"])
+@pytest.mark.parametrize("pieces", ["in one piece", "in two pieces"])
 def test_malformed_chunk(upstream: Upstream, client: Client, journal: Journal, content: bytes, pieces: str) -> None:
     """Malformed chunked content is answered with 400, and nothing of the request is forwarded."""
     request = head(b"Transfer-Encoding: chunked") + content
-    client.send(*([request] if pieces == "at once" else [request[:-3], request[-3:]]))
+    client.send(*([request] if pieces == "in one piece" else [request[:-3], request[-3:]]))
     response = client.read_response()
     assert (response.status, response.get(b"connection")) == (400, b"close")
     assert json.loads(response.body)["error"]["type"] == "bad_request"

@@ -58,13 +58,13 @@ def test_waiting_order(loop: VirtualLoop) -> None:
     assert world.pool.open == 2
 
 
-@pytest.mark.parametrize("how", ["closed by the answer", "reset", "cancelled", "broken answer"])
+@pytest.mark.parametrize("how", ["closed by the response", "reset", "cancelled", "broken response"])
 def test_a_lost_connection_frees_its_place(loop: VirtualLoop, how: str) -> None:
     """After a connection has ended, a new one is opened for the exchange that has waited longest."""
     world = make_world(loop, max_connections=1)
     first, transport = world.run(b"POST")
     second, third = world.start(), world.start()
-    if how == "closed by the answer":
+    if how == "closed by the response":
         world.answer(transport, CLOSING)
     elif how == "reset":
         transport.reset()

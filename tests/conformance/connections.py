@@ -15,7 +15,7 @@ PUT = request(b"PUT / HTTP/1.1", HOST, b"Content-Length: 4", body=b"body")
 # reuse and retries
 
 
-@scenario(ROWS, "a client's requests share one connection, and so do upstream's", "RFC 9112 9.3")
+@scenario(ROWS, "requests on one client connection are forwarded on one upstream connection", "RFC 9112 9.3")
 def keep_alive(lab: Lab) -> None:
     with lab.connect() as client:
         for n in range(20):
@@ -23,14 +23,14 @@ def keep_alive(lab: Lab) -> None:
     assert {each.connection for each in lab.upstream.requests} == {0}
 
 
-@scenario(ROWS, "clients one after the other share an upstream connection", "RFC 9112 9.3")
+@scenario(ROWS, "successive clients share an upstream connection", "RFC 9112 9.3")
 def pool(lab: Lab) -> None:
     for _ in range(5):
         assert lab.ask(get()).status == 200
     assert {each.connection for each in lab.upstream.requests} == {0}
 
 
-@scenario(ROWS, "requests at the same time have upstream connections of their own", "RFC 9112 9.3")
+@scenario(ROWS, "concurrent requests use separate upstream connections", "RFC 9112 9.3")
 def parallel(lab: Lab) -> None:
     go_on = threading.Event()
     lab.upstream.script = reply(go_on, OK)
@@ -55,32 +55,38 @@ def _stale(lab: Lab, send: bytes, last: Script | None = None) -> int:
         return client.ask(send).status
 
 
-@scenario(ROWS, "GET on a pooled connection that turns out dead is sent once more", "RFC 9112 9.3.1")
+@scenario(ROWS, "GET is sent again when upstream closes the pooled connection without a response", "RFC 9112 9.3.1")
 def stale_get(lab: Lab) -> None:
     assert _stale(lab, get(target=b"/again")) == 200
     assert [each.connection for each in lab.upstream.requests] == [0, 0, 1]
     assert lab.upstream.requests[1].raw_head == lab.upstream.requests[2].raw_head
 
 
-@scenario(ROWS, "DELETE on a pooled connection that turns out dead is sent once more", "RFC 9110 9.2.2")
+@scenario(ROWS, "DELETE is sent again when upstream closes the pooled connection without a response", "RFC 9110 9.2.2")
 def stale_delete(lab: Lab) -> None:
     assert _stale(lab, DELETE) == 200
     assert len(lab.upstream.requests) == 3
 
 
-@scenario(ROWS, "GET is sent again once, not twice", "Go net/http: Transport retries")
+@scenario(ROWS, "GET is sent again only once", "Go net/http: Transport retries")
 def stale_twice(lab: Lab) -> None:
     assert _stale(lab, get(), reply(CLOSE)) == 502
     assert len(lab.upstream.requests) == 3
 
 
-@scenario(ROWS, "POST on a pooled connection that turns out dead is never sent again", "RFC 9110 9.2.2")
+@scenario(
+    ROWS, "POST is not sent again when upstream closes the pooled connection without a response", "RFC 9110 9.2.2"
+)
 def stale_post(lab: Lab) -> None:
     assert _stale(lab, post(b"body")) == 502
     assert len(lab.upstream.requests) == 2
 
 
-@scenario(ROWS, "POST that ends in a reset is never sent again", "nginx: proxy_next_upstream non_idempotent")
+@scenario(
+    ROWS,
+    "POST is not sent again when upstream resets the pooled connection",
+    "nginx: proxy_next_upstream non_idempotent",
+)
 def reset_post(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(OK), reply(RESET), reply(OK))
     with lab.connect() as client:
@@ -89,20 +95,28 @@ def reset_post(lab: Lab) -> None:
     assert len(lab.upstream.requests) == 2
 
 
-@scenario(ROWS, "PUT on a pooled connection that turns out dead is sent once more, body and all", "RFC 9110 9.2.2")
+@scenario(
+    ROWS,
+    "PUT is sent again with its content when upstream closes the pooled connection without a response",
+    "RFC 9110 9.2.2",
+)
 def stale_put(lab: Lab) -> None:
     assert _stale(lab, PUT) == 200
     assert [each.body for each in lab.upstream.requests] == [b"", b"body", b"body"]
 
 
-@scenario(ROWS, "GET on a new connection that closes is not sent again", "Go net/http: Transport retries")
+@scenario(
+    ROWS,
+    "GET is not sent again when upstream closes a new connection without a response",
+    "Go net/http: Transport retries",
+)
 def fresh_get(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(CLOSE), reply(OK))
     assert lab.ask(get()).status == 502
     assert len(lab.upstream.requests) == 1
 
 
-@scenario(ROWS, "GET is not sent again once a byte of the answer has come", "RFC 9112 9.3.1")
+@scenario(ROWS, "GET is not sent again after part of a response has been received", "RFC 9112 9.3.1")
 def half_answered(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(OK), reply(b"HTTP/1.1 2", CLOSE), reply(OK))
     with lab.connect() as client:
@@ -111,7 +125,9 @@ def half_answered(lab: Lab) -> None:
     assert len(lab.upstream.requests) == 2
 
 
-@scenario(ROWS, "POST after upstream closed the idle connection goes on a new one", "Caddy: TestDialErrorBodyRetry")
+@scenario(
+    ROWS, "POST is sent on a new connection after upstream has closed the idle one", "Caddy: TestDialErrorBodyRetry"
+)
 def closed_while_idle(lab: Lab) -> None:
     for turn in range(10):
         left = threading.Event()
@@ -128,7 +144,7 @@ def closed_while_idle(lab: Lab) -> None:
     assert [each.method for each in lab.upstream.requests] == [b"GET", b"POST"] * 10
 
 
-@scenario(ROWS, "POST after upstream said Connection: close goes on a new connection", "RFC 9112 9.6")
+@scenario(ROWS, "POST is sent on a new connection after a response with Connection: close", "RFC 9112 9.6")
 def announced_close(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(answer(b"Connection: close"), WAIT_CLOSED), reply(OK))
     with lab.connect() as client:
@@ -137,7 +153,7 @@ def announced_close(lab: Lab) -> None:
     assert [each.connection for each in lab.upstream.requests] == [0, 1]
 
 
-@scenario(ROWS, "the connection of an HTTP/1.0 upstream is not used again", "RFC 9112 9.3")
+@scenario(ROWS, "an upstream connection is not reused after an HTTP/1.0 response", "RFC 9112 9.3")
 def http_10_upstream(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", WAIT_CLOSED), reply(OK))
     with lab.connect() as client:
@@ -153,7 +169,7 @@ POISON = answer(b"X-Poison: yes", body=b"poison")
 
 @scenario(
     ROWS,
-    "bytes after an answer are nobody's answer: the connection is dropped",
+    "a second response to one request is discarded, and the upstream connection is not reused",
     "PortSwigger: response queue poisoning",
 )
 def extra_answer(lab: Lab) -> None:
@@ -164,7 +180,7 @@ def extra_answer(lab: Lab) -> None:
     assert [each.connection for each in lab.upstream.requests] == [0, 1]
 
 
-@scenario(ROWS, "bytes after a chunked answer are nobody's answer", "PortSwigger: response queue poisoning")
+@scenario(ROWS, "a second response after a chunked response is discarded", "PortSwigger: response queue poisoning")
 def extra_after_chunks(lab: Lab) -> None:
     first = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n"
     lab.upstream.script = in_turn(reply(first + POISON), reply(answer(body=b"own")))
@@ -173,7 +189,7 @@ def extra_after_chunks(lab: Lab) -> None:
         assert client.ask(get()).body == b"own"
 
 
-@scenario(ROWS, "an answer on an idle connection is nobody's: the connection is dropped", "RFC 9112 9.2")
+@scenario(ROWS, "a response on an idle upstream connection is discarded, and the connection is closed", "RFC 9112 9.2")
 def unsolicited(lab: Lab) -> None:
     idle = threading.Event()
     lab.upstream.script = in_turn(reply(OK, idle, POISON, WAIT_CLOSED), reply(answer(body=b"own")))
@@ -184,7 +200,7 @@ def unsolicited(lab: Lab) -> None:
         assert client.ask(get()).body == b"own"
 
 
-@scenario(ROWS, "408 on an idle connection is nobody's answer", "Apache: 408 before close")
+@scenario(ROWS, "408 on an idle upstream connection is discarded", "Apache: 408 before close")
 def idle_408(lab: Lab) -> None:
     late = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     idle = threading.Event()
@@ -213,18 +229,20 @@ def _early_answer(lab: Lab, *lines: bytes) -> None:
 
 scenario(
     ROWS,
-    "an answer before the body is done reaches the client, upstream's connection is not used again",
+    "a response before the end of the content is relayed, and the upstream connection is not reused",
     "RFC 9112 9.5",
 )(_early_answer)
 scenario(
     ROWS,
-    "an answer before the body is done, from an upstream that then closes, reaches the client",
+    "a response with Connection: close before the end of the content is relayed",
     "RFC 9112 9.6",
 )(lambda lab: _early_answer(lab, b"Connection: close"))
 
 
 @scenario(
-    ROWS, "an early answer from an upstream that closes at once, while a large body goes up", "Go net/http: issue 11745"
+    ROWS,
+    "an early response is relayed although upstream half-closes while large content is being sent",
+    "Go net/http: issue 11745",
 )
 def early_close(lab: Lab) -> None:
     def refuse(connection: Connection) -> None:
@@ -272,7 +290,7 @@ def _rest_of_body(lab: Lab, *, read: bool) -> None:
 
 scenario(
     ROWS,
-    "after an early answer, the connection is closed, and the rest of the body is not taken for a request",
+    "the connection is closed after an early response, and the remaining content is not parsed as a request",
     "RFC 9112 9.5",
     asgi=Instead(Lost.REST, lambda lab: _rest_of_body(lab, read=True)),
 )(lambda lab: _rest_of_body(lab, read=False))
@@ -295,7 +313,11 @@ def pipeline(lab: Lab) -> None:
     assert [each.target for each in lab.upstream.requests] == [b"/1", b"/2", b"/3", b"/4"]
 
 
-@scenario(ROWS, "an intercepted request among pipelined ones keeps its place", "Design: two adapters, one connection")
+@scenario(
+    ROWS,
+    "responses are in order when intercepted requests are pipelined with others",
+    "Design: two adapters, one connection",
+)
 def pipeline_intercepted(lab: Lab) -> None:
     lab.upstream.script = in_turn(*(reply(answer(body=b"%d" % n)) for n in range(1, 7)))
     update = post(b'{"key": "sk-none", "models": []}', b"Content-Type: application/json", target=b"/key/update")
@@ -338,14 +360,14 @@ def _pipeline_fault(lab: Lab, *statuses: int) -> None:
 
 scenario(
     ROWS,
-    "a faulty request after pipelined good ones: those are answered first",
+    "valid pipelined requests are answered before a faulty one is refused",
     "RFC 9112 9.3.2",
     # uvicorn responds as soon as its parser refuses a request, before the task of the good request has begun
     asgi=Instead(Lost.STRICTNESS, lambda lab: _pipeline_fault(lab, 400)),
 )(lambda lab: _pipeline_fault(lab, 200, 400))
 
 
-@scenario(ROWS, "a refusal by upstream does not hold up what is pipelined after it", "RFC 9112 9.3.2")
+@scenario(ROWS, "a request that is pipelined after one with response 502 is answered", "RFC 9112 9.3.2")
 def pipeline_502(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(CLOSE), reply(OK))
     with lab.connect() as client:
@@ -357,7 +379,9 @@ def pipeline_502(lab: Lab) -> None:
 
 
 @scenario(
-    ROWS, "a client that leaves before the head: upstream sees it", "Go ReverseProxy: TestReverseProxyCancellation"
+    ROWS,
+    "the upstream connection is closed when the client closes before the response head",
+    "Go ReverseProxy: TestReverseProxyCancellation",
 )
 def leaves_before_head(lab: Lab) -> None:
     lab.upstream.script = reply(WAIT_CLOSED)
@@ -367,7 +391,11 @@ def leaves_before_head(lab: Lab) -> None:
     lab.upstream.wait_closed()
 
 
-@scenario(ROWS, "a client that resets before the head: upstream sees it", "Caddy: TestClientDisconnectRecordsStatus")
+@scenario(
+    ROWS,
+    "the upstream connection is closed when the client resets before the response head",
+    "Caddy: TestClientDisconnectRecordsStatus",
+)
 def resets_before_head(lab: Lab) -> None:
     lab.upstream.script = reply(WAIT_CLOSED)
     client = lab.connect()
@@ -377,7 +405,11 @@ def resets_before_head(lab: Lab) -> None:
     lab.upstream.wait_closed()
 
 
-@scenario(ROWS, "a client that leaves in the content: upstream sees it", "nginx: proxy_ignore_client_abort off")
+@scenario(
+    ROWS,
+    "the upstream connection is closed when the client closes within the response's content",
+    "nginx: proxy_ignore_client_abort off",
+)
 def leaves_in_content(lab: Lab) -> None:
     lab.upstream.script = reply(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n", WAIT_CLOSED)
     with lab.connect() as client:
@@ -386,7 +418,7 @@ def leaves_in_content(lab: Lab) -> None:
     lab.upstream.wait_closed()
 
 
-@scenario(ROWS, "a client that leaves in the middle of its body: upstream sees it, never a whole request", "RFC 9112 8")
+@scenario(ROWS, "the upstream connection is closed when the client closes within the request's content", "RFC 9112 8")
 def leaves_in_body(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(post(b"").replace(b"Length: 0", b"Length: 100"), b"some")
@@ -395,7 +427,11 @@ def leaves_in_body(lab: Lab) -> None:
     assert not lab.upstream.requests[0].complete
 
 
-@scenario(ROWS, "a client that leaves does not disturb another", "Go ReverseProxy: TestReverseProxyCancellation")
+@scenario(
+    ROWS,
+    "a client that disconnects does not affect another client's request",
+    "Go ReverseProxy: TestReverseProxyCancellation",
+)
 def leaves_alone(lab: Lab) -> None:
     go_on = threading.Event()
     lab.upstream.script = in_turn(reply(go_on, OK), reply(WAIT_CLOSED))
@@ -415,7 +451,7 @@ def leaves_alone(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "no head within the response timeout: 504, upstream is left",
+    "504 when no response head is received within the response timeout, and the upstream connection is closed",
     "nginx: proxy_read_timeout",
     options=("--response-timeout", "1"),
 )
@@ -432,7 +468,7 @@ def response_timeout(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "the response timeout is for the head: content may take its time",
+    "the response timeout applies only to the response head",
     "Go net/http: ResponseHeaderTimeout",
     options=("--response-timeout", "1"),
 )
@@ -454,7 +490,7 @@ def slow_content(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "at the limit of connections a request waits for one to come free",
+    "at the connection limit, a request waits for a free upstream connection",
     "HAProxy: maxconn and its queue",
     options=("--max-connections", "1"),
 )
@@ -473,7 +509,7 @@ def queue(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "at the limit of connections, and none comes free: 503",
+    "at the connection limit, 503 when no upstream connection becomes free in time",
     "HAProxy: timeout queue",
     options=("--max-connections", "1", "--connect-timeout", "1"),
 )
@@ -495,7 +531,7 @@ def queue_timeout(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "at the limit of connections, one that leaves the queue does not take a place",
+    "at the connection limit, a waiting client that disconnects does not block the next one",
     "HAProxy: option abortonclose",
     options=("--max-connections", "1"),
 )
@@ -546,7 +582,7 @@ def _echo(connection: Connection) -> None:
 
 @scenario(
     ROWS,
-    "an upgrade is relayed: end-to-end fields, then bytes both ways",
+    "an upgrade is relayed: its end-to-end fields, then bytes in both directions",
     "Go ReverseProxy: TestReverseProxyWebSocket",
     asgi=NO_UPGRADE,
 )
@@ -574,7 +610,7 @@ def upgrade(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "hop-by-hop fields of a 101 stay behind",
+    "Keep-Alive and a field named in Connection are removed from a 101 response",
     "Caddy: TestFinalizeResponse_101_StripsHopByHopHeaders",
     asgi=NO_UPGRADE,
 )
@@ -591,7 +627,7 @@ def upgrade_hop(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "bytes that come right behind the 101 are the tunnel's",
+    "bytes that upstream sends together with a 101 response are relayed through the tunnel",
     "Go ReverseProxy: TestReverseProxyWebSocket",
     asgi=NO_UPGRADE,
 )
@@ -604,7 +640,10 @@ def upgrade_together(lab: Lab) -> None:
 
 
 @scenario(
-    ROWS, "bytes that the client sends right behind its handshake are the tunnel's", "RFC 9110 7.8", asgi=NO_UPGRADE
+    ROWS,
+    "bytes that the client sends together with its upgrade request are relayed through the tunnel",
+    "RFC 9110 7.8",
+    asgi=NO_UPGRADE,
 )
 def upgrade_eager(lab: Lab) -> None:
     lab.upstream.script = _echo
@@ -623,7 +662,7 @@ def upgrade_ignored(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "an upgrade that is refused: the refusal comes through whole",
+    "a 403 response to an upgrade request is relayed",
     "Go ReverseProxy: upgrade refused by the backend",
 )
 def upgrade_refused(lab: Lab) -> None:
@@ -635,7 +674,7 @@ def upgrade_refused(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "a tunnel that upstream leaves is closed for the client",
+    "the client's connection is closed when upstream closes a tunnel",
     "Go ReverseProxy: TestReverseProxyWebSocketCancellation",
     asgi=NO_UPGRADE,
 )
@@ -650,7 +689,7 @@ def tunnel_upstream_leaves(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "half-close goes through a tunnel, the other way stays open",
+    "the client's half-close is relayed through a tunnel, and the other direction stays open",
     "Go ReverseProxy: TestReverseProxyWebSocketHalfTCP",
     asgi=NO_UPGRADE,
 )
@@ -672,7 +711,7 @@ def tunnel_half_close(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "half-close from upstream goes through a tunnel",
+    "upstream's half-close is relayed through a tunnel, and the other direction stays open",
     "Go ReverseProxy: TestReverseProxyWebSocketHalfTCP",
     asgi=NO_UPGRADE,
 )

@@ -44,33 +44,33 @@ def coding(*lines: bytes, version: bytes = b"1.1") -> bytes:
 
 
 LENGTHS = {
-    "two different Content-Length lines": (b" 4\r\nContent-Length: 5", "Http11Probe: SMUG-DUPLICATE-CL"),
-    "two equal Content-Length lines": (b" 4\r\nContent-Length: 4", "http-desync-guardian: Duplicate Content-Length"),
+    "two lines with different lengths": (b" 4\r\nContent-Length: 5", "Http11Probe: SMUG-DUPLICATE-CL"),
+    "two lines with equal lengths": (b" 4\r\nContent-Length: 4", "http-desync-guardian: Duplicate Content-Length"),
     "a list of different lengths": (b" 4, 5", "Http11Probe: SMUG-CL-COMMA-DIFFERENT"),
     "a list of equal lengths": (b" 4, 4", "Http11Probe: SMUG-CL-COMMA-SAME"),
     "a list of three lengths": (b" 4, 4, 4", "Http11Probe: SMUG-CL-COMMA-TRIPLE"),
     "an empty list element": (b" 4,", "RFC 9110 8.6"),
     "a negative length": (b" -4", "h1spec: Negative Content-Length header"),
-    "a hugely negative length": (
+    "a negative length beyond 64 bits": (
         b" -123456789123456789123456789",
         "h1spec: Overflowing negative Content-Length header",
     ),
     "minus zero": (b" -0", "Http11Probe: SMUG-CL-NEGATIVE-ZERO"),
     "a plus sign": (b" +4", "Http11Probe: RFC9112-6.1-CL-PLUS-SIGN"),
     "a length beyond 64 bits": (b" 18446744073709551616", "http-desync-guardian: severe (64-bits overflow)"),
-    "a length of 64 bits": (b" 18446744073709551615", "Http11Probe: MAL-CL-OVERFLOW"),
+    "the largest length of 64 bits": (b" 18446744073709551615", "Http11Probe: MAL-CL-OVERFLOW"),
     "a hexadecimal length": (b" 0x4", "Http11Probe: SMUG-CL-HEX-PREFIX"),
     "an octal prefix": (b" 0o4", "Http11Probe: SMUG-CL-OCTAL"),
     "an underscore": (b" 1_0", "Http11Probe: SMUG-CL-UNDERSCORE"),
-    "a space within": (b" 1 0", "Http11Probe: SMUG-CL-INTERNAL-SPACE"),
+    "a space within the number": (b" 1 0", "Http11Probe: SMUG-CL-INTERNAL-SPACE"),
     "a decimal point": (b" 4.0", "http-desync-guardian: severe"),
     "an exponent": (b" 4e0", "RFC 9110 8.6"),
     "letters": (b" abc", "h1spec: Non-numeric Content-Length header"),
     "letters after digits": (b" 4abc", "RFC 9110 8.6"),
-    "nothing": (b"", "Http11Probe: MAL-CL-EMPTY"),
-    "whitespace": (b" \t ", "RFC 9110 8.6"),
-    "a control character after it": (b" 4\x11", "http-desync-guardian: severe"),
-    "a vertical tab before it": (b" \x0b4", "RFC 9110 5.5"),
+    "an empty value": (b"", "Http11Probe: MAL-CL-EMPTY"),
+    "only whitespace": (b" \t ", "RFC 9110 8.6"),
+    "a control character after the number": (b" 4\x11", "http-desync-guardian: severe"),
+    "a vertical tab before the number": (b" \x0b4", "RFC 9110 5.5"),
     "digits of another script": (b" \xd9\xa4", "RFC 9110 8.6"),
     "a quoted length": (b' "4"', "RFC 9110 8.6"),
 }
@@ -88,30 +88,33 @@ CODINGS = {
         (b"Transfer-Encoding: chunked", b"Content-Length: 0"),
         "http-desync-guardian: ambiguous",
     ),
-    "both, with Connection: close": (
+    "Content-Length as well, and Connection: close": (
         (b"Connection: close", b"Content-Length: 4", b"Transfer-Encoding: chunked"),
         "Http11Probe: SMUG-CLTE-CONN-CLOSE",
     ),
-    "both, Content-Length named in Connection": (
+    "Content-Length as well, named in Connection": (
         (b"Connection: Content-Length", b"Content-Length: 4", b"Transfer-Encoding: chunked"),
         "RFC 9112 6.3",
     ),
     "chunked twice in a list": ((b"Transfer-Encoding: chunked, chunked",), "Http11Probe: SMUG-TE-DOUBLE-CHUNKED"),
-    "chunked twice in lines": (
+    "chunked in two lines": (
         (b"Transfer-Encoding: chunked", b"Transfer-Encoding: chunked"),
         "Http11Probe: SMUG-TE-DUPLICATE-HEADERS",
     ),
-    "chunked, then identity, in lines": (
+    "chunked in the first of two lines, identity in the second": (
         (b"Transfer-Encoding: chunked", b"Transfer-Encoding: identity"),
         "http-desync-guardian: severe",
     ),
-    "identity, then chunked, in lines": (
+    "identity in the first of two lines, chunked in the second": (
         (b"Transfer-Encoding: identity", b"Transfer-Encoding: chunked"),
         "Http11Probe: SMUG-TE-DUPLICATE-HEADERS",
     ),
-    "chunked not last": ((b"Transfer-Encoding: chunked, gzip",), "Http11Probe: SMUG-TE-NOT-FINAL-CHUNKED"),
-    "a coding that is not known": ((b"Transfer-Encoding: gzip, chunked",), "Http11Probe: RFC9112-6.1-UNKNOWN-TE-501"),
-    "a coding that is not known, in lines": (
+    "chunked before another coding": ((b"Transfer-Encoding: chunked, gzip",), "Http11Probe: SMUG-TE-NOT-FINAL-CHUNKED"),
+    "an unsupported coding before chunked": (
+        (b"Transfer-Encoding: gzip, chunked",),
+        "Http11Probe: RFC9112-6.1-UNKNOWN-TE-501",
+    ),
+    "an unsupported coding in the first of two lines, chunked in the second": (
         (b"Transfer-Encoding: gzip", b"Transfer-Encoding: chunked"),
         "RFC 9112 6.1",
     ),
@@ -122,17 +125,17 @@ CODINGS = {
     "chunked with a parameter": ((b"Transfer-Encoding: chunked;q=1",), "Http11Probe: SMUG-CHUNKED-WITH-PARAMS"),
     "chunked in quotes": ((b'Transfer-Encoding: "chunked"',), "PortSwigger: TE.TE obfuscation"),
     "chunked in single quotes": ((b"Transfer-Encoding: 'chunked'",), "PortSwigger: TE.TE obfuscation"),
-    "an empty coding": ((b"Transfer-Encoding:",), "Http11Probe: SMUG-TE-EMPTY-VALUE"),
-    "a comma before": ((b"Transfer-Encoding: ,chunked",), "Http11Probe: SMUG-TE-LEADING-COMMA"),
-    "a comma after": ((b"Transfer-Encoding: chunked,",), "Http11Probe: SMUG-TE-TRAILING-COMMA"),
-    "a vertical tab before": ((b"Transfer-Encoding: \x0bchunked",), "Http11Probe: SMUG-TE-VTAB"),
-    "a form feed after": ((b"Transfer-Encoding: chunked\x0c",), "Http11Probe: SMUG-TE-FORMFEED"),
-    "a NUL after": ((b"Transfer-Encoding: chunked\x00",), "Http11Probe: SMUG-TE-NULL"),
-    "a control character after": ((b"Transfer-Encoding: chunked\x11",), "http-desync-guardian: severe"),
+    "an empty value": ((b"Transfer-Encoding:",), "Http11Probe: SMUG-TE-EMPTY-VALUE"),
+    "a comma before chunked": ((b"Transfer-Encoding: ,chunked",), "Http11Probe: SMUG-TE-LEADING-COMMA"),
+    "a comma after chunked": ((b"Transfer-Encoding: chunked,",), "Http11Probe: SMUG-TE-TRAILING-COMMA"),
+    "a vertical tab before chunked": ((b"Transfer-Encoding: \x0bchunked",), "Http11Probe: SMUG-TE-VTAB"),
+    "a form feed after chunked": ((b"Transfer-Encoding: chunked\x0c",), "Http11Probe: SMUG-TE-FORMFEED"),
+    "a NUL after chunked": ((b"Transfer-Encoding: chunked\x00",), "Http11Probe: SMUG-TE-NULL"),
+    "a control character after chunked": ((b"Transfer-Encoding: chunked\x11",), "http-desync-guardian: severe"),
     "a space before the colon": ((b"Transfer-Encoding : chunked",), "Http11Probe: SMUG-TE-SP-BEFORE-COLON"),
     "a tab before the colon": ((b"Transfer-Encoding\t: chunked",), "http-desync-guardian: ambiguous"),
     "a folded value": ((b"Transfer-Encoding:", b" chunked"), "Http11Probe: SMUG-TE-OBS-FOLD"),
-    "a folded line before": (
+    "the continuation of a folded line": (
         (b"X: y", b" Transfer-Encoding: chunked", b"Content-Length: 4"),
         "http-desync-guardian: ambiguous",
     ),
@@ -140,36 +143,39 @@ CODINGS = {
     "a space within the name": ((b"Transfer- Encoding: chunked",), "http-desync-guardian: ambiguous"),
     "a byte above 0x7F in the name": ((b"Transfer-Encoding\x88: chunked",), "http-desync-guardian: ambiguous"),
     "a dotless i in the name": ((b"Transfer-Encod\xc4\xb1ng: chunked",), "http-desync-guardian: ambiguous"),
-    "both after a bare LF": (
+    "after a bare LF, and Content-Length as well": (
         (b"X: y\nTransfer-Encoding: chunked", b"Content-Length: 4"),
         "http-desync-guardian: severe",
     ),
-    "both after a bare CR": (
+    "after a bare CR, and Content-Length as well": (
         (b"X: y\rTransfer-Encoding: chunked", b"Content-Length: 4"),
         "http-desync-guardian: severe",
     ),
 }
 
 CHUNKS = {
-    "a size with 0x": (b"0x4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-HEX-PREFIX"),
-    "a size with a plus sign": (b"+4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SIZE-PLUS"),
-    "a negative size": (b"-4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-NEGATIVE"),
-    "an underscore in a size": (b"0_4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-UNDERSCORE"),
-    "a space before a size": (b" 4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LEADING-SP"),
-    "a space after a size": (b"4 \r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SIZE-TRAILING-OWS"),
-    "letters for a size": (b"xyz\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-INVALID-SIZE-DESYNC"),
-    "no size": (b"\r\nbody\r\n0\r\n\r\n", "RFC 9112 7.1"),
-    "a size beyond 64 bits": (b"10000000000000004\r\nbody\r\n0\r\n\r\n", "Http11Probe: MAL-CHUNK-SIZE-OVERFLOW"),
+    "a chunk size with the prefix 0x": (b"0x4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-HEX-PREFIX"),
+    "a chunk size with a plus sign": (b"+4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SIZE-PLUS"),
+    "a negative chunk size": (b"-4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-NEGATIVE"),
+    "an underscore in a chunk size": (b"0_4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-UNDERSCORE"),
+    "a space before a chunk size": (b" 4\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LEADING-SP"),
+    "a space after a chunk size": (b"4 \r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SIZE-TRAILING-OWS"),
+    "a chunk size that is not hexadecimal": (
+        b"xyz\r\nbody\r\n0\r\n\r\n",
+        "Http11Probe: SMUG-CHUNK-INVALID-SIZE-DESYNC",
+    ),
+    "no chunk size": (b"\r\nbody\r\n0\r\n\r\n", "RFC 9112 7.1"),
+    "a chunk size beyond 64 bits": (b"10000000000000004\r\nbody\r\n0\r\n\r\n", "Http11Probe: MAL-CHUNK-SIZE-OVERFLOW"),
     "a semicolon without an extension": (b"4;\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-BARE-SEMICOLON"),
     "a bare LF in an extension": (b"4;a\nb\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-EXT-LF"),
     "a bare CR in an extension": (b"4;a\rb\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-EXT-CR"),
     "a control character in an extension": (b"4;a=\x01\r\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-EXT-CTRL"),
-    "an LF after the size": (b"4\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LF-TERM"),
-    "a CR after the size": (b"4\rbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-BARE-CR-TERM"),
-    "an LF after the data": (b"4\r\nbody\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LF-TERM"),
-    "nothing after the data": (b"4\r\nbody0\r\n\r\n", "Http11Probe: SMUG-CHUNK-MISSING-TRAILING-CRLF"),
-    "more data than announced": (b"4\r\nbody!\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SPILL"),
-    "an LF after the last chunk": (b"4\r\nbody\r\n0\r\n\n", "Http11Probe: SMUG-CHUNK-LF-TRAILER"),
+    "a bare LF after the chunk size": (b"4\nbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LF-TERM"),
+    "a bare CR after the chunk size": (b"4\rbody\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-BARE-CR-TERM"),
+    "a bare LF after the chunk data": (b"4\r\nbody\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-LF-TERM"),
+    "no CRLF after the chunk data": (b"4\r\nbody0\r\n\r\n", "Http11Probe: SMUG-CHUNK-MISSING-TRAILING-CRLF"),
+    "more chunk data than the chunk size says": (b"4\r\nbody!\r\n0\r\n\r\n", "Http11Probe: SMUG-CHUNK-SPILL"),
+    "a bare LF after the last chunk": (b"4\r\nbody\r\n0\r\n\n", "Http11Probe: SMUG-CHUNK-LF-TRAILER"),
     "Content-Length in a trailer": (b"4\r\nbody\r\n0\r\nContent-Length: 9\r\n\r\n", "Http11Probe: SMUG-TRAILER-CL"),
     "a trailer without a colon": (b"4\r\nbody\r\n0\r\nno colon\r\n\r\n", "RFC 9112 7.1.2"),
 }
@@ -177,22 +183,30 @@ CHUNKS = {
 BODIES = {
     "Content-Length": (post(b"body"), b"body", "Http11Probe: COMP-POST-CL-BODY"),
     "Content-Length: 0": (post(b""), b"", "Http11Probe: COMP-POST-CL-ZERO"),
-    "neither length nor coding": (request(b"POST / HTTP/1.1", HOST), b"", "Http11Probe: COMP-POST-NO-CL-NO-TE"),
-    "leading zeros": (length(b" 0004"), b"body", "Http11Probe: SMUG-CL-LEADING-ZEROS"),
+    "neither Content-Length nor Transfer-Encoding": (
+        request(b"POST / HTTP/1.1", HOST),
+        b"",
+        "Http11Probe: COMP-POST-NO-CL-NO-TE",
+    ),
+    "leading zeros in Content-Length": (length(b" 0004"), b"body", "Http11Probe: SMUG-CL-LEADING-ZEROS"),
     # the llhttp of httptools 0.6 refuses a tab here, with 400
-    "whitespace around the length": (length(b" \t4 \t"), b"body", "Http11Probe: SMUG-CL-TRAILING-SPACE"),
-    "no space before the length": (length(b"4"), b"body", "RFC 9112 5.1"),
-    "a length on GET": (
+    "whitespace around the value of Content-Length": (
+        length(b" \t4 \t"),
+        b"body",
+        "Http11Probe: SMUG-CL-TRAILING-SPACE",
+    ),
+    "no space before the value of Content-Length": (length(b"4"), b"body", "RFC 9112 5.1"),
+    "GET with Content-Length": (
         request(b"GET / HTTP/1.1", HOST, b"Content-Length: 4", body=b"body"),
         b"body",
         "Http11Probe: COMP-GET-WITH-CL-BODY",
     ),
-    "chunks on GET": (
+    "GET with chunked content": (
         request(b"GET / HTTP/1.1", HOST, b"Transfer-Encoding: chunked", body=b"4\r\nbody\r\n0\r\n\r\n"),
         b"body",
         "http-desync-guardian: ambiguous",
     ),
-    "a length on DELETE": (
+    "DELETE with Content-Length": (
         request(b"DELETE / HTTP/1.1", HOST, b"Content-Length: 4", body=b"body"),
         b"body",
         "RFC 9110 9.3.5",
@@ -203,14 +217,14 @@ BODIES = {
         b"body",
         "Http11Probe: COMP-CHUNKED-MULTI",
     ),
-    "no chunk but the last": (chunked(b"0\r\n\r\n"), b"", "Http11Probe: COMP-CHUNKED-EMPTY"),
-    "chunk sizes in either case": (
+    "only the last chunk": (chunked(b"0\r\n\r\n"), b"", "Http11Probe: COMP-CHUNKED-EMPTY"),
+    "chunk sizes in upper and lower case": (
         chunked(b"A\r\n0123456789\r\na\r\n0123456789\r\n0\r\n\r\n"),
         b"0123456789" * 2,
         "Http11Probe: COMP-CHUNKED-HEX-UPPERCASE",
     ),
     "chunk sizes with leading zeros": (chunked(b"0004\r\nbody\r\n000\r\n\r\n"), b"body", "RFC 9112 7.1"),
-    "Chunked in odd case": (
+    "chunked in mixed case": (
         request(b"POST / HTTP/1.1", HOST, b"transfer-encoding: ChUnKeD", body=b"4\r\nbody\r\n0\r\n\r\n"),
         b"body",
         "Http11Probe: SMUG-TE-CASE-MISMATCH",
@@ -225,19 +239,19 @@ BODIES = {
         b"body",
         "Http11Probe: SMUG-TE-TRAILING-SPACE",
     ),
-    "a body that looks like a request": (post(SMUGGLED), SMUGGLED, "Http11Probe: SMUG-CL0-BODY-POISON"),
-    "a chunked body that looks like a request": (
+    "content that looks like a request": (post(SMUGGLED), SMUGGLED, "Http11Probe: SMUG-CL0-BODY-POISON"),
+    "chunked content that looks like a request": (
         chunked(b"%x\r\n%s\r\n0\r\n\r\n" % (len(SMUGGLED), SMUGGLED)),
         SMUGGLED,
         "Http11Probe: SMUG-CLTE-SMUGGLED-GET",
     ),
-    "NULs, CRs and LFs": (post(bytes(range(256)) * 4), bytes(range(256)) * 4, "RFC 9110 6.4"),
-    "a name like Transfer_Encoding": (
+    "all 256 octets": (post(bytes(range(256)) * 4), bytes(range(256)) * 4, "RFC 9110 6.4"),
+    "a field named Transfer_Encoding": (
         post(b"body", b"Transfer_Encoding: chunked"),
         b"body",
         "Http11Probe: SMUG-TRANSFER-ENCODING-UNDERSCORE",
     ),
-    "a name like Content_Length": (post(b"body", b"Content_Length: 1"), b"body", "http-desync-guardian: ambiguous"),
+    "a field named Content_Length": (post(b"body", b"Content_Length: 1"), b"body", "http-desync-guardian: ambiguous"),
 }
 
 ROWS: list[Row] = [
@@ -248,37 +262,37 @@ ROWS: list[Row] = [
         "Http11Probe: SMUG-TE-HTTP10",
         coding(b"Transfer-Encoding: chunked", version=b"1.0"),
     ),
-    *(broken_off(f"a chunked body with {name}", source, chunked(body)) for name, (body, source) in CHUNKS.items()),
+    *(broken_off(f"chunked content with {name}", source, chunked(body)) for name, (body, source) in CHUNKS.items()),
     *(
-        relayed(f"a body with {name}", source, send, Arrives(body=body))
+        relayed(f"content is forwarded: {name}", source, send, Arrives(body=body))
         for name, (send, body, source) in BODIES.items()
     ),
     relayed(
-        "bodies of GET are framed as they came, and not made up",
+        "GET without content is forwarded without framing fields",
         "Go ReverseProxy: TestNilBody",
         get(),
         Arrives(lacks=(b"content-length", b"transfer-encoding"), body=b""),
     ),
     relayed(
-        "Content-Length: 0 arrives as such",
+        "Content-Length: 0 is forwarded",
         "Go ReverseProxy: TestReverseProxy_NilBody",
         post(b""),
         Arrives(has=(b"Content-Length: 0",), lacks=(b"transfer-encoding",)),
     ),
     relayed(
-        "a body with a length is not sent chunked",
+        "content with Content-Length is not forwarded chunked",
         "Go ReverseProxy: TestReverseProxy (backend got unexpected TransferEncoding)",
         post(b"body"),
         Arrives(has=(b"Content-Length: 4",), lacks=(b"transfer-encoding",)),
     ),
     relayed(
-        "a body of 1 MiB",
+        "content of 1 MiB with Content-Length is forwarded",
         "Go ReverseProxy: TestReverseProxy_Post",
         post(b"0123456789abcdef" * 65536),
         Arrives(body=b"0123456789abcdef" * 65536),
     ),
     relayed(
-        "a chunked body of 1 MiB in one chunk",
+        "content of 1 MiB in one chunk is forwarded",
         "Go ReverseProxy: TestReverseProxy_Post",
         chunked(b"100000\r\n" + b"0123456789abcdef" * 65536 + b"\r\n0\r\n\r\n"),
         Arrives(has=(b"Transfer-Encoding: chunked",), lacks=(b"content-length",), body=b"0123456789abcdef" * 65536),
@@ -286,7 +300,7 @@ ROWS: list[Row] = [
 ]
 
 
-@scenario(ROWS, "chunk extensions stay behind", "Http11Probe: COMP-CHUNKED-EXTENSION, RFC 9112 7.1.1")
+@scenario(ROWS, "chunk extensions of a request are removed", "Http11Probe: COMP-CHUNKED-EXTENSION, RFC 9112 7.1.1")
 def chunk_extension(lab: Lab) -> None:
     assert lab.ask(chunked(b'4;name=value;other="quoted"\r\nbody\r\n0;last\r\n\r\n')).status == 200
     assert lab.upstream.requests[0].body == b"body"
@@ -294,7 +308,7 @@ def chunk_extension(lab: Lab) -> None:
     assert b"last" not in lab.upstream.received
 
 
-@scenario(ROWS, "a chunk extension of 64 KiB does not reach upstream", "Http11Probe: MAL-CHUNK-EXTENSION-LONG")
+@scenario(ROWS, "a chunk extension of 64 KiB in a request is removed", "Http11Probe: MAL-CHUNK-EXTENSION-LONG")
 def long_extension(lab: Lab) -> None:
     assert lab.ask(chunked(b"4;a=" + b"x" * 65536 + b"\r\nbody\r\n0\r\n\r\n")).status == 200
     lab.upstream.settle()
@@ -327,7 +341,7 @@ def request_trailers(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "trailers of a request that authenticate at LiteLLM are dropped, however late they come",
+    "trailers that carry credentials are dropped when they are received after the head was processed",
     "RFC 9110 6.5.1",
 )
 def late_trailers(lab: Lab) -> None:
@@ -357,9 +371,9 @@ def intercepted_trailers(lab: Lab) -> None:
 
 
 NOT_CONTENT = {
-    "trailers": (b"4\r\nbody\r\n0\r\n", b"X-Trailer: v\r\n" * 4096),
-    "a trailer": (b"4\r\nbody\r\n0\r\n", b"x" * 65536),
-    "a chunk extension": (b"4;a=", b"x" * 65536),
+    "endless trailers": (b"4\r\nbody\r\n0\r\n", b"X-Trailer: v\r\n" * 4096),
+    "an endless trailer line": (b"4\r\nbody\r\n0\r\n", b"x" * 65536),
+    "an endless chunk extension": (b"4;a=", b"x" * 65536),
 }
 
 
@@ -375,13 +389,13 @@ def _endless(lab: Lab, start: bytes, more: bytes) -> None:
 
 
 def _trailers_read(lab: Lab) -> None:
-    trailers = NOT_CONTENT["trailers"][1] * 2
+    trailers = NOT_CONTENT["endless trailers"][1] * 2
     assert lab.ask(chunked(b"4\r\nbody\r\n0\r\n" + trailers + b"\r\n")).status == 200
 
 
 ROWS += (
     Row(
-        f"{name} without end in a request: 431",
+        f"431 for a request with {name}",
         "nginx: large_client_header_buffers",
         functools.partial(_endless, start=start, more=more),
         Instead(Lost.HEAD_LIMIT, _trailers_read),
@@ -390,7 +404,7 @@ ROWS += (
 )
 
 
-@scenario(ROWS, "a request after a refused one is never read", "Http11Probe: SMUG-CLTE-DESYNC")
+@scenario(ROWS, "a request after a refused one is not forwarded", "Http11Probe: SMUG-CLTE-DESYNC")
 def nothing_after_refusal(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(coding(b"Content-Length: 4", b"Transfer-Encoding: chunked"), SMUGGLED)
@@ -399,7 +413,11 @@ def nothing_after_refusal(lab: Lab) -> None:
     lab.assert_silent()
 
 
-@scenario(ROWS, "a body that stops short is never taken for whole", "Http11Probe: COMP-POST-CL-UNDERSEND")
+@scenario(
+    ROWS,
+    "content shorter than Content-Length is never forwarded as a complete request",
+    "Http11Probe: COMP-POST-CL-UNDERSEND",
+)
 def undersend(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(length(b" 10", b"body"))
@@ -409,7 +427,11 @@ def undersend(lab: Lab) -> None:
     assert not lab.upstream.requests[0].complete
 
 
-@scenario(ROWS, "a chunked body without its end is never taken for whole", "Http11Probe: COMP-CHUNKED-NO-FINAL")
+@scenario(
+    ROWS,
+    "chunked content without a last chunk is never forwarded as a complete request",
+    "Http11Probe: COMP-CHUNKED-NO-FINAL",
+)
 def no_last_chunk(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(chunked(b"4\r\nbody\r\n"))
@@ -419,7 +441,7 @@ def no_last_chunk(lab: Lab) -> None:
     assert not lab.upstream.requests[0].complete
 
 
-@scenario(ROWS, "faulty chunks after good ones break off the upstream request", "RFC 9112 7.1")
+@scenario(ROWS, "a faulty chunk after a valid one leaves the upstream request incomplete", "RFC 9112 7.1")
 def late_fault(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(chunked(b"4\r\nbody\r\n"))
@@ -431,7 +453,9 @@ def late_fault(lab: Lab) -> None:
     assert not lab.upstream.requests[0].complete
 
 
-@scenario(ROWS, "bytes after a body with a length are the next request", "Http11Probe: SMUG-PIPELINE-SAFE")
+@scenario(
+    ROWS, "bytes after content with Content-Length are read as the next request", "Http11Probe: SMUG-PIPELINE-SAFE"
+)
 def next_request(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(post(b"body") + get(target=b"/second"))
@@ -440,7 +464,7 @@ def next_request(lab: Lab) -> None:
     assert [(each.target, each.body) for each in lab.upstream.requests] == [(b"/", b"body"), (b"/second", b"")]
 
 
-@scenario(ROWS, "bytes after a request with Connection: close are not read", "RFC 9112 9.6")
+@scenario(ROWS, "a request after one with Connection: close is not forwarded", "RFC 9112 9.6")
 def after_close(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(get(b"Connection: close") + SMUGGLED)
@@ -450,7 +474,7 @@ def after_close(lab: Lab) -> None:
     assert b"smuggled" not in lab.upstream.received
 
 
-@scenario(ROWS, "a body in any pieces is the same body", "RFC 9112 7.1")
+@scenario(ROWS, "a chunked request that is split at any octet is forwarded with the same content", "RFC 9112 7.1")
 def pieces(lab: Lab) -> None:
     message = chunked(b"3\r\nabc\r\n0000a\r\n0123456789\r\n0\r\n\r\n")
     for cut_at in range(1, len(message)):
@@ -463,7 +487,11 @@ def pieces(lab: Lab) -> None:
 # Expect
 
 
-@scenario(ROWS, "the body is sent after upstream's 100 (Continue)", "Http11Probe: SMUG-EXPECT-100-CL, RFC 9110 10.1.1")
+@scenario(
+    ROWS,
+    "100 (Continue) is sent to the client, and the content that follows is forwarded",
+    "Http11Probe: SMUG-EXPECT-100-CL, RFC 9110 10.1.1",
+)
 def expect_continue(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(post(b"", b"Expect: 100-continue").replace(b"Length: 0", b"Length: 4"))
@@ -480,18 +508,18 @@ def _refused_expectation(lab: Lab, *, interim: bool) -> None:
         seen: list[object] = []
         response = client.read_response(interim=seen)  # type: ignore[arg-type]
         assert response.status == 417
-        assert bool(seen) == interim, "100 (Continue) is upstream's to send"
+        assert bool(seen) == interim, f"interim responses: {seen}"
 
 
 scenario(
     ROWS,
-    "an upstream that refuses the expectation is heard before the body is sent",
+    "417 is relayed before the client has sent its content",
     "RFC 9110 10.1.1",
     asgi=Instead(Lost.EXPECT, lambda lab: _refused_expectation(lab, interim=True)),
 )(lambda lab: _refused_expectation(lab, interim=False))
 
 
-@scenario(ROWS, "a client that sends its body without waiting", "RFC 9110 10.1.1")
+@scenario(ROWS, "content sent without waiting for 100 (Continue) is forwarded", "RFC 9110 10.1.1")
 def expect_impatient(lab: Lab) -> None:
     with lab.connect() as client:
         assert client.ask(post(b"body", b"Expect: 100-continue")).status == 200
@@ -499,14 +527,16 @@ def expect_impatient(lab: Lab) -> None:
     assert [each.body for each in lab.upstream.requests] == [b"body", b""]
 
 
-@scenario(ROWS, "Expect without a body", "h1spec: Request with Expect header")
+@scenario(ROWS, "Expect in a request without content is accepted", "h1spec: Request with Expect header")
 def expect_nothing(lab: Lab) -> None:
     with lab.connect() as client:
         assert client.ask(get(b"Expect: 100-continue")).status == 200
         assert client.ask(get()).status == 200
 
 
-@scenario(ROWS, "an expectation that is not known is upstream's to judge", "Http11Probe: COMP-EXPECT-UNKNOWN")
+@scenario(
+    ROWS, "an unknown expectation is forwarded, and upstream's 417 is relayed", "Http11Probe: COMP-EXPECT-UNKNOWN"
+)
 def expect_unknown(lab: Lab) -> None:
     lab.upstream.script = reply(b"HTTP/1.1 417 Expectation Failed\r\nContent-Length: 0\r\n\r\n")
     assert lab.ask(get(b"Expect: 200-ok")).status == 417

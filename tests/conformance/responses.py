@@ -29,45 +29,53 @@ HELLO = b"5\r\nhello\r\n"
 LAST = b"0\r\n\r\n"
 
 WHOLE = {
-    "with a length": (reply(answer(body=b"hello")), b"hello", "RFC 9112 6.2"),
-    "chunked": (reply(CHUNKED + HELLO + HELLO + LAST), b"hellohello", "RFC 9112 7.1"),
-    "chunked, in many writes": (
+    "with Content-Length": (reply(answer(body=b"hello")), b"hello", "RFC 9112 6.2"),
+    "in chunks": (reply(CHUNKED + HELLO + HELLO + LAST), b"hellohello", "RFC 9112 7.1"),
+    "in chunks, sent in many writes": (
         reply(CHUNKED, b"5", b"\r", b"\nhel", b"lo\r\n", b"0\r\n", b"\r\n"),
         b"hello",
         "RFC 9112 7.1",
     ),
-    "until the connection closes": (reply(b"HTTP/1.1 200 OK\r\n\r\nhello", CLOSE), b"hello", "RFC 9112 6.3"),
-    "until the connection closes, empty": (reply(b"HTTP/1.1 200 OK\r\n\r\n", CLOSE), b"", "RFC 9112 6.3"),
-    "of version 2.0, as nginx and Go take it": (
+    "delimited by the close of the connection": (
+        reply(b"HTTP/1.1 200 OK\r\n\r\nhello", CLOSE),
+        b"hello",
+        "RFC 9112 6.3",
+    ),
+    "without content, delimited by the close of the connection": (
+        reply(b"HTTP/1.1 200 OK\r\n\r\n", CLOSE),
+        b"",
+        "RFC 9112 6.3",
+    ),
+    "with version HTTP/2.0 in its status line": (
         reply(b"HTTP/2.0 200 OK\r\nContent-Length: 5\r\n\r\nhello"),
         b"hello",
         "RFC 9112 2.3",
     ),
-    "of length zero": (reply(answer(body=b"")), b"", "RFC 9112 6.2"),
-    "chunked, empty": (reply(CHUNKED + LAST), b"", "RFC 9112 7.1"),
-    "of HTTP/1.0, with a length": (
+    "with Content-Length: 0": (reply(answer(body=b"")), b"", "RFC 9112 6.2"),
+    "with only the last chunk": (reply(CHUNKED + LAST), b"", "RFC 9112 7.1"),
+    "in HTTP/1.0 with Content-Length": (
         reply(b"HTTP/1.0 200 OK\r\nContent-Length: 5\r\n\r\nhello", CLOSE),
         b"hello",
         "Go ReverseProxy: HTTP/1.0 backends",
     ),
-    "of HTTP/1.0, until close": (
+    "in HTTP/1.0, delimited by the close of the connection": (
         reply(b"HTTP/1.0 200 OK\r\n\r\nhello", CLOSE),
         b"hello",
         "Go ReverseProxy: HTTP/1.0 backends",
     ),
-    "of HTTP/1.0, kept alive": (
+    "in HTTP/1.0 with Connection: keep-alive": (
         reply(b"HTTP/1.0 200 OK\r\nConnection: keep-alive\r\nContent-Length: 5\r\n\r\nhello"),
         b"hello",
         "RFC 9112 9.3",
     ),
-    "with leading zeros in its length": (
+    "with leading zeros in Content-Length": (
         reply(b"HTTP/1.1 200 OK\r\nContent-Length: 005\r\n\r\nhello"),
         b"hello",
         "RFC 9110 8.6",
     ),
-    "byte by byte": (lambda c: _drip(c, answer(body=b"hello")), b"hello", "h1spec: Fragmented"),
-    "chunked, byte by byte": (lambda c: _drip(c, CHUNKED + HELLO + LAST), b"hello", "h1spec: Fragmented"),
-    "of 3 MiB with a length": (
+    "sent byte by byte": (lambda c: _drip(c, answer(body=b"hello")), b"hello", "h1spec: Fragmented"),
+    "in chunks, sent byte by byte": (lambda c: _drip(c, CHUNKED + HELLO + LAST), b"hello", "h1spec: Fragmented"),
+    "of 3 MiB with Content-Length": (
         reply(answer(body=b"0123456789abcdef" * 196608)),
         b"0123456789abcdef" * 196608,
         "Go ReverseProxy: TestReverseProxyGetPutBuffer",
@@ -77,7 +85,7 @@ WHOLE = {
         b"0123456789abcdef" * 196608,
         "RFC 9112 7.1",
     ),
-    "that looks like another answer": (reply(answer(body=OK)), OK, "PortSwigger: response queue poisoning"),
+    "whose content looks like another response": (reply(answer(body=OK)), OK, "PortSwigger: response queue poisoning"),
 }
 
 STATUSES = [
@@ -92,7 +100,7 @@ STATUSES += [b"418 I'm a teapot", b"421 Misdirected Request", b"429 Too Many Req
 STATUSES += [b"503 Service Unavailable", b"529 Site is overloaded"]
 
 REASONS = {
-    "of its own": b"200 Fine and dandy",
+    "that is not the standard one": b"200 Fine and dandy",
     "that is empty": b"200 ",
     "that is missing": b"200",
     "with bytes above 0x7F": b"200 d'accord \xe9",
@@ -109,37 +117,46 @@ FAULTY = {
     "bytes before the status line": (reply(b"junk" + OK, WAIT_CLOSED), "RFC 9112 4"),
     "a TLS alert": (reply(b"\x15\x03\x01\x00\x02\x02\x46", WAIT_CLOSED), "RFC 9112 4"),
     "another protocol's status line": (reply(b"ICY 200 OK\r\n\r\n", WAIT_CLOSED), "RFC 9112 4"),
-    "a status of two digits": (reply(b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED), "RFC 9112 4"),
-    "a status of four digits": (reply(b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED), "RFC 9112 4"),
-    "a status below 100": (reply(b"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED), "RFC 9110 15"),
-    "both framings": (
+    "a status code of two digits": (reply(b"HTTP/1.1 20 OK\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED), "RFC 9112 4"),
+    "a status code of four digits": (
+        reply(b"HTTP/1.1 2000 OK\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED),
+        "RFC 9112 4",
+    ),
+    "a status code below 100": (reply(b"HTTP/1.1 099 OK\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED), "RFC 9110 15"),
+    "Content-Length before Transfer-Encoding": (
         reply(
             b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n" + HELLO + LAST, WAIT_CLOSED
         ),
         "RFC 9112 6.3",
     ),
-    "both framings, the other way round": (
+    "Transfer-Encoding before Content-Length": (
         reply(
             b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: 5\r\n\r\n" + HELLO + LAST, WAIT_CLOSED
         ),
         "RFC 9112 6.3",
     ),
-    "two different lengths": (
+    "two different Content-Length lines": (
         reply(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\nhello!", WAIT_CLOSED),
         "RFC 9112 6.3",
     ),
-    "two equal lengths": (
+    "two equal Content-Length lines": (
         reply(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 5\r\n\r\nhello", WAIT_CLOSED),
         "RFC 9112 6.3 (may be taken as one)",
     ),
-    "a length of words": (reply(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nhello", WAIT_CLOSED), "RFC 9112 6.3"),
-    "a negative length": (reply(b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello", WAIT_CLOSED), "RFC 9112 6.3"),
-    "an empty length": (reply(b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\nhello", WAIT_CLOSED), "RFC 9112 6.3"),
-    "a length beyond 64 bits": (
+    "a Content-Length that is not a number": (
+        reply(b"HTTP/1.1 200 OK\r\nContent-Length: many\r\n\r\nhello", WAIT_CLOSED),
+        "RFC 9112 6.3",
+    ),
+    "a negative Content-Length": (
+        reply(b"HTTP/1.1 200 OK\r\nContent-Length: -5\r\n\r\nhello", WAIT_CLOSED),
+        "RFC 9112 6.3",
+    ),
+    "an empty Content-Length": (reply(b"HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\nhello", WAIT_CLOSED), "RFC 9112 6.3"),
+    "a Content-Length beyond 64 bits": (
         reply(b"HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\nhello", WAIT_CLOSED),
         "RFC 9110 8.6",
     ),
-    "a coding that is not known": (
+    "an unsupported transfer coding": (
         reply(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n" + HELLO + LAST, WAIT_CLOSED),
         "RFC 9112 6.1",
     ),
@@ -147,53 +164,53 @@ FAULTY = {
         reply(b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked, chunked\r\n\r\n" + HELLO + LAST, WAIT_CLOSED),
         "RFC 9112 6.1",
     ),
-    "a folded line": (
+    "a folded field line": (
         reply(b"HTTP/1.1 200 OK\r\nX: a\r\n b\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED),
         "RFC 9112 5.2",
     ),
-    "a NUL in a value": (
+    "a NUL in a field value": (
         reply(b"HTTP/1.1 200 OK\r\nX: a\x00b\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED),
         "RFC 9110 5.5",
     ),
-    "a bare CR in a value": (
+    "a bare CR in a field value": (
         reply(b"HTTP/1.1 200 OK\r\nX: a\rSet-Cookie: b\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED),
         "RFC 9112 2.2",
     ),
-    "a line without a colon": (
+    "a field line without a colon": (
         reply(b"HTTP/1.1 200 OK\r\nno colon\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED),
         "RFC 9112 5",
     ),
-    "an empty name": (reply(b"HTTP/1.1 200 OK\r\n: y\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED), "RFC 9112 5"),
-    "a head without end": (lambda c: _endless_head(c), "Envoy: max_response_headers_kb"),
-    "101 that was not asked for": (
+    "an empty field name": (reply(b"HTTP/1.1 200 OK\r\n: y\r\nContent-Length: 0\r\n\r\n", WAIT_CLOSED), "RFC 9112 5"),
+    "an endless head": (lambda c: _endless_head(c), "Envoy: max_response_headers_kb"),
+    "a 101 response to a request without Upgrade": (
         reply(b"HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: x\r\n\r\n", WAIT_CLOSED),
         "Caddy: TestFinalizeResponse_101_NoUpgradeRequest",
     ),
-    "an interim answer only, and closes": (reply(b"HTTP/1.1 100 Continue\r\n\r\n", CLOSE), "RFC 9110 15.2"),
+    "only an interim response, and closes": (reply(b"HTTP/1.1 100 Continue\r\n\r\n", CLOSE), "RFC 9110 15.2"),
 }
 
 TEN = b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\n"
 
 CUTS: dict[str, tuple[bytes, tuple[bytes | Step, ...], bytes]] = {
-    "a length and no content": (TEN, (CLOSE,), b""),
-    "a length and no content, reset": (TEN, (RESET,), b""),
-    "a length and half the content": (TEN + b"hello", (CLOSE,), b"hello"),
-    "a length and half the content, reset": (TEN, (b"hello", RESET), b"hello"),
+    "Content-Length and no content": (TEN, (CLOSE,), b""),
+    "Content-Length and no content, reset": (TEN, (RESET,), b""),
+    "Content-Length and half the content": (TEN + b"hello", (CLOSE,), b"hello"),
+    "Content-Length and half the content, reset": (TEN, (b"hello", RESET), b"hello"),
     "chunked, before any chunk": (CHUNKED, (CLOSE,), b""),
     "chunked, before the last chunk": (CHUNKED + HELLO, (CLOSE,), b"hello"),
     "chunked, within a chunk": (CHUNKED + b"ff\r\nhello", (CLOSE,), b"hello"),
-    "chunked, within a size": (CHUNKED, (HELLO + b"f", CLOSE), b"hello"),
-    "chunked, within the last line": (CHUNKED, (HELLO + b"0\r\n", CLOSE), b"hello"),
+    "chunked, within a chunk size": (CHUNKED, (HELLO + b"f", CLOSE), b"hello"),
+    "chunked, before the final CRLF": (CHUNKED, (HELLO + b"0\r\n", CLOSE), b"hello"),
     "chunked, reset": (CHUNKED + HELLO, (RESET,), b"hello"),
-    "chunked, with a faulty size": (CHUNKED + HELLO, (b"zz\r\nhello\r\n", WAIT_CLOSED), b"hello"),
+    "chunked, with a faulty chunk size": (CHUNKED + HELLO, (b"zz\r\nhello\r\n", WAIT_CLOSED), b"hello"),
     # octets that are read together with a fault are not relayed
-    "chunked, with a missing line end": (CHUNKED + HELLO, (b"5\r\nhelloX", WAIT_CLOSED), b"hello"),
-    "chunked, with a size beyond 64 bits": (
+    "chunked, without CRLF after the chunk data": (CHUNKED + HELLO, (b"5\r\nhelloX", WAIT_CLOSED), b"hello"),
+    "chunked, with a chunk size beyond 64 bits": (
         CHUNKED + HELLO,
         (b"10000000000000000\r\nhello\r\n", WAIT_CLOSED),
         b"hello",
     ),
-    "until close, reset": (b"HTTP/1.1 200 OK\r\n\r\nhello", (RESET,), b"hello"),
+    "delimited by close, reset": (b"HTTP/1.1 200 OK\r\n\r\nhello", (RESET,), b"hello"),
 }
 
 
@@ -215,12 +232,12 @@ def _endless_head(connection: Connection) -> None:
 
 ROWS: list[Row] = [
     *(
-        relayed(f"an answer {name}", source, get(), script=script, returns=Returns(body=body))
+        relayed(f"a response {name} is relayed", source, get(), script=script, returns=Returns(body=body))
         for name, (script, body, source) in WHOLE.items()
     ),
     *(
         relayed(
-            f"status {status.decode()} comes through with its content",
+            f"status {status.decode()} is relayed with its content",
             "RFC 9110 15",
             get(),
             script=reply(answer(status=status)),
@@ -230,7 +247,7 @@ ROWS: list[Row] = [
     ),
     *(
         relayed(
-            f"a reason phrase {name} comes through",
+            f"a reason phrase {name} is relayed",
             "RFC 9112 4",
             get(),
             script=reply(answer(status=status)),
@@ -239,19 +256,25 @@ ROWS: list[Row] = [
         )
         for name, status in REASONS.items()
     ),
-    *(bad_gateway(f"502 where upstream sends {name}", source, script) for name, (script, source) in FAULTY.items()),
+    *(bad_gateway(f"502 when upstream sends {name}", source, script) for name, (script, source) in FAULTY.items()),
     bad_gateway(
-        "502 where upstream resets a POST",
+        "502 when upstream resets the connection after a POST",
         "Go ReverseProxy: TestReverseProxyErrorHandler",
         reply(RESET),
         send=post(b"body"),
     ),
     *(
-        cut(f"an answer that breaks off: {name}", "Caddy: truncated responses, RFC 9112 8", first, then, body)
+        cut(
+            f"a truncated response never looks complete: {name}",
+            "Caddy: truncated responses, RFC 9112 8",
+            first,
+            then,
+            body,
+        )
         for name, (first, then, body) in CUTS.items()
     ),
     cut(
-        "an answer to HTTP/1.0 that breaks off",
+        "a truncated response to an HTTP/1.0 client never looks complete",
         "RFC 9112 8",
         TEN + b"hello",
         (CLOSE,),
@@ -259,7 +282,7 @@ ROWS: list[Row] = [
         send=request(b"GET / HTTP/1.0", HOST),
     ),
     relayed(
-        "a status above 599 comes through",
+        "a status code above 599 is relayed",
         "RFC 9110 15",
         get(),
         script=reply(answer(status=b"999 Request denied")),
@@ -268,36 +291,41 @@ ROWS: list[Row] = [
     ),
     # responses without content, whatever their fields say
     relayed(
-        "HEAD: the length is told, no content follows",
+        "Content-Length of a response to HEAD is relayed, and no content follows",
         "RFC 9110 9.3.2",
         HEAD,
         script=reply(b"HTTP/1.1 200 OK\r\nContent-Length: 12345\r\n\r\n"),
         returns=Returns(has=(b"Content-Length: 12345",)),
     ),
     relayed(
-        "HEAD: of a chunked answer no content follows",
+        "a chunked response to HEAD is relayed without content",
         "RFC 9112 6.3",
         HEAD,
         script=reply(CHUNKED),
         returns=Returns(lacks=(b"content-length",)),
     ),
-    relayed("HEAD: without length or coding", "RFC 9112 6.3", HEAD, script=reply(b"HTTP/1.1 200 OK\r\n\r\n")),
     relayed(
-        "204 has no content and no length",
+        "a response to HEAD without Content-Length or Transfer-Encoding is relayed",
+        "RFC 9112 6.3",
+        HEAD,
+        script=reply(b"HTTP/1.1 200 OK\r\n\r\n"),
+    ),
+    relayed(
+        "a 204 response has no content and no Content-Length",
         "Http11Probe: COMP-NO-CL-IN-204",
         get(),
         script=reply(b"HTTP/1.1 204 No Content\r\nX: y\r\n\r\n"),
         returns=Returns(status=204, has=(b"X: y",), lacks=(b"content-length", b"transfer-encoding")),
     ),
     relayed(
-        "304 without length",
+        "a 304 response without Content-Length is relayed",
         "Http11Probe: CAP-ETAG-304",
         get(b'If-None-Match: "a"'),
         script=reply(b'HTTP/1.1 304 Not Modified\r\nETag: "a"\r\n\r\n'),
         returns=Returns(status=304, has=(b'ETag: "a"',), lacks=(b"content-length", b"transfer-encoding")),
     ),
     relayed(
-        "304 with the length that a 200 would have",
+        "a 304 response with the Content-Length of a 200 response is relayed",
         "RFC 9110 15.4.5",
         get(b'If-None-Match: "a"'),
         script=reply(b'HTTP/1.1 304 Not Modified\r\nContent-Length: 5\r\nETag: "a"\r\n\r\n'),
@@ -306,7 +334,7 @@ ROWS: list[Row] = [
     ),
     # HTTP/1.0 clients
     relayed(
-        "HTTP/1.0: a chunked answer ends with the connection",
+        "a chunked response is sent to an HTTP/1.0 client delimited by the close of the connection",
         "RFC 9112 7.1 (no chunked to HTTP/1.0)",
         request(b"GET / HTTP/1.0", HOST),
         Arrives(line=b"GET / HTTP/1.1"),
@@ -315,20 +343,20 @@ ROWS: list[Row] = [
         asgi=(Lost.HTTP_10, None, Returns(has=(b"Transfer-Encoding: chunked",), body=b"hello", closes=True)),
     ),
     relayed(
-        "HTTP/1.0: the connection closes after an answer",
+        "the connection of an HTTP/1.0 client is closed after the response",
         "Http11Probe: COMP-HTTP10-DEFAULT-CLOSE",
         request(b"GET / HTTP/1.0", HOST),
         returns=Returns(body=b"ok", closes=True),
     ),
     relayed(
-        "HTTP/1.0 upstreams and clients of 1.1: the answer is 1.1's",
+        "a response in HTTP/1.0 is relayed to an HTTP/1.1 client",
         "RFC 9112 2.3",
         get(),
         script=reply(b"HTTP/1.0 200 OK\r\nContent-Length: 2\r\n\r\nok", CLOSE),
         returns=Returns(body=b"ok"),
     ),
     relayed(
-        "Connection: close: the connection closes after the answer",
+        "the connection is closed after the response to a request with Connection: close",
         "Http11Probe: RFC9112-9.6-CONNECTION-CLOSE",
         get(b"Connection: close"),
         returns=Returns(body=b"ok", closes=True),
@@ -336,7 +364,7 @@ ROWS: list[Row] = [
 ]
 
 
-@scenario(ROWS, "HTTP/1.0 with keep-alive: the connection closes after an answer all the same", "RFC 9112 9.3")
+@scenario(ROWS, "the connection of an HTTP/1.0 client is closed although it asked for keep-alive", "RFC 9112 9.3")
 def http_10_keep_alive(lab: Lab) -> None:
     with lab.connect() as client:
         response = client.ask(request(b"GET / HTTP/1.0", HOST, b"Connection: keep-alive"))
@@ -346,7 +374,7 @@ def http_10_keep_alive(lab: Lab) -> None:
         assert client.closed()
 
 
-@scenario(ROWS, "after HEAD, 204 and 304 the connection is in step", "RFC 9112 6.3")
+@scenario(ROWS, "both connections are reused after responses to HEAD, 204 and 304", "RFC 9112 6.3")
 def in_step(lab: Lab) -> None:
     turns = [
         (HEAD, b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n"),
@@ -362,7 +390,7 @@ def in_step(lab: Lab) -> None:
     assert {each.connection for each in lab.upstream.requests} == {0}
 
 
-@scenario(ROWS, "204 with content: the client stays in step, the upstream connection is dropped", "RFC 9112 6.3")
+@scenario(ROWS, "content after a 204 response is discarded, and the upstream connection is not reused", "RFC 9112 6.3")
 def content_of_204(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(b"HTTP/1.1 204 No Content\r\n\r\nwhat?"), reply(OK))
     with lab.connect() as client:
@@ -372,7 +400,7 @@ def content_of_204(lab: Lab) -> None:
 
 
 @scenario(
-    ROWS, "an answer to HEAD with content: the client stays in step, the upstream connection is dropped", "RFC 9112 6.3"
+    ROWS, "content after a response to HEAD is discarded, and the upstream connection is not reused", "RFC 9112 6.3"
 )
 def content_of_head(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(answer(body=OK)), reply(answer(body=b"own")))
@@ -403,7 +431,7 @@ def _no_interim(lab: Lab, send: bytes) -> None:
 
 @scenario(
     ROWS,
-    "102 and 103 come through, each with its own fields",
+    "102 and 103 responses are relayed, each with its own fields",
     "Go ReverseProxy: Test1xxResponses",
     asgi=Instead(Lost.INTERIM, lambda lab: _no_interim(lab, get())),
 )
@@ -415,12 +443,12 @@ def early_hints(lab: Lab) -> None:
     assert (final.body, final.all(b"link")) == (b"ok", [b"</foo.js>"])
 
 
-scenario(ROWS, "an HTTP/1.0 client is sent no interim answers", "Http11Probe: COMP-NO-1XX-HTTP10")(
+scenario(ROWS, "interim responses are not sent to an HTTP/1.0 client", "Http11Probe: COMP-NO-1XX-HTTP10")(
     lambda lab: _no_interim(lab, request(b"GET / HTTP/1.0", HOST))
 )
 
 
-@scenario(ROWS, "100 that was not asked for does no harm", "RFC 9110 15.2")
+@scenario(ROWS, "an unrequested 100 (Continue) does not affect the responses that follow", "RFC 9110 15.2")
 def continue_unasked(lab: Lab) -> None:
     lab.upstream.script = in_turn(reply(b"HTTP/1.1 100 Continue\r\n\r\n" + OK), reply(answer(body=b"second")))
     with lab.connect() as client:
@@ -439,7 +467,7 @@ def _interim_flood(lab: Lab, *, passed: int) -> None:
 
 scenario(
     ROWS,
-    "a flood of interim answers comes through, and the final one",
+    "fifty interim responses are relayed, and the final response",
     "Go net/http: max 1xx responses",
     asgi=Instead(Lost.INTERIM, lambda lab: _interim_flood(lab, passed=0)),
 )(lambda lab: _interim_flood(lab, passed=50))
@@ -448,7 +476,7 @@ scenario(
 # chunks and trailers of responses
 
 
-@scenario(ROWS, "chunk extensions of an answer stay behind", "RFC 9112 7.1.1")
+@scenario(ROWS, "chunk extensions of a response are removed", "RFC 9112 7.1.1")
 def chunk_extensions(lab: Lab) -> None:
     lab.upstream.script = reply(CHUNKED + b"5;name=value\r\nhello\r\n0;last=1\r\n\r\n")
     with lab.connect() as client:
@@ -474,7 +502,7 @@ def _no_trailers(lab: Lab) -> None:
 
 @scenario(
     ROWS,
-    "trailers of an answer come through as trailers, announced or not",
+    "unannounced trailers of a response are relayed as trailers",
     "Go ReverseProxy: TestUnannouncedTrailer",
     asgi=Instead(Lost.TRAILERS, _no_trailers),
 )
@@ -493,7 +521,7 @@ def _endless_answer_trailers(connection: Connection) -> None:
         raise AssertionError("14 MiB of trailers were read")
 
 
-@scenario(ROWS, "trailers of an answer without end are not read", "Envoy: max_response_headers_kb")
+@scenario(ROWS, "a response with endless trailers is broken off", "Envoy: max_response_headers_kb")
 def endless_trailers(lab: Lab) -> None:
     lab.upstream.script = _endless_answer_trailers
     with lab.connect() as client:
@@ -504,7 +532,11 @@ def endless_trailers(lab: Lab) -> None:
 # streaming
 
 
-@scenario(ROWS, "the head comes before the content is there", "Go ReverseProxy: TestReverseProxyFlushIntervalHeaders")
+@scenario(
+    ROWS,
+    "a response head is relayed before upstream has sent the content",
+    "Go ReverseProxy: TestReverseProxyFlushIntervalHeaders",
+)
 def head_first(lab: Lab) -> None:
     go_on = threading.Event()
     lab.upstream.script = reply(b"HTTP/1.1 200 OK\r\nX: y\r\nContent-Length: 5\r\n\r\n", go_on, b"hello")
@@ -516,7 +548,11 @@ def head_first(lab: Lab) -> None:
         assert response.body == b"hello"
 
 
-@scenario(ROWS, "each piece of content comes before the next is sent", "Go ReverseProxy: TestReverseProxyFlushInterval")
+@scenario(
+    ROWS,
+    "each chunk of a response is relayed before upstream sends the next one",
+    "Go ReverseProxy: TestReverseProxyFlushInterval",
+)
 def flush(lab: Lab) -> None:
     steps = [threading.Event() for _ in range(5)]
     script: list[bytes | threading.Event] = [CHUNKED]
@@ -532,7 +568,11 @@ def flush(lab: Lab) -> None:
         assert client.read_exactly(5) == LAST
 
 
-@scenario(ROWS, "a close-delimited answer comes piece by piece", "Caddy: flush_interval -1")
+@scenario(
+    ROWS,
+    "the start of a close-delimited response is relayed before upstream sends the rest",
+    "Caddy: flush_interval -1",
+)
 def flush_until_close(lab: Lab) -> None:
     go_on = threading.Event()
     lab.upstream.script = reply(b"HTTP/1.1 200 OK\r\n\r\nhello", go_on, b"world", CLOSE)
@@ -544,7 +584,11 @@ def flush_until_close(lab: Lab) -> None:
         assert b"world" in (client.read_until(b"0\r\n\r\n") if head.all(b"transfer-encoding") else client.read_to_end())
 
 
-@scenario(ROWS, "the body goes up piece by piece", "nginx: proxy_request_buffering off")
+@scenario(
+    ROWS,
+    "the start of a request's content is forwarded before the client sends the rest",
+    "nginx: proxy_request_buffering off",
+)
 def flush_upload(lab: Lab) -> None:
     with lab.connect() as client:
         client.send(post(b"", b"X: y").replace(b"Length: 0", b"Length: 10"), b"hello")
@@ -553,7 +597,7 @@ def flush_upload(lab: Lab) -> None:
         assert client.read_response().status == 200
 
 
-@scenario(ROWS, "an answer may begin while the body still goes up (both stream)", "Go net/http: full duplex")
+@scenario(ROWS, "a response is relayed while the client is still sending its content", "Go net/http: full duplex")
 def duplex(lab: Lab) -> None:
     def echo(connection: Connection) -> None:
         connection.read_head()

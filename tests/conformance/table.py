@@ -27,21 +27,25 @@ ADDED = (b"x-forwarded-for", b"x-forwarded-proto", b"x-forwarded-host", b"via") 
 class Lost(Enum):
     """What a server's ASGI interface does not carry to or from the application."""
 
-    EMPTY_QUERY = "an empty query: `/a?` arrives as `/a`"
-    REASON = "reason phrases: the server writes its own for the status"
-    NAME_CASE = "the case of field names: they arrive in lower case"
-    HTTP_10 = "HTTP/1.0 clients get an answer without length chunked, which they cannot read"
+    EMPTY_QUERY = "an empty query: the application receives `/a?` as `/a`"
+    REASON = "reason phrases: the server sends the standard phrase of the status"
+    NAME_CASE = "the case of field names: they are in lower case in both directions"
+    HTTP_10 = "HTTP/1.0 clients: the server sends a response without Content-Length chunked, which they cannot decode"
     TRAILERS = "trailers, in either direction"
-    INTERIM = "interim (1xx) responses, but 100 (Continue), which the server sends by itself"
-    TARGET_FORM = "the form of the target: of an absolute-form one only path and query arrive"
+    INTERIM = "interim (1xx) responses, except 100 (Continue), which the server sends on its own"
+    TARGET_FORM = (
+        "the form of the request target: the application receives only the path and query of an absolute-form target"
+    )
     FRAGMENT = "a fragment in the target"
     LENGTH_OF_304 = "Content-Length in a 304: the server would wait for that much content"
-    UPGRADE = "upgrades: they are refused"
-    EXPECT = "Expect: the server answers 100 (Continue) itself, before upstream was asked"
-    HEAD_LIMIT = "its own limit on the size of a head: the server's holds"
-    STRICTNESS = "what the server's own parser refuses, or lets pass: the application is not asked"
-    REST = "what an application leaves of a request's content: the server reads it, and goes on with the next request"
-    STATUS = "status codes above 599: uvicorn knows no status line for them"
+    UPGRADE = "upgrades to protocols other than WebSocket: the request is forwarded without Upgrade"
+    EXPECT = "Expect: the server sends 100 (Continue) on its own, before upstream has responded"
+    HEAD_LIMIT = (
+        "the gateway's limit on the size of heads, trailers and chunk extensions: only the server's limits apply"
+    )
+    STRICTNESS = "the syntax of a request: the server's parser accepts or refuses it before the application is called"
+    REST = "content that the application does not read: the server discards it, and reads the next request"
+    STATUS = "status codes above 599: uvicorn cannot send them"
 
 
 @dataclass(frozen=True)
@@ -214,7 +218,7 @@ class Returns:
         if self.body is not None:
             assert response.body == self.body, response.body[:200]
         if self.closes is True:
-            assert client.closed(), "the connection stays open, or more bytes came"
+            assert client.closed(), "the connection is still open, or more bytes were received"
 
 
 def play(send: bytes, script: Script, arrives: Arrives, returns: Returns, then: Play | None = None) -> Play:
@@ -259,7 +263,7 @@ def _refusal(send: bytes, status: int) -> Play:
             client.send(send)
             response = client.read_response()
             assert response.status == status, response.start
-            assert client.closed(), "the connection stays open after a request that could be read in two ways"
+            assert client.closed(), "the connection is still open after a refused request"
         lab.assert_silent()
 
     return run
@@ -294,7 +298,7 @@ def _broken_off(send: bytes) -> Play:
             assert client.closed()
         lab.settle()
         assert lab.upstream.requests.pop().target.rstrip(b"?") == MARKER
-        assert not any(each.complete for each in lab.upstream.requests), "upstream took a broken request for whole"
+        assert not any(each.complete for each in lab.upstream.requests), "upstream received a complete request"
 
     return run
 
@@ -317,7 +321,7 @@ def _bad_gateway(send: bytes, script: Script, status: int) -> Play:
                 return
             assert response.complete
             assert b'"error"' in response.body, response.body
-            assert b"127.0.0.1" not in response.body, "an internal address is shown"
+            assert b"127.0.0.1" not in response.body, "the response contains an internal address"
             # the client has done nothing wrong: its connection stays open
             lab.upstream.script = reply(OK)
             assert client.ask(get()).status == 200
@@ -344,7 +348,7 @@ def _cut(send: bytes, first: bytes, then: tuple[bytes | Step, ...], body: bytes)
             head_seen.set()
             response.framing = "close"
             client.read_body(response)
-            assert not response.complete, "the answer looks whole although upstream broke off"
+            assert not response.complete, "the client received a complete response although upstream's broke off"
             assert response.body == body
 
     return run

@@ -34,9 +34,9 @@ LENGTH, CODING = b"Content-Length", b"Transfer-Encoding"
         pytest.param([], 0, id="none"),
         pytest.param([(LENGTH, b"0")], 0, id="zero"),
         pytest.param([(b"content-length", b"017")], 17, id="leading-zero"),
-        pytest.param([(LENGTH, b"17 \t")], 17, id="white space behind a length"),
+        pytest.param([(LENGTH, b"17 \t")], 17, id="white space after a length"),
         pytest.param([(CODING, b"CHUNKED")], Framing.CHUNKED, id="chunked"),
-        pytest.param([(CODING, b"chunked \t")], Framing.CHUNKED, id="white space behind a coding"),
+        pytest.param([(CODING, b"chunked \t")], Framing.CHUNKED, id="white space after a coding"),
     ],
 )
 def test_request_length(fields: Fields, length: Length) -> None:
@@ -49,8 +49,8 @@ FAULTY = [
     for value in (b"", b"-1", b"+1", b"0x1", b"1,1", b"1 1", b"1e1", b"\xb2", b"1" * 19)
 ] + [
     pytest.param([(LENGTH, b"1"), (LENGTH, b"1")], id="two-lengths"),
-    pytest.param([(LENGTH, b"1"), (CODING, b"chunked")], id="both"),
-    pytest.param([(CODING, b"chunked"), (LENGTH, b"1")], id="both-reversed"),
+    pytest.param([(LENGTH, b"1"), (CODING, b"chunked")], id="length-and-coding"),
+    pytest.param([(CODING, b"chunked"), (LENGTH, b"1")], id="coding-and-length"),
     pytest.param([(CODING, b"chunked"), (CODING, b"chunked")], id="two-codings"),
     pytest.param([(CODING, b"gzip, chunked")], id="gzip-chunked"),
     pytest.param([(CODING, b"identity")], id="identity"),

@@ -90,7 +90,7 @@ def test_held() -> None:
 @pytest.mark.parametrize(
     ("octets", "found"),
     [
-        pytest.param(b"GET / HTTP/1.1\r\noRIGIN: https://a", True, id="not whole"),
+        pytest.param(b"GET / HTTP/1.1\r\noRIGIN: https://a", True, id="an incomplete head"),
         pytest.param(b"GET / HTTP/1.1\r\nX-Origin: a\r\nA: Origin: b\r\n", False, id="not at a line's start"),
     ],
 )
@@ -116,7 +116,7 @@ def read_in_pieces(heads: HeadReader, octets: bytes, step: int) -> None:
         pytest.param(
             [(b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")], [(b"Set-Cookie", b"a"), (b"Set-Cookie", b"b")], id="cookies"
         ),
-        pytest.param([(b"Connection", b"X-A"), (b"X-A", b"1"), (b"Keep-Alive", b"timeout=5")], [], id="hop"),
+        pytest.param([(b"Connection", b"X-A"), (b"X-A", b"1"), (b"Keep-Alive", b"timeout=5")], [], id="hop-by-hop"),
         pytest.param(
             [(b"Connection", b"Set-Cookie"), (b"Set-Cookie", b"a")], [(b"Set-Cookie", b"a")], id="cookie-is-kept"
         ),
@@ -170,7 +170,7 @@ def test_octets_pass(octets: bytes) -> None:
     [
         pytest.param((b"X", b"a\x00"), id="nul"),
         pytest.param((b"X", b"a\rb"), id="bare-cr"),
-        pytest.param((b"X\n", b"a"), id="in-name"),
+        pytest.param((b"X\n", b"a"), id="lf-in-name"),
         pytest.param((b"", b"b"), id="no-name"),
         pytest.param((b"X:", b"a"), id="colon-in-name"),
     ],

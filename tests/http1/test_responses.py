@@ -18,7 +18,7 @@ from sanitizer.http1.responses import error_response
             True,
             True,
             b"502 Bad Gateway\r\n%bAccess-Control-Allow-Origin: *\r\n",
-            id="a page may read it",
+            id="readable by other origins",
         ),
     ],
 )

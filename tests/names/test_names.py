@@ -114,12 +114,12 @@ def test_a_dead_address(adapter: Adapter, dead: Callable[[str], contextlib.Abstr
 @pytest.mark.parametrize(
     ("addresses", "reason", "detail"),
     [
-        pytest.param([FIRST, SECOND], "connection refused", "Connection refused", id="in one way"),
+        pytest.param([FIRST, SECOND], "connection refused", "Connection refused", id="the same error"),
         pytest.param(
             [FIRST, NOWHERE],
             "none of its addresses could be reached",
             f"{FIRST}.*Network is unreachable|Network is unreachable.*{FIRST}",
-            id="in different ways",
+            id="different errors",
         ),
     ],
 )

@@ -113,16 +113,16 @@ def reading_on(connection: Connection) -> None:
         pass
 
 
-@pytest.mark.parametrize("when", ["before the answer", "in the answer", "in the upload", "before a 100"])
+@pytest.mark.parametrize("when", ["before the response", "within the response", "within the upload", "before a 100"])
 async def test_cancelled(world: World, when: str) -> None:
     """If the server cancels the app, none of its tasks is left, and the upstream connection is closed."""
     server = Server()
     asked = scope()
     begun = asyncio.Event()
-    if when == "before the answer":
+    if when == "before the response":
         world.upstream.script = reply(WAIT_CLOSED)
         begun.set()
-    elif when == "in the answer":
+    elif when == "within the response":
         world.upstream.script = reply(ENDLESS + b"x", WAIT_CLOSED)
         server.blocked = begun
     else:
@@ -347,7 +347,7 @@ async def test_content_of_another_length(world: World, length: int) -> None:
             id="a loop",
         ),
         pytest.param(scope("POST", (b"content-length", b"2")), "client_not_sending", (0, 1), id="a stall"),
-        pytest.param(scope(), "broken", (0, 0), id="a failure of upstream's"),
+        pytest.param(scope(), "broken", (0, 0), id="an upstream failure"),
     ],
 )
 @pytest.mark.parametrize("version", ["1.0", "1.1", "2"])

@@ -121,9 +121,9 @@ def test_others_do_not(upstream: Upstream, client: Client, method: str, target: 
 @pytest.mark.parametrize(
     "end",
     [
-        pytest.param(OK, id="answered"),
-        pytest.param(CLOSE, id="broken off"),
-        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", id="cut"),
+        pytest.param(OK, id="a complete response"),
+        pytest.param(CLOSE, id="no response"),
+        pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no", id="an incomplete response"),
     ],
 )
 def test_while_it_is_under_way(gateway: Gateway, upstream: Upstream, client: Client, end: bytes | Step) -> None:

@@ -351,7 +351,7 @@ class Origin:
         self.read += len(fresh)
         if not fresh:
             return
-        assert not self.stale, "a request on a connection with something to read"
+        assert not self.stale, "a request on a connection with unread octets"
         if self.current is None:
             self._parser = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)
         self._parser.receive_data(fresh)
@@ -379,7 +379,7 @@ class Origin:
         assert self.current is not None
         self.current.changed = self.transport.loop.now
         self.current.size += len(fresh)
-        assert self._parser.trailing_data[0] == b"", "bytes after a request"
+        assert self._parser.trailing_data[0] == b"", "octets after a request"
 
 
 @dataclass
@@ -1246,12 +1246,12 @@ class ClientMachine(RuleBasedStateMachine):
             assert not transport.lost or transport.ending == ("reset" if transport.unsent else client.ending)
         assert transport.lost or self.loop.now < client.lost_by
         if client.ending == "linger":
-            assert transport.reading, "what a client still sends must be read, so that its response is not reset"
+            assert transport.reading, "the client's octets must be read: unread ones would reset the response"
         if not client.ending:
             if not transport.reading:
-                assert self.may_pause(client), "reading is paused, and nothing is waited for"
+                assert self.may_pause(client), "reading from the client is paused without a reason"
             else:
-                assert not self.must_pause(client), "more is read than can be passed on"
+                assert not self.must_pause(client), "more is read from the client than can be forwarded"
         if client.active is not None and client.origin is not None:
             self.check_content(client, client.origin)
 
@@ -1282,7 +1282,7 @@ class ClientMachine(RuleBasedStateMachine):
         assert seen.whole == request.whole
         assert seen.number == client.finished
         if request.method not in IDEMPOTENT:
-            assert len(client.transmissions) == 1, "a request that must not be repeated has been"
+            assert len(client.transmissions) == 1, "a request that is not idempotent was sent more than once"
         assert len(client.transmissions) <= 2
 
     def check_origin(self, origin: Origin) -> None:
@@ -1292,12 +1292,12 @@ class ClientMachine(RuleBasedStateMachine):
             return
         seen = origin.current
         if seen is None and origin.seen and not transport.closing:
-            assert origin.seen[-1].whole, "a connection is used again, with a request on it that never ended"
+            assert origin.seen[-1].whole, "a connection is kept open after an incomplete request"
         if not transport.closing:
             blocked = seen is not None and seen.client.transport.blocked
-            assert transport.reading or blocked, "reading is paused, and the client takes everything"
+            assert transport.reading or blocked, "reading from upstream is paused although the client is not blocked"
             if blocked and origin.answer is not None and origin.answer.begun:
-                assert not transport.reading, "more is read than the client takes"
+                assert not transport.reading, "reading from upstream is not paused although the client is blocked"
             assert transport.unsent == 0 or transport.blocked
 
     def check_numbers(self) -> None:
@@ -1319,10 +1319,10 @@ class ClientMachine(RuleBasedStateMachine):
             assert upstream.open <= self.max_connections
         unattached = sum(client.origin is None for client in active)
         if self.max_connections is None or upstream.open < self.max_connections:
-            assert unattached <= len(self.loop.attempts), "a request is forgotten"
+            assert unattached <= len(self.loop.attempts), "a request has no connection, and none is being opened for it"
         for origin in used:
             if origin.idle:
-                assert self.max_connections is None or not unattached, "a request waits beside an idle connection"
+                assert self.max_connections is None or not unattached, "a request waits although a connection is idle"
 
     def teardown(self) -> None:
         """Disconnect the clients. Then no request may be in flight, and all connections must end."""
@@ -1370,16 +1370,16 @@ def test_repeated_head() -> None:
     [
         pytest.param(b"", KEEPALIVE, id="nothing"),
         pytest.param(b"\r\n", KEEPALIVE, id="an empty line"),
-        pytest.param(b"GET", HEAD_TIMEOUT, id="some of a head"),
+        pytest.param(b"GET", HEAD_TIMEOUT, id="part of a head"),
     ],
 )
-@pytest.mark.parametrize("after", ["nothing", "an answer"])
+@pytest.mark.parametrize("after", ["nothing", "a response"])
 def test_client_that_does_not_send(sent: bytes, seconds: float, after: str) -> None:
     """A connection without a complete head is closed at its timeout. Further octets of the head do not extend it."""
     with virtual_loop() as loop:
         gateway = loop.act(FakeGateway)
         client = make_connection(gateway, loop)
-        if after == "an answer":
+        if after == "a response":
             client.feed(make_request("GET", b"/", b"").wire)
             loop.settle()
             loop.advance(3)
@@ -1540,7 +1540,7 @@ class Deciding:
         return False
 
     async def next_body(self, status: int, head: bytes, content: bytes) -> bytes | None:
-        raise AssertionError("there is no answer")
+        raise AssertionError("there is no response")
 
     def report_response(self, status: int, head: bytes) -> bytes | None:
         return None

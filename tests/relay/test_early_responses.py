@@ -41,9 +41,9 @@ def answers_and_ends(connection: Connection) -> None:
 
 
 EARLY_ANSWERS: dict[str, Script] = {
-    "upstream reads on": answers_and_reads_on,
+    "upstream continues to read": answers_and_reads_on,
     "upstream resets": answers_and_ends,
-    "upstream resets in mid-upload": answers_in_mid_upload,
+    "upstream resets during the upload": answers_in_mid_upload,
 }
 
 
@@ -68,10 +68,10 @@ def test_a_client_that_sends_all_before_it_reads(
 
 
 FAULTS = {
-    "no size": b"no size\r\n",
-    "the first chunk is good": b"2\r\nok\r\nno size\r\n",
+    "no chunk size": b"no size\r\n",
+    "a valid chunk, then no chunk size": b"2\r\nok\r\nno size\r\n",
     "a chunk that is longer than its size": b"2\r\nokay\r\n",
-    "a trailer that frames": b"0\r\nContent-Length: 1\r\n\r\n",
+    "Content-Length in a trailer": b"0\r\nContent-Length: 1\r\n\r\n",
 }
 
 

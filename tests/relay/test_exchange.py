@@ -67,24 +67,24 @@ LOSSES = {
     "POST, pooled, sent": Loss(b"POST", "pooled", sent=True, again=False),
     "PATCH, pooled, sent": Loss(b"PATCH", "pooled", sent=True, again=False),
     "unknown method, pooled, sent": Loss(b"BREW", "pooled", sent=True, again=False),
-    "PUT with content that is held": Loss(b"PUT", "pooled", sent=True, again=True, body=HELD - 100),
-    "PUT with content too large to be held": Loss(b"PUT", "pooled", sent=True, again=False, body=HELD),
+    "PUT with content that is kept for a retry": Loss(b"PUT", "pooled", sent=True, again=True, body=HELD - 100),
+    "PUT with content too large to be kept for a retry": Loss(b"PUT", "pooled", sent=True, again=False, body=HELD),
     "POST with content, pooled, sent": Loss(b"POST", "pooled", sent=True, again=False, body=10),
     # the same holds for a pooled connection that was never used
     "POST, unused, not sent": Loss(b"POST", "unused", sent=False, again=True),
     "GET, unused, sent": Loss(b"GET", "unused", sent=True, again=True),
     "POST, unused, sent": Loss(b"POST", "unused", sent=True, again=False),
     # upstream had begun to respond
-    "GET, pooled, a byte of the answer": Loss(b"GET", "pooled", sent=True, again=False, answer=b"H"),
-    "GET, pooled, an interim answer": Loss(
+    "GET, pooled, one octet of the response": Loss(b"GET", "pooled", sent=True, again=False, answer=b"H"),
+    "GET, pooled, an interim response": Loss(
         b"GET", "pooled", sent=True, again=False, answer=b"HTTP/1.1 103 Early Hints\r\n\r\n"
     ),
-    "GET, pooled, the head of the answer": Loss(b"GET", "pooled", sent=True, again=False, answer=OK[:-2]),
+    "GET, pooled, the response head": Loss(b"GET", "pooled", sent=True, again=False, answer=OK[:-2]),
     # a new connection cannot have been closed because it was idle
     "GET, new, sent": Loss(b"GET", "new", sent=True, again=False),
     "PUT with content, new, sent": Loss(b"PUT", "new", sent=True, again=False, body=10),
     "POST, new, sent": Loss(b"POST", "new", sent=True, again=False),
-    "GET, new, a byte of the answer": Loss(b"GET", "new", sent=True, again=False, answer=b"H"),
+    "GET, new, one octet of the response": Loss(b"GET", "new", sent=True, again=False, answer=b"H"),
 }
 
 
@@ -272,7 +272,7 @@ def test_request_whole_before_the_response_is(world: World) -> None:
         pytest.param(b"HTTP/1.1 413 Content Too Large\r\n\r\nno", ("content", b"", True), id="until close"),
         pytest.param(OK[:-1], BROKEN, id="length"),
         pytest.param(OK[:9], BROKEN, id="part of a head"),
-        pytest.param(b"", BROKEN, id="none"),
+        pytest.param(b"", BROKEN, id="no response"),
     ],
 )
 @pytest.mark.parametrize("sent", [True, False])
@@ -368,14 +368,14 @@ def test_response_timeout_of_the_retry(timed: World) -> None:
 
 
 CONTENTS = {
-    "whole at once": ([(b"1234", True)], True),
-    "whole, without a last": ([(b"1234", False)], True),
-    "in pieces": ([(b"12", False), (b"34", False), (b"", True)], True),
-    "beyond, at once": ([(b"12345", True)], False),
-    "beyond, in pieces": ([(b"123", False), (b"45", False)], False),
+    "complete, in one piece": ([(b"1234", True)], True),
+    "complete, without a last piece": ([(b"1234", False)], True),
+    "complete, in pieces": ([(b"12", False), (b"34", False), (b"", True)], True),
+    "too long, in one piece": ([(b"12345", True)], False),
+    "too long, in pieces": ([(b"123", False), (b"45", False)], False),
     "too short": ([(b"123", False), (b"", True)], False),
-    "nothing": ([(b"", True)], False),
-    "more after the last": ([(b"1234", True), (b"5", False)], True),
+    "no content": ([(b"", True)], False),
+    "complete, with more after the last piece": ([(b"1234", True), (b"5", False)], True),
 }
 
 
@@ -475,18 +475,18 @@ def _stale(world: World) -> Recorder:
 
 
 POINTS: dict[str, Callable[[World], Recorder]] = {
-    "before it is started": _before_start,
-    "while its connection is made": _connecting,
-    "while it waits for its turn": _waiting_for_its_turn,
-    "before it is written": _to_be_written,
-    "before the answer": _at_work,
-    "while it is sent": _sending,
+    "before it starts": _before_start,
+    "while its connection is opened": _connecting,
+    "while it waits for a connection": _waiting_for_its_turn,
+    "before its head is written": _to_be_written,
+    "before the response": _at_work,
+    "while its content is sent": _sending,
     "after an interim response": _answering(b"HTTP/1.1 103 Early Hints\r\n\r\n"),
-    "after part of a head": _answering(OK[:9]),
-    "after the head": _answering(OK[:-2]),
-    "after part of the content": _answering(OK[:-1]),
-    "before it is sent once more": _to_be_sent_once_more,
-    "when its connection was stale": _stale,
+    "after part of the response head": _answering(OK[:9]),
+    "after the response head": _answering(OK[:-2]),
+    "after part of the response content": _answering(OK[:-1]),
+    "before it is sent again": _to_be_sent_once_more,
+    "after its connection was found stale": _stale,
 }
 
 

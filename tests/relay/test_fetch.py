@@ -36,7 +36,7 @@ def answer(status: bytes, content: bytes, *, length: int) -> bytes:
 @pytest.mark.parametrize(
     ("steps", "found"),
     [
-        pytest.param((OK,), (200, b"ok"), id="whole"),
+        pytest.param((OK,), (200, b"ok"), id="complete"),
         pytest.param((answer(b"200 OK", b"x" * 10, length=10),), (200, b"x" * 10), id="as large as the limit"),
         pytest.param((answer(b"200 OK", b"x" * 11, length=99), WAIT_CLOSED), (200, b"x" * 11), id="over the limit"),
         pytest.param((answer(b"404 Not Found", b"", length=99), WAIT_CLOSED), (404, b""), id="another status"),
@@ -54,9 +54,9 @@ async def test_answers(
 @pytest.mark.parametrize(
     "steps",
     [
-        pytest.param((CLOSE,), id="no answer"),
-        pytest.param((answer(b"200 OK", b"x", length=2), CLOSE), id="cut"),
-        pytest.param((answer(b"200 OK", b"x" * 10, length=11), CLOSE), id="cut at the limit"),
+        pytest.param((CLOSE,), id="no response"),
+        pytest.param((answer(b"200 OK", b"x", length=2), CLOSE), id="incomplete"),
+        pytest.param((answer(b"200 OK", b"x" * 10, length=11), CLOSE), id="incomplete, as large as the limit"),
     ],
 )
 async def test_broken_answers(upstream: Upstream, pool: Pool, steps: tuple[bytes | Step, ...]) -> None:

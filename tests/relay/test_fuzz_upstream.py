@@ -131,7 +131,7 @@ def read(upstream: Pool, sock: socket.socket, method: bytes, pieces: list[bytes]
     if not transport.closed:
         connection.eof_received()
     connection.connection_lost(None)
-    assert recorder.exchange.done, "neither answered nor failed"
+    assert recorder.exchange.done, "the exchange neither has a response nor has failed"
     return reading_of(recorder)
 
 

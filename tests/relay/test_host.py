@@ -35,17 +35,17 @@ def get(*hosts: bytes, target: bytes = b"/", version: bytes = b"1.1", more: byte
     [
         pytest.param(b"a", id="a name"),
         pytest.param(b"Some-Name.example:8080", id="a name and a port"),
-        pytest.param(b"lite_llm", id="an underscore, as Compose has it in names"),
-        pytest.param(b"example.test.", id="a name with its last dot"),
+        pytest.param(b"lite_llm", id="an underscore, as in names of Compose services"),
+        pytest.param(b"example.test.", id="a name with a trailing dot"),
         pytest.param(b"127.0.0.1:4000", id="IPv4"),
         pytest.param(b"[::1]", id="IPv6"),
-        pytest.param(b"[::ffff:192.0.2.1]:4000", id="IPv6 that ends in IPv4, and a port"),
+        pytest.param(b"[::ffff:192.0.2.1]:4000", id="an IPv4-mapped IPv6 address and a port"),
         pytest.param(b"", id="empty"),
         pytest.param(b"a:", id="an empty port"),
         pytest.param(b"a%20b", id="percent-encoded"),
-        pytest.param(b"a!$&'()*+;=~b", id="sub-delimiters of RFC 3986 but the comma"),
-        pytest.param(b"outbound|4000||litellm.default.svc", id="a cluster's name, as Envoy's health checks send it"),
-        pytest.param(b"[fe80::1%25eth0]", id="a zone"),
+        pytest.param(b"a!$&'()*+;=~b", id="the sub-delims of RFC 3986 except the comma"),
+        pytest.param(b"outbound|4000||litellm.default.svc", id="a cluster name, as in Envoy's health checks"),
+        pytest.param(b"[fe80::1%25eth0]", id="an IPv6 zone"),
         pytest.param(b"[v1.fe]", id="an address of a future version"),
         pytest.param(b"\xc3\xa4.example", id="not ASCII"),
     ],
@@ -65,19 +65,19 @@ def test_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: bytes
         pytest.param(b"a/b", id="a path"),
         pytest.param(b"a/b@c", id="a path and an at sign"),
         pytest.param(b"user@a", id="a user"),
-        pytest.param(b"a,b", id="two in one line"),
-        pytest.param(b"a, b", id="two in one line, with a space"),
+        pytest.param(b"a,b", id="two hosts in one line"),
+        pytest.param(b"a, b", id="two hosts in one line, with a space"),
         pytest.param(b"a?b", id="a query"),
         pytest.param(b"a#b", id="a fragment"),
         pytest.param(b"http://a", id="a URL"),
         pytest.param(b"a\\b", id="a backslash"),
         pytest.param(b'"a"', id="quotes"),
         pytest.param(b"<a>", id="angle brackets"),
-        pytest.param(b"a:b", id="a port that is no number"),
+        pytest.param(b"a:b", id="a port that is not a number"),
         pytest.param(b"a:1:2", id="two ports"),
         pytest.param(b"::1", id="IPv6 without brackets"),
-        pytest.param(b"[::1", id="an open bracket"),
-        pytest.param(b"[::1]a", id="something behind the bracket"),
+        pytest.param(b"[::1", id="no closing bracket"),
+        pytest.param(b"[::1]a", id="a character after the closing bracket"),
     ],
 )
 @pytest.mark.parametrize("version", [b"1.1", b"1.0"])
@@ -93,9 +93,9 @@ def test_no_hosts(gateway: Gateway, upstream: Upstream, host: bytes, version: by
 @pytest.mark.parametrize(
     ("target", "host"),
     [
-        pytest.param(b"http://a,b/", b"a", id="in the target"),
-        pytest.param(b"http://:80/", b"a", id="a port alone in the target (RFC 9110 section 4.2.1)"),
-        pytest.param(b"http://a/", b"a b", id="in Host, whatever the target says"),
+        pytest.param(b"http://a,b/", b"a", id="an invalid host in the target"),
+        pytest.param(b"http://:80/", b"a", id="only a port in the target (RFC 9110 section 4.2.1)"),
+        pytest.param(b"http://a/", b"a b", id="an invalid Host, with a valid target"),
     ],
 )
 def test_no_host_of_an_absolute_target(upstream: Upstream, target: bytes, host: bytes) -> None:
@@ -117,10 +117,16 @@ def own_name(adapter: Adapter, running_upstream: Upstream) -> Iterator[Gateway]:
     [
         pytest.param(get(b"client.test:81"), [b"client.test:81"], id="a name"),
         pytest.param(get(b""), [], id="empty"),
-        pytest.param(get(version=b"1.0"), [], id="none, in HTTP/1.0"),
-        pytest.param(get(b"client.test", more=b"X-Forwarded-Host: evil.test\r\n"), [b"client.test"], id="a stranger's"),
+        pytest.param(get(version=b"1.0"), [], id="no Host, in HTTP/1.0"),
         pytest.param(
-            b"POST / HTTP/1.1\r\nA: b\r\nhoST:client.test\r\nContent-Length: 2\r\n\r\nhi", [b"client.test"], id="a body"
+            get(b"client.test", more=b"X-Forwarded-Host: evil.test\r\n"),
+            [b"client.test"],
+            id="an untrusted peer's X-Forwarded-Host",
+        ),
+        pytest.param(
+            b"POST / HTTP/1.1\r\nA: b\r\nhoST:client.test\r\nContent-Length: 2\r\n\r\nhi",
+            [b"client.test"],
+            id="a request with content",
         ),
     ],
 )
@@ -158,7 +164,7 @@ def test_own_name_of_an_intercepted_request(own_name: Gateway, upstream: Upstrea
         assert request.all(b"x-forwarded-host") == [b"client.test"]
 
 
-@pytest.mark.parametrize("trusted", [(), ("--trusted-proxies", "127.0.0.1")], ids=["stranger", "trusted"])
+@pytest.mark.parametrize("trusted", [(), ("--trusted-proxies", "127.0.0.1")], ids=["untrusted", "trusted"])
 @pytest.mark.parametrize("passed", ["true", "false"])
 def test_lookup_key_goes_to_upstreams_own_name(
     upstream: Upstream, adapter: Adapter, tmp_path: Path, trusted: tuple[str, ...], passed: str

@@ -67,7 +67,7 @@ def test_many_requests_and_no_reader(upstream: Upstream) -> None:
     [
         pytest.param(b"", id="nothing"),
         pytest.param(b"\r\n", id="an empty line"),
-        pytest.param(b"G", id="some of a request"),
+        pytest.param(b"G", id="part of a request"),
         pytest.param(GET, id="another request"),
     ],
 )
@@ -192,7 +192,7 @@ def test_nobody_waits_in_the_backlog_of_a_draining_supervisor(upstream: Upstream
             except (ConnectionRefusedError, ConnectionResetError, Cut):
                 break
         else:
-            pytest.fail("still accepting")
+            pytest.fail("the listener still accepts connections")
         client.sock.setblocking(False)
         with pytest.raises(BlockingIOError):  # the drain goes on
             read_to_the_end(client)

@@ -18,18 +18,18 @@ UPDATE = b'{"key":"%b","allowed_routes":["info_routes"],"models":[]}' % KEY.enco
 
 ANSWERS = {
     "chunked": (GET, CHUNKED % b"", [b"no"]),
-    "until the connection closes": (GET, b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok", [b"no"]),
-    "of an intercepted request": (
+    "delimited by the close of the connection": (GET, b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nok", [b"no"]),
+    "chunked, to an intercepted request": (
         b"POST /key/update HTTP/1.0\r\nContent-Length: 2\r\n\r\n{}",
         CHUNKED % b"",
         [b"no"],
     ),
-    "upstream wants none": (GET, CHUNKED % b"X-Accel-Buffering: no\r\n", [b"no"]),
-    "upstream wants it": (GET, CHUNKED % b"x-ACCEL-buffering: yes\r\n", [b"yes"]),
-    "its length is known": (GET, OK, []),
-    "it has no content": (GET, b"HTTP/1.1 204 No Content\r\n\r\n", []),
-    "to HEAD": (GET.replace(b"GET", b"HEAD"), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", []),
-    "HTTP/1.1": (
+    "upstream forbids buffering": (GET, CHUNKED % b"X-Accel-Buffering: no\r\n", [b"no"]),
+    "upstream allows buffering": (GET, CHUNKED % b"x-ACCEL-buffering: yes\r\n", [b"yes"]),
+    "with Content-Length": (GET, OK, []),
+    "without content": (GET, b"HTTP/1.1 204 No Content\r\n\r\n", []),
+    "chunked, to HEAD": (GET.replace(b"GET", b"HEAD"), b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", []),
+    "chunked, to an HTTP/1.1 client": (
         b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",
         CHUNKED % b"",
         [],

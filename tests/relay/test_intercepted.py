@@ -199,8 +199,8 @@ ANSWERS = [
     pytest.param(b"HTTP/1.1 299 Odd\r\nContent-Length: 2\r\n", b"\r\nok", id="an unregistered status"),
     pytest.param(b"HTTP/1.1 622 Odder\r\nContent-Length: 2\r\n", b"\r\nok", id="a status over 599"),
     pytest.param(b"HTTP/1.1 999 Oddest\r\nContent-Length: 2\r\n", b"\r\nok", id="the highest status"),
-    pytest.param(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n", b"\r\n", id="204 with a length"),
-    pytest.param(b"HTTP/1.1 304 Not Modified\r\nContent-LENGTH: 1234\r\n", b"\r\n", id="304 with a length"),
+    pytest.param(b"HTTP/1.1 204 No Content\r\nContent-Length: 0\r\n", b"\r\n", id="204 with Content-Length"),
+    pytest.param(b"HTTP/1.1 304 Not Modified\r\nContent-LENGTH: 1234\r\n", b"\r\n", id="304 with Content-Length"),
     pytest.param(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n", b"\r\n", id="no content"),
     pytest.param(
         b"HTTP/1.1 200 OK\r\nContent-Length: 300000\r\n", b"\r\n" + bytes(range(256)) * 1171 + bytes(224), id="long"
@@ -226,7 +226,7 @@ def test_answer(upstream: Upstream, client: Client, journal: Journal, before: by
         pytest.param(
             b"x-litellm-sanitizer: a\r\nX: y\r\nX-LITELLM-SANITIZER:b\r\nX-LiteLLM-Sanitizer-Not: c\r\n",
             b"X: y\r\nX-LiteLLM-Sanitizer-Not: c\r\n",
-            id="two, and another of the like",
+            id="two, and a field with a similar name",
         ),
     ],
 )
@@ -539,17 +539,17 @@ def test_exactly_the_limit(upstream: Upstream, client: Client, framing: str) -> 
 @pytest.mark.parametrize(
     "content",
     [
-        pytest.param(b"5\r\nhello\r\n?\r\n", id="no size"),
-        pytest.param(b"5\r\nhello!\r\n", id="too long a chunk"),
+        pytest.param(b"5\r\nhello\r\n?\r\n", id="no chunk size"),
+        pytest.param(b"5\r\nhello!\r\n", id="a chunk longer than its size"),
         pytest.param(chunked(UPDATE).removesuffix(b"\r\n") + b"no colon\r\n\r\n", id="a faulty trailer"),
-        pytest.param(b"\r\n", id="no chunk at all"),
+        pytest.param(b"\r\n", id="an empty line for a chunk size"),
     ],
 )
-@pytest.mark.parametrize("pieces", ["at once", "apart"])
+@pytest.mark.parametrize("pieces", ["in one piece", "in two pieces"])
 def test_malformed_chunk(upstream: Upstream, client: Client, journal: Journal, content: bytes, pieces: str) -> None:
     """Malformed chunked content is answered with 400, and nothing of the request is forwarded."""
     request = head(b"Transfer-Encoding: chunked") + content
-    client.send(*([request] if pieces == "at once" else [request[:-3], request[-3:]]))
+    client.send(*([request] if pieces == "in one piece" else [request[:-3], request[-3:]]))
     response = client.read_response()
     assert (response.status, response.get(b"connection")) == (400, b"close")
     assert json.loads(response.body)["error"]["type"] == "bad_request"
@@ -711,7 +711,7 @@ def test_one_connection_to_upstream() -> None:
         pytest.param((b"?\r\n\r\n", WAIT_CLOSED), "lookup_failed", id="not HTTP"),
         pytest.param((b"HTTP/1.1 500 No\r\nContent-Length: 0\r\n\r\n",), "lookup_500", id="an error"),
         pytest.param((b"HTTP/1.1 403 No\r\nContent-Length: 9\r\n\r\n", WAIT_CLOSED), "lookup_403", id="refused"),
-        pytest.param((b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",), "lookup_shape", id="another shape"),
+        pytest.param((b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n[]",), "lookup_shape", id="an unknown shape"),
     ],
 )
 def test_lookup_fails(
@@ -761,8 +761,8 @@ def test_upstream_is_dead() -> None:
     [
         pytest.param((CLOSE,), id="closed"),
         pytest.param((RESET,), id="reset"),
-        pytest.param((b"HTTP/1.1 200 OK\r\nContent-", CLOSE), id="in the head"),
-        pytest.param((b"HTTP/1.1 103 Early Hints\r\n\r\n", CLOSE), id="after an interim answer"),
+        pytest.param((b"HTTP/1.1 200 OK\r\nContent-", CLOSE), id="closed within the head"),
+        pytest.param((b"HTTP/1.1 103 Early Hints\r\n\r\n", CLOSE), id="closed after an interim response"),
         pytest.param((b"nonsense\r\n\r\n", WAIT_CLOSED), id="not HTTP"),
     ],
 )
@@ -941,7 +941,7 @@ def test_slow_client() -> None:
         upstream.script = script
         client.send(update())
         assert blocked.wait(30)
-        assert taken[0] < size // 2, "upstream could send on although the client does not read"
+        assert taken[0] < size // 2, "upstream could continue to send although the client does not read"
         assert gateway.memory() - before < growth
         response = client.read_head()
         assert response.get(b"x-litellm-sanitizer") == b'dropped; fields="allowed_routes"'

@@ -33,10 +33,10 @@ def refusal(gateway: Gateway) -> dict[str, Any]:
         pytest.param(HELLO, ["TLS", "--ssl-certfile"], id="TLS"),
         pytest.param(HELLO[:1], ["TLS", "--ssl-certfile"], id="TLS, one octet"),
         pytest.param(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\4\0\0\0\0\0", ["HTTP/2", "HTTP/1.1"], id="HTTP/2"),
-        pytest.param(b"PRI * HTTP/2.0\r\n\r\n", ["HTTP/2", "HTTP/1.1"], id="HTTP/2, half a preface"),
-        pytest.param(b"hello\r\n\r\n", ["Invalid method"], id="something else"),
-        pytest.param(GET + b"A b: c\r\n\r\n", ["Invalid header token"], id="a faulty field"),
-        pytest.param(GET + b"Host: b\r\n\r\n", ["Host"], id="two Hosts"),
+        pytest.param(b"PRI * HTTP/2.0\r\n\r\n", ["HTTP/2", "HTTP/1.1"], id="HTTP/2, the first half of its preface"),
+        pytest.param(b"hello\r\n\r\n", ["Invalid method"], id="another protocol"),
+        pytest.param(GET + b"A b: c\r\n\r\n", ["Invalid header token"], id="a faulty field line"),
+        pytest.param(GET + b"Host: b\r\n\r\n", ["Host"], id="two Host lines"),
     ],
 )
 def test_refused(octets: bytes, words: list[str]) -> None:
@@ -66,12 +66,18 @@ def test_refused_in_pieces() -> None:
     ("head", "words"),
     [
         pytest.param(
-            b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n", b"Transfer-Encoding", id="length and coding"
+            b"Content-Length: 2\r\nTransfer-Encoding: chunked\r\n",
+            b"Transfer-Encoding",
+            id="Content-Length before Transfer-Encoding",
         ),
-        pytest.param(b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n", b"Content-Length", id="coding and length"),
-        pytest.param(b"Content-Length: 2\r\nContent-Length: 2\r\n", b"Content-Length", id="two lengths"),
-        pytest.param(b"Content-Length: two\r\n", b"Content-Length", id="no number"),
-        pytest.param(b"A b: c\r\n", b"Invalid header token", id="a faulty field"),
+        pytest.param(
+            b"Transfer-Encoding: chunked\r\nContent-Length: 2\r\n",
+            b"Content-Length",
+            id="Transfer-Encoding before Content-Length",
+        ),
+        pytest.param(b"Content-Length: 2\r\nContent-Length: 2\r\n", b"Content-Length", id="two Content-Length lines"),
+        pytest.param(b"Content-Length: two\r\n", b"Content-Length", id="a Content-Length that is not a number"),
+        pytest.param(b"A b: c\r\n", b"Invalid header token", id="a faulty field line"),
     ],
 )
 def test_faulty_answer(gateway: Gateway, upstream: Upstream, head: bytes, words: bytes) -> None:
@@ -115,7 +121,7 @@ def test_untrusted_https(upstream: Upstream, workers: str) -> None:
 @pytest.mark.parametrize(
     ("line", "options"),
     [
-        pytest.param(b"X-Forwarded-Proto: http\r\n", (), id="http is what it is"),
+        pytest.param(b"X-Forwarded-Proto: http\r\n", (), id="http over plain HTTP"),
         pytest.param(b"X-Forwarded-For: 192.0.2.1\r\n", (), id="another field"),
         pytest.param(b"X-Forwarded-Proto: https\r\n", ("--trusted-proxies", "127.0.0.1"), id="a trusted peer"),
     ],
@@ -146,7 +152,7 @@ REFUSED = {
     [
         pytest.param(GET + b"Host: b\r\n\r\n", 400, "bad_request", [b"close"], id="a refusal"),
         pytest.param(REFUSED["508"][0] + b"\r\n", 508, "loop_detected", [b"close"], id="a loop"),
-        pytest.param(GET + b"\r\n", 502, "broken", [], id="a failure of upstream's"),
+        pytest.param(GET + b"\r\n", 502, "broken", [], id="an upstream failure"),
     ],
 )
 def test_errors_are_alike(
@@ -187,9 +193,11 @@ def test_failures_can_be_read_by_a_page(gateway: Gateway, upstream: Upstream, pa
     ("octets", "status"),
     [
         pytest.param(GET + ORIGIN + b"Cookie: " + b"a" * 70_000, 431, id="a head over the limit"),
-        pytest.param(GET + ORIGIN + b"A b: c\r\n\r\n", 400, id="a faulty field"),
+        pytest.param(GET + ORIGIN + b"A b: c\r\n\r\n", 400, id="a faulty field line"),
         pytest.param(
-            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" + ORIGIN + b"\r\nx\r\n", 400, id="content"
+            b"POST / HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n" + ORIGIN + b"\r\nx\r\n",
+            400,
+            id="malformed content",
         ),
     ],
 )

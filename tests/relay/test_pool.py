@@ -58,13 +58,13 @@ def test_waiting_order(loop: VirtualLoop) -> None:
     assert world.pool.open == 2
 
 
-@pytest.mark.parametrize("how", ["closed by the answer", "reset", "cancelled", "broken answer"])
+@pytest.mark.parametrize("how", ["closed by the response", "reset", "cancelled", "broken response"])
 def test_a_lost_connection_frees_its_place(loop: VirtualLoop, how: str) -> None:
     """After a connection has ended, a new one is opened for the exchange that has waited longest."""
     world = make_world(loop, max_connections=1)
     first, transport = world.run(b"POST")
     second, third = world.start(), world.start()
-    if how == "closed by the answer":
+    if how == "closed by the response":
         world.answer(transport, CLOSING)
     elif how == "reset":
         transport.reset()
@@ -146,7 +146,7 @@ def test_connecting_counts(loop: VirtualLoop) -> None:
     assert len(loop.attempts) == 2
 
 
-@pytest.mark.parametrize("waits", [True, False], ids=["somebody waits", "nobody waits"])
+@pytest.mark.parametrize("waits", [True, False], ids=["an exchange waits", "no exchange waits"])
 def test_the_new_connection_is_not_needed(loop: VirtualLoop, waits: bool) -> None:
     """A new connection whose exchange was cancelled is given to a waiting exchange. If there is none, it is idle."""
     world = make_world(loop, max_connections=1)
@@ -264,7 +264,7 @@ def _fill(transport: FakeTransport) -> None:
 
 
 @pytest.mark.parametrize("method", [b"GET", b"POST"])
-@pytest.mark.parametrize("spoil", [_close, _fill], ids=["closed", "something to read"])
+@pytest.mark.parametrize("spoil", [_close, _fill], ids=["closed", "unread octets"])
 def test_stale(loop: VirtualLoop, method: bytes, spoil: Any) -> None:
     """An idle connection that is closing, or has octets to read, is not used. Another idle one or a new one is."""
     world = make_world(loop, keepalive=100.0)
@@ -336,7 +336,7 @@ def test_idle_connection_ends(loop: VirtualLoop, how: str) -> None:
     [
         pytest.param(CLOSING, id="close"),
         pytest.param(OK.replace(b"1.1", b"1.0"), id="HTTP/1.0"),
-        pytest.param(OK + b"HTTP/1.1 200 OK\r\n", id="bytes behind it"),
+        pytest.param(OK + b"HTTP/1.1 200 OK\r\n", id="octets after the response"),
     ],
 )
 def test_not_kept(loop: VirtualLoop, answer: bytes) -> None:
@@ -375,7 +375,7 @@ def test_renewed_by_age(loop: VirtualLoop) -> None:
     _, transport = world.run(b"POST")
     keep_busy(world, transport, 0.75 * LIFETIME - 1)
     loop.advance(LIFETIME)
-    assert not transport.closing, "an answer is on its way"
+    assert not transport.closing, "a response is in progress"
     world.answer(transport)
     assert transport.lost
     assert world.pool.open == 0
@@ -460,15 +460,19 @@ def _wait_in_vain(world: World) -> None:
     [
         pytest.param(_refuse, "unreachable", "[Errno 111] Connection refused", id="refused"),
         pytest.param(_unknown_name, "unreachable", "label too long", id="a name that can't be encoded"),
-        pytest.param(_no_descriptor, "descriptors", "[Errno 24] Too many open files", id="no descriptor"),
+        pytest.param(
+            _no_descriptor, "descriptors", "[Errno 24] Too many open files", id="no descriptor in the process"
+        ),
         pytest.param(
             _no_descriptor_in_the_system,
             "descriptors",
             "[Errno 23] Too many open files in system",
             id="no descriptor in the system",
         ),
-        pytest.param(_never_connect, "connect_timeout", "upstream could not be reached in time", id="no connection"),
-        pytest.param(_never_answer, "response_timeout", "upstream did not answer in time", id="no answer"),
+        pytest.param(
+            _never_connect, "connect_timeout", "upstream could not be reached in time", id="no connection in time"
+        ),
+        pytest.param(_never_answer, "response_timeout", "upstream did not answer in time", id="no response in time"),
         pytest.param(
             _break_off, "broken", "upstream closed the connection before its response was complete", id="broken"
         ),

@@ -252,7 +252,7 @@ def test_confidential_answer_breaks_off(upstream: Upstream, framing: bytes) -> N
 @pytest.mark.parametrize("framing", ["length", "chunked"])
 @pytest.mark.parametrize(
     ("status", "first"),
-    [pytest.param(200, b"first", id="not held"), pytest.param(403, b"x" * (LIMIT + 1), id="held, and too long")],
+    [pytest.param(200, b"first", id="not held"), pytest.param(403, b"x" * (LIMIT + 1), id="held until it is too long")],
 )
 def test_streams(upstream: Upstream, status: int, first: bytes, framing: str) -> None:
     """A response that is not held back, or no longer, reaches the client before upstream sends the rest of it."""
@@ -387,7 +387,7 @@ def test_held_answer_is_faulty(upstream: Upstream) -> None:
     assert core.held_responses == []
 
 
-@pytest.mark.parametrize("bodies", [(None,), (SECOND,)], ids=["passed on", "sent again"])
+@pytest.mark.parametrize("bodies", [(None,), (SECOND,)], ids=["relayed", "sent again"])
 def test_trailers(upstream: Upstream, bodies: tuple[bytes | None]) -> None:
     """The client gets the trailers of the response that is relayed, whether it was held back or not."""
     answer = b"HTTP/1.1 403 A\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nheld\r\n0\r\nX-Sum: %d\r\n\r\n"
@@ -584,10 +584,10 @@ def test_stale_connection(upstream: Upstream, end: Step) -> None:
     [
         pytest.param(reply(CLOSE), 502, "broken", id="closed"),
         pytest.param(reply(RESET), 502, "broken", id="reset"),
-        pytest.param(reply(RESET, early=True), 502, "broken", id="reset before it has read the content"),
-        pytest.param(reply(b"HTTP/1.1 200 OK\r\nContent-", CLOSE), 502, "broken", id="breaks off in the head"),
+        pytest.param(reply(RESET, early=True), 502, "broken", id="reset before the content was read"),
+        pytest.param(reply(b"HTTP/1.1 200 OK\r\nContent-", CLOSE), 502, "broken", id="closed within the head"),
         pytest.param(reply(b"?\r\n\r\n"), 502, "broken", id="not HTTP"),
-        pytest.param(reply(WAIT_CLOSED), 504, "response_timeout", id="no answer"),
+        pytest.param(reply(WAIT_CLOSED), 504, "response_timeout", id="no response"),
     ],
 )
 @pytest.mark.parametrize("pooled", [True, False], ids=["on the same connection", "on a new one"])
@@ -717,7 +717,7 @@ def test_client_leaves_while_the_resend_waits(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize(
     ("bodies", "status", "body"),
-    [pytest.param((SECOND,), 200, b"ok", id="sent again"), pytest.param((None,), 403, REFUSAL, id="passed on")],
+    [pytest.param((SECOND,), 200, b"ok", id="sent again"), pytest.param((None,), 403, REFUSAL, id="relayed")],
 )
 def test_drain_while_held(upstream: Upstream, bodies: tuple[bytes | None], status: int, body: bytes) -> None:
     """A drain waits for a request whose response is held back. The final response has ``Connection: close``."""
@@ -789,7 +789,7 @@ def test_next_body_fails(upstream: Upstream, sends: int) -> None:
 
 @pytest.mark.parametrize(
     ("bodies", "status", "body"),
-    [pytest.param((SECOND,), 200, b"second", id="sent again"), pytest.param((None,), 403, b"first", id="passed on")],
+    [pytest.param((SECOND,), 200, b"second", id="sent again"), pytest.param((None,), 403, b"first", id="relayed")],
 )
 def test_http_1_0(upstream: Upstream, bodies: tuple[bytes | None], status: int, body: bytes) -> None:
     """An HTTP/1.0 client gets a response without chunks and interim responses, which ends with the connection."""
@@ -820,7 +820,7 @@ def test_chunked_request(upstream: Upstream) -> None:
     assert len({request.raw_head for request in upstream.requests}) == 1
 
 
-@pytest.mark.parametrize("body", [SECOND, None], ids=["sent again", "passed on"])
+@pytest.mark.parametrize("body", [SECOND, None], ids=["sent again", "relayed"])
 def test_pipelined_request_behind(upstream: Upstream, body: bytes | None) -> None:
     """A pipelined request waits for the final response to the request before it, and is answered after that."""
     upstream.script = in_turn(reply(FORBIDDEN), *[reply(OK)] * (body is not None), reply(FORBIDDEN), reply(OK))
@@ -837,7 +837,7 @@ def test_pipelined_request_behind(upstream: Upstream, body: bytes | None) -> Non
     assert [record.status for record in core.records] == [first, 200]
 
 
-@pytest.mark.parametrize("body", [SECOND, None], ids=["sent again", "passed on"])
+@pytest.mark.parametrize("body", [SECOND, None], ids=["sent again", "relayed"])
 def test_connection_close(upstream: Upstream, body: bytes | None) -> None:
     """If the client asks for it, its connection is closed after the final response, not before."""
     upstream.script = in_turn(reply(FORBIDDEN), reply(OK))

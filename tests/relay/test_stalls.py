@@ -140,7 +140,7 @@ def upgrade() -> bytes:
     [
         pytest.param((b"Content-Length: 100", b'{"key": 1, "x": "'), id="length"),
         pytest.param((b"Transfer-Encoding: chunked", b"5\r\n{    \r\n"), id="chunked"),
-        pytest.param((b"Content-Length: 100", b""), id="nothing of it"),
+        pytest.param((b"Content-Length: 100", b""), id="no content"),
     ],
 )
 def test_uploads_that_stop(upstream: Upstream, adapter: Adapter, path: bytes, upload: tuple[bytes, bytes]) -> None:
@@ -337,9 +337,9 @@ def ask(client: Client) -> None:
 @pytest.mark.parametrize(
     ("send", "script", "end"),
     [
-        pytest.param(ask, silent_answer, b"ok\r\n0\r\n\r\n", id="LiteLLM thinks, and pauses in its answer"),
+        pytest.param(ask, silent_answer, b"ok\r\n0\r\n\r\n", id="upstream pauses before and within its response"),
         pytest.param(
-            stop_behind_an_answer, early_answer, b"0\r\n\r\n", id="the answer has begun before the content ends"
+            stop_behind_an_answer, early_answer, b"0\r\n\r\n", id="the client pauses after its response has begun"
         ),
     ],
 )
@@ -360,8 +360,8 @@ def test_not_cut(
 @pytest.mark.parametrize(
     ("send", "script", "end"),
     [
-        pytest.param(quiet_tunnel, echo_tunnel, b"ping", id="quiet tunnel"),
-        pytest.param(wait_for_continue, late_continue, b"ok", id="a 100 that comes late"),
+        pytest.param(quiet_tunnel, echo_tunnel, b"ping", id="a quiet tunnel"),
+        pytest.param(wait_for_continue, late_continue, b"ok", id="a late 100 (Continue)"),
     ],
 )
 def test_not_cut_natively(
@@ -507,8 +507,8 @@ def test_when_a_stall_is_cut(loop: VirtualLoop, begun: float) -> None:
     ("timeout", "change"),
     [
         pytest.param(None, lambda peer: None, id="no timeout"),
-        pytest.param(60.0, lambda peer: setattr(peer, "progress", peer.progress + 1), id="gets on"),
-        pytest.param(60.0, lambda peer: setattr(peer, "progress", None), id="has nothing to do"),
+        pytest.param(60.0, lambda peer: setattr(peer, "progress", peer.progress + 1), id="progress"),
+        pytest.param(60.0, lambda peer: setattr(peer, "progress", None), id="nothing pending"),
     ],
 )
 def test_what_is_no_stall(loop: VirtualLoop, timeout: float | None, change: Callable[[Any], None]) -> None:

@@ -180,18 +180,18 @@ class Case:
 
 CASES = {
     # a client connection
-    "the client leaves before a request": Case((client_breaks_off,), ["IDLE CLOSED"]),
-    "the client ends before a request": Case((client_ends,), ["IDLE CLOSING CLOSED"]),
-    "the client never sends": Case((wait(KEEPALIVE),), ["IDLE CLOSING CLOSED"]),
+    "the client resets before a request": Case((client_breaks_off,), ["IDLE CLOSED"]),
+    "the client sends FIN before a request": Case((client_ends,), ["IDLE CLOSING CLOSED"]),
+    "the client sends nothing": Case((wait(KEEPALIVE),), ["IDLE CLOSING CLOSED"]),
     "the gateway stops before a request": Case((shutdown,), ["IDLE CLOSING CLOSED"]),
     "a request is answered": Case(REQUEST, ["IDLE ANSWERING IDLE"], [ANSWERED], [REUSABLE]),
-    "the head comes in pieces": Case((send(GET[:9]), send(GET[9:])), ["IDLE HEAD ANSWERING"]),
-    "head and content come in pieces": Case(
+    "the head is received in pieces": Case((send(GET[:9]), send(GET[9:])), ["IDLE HEAD ANSWERING"]),
+    "head and content are received in pieces": Case(
         (send(POST[:9]), send(POST[9:] + b"co"), accept, send(b"nt")), ["IDLE HEAD RECEIVING ANSWERING"]
     ),
-    "the content comes later": Case((send(POST), accept, send(b"cont")), ["IDLE RECEIVING ANSWERING"]),
-    "the rest of a head does not come": Case((send(GET[:9]), wait(HEAD_TIMEOUT)), ["IDLE HEAD CLOSING CLOSED"]),
-    "the client leaves in a head": Case((send(GET[:9]), client_breaks_off), ["IDLE HEAD CLOSED"]),
+    "the content is received after the head": Case((send(POST), accept, send(b"cont")), ["IDLE RECEIVING ANSWERING"]),
+    "the rest of a head is not received": Case((send(GET[:9]), wait(HEAD_TIMEOUT)), ["IDLE HEAD CLOSING CLOSED"]),
+    "the client resets within a head": Case((send(GET[:9]), client_breaks_off), ["IDLE HEAD CLOSED"]),
     "a head is refused": Case((send(FAULTY), wait(LINGER)), ["IDLE LINGERING CLOSING CLOSED"]),
     "a head in pieces is refused": Case(
         (send(FAULTY[:9]), send(FAULTY[9:]), client_breaks_off), ["IDLE HEAD LINGERING CLOSED"]
@@ -202,15 +202,17 @@ CASES = {
         ["NEW WAITING ATTACHED SENT DONE"],
         ["CONNECTING ATTACHED WAITING CLOSED"],
     ),
-    "content is refused with its head": Case(
+    "content is refused that was received with its head": Case(
         (send(CHUNKED + b"no size\r\n"),), ["IDLE RECEIVING LINGERING"], ["NEW DONE"]
     ),
-    "the client ends in the content": Case((send(POST), accept, client_ends), ["IDLE RECEIVING CLOSING CLOSED"]),
-    "the client leaves in the content": Case((send(POST), accept, client_breaks_off), ["IDLE RECEIVING CLOSED"]),
-    "the connection ends with the answer": Case(
+    "the client sends FIN within the content": Case(
+        (send(POST), accept, client_ends), ["IDLE RECEIVING CLOSING CLOSED"]
+    ),
+    "the client resets within the content": Case((send(POST), accept, client_breaks_off), ["IDLE RECEIVING CLOSED"]),
+    "the connection ends with the response": Case(
         (send(LAST), accept, answer()), ["IDLE ANSWERING CLOSING CLOSED"], [ANSWERED]
     ),
-    "the client leaves before the answer": Case(
+    "the client resets before the response": Case(
         (send(GET), accept, client_breaks_off),
         ["IDLE ANSWERING CLOSED"],
         ["NEW WAITING ATTACHED SENT DONE"],
@@ -220,28 +222,28 @@ CASES = {
     "upstream can't be reached": Case(
         (send(GET), refuse), ["IDLE ANSWERING IDLE"], ["NEW WAITING DONE"], ["CONNECTING"]
     ),
-    "upstream ends its connection as it is made": Case(
+    "upstream closes a connection while it is being opened": Case(
         (send(GET), accept_and_close), ["IDLE ANSWERING IDLE"], ["NEW WAITING DONE"], ["CONNECTING CLOSED"]
     ),
-    "a connection is made for nobody": Case(
+    "a connection is opened after its request was cancelled": Case(
         (send(GET), client_breaks_off, accept, upstream_ends),
         ["IDLE ANSWERING CLOSED"],
         ["NEW WAITING DONE"],
         ["CONNECTING IDLE CLOSED"],
     ),
-    "upstream breaks off in its head": Case(
+    "upstream resets within the response head": Case(
         (send(GET), accept, answer(OK[:9]), upstream_breaks_off),
         ["IDLE ANSWERING IDLE"],
         ["NEW WAITING ATTACHED SENT DONE"],
         ["CONNECTING ATTACHED WAITING HEAD CLOSED"],
     ),
-    "upstream breaks off in its content": Case(
+    "upstream resets within the response content": Case(
         (send(GET), accept, answer(OK[:-1]), upstream_breaks_off),
         ["IDLE ANSWERING CLOSING CLOSED"],
         [ANSWERED],
         ["CONNECTING ATTACHED WAITING HEAD CONTENT CLOSED"],
     ),
-    "upstream has ended its connection while it was idle": Case(
+    "upstream has sent FIN on an idle connection": Case(
         (*REQUEST, upstream_ends_unseen, send(GET), accept, answer()),
         ["IDLE ANSWERING IDLE ANSWERING IDLE"],
         [ANSWERED, "NEW WAITING ATTACHED WAITING ATTACHED SENT ANSWERED DONE"],
@@ -250,7 +252,7 @@ CASES = {
             REUSABLE,
         ],
     ),
-    "upstream ends its connection as a request comes": Case(
+    "upstream sends FIN after a request was sent": Case(
         (*REQUEST, send(GET), upstream_ends, accept, answer()),
         ["IDLE ANSWERING IDLE ANSWERING IDLE"],
         [ANSWERED, "NEW WAITING ATTACHED SENT WAITING ATTACHED SENT ANSWERED DONE"],
@@ -259,22 +261,22 @@ CASES = {
             REUSABLE,
         ],
     ),
-    "the client ends as its request is about to be written": Case(
+    "the client sends FIN before its request is written": Case(
         (another_request, *REQUEST, begin(GET), client_ends),
         ["IDLE ANSWERING IDLE ANSWERING CLOSING CLOSED", "IDLE ANSWERING"],
         ["NEW WAITING ATTACHED SENT", ANSWERED, "NEW WAITING ATTACHED DONE"],
         ["CONNECTING ATTACHED WAITING", f"{REUSABLE} ATTACHED CLOSED"],
     ),
     # a tunnel
-    "a tunnel is ended by both sides": Case(
+    "both ends of a tunnel send FIN": Case(
         (*TUNNEL, tunnel_ends(0), tunnel_ends(1)),
         ["IDLE ANSWERING TUNNEL"],
         [ANSWERED],
         ["CONNECTING ATTACHED WAITING HEAD TUNNEL"],
         ["OPEN CLOSING LOST", "OPEN ENDED CLOSING LOST"],
     ),
-    "a side of a tunnel breaks off": Case((*TUNNEL, tunnel_breaks_off(0)), ends=["OPEN CLOSING LOST", "OPEN LOST"]),
-    "a side of a tunnel breaks off behind its end": Case(
+    "one end of a tunnel resets": Case((*TUNNEL, tunnel_breaks_off(0)), ends=["OPEN CLOSING LOST", "OPEN LOST"]),
+    "one end of a tunnel sends FIN, then resets": Case(
         (*TUNNEL, tunnel_ends(0), tunnel_breaks_off(0)), ends=["OPEN CLOSING LOST", "OPEN ENDED LOST"]
     ),
     # an intercepted request
@@ -287,16 +289,16 @@ CASES = {
     "an intercepted request is too long": Case(
         (send(UPDATE.replace(b"%d" % len(BODY), b"2000000")),), intercepted=["COLLECTING SENT"]
     ),
-    "the client leaves in the content of an intercepted request": Case(
+    "the client resets within the content of an intercepted request": Case(
         (send(UPDATE), client_breaks_off), ["IDLE RECEIVING CLOSED"], intercepted=["COLLECTING DONE"]
     ),
-    "the client leaves while it is decided what to send": Case(
+    "the client sends FIN while the body to send is being decided": Case(
         (begin(UPDATE + BODY), client_ends),
         ["IDLE RECEIVING ANSWERING CLOSING CLOSED"],
         intercepted=["COLLECTING DECIDING DONE"],
     ),
-    "a refusal is passed on": Case(HELD, exchanges=[ANSWERED], intercepted=["COLLECTING DECIDING SENT MATCHING DONE"]),
-    "another body is sent": Case(
+    "a refusal is relayed": Case(HELD, exchanges=[ANSWERED], intercepted=["COLLECTING DECIDING SENT MATCHING DONE"]),
+    "another body is sent after a refusal": Case(
         (*HELD, answer()),
         exchanges=[ANSWERED, ANSWERED],
         intercepted=["COLLECTING DECIDING SENT MATCHING SENT DONE"],

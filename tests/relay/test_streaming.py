@@ -166,7 +166,7 @@ def test_slow_client_slows_upstream(narrow_gateway: Gateway, narrow_upstream: Up
     with Client(narrow_gateway.address, keep=False, receive_buffer=65536) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert blocked.wait(30)
-        assert taken[0] < SIZE // 2, "upstream could send on although the client does not read"
+        assert taken[0] < SIZE // 2, "upstream could continue to send although the client does not read"
         assert narrow_gateway.memory() - before < GROWTH
         client.read_head()
         got = 0
@@ -196,7 +196,7 @@ def test_slow_upstream_slows_client(narrow_gateway: Gateway, narrow_upstream: Up
         client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % SIZE)
         narrow_upstream.wait_request(number)
         taken = send_until_blocked(client, SIZE)
-        assert taken < SIZE // 2, "the client could send on although upstream does not read"
+        assert taken < SIZE // 2, "the client could continue to send although upstream does not read"
         assert narrow_gateway.memory() - before < GROWTH
         go_on.set()
         for start in range(taken, SIZE, MIB):

@@ -69,7 +69,9 @@ def assert_cut_in_time(loop: VirtualLoop, is_cut: Callable[[], bool]) -> None:
 # Clients that do not read
 
 
-@pytest.mark.parametrize("answer", [OK, OK[:-1], OK + b"surplus"], ids=["whole", "in part", "whole, and surplus"])
+@pytest.mark.parametrize(
+    "answer", [OK, OK[:-1], OK + b"surplus"], ids=["complete", "incomplete", "complete, with surplus octets"]
+)
 def test_client_reads_nothing(loop: VirtualLoop, answer: bytes) -> None:
     """A client that reads nothing is reset, and its request, if it is still in progress, is cancelled."""
     scene = Scene(loop)
@@ -105,9 +107,9 @@ def test_client_takes_some(loop: VirtualLoop) -> None:
     ("sent", "path"),
     [
         pytest.param(POST, b"/", id="no content"),
-        pytest.param(POST + b"some", b"/", id="some of the content"),
-        pytest.param(CHUNKED + b"4\r\nsome\r\n", b"/", id="a chunk"),
-        pytest.param(UPDATE + BODY[:-1], b"/key/update", id="some of an intercepted request"),
+        pytest.param(POST + b"some", b"/", id="part of the content"),
+        pytest.param(CHUNKED + b"4\r\nsome\r\n", b"/", id="one chunk"),
+        pytest.param(UPDATE + BODY[:-1], b"/key/update", id="part of an intercepted request"),
     ],
 )
 def test_client_sends_nothing(loop: VirtualLoop, sent: bytes, path: bytes) -> None:

@@ -79,7 +79,7 @@ def test_upstream_is_verified(upstream: Upstream, names: list[str | None], autho
         for _ in range(2):
             assert client.ask(GET).body == b"ok"
     assert [each.target for each in upstream.requests] == [b"/a%2Fb"] * 2
-    assert names == ["localhost"], "one connection, with the server's name in its handshake"
+    assert names == ["localhost"], "not one connection, with the server's name in its handshake"
 
 
 def test_upstream_by_address(upstream: Upstream, names: list[str | None], authority_file: str) -> None:
@@ -196,13 +196,13 @@ def test_tls_listener(authority: trustme.CA, listener_options: tuple[str, ...]) 
 
 
 STILL_THERE = {
-    "it has asked nothing": (),
-    "it keeps its connection": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",),
-    "its connection is to end": (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",),
+    "without a request": (),
+    "after a request": (b"GET / HTTP/1.1\r\nHost: a\r\n\r\n",),
+    "after a request with Connection: close": (b"GET / HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n",),
 }
 
 
-@pytest.mark.parametrize("at_work", [False, True], ids=["idle", "at work"])
+@pytest.mark.parametrize("at_work", [False, True], ids=["idle", "with a request in progress"])
 @pytest.mark.parametrize("requests", STILL_THERE.values(), ids=STILL_THERE.keys())
 def test_clients_that_do_not_close_do_not_hold_it_up(
     authority: trustme.CA, listener_options: tuple[str, ...], requests: tuple[bytes, ...], at_work: bool
@@ -289,7 +289,7 @@ def test_unix_sockets_on_both_sides(sockets: Callable[[str], str]) -> None:
         assert (first.target, first.all(b"host")) == (b"/a%2Fb", [b"example.test"])
         assert second.all(b"x-forwarded-for") == []
         assert second.all(b"x-forwarded-proto") == [b"http"]
-    assert not Path(sockets("gateway")).exists(), "the socket is left behind"
+    assert not Path(sockets("gateway")).exists(), "the socket file was not removed"
 
 
 def test_trusted_unix_socket(sockets: Callable[[str], str]) -> None:

@@ -142,10 +142,10 @@ TABLE = {
     "dot segments": Sent(target=b"/a/../b/./c/%2e%2e/"),
     "matrix parameters": Sent(target=b"/a;x=1;y/b"),
     "empty query": Sent(target=b"/a?"),
-    "odd query": Sent(target=b"/a?b=c?d&&=&;e=%zz+%20&f#"[:-1]),
+    "unusual query": Sent(target=b"/a?b=c?d&&=&;e=%zz+%20&f#"[:-1]),
     "percent signs": Sent(target=b"/100%25/%zz/%"),
     "duplicate fields": Sent(fields=((b"X-A", b"1"), (b"x-a", b"2"), (b"Accept", b"a"), (b"X-A", b"1"))),
-    "high bytes": Sent(fields=((b"X-High", bytes(range(0x80, 0x100))),)),
+    "bytes above 0x7F": Sent(fields=((b"X-High", bytes(range(0x80, 0x100))),)),
     "empty POST": Sent(b"POST"),
     "POST": Sent(b"POST", pieces=(b"a" * 10, b"b" * 3)),
     "chunked POST": Sent(b"POST", pieces=(b"a" * 10, b"b" * 3), chunked=True),
@@ -154,7 +154,7 @@ TABLE = {
     "key update without a guarded member": Sent(
         b"POST", b"/key/update", ((b"Content-Type", b"application/json"),), (b'{"key": "sk-1", "models": []}',)
     ),
-    "key update of another kind": Sent(b"POST", b"/key/update", ((b"Content-Type", b"text/csv"),), (b"a,b\r\n",)),
+    "key update that is not JSON": Sent(b"POST", b"/key/update", ((b"Content-Type", b"text/csv"),), (b"a,b\r\n",)),
     "10 MiB": Sent(b"PUT", pieces=(b"0123456789abcdef" * 655_360,)),
     "10 MiB chunked": Sent(b"PUT", pieces=(b"0123456789abcdef" * 65_536,) * 10, chunked=True),
 }

@@ -174,9 +174,9 @@ ENDS: dict[str, tuple[bytes, End, bool, int]] = {
     "until close, RST": (UNTIL_CLOSE, reset, False, 0),
     "length, close_notify": (LENGTH % LARGE, close_notify, True, 0),
     "length, FIN": (LENGTH % LARGE, fin, True, 0),
-    "length that is not reached, close_notify": (LENGTH % (LARGE + 1), close_notify, False, 0),
-    "length that is not reached, FIN": (LENGTH % (LARGE + 1), fin, False, 0),
-    "chunks without end, FIN": (
+    "incomplete content, close_notify": (LENGTH % (LARGE + 1), close_notify, False, 0),
+    "incomplete content, FIN": (LENGTH % (LARGE + 1), fin, False, 0),
+    "incomplete chunk, FIN": (
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n%x\r\n" % (LARGE + 1),
         fin,
         False,

@@ -80,7 +80,7 @@ async def test_off_by_default(litellm: LiteLLM) -> None:
     for _ in range(3):
         assert await send(app, update()) == b"dropped"
     assert litellm.lookups == 3
-    assert app.sanitizer.write_context is None, "there is nothing that other requests could outdate"
+    assert app.sanitizer.write_context is None, "without cached values, no other request can make one stale"
 
 
 async def test_reuse(litellm: LiteLLM, keys: StoredKeys) -> None:
@@ -109,8 +109,10 @@ async def test_time_to_live(litellm: LiteLLM, monkeypatch: pytest.MonkeyPatch) -
     ("headers", "path"),
     [
         pytest.param(BOB, "/key/update", id="other credentials"),
-        pytest.param([*ALICE, (b"x-custom-auth", b"1")], "/key/update", id="one field more, which may authenticate"),
-        pytest.param([*ALICE, ALICE[1]], "/key/update", id="a field twice"),
+        pytest.param(
+            [*ALICE, (b"x-custom-auth", b"1")], "/key/update", id="one more field, which may authenticate the caller"
+        ),
+        pytest.param([*ALICE, ALICE[1]], "/key/update", id="a repeated field line"),
         pytest.param(ALICE, "/p/key/update", id="another prefix"),
     ],
 )
@@ -182,8 +184,8 @@ async def test_writers_empty(body: bytes, headers: Fields, litellm: LiteLLM, key
 @pytest.mark.parametrize(
     ("body", "lookups"),
     [
-        pytest.param(update(["/b"]), 3, id="a writer of this key"),
-        pytest.param(b'{"key":null,"allowed_routes":["/b"]}', 2, id="a writer of any key"),
+        pytest.param(update(["/b"]), 3, id="an update of this key"),
+        pytest.param(b'{"key":null,"allowed_routes":["/b"]}', 2, id="an update that may write any key"),
     ],
 )
 async def test_lookup_during_a_write(body: bytes, lookups: int, litellm: LiteLLM, keys: StoredKeys) -> None:

@@ -184,7 +184,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"allowed_routes": ["/b", "/a"]}],
             b"changed",
             ["sk-1"],
-            id="reordered by an admin: LiteLLM's to store",
+            id="reordered by an admin, and accepted",
         ),
         pytest.param(
             {"allowed_routes": ["/b", "/a"]},
@@ -192,7 +192,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"allowed_routes": ["/b", "/a"]}, {}],
             b'dropped; fields="allowed_routes"; after-refusal="allowed_routes"',
             ["sk-1"],
-            id="reordered by somebody else",
+            id="reordered by another caller, and refused",
         ),
         pytest.param(
             {"allowed_routes": ["/c"]},
@@ -200,10 +200,15 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"allowed_routes": ["/c"]}],
             b"changed",
             ["sk-1"],
-            id="changed by somebody else: one send",
+            id="changed by another caller, and refused",
         ),
         pytest.param(
-            {"spend": 1.5}, [], [{"spend": 1.5}], b'changed; reason="accepted"', [], id="spend of an admin: no lookup"
+            {"spend": 1.5},
+            [],
+            [{"spend": 1.5}],
+            b'changed; reason="accepted"',
+            [],
+            id="spend, sent by an admin and accepted",
         ),
         pytest.param(
             {"spend": 1.50},
@@ -211,7 +216,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"spend": 1.5}, {}],
             b'dropped; fields="spend"; after-refusal="spend"',
             ["sk-1 fresh"],
-            id="spend of somebody else",
+            id="spend, sent by another caller and refused",
         ),
         pytest.param(
             {"spend": 2},
@@ -227,7 +232,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"spend": 1.5, "budget_limits": [], "soft_budget": None}, {}],
             b'dropped; fields="spend,budget_limits,soft_budget"; after-refusal="spend,budget_limits,soft_budget"',
             ["sk-1 fresh"],
-            id="one permission guards three members: they go together",
+            id="three members that one permission guards are cut together",
         ),
         pytest.param(
             {"spend": 2, "budget_limits": []},
@@ -235,7 +240,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"spend": 2, "budget_limits": []}, {"spend": 2}],
             b'dropped; fields="budget_limits"; after-refusal="budget_limits"',
             ["sk-1 fresh"],
-            id="mixed with a real change: two sends, and the second refusal",
+            id="an unchanged and a changed member, refused twice",
         ),
         pytest.param(
             {"permissions": {"x": 1}, "spend": 1.5, "object_permission": {"vector_stores": ["v1"]}, "user_id": None},
@@ -247,7 +252,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             ],
             b'dropped; fields="permissions,spend,object_permission"; after-refusal="spend,object_permission"',
             ["sk-1"],
-            id="one after the other, by one lookup",
+            id="three members cut one after the other, with one lookup",
         ),
         pytest.param(
             {"spend": 1.5},
@@ -255,10 +260,10 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"spend": 1.5}],
             b"changed",
             [],
-            id="refused for something else",
+            id="refused for another reason",
         ),
         pytest.param(
-            {"spend": 1.5}, [("spend", 400, BUDGET)], [{"spend": 1.5}], b"changed", [], id="its words, another status"
+            {"spend": 1.5}, [("spend", 400, BUDGET)], [{"spend": 1.5}], b"changed", [], id="refused with another status"
         ),
         pytest.param(
             {"team_id": "", "key_alias": ""},
@@ -266,10 +271,10 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"team_id": "", "key_alias": ""}, {"key_alias": ""}, {}],
             b'dropped; fields="team_id,key_alias"; after-refusal="team_id,key_alias"',
             ["sk-1 fresh"],
-            id="what a client that cannot send null sends",
+            id="empty strings for null",
         ),
         pytest.param(
-            {"team_id": "t"}, [("team_id", 500, NO_TEAM)], [{"team_id": "t"}], b"absent", [], id="a team that is none"
+            {"team_id": "t"}, [("team_id", 500, NO_TEAM)], [{"team_id": "t"}], b"absent", [], id="an unknown team"
         ),
         pytest.param(
             {"user_id": None},
@@ -277,7 +282,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"user_id": None}, {}],
             b'dropped; fields="user_id"; after-refusal="user_id"',
             ["sk-1 fresh"],
-            id="no user for none",
+            id="user_id, null as stored",
         ),
         pytest.param(
             {"metadata": ROW["metadata"], "tags": ["t"]},
@@ -285,7 +290,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"metadata": ROW["metadata"], "tags": ["t"]}, {"tags": ["t"]}, {}],
             b'dropped; fields="metadata,tags"; after-refusal="metadata,tags"',
             ["sk-1 fresh"],
-            id="metadata whole, and a member that lives in it",
+            id="all of metadata, and a member that is stored in it",
         ),
         pytest.param(
             {"policies": []},
@@ -293,7 +298,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"policies": []}, {}],
             b'dropped; fields="policies"; after-refusal="policies"',
             ["sk-1 fresh"],
-            id="none of an Enterprise feature",
+            id="an empty list for an Enterprise feature",
         ),
         pytest.param(
             {"access_group_ids": ["g"], "object_permission": {}, "team_id": "other"},
@@ -301,7 +306,7 @@ KEY = {"key": "sk-1", "models": ["m"]}
             [{"access_group_ids": ["g"], "object_permission": {}, "team_id": "other"}],
             b"changed",
             ["sk-1"],
-            id="a new team: neither is cut, before or after",
+            id="a new team, for which nothing is cut",
         ),
     ],
 )
@@ -320,18 +325,18 @@ async def test_rule(
 @pytest.mark.parametrize(
     ("sent", "sends", "mark"),
     [
-        pytest.param({"spend": 1.5}, 1, b'changed; reason="not_resent"', id="the first resend"),
+        pytest.param({"spend": 1.5}, 1, b'changed; reason="not_resent"', id="for the first resend"),
         pytest.param(
             {"spend": 1.5, "permissions": {"x": 1}},
             1,
             b'dropped; fields="permissions"',
-            id="after a cut before forwarding",
+            id="for the first resend, after a cut before forwarding",
         ),
         pytest.param(
             {"spend": 1.5, "user_id": None},
             2,
             b'dropped; fields="spend"; after-refusal="spend"',
-            id="the second resend",
+            id="for the second resend",
         ),
     ],
 )
@@ -377,9 +382,9 @@ async def test_fragment_in_a_value() -> None:
 @pytest.mark.parametrize(
     ("keys", "outcome", "reason"),
     [
-        pytest.param([Unknown("lookup_403", refused=True)], Outcome.UNKNOWN, "lookup_403", id="may not read"),
-        pytest.param([Unknown("lookup_timeout")], Outcome.UNKNOWN, "lookup_timeout", id="no answer"),
-        pytest.param([stored(spend="odd")], Outcome.UNKNOWN, "stored_shape", id="an odd shape"),
+        pytest.param([Unknown("lookup_403", refused=True)], Outcome.UNKNOWN, "lookup_403", id="lookup refused"),
+        pytest.param([Unknown("lookup_timeout")], Outcome.UNKNOWN, "lookup_timeout", id="lookup timed out"),
+        pytest.param([stored(spend="odd")], Outcome.UNKNOWN, "stored_shape", id="an unknown shape"),
     ],
 )
 async def test_unknown_after_refusal(keys: list[Result], outcome: Outcome, reason: str) -> None:
@@ -392,8 +397,8 @@ async def test_unknown_after_refusal(keys: list[Result], outcome: Outcome, reaso
 @pytest.mark.parametrize(
     ("found", "reason"),
     [
-        pytest.param(Unknown("lookup_timeout"), b"lookup_timeout", id="no answer"),
-        pytest.param(Unknown("lookup_403", refused=True), b"lookup_403", id="may not read"),
+        pytest.param(Unknown("lookup_timeout"), b"lookup_timeout", id="lookup timed out"),
+        pytest.param(Unknown("lookup_403", refused=True), b"lookup_403", id="lookup refused"),
     ],
 )
 async def test_failed_lookup_is_not_repeated(found: Unknown, reason: bytes) -> None:
@@ -456,13 +461,13 @@ async def test_cached_cut_is_taken_back() -> None:
 @pytest.mark.parametrize(
     ("sent", "refusals", "mark", "resent"),
     [
-        pytest.param({"permissions": {"x": 1}}, [], b'observed; fields="permissions"', 0, id="before"),
+        pytest.param({"permissions": {"x": 1}}, [], b'observed; fields="permissions"', 0, id="cut before forwarding"),
         pytest.param(
             {"spend": 1.5},
             [("spend", 403, BUDGET)],
             b'observed; fields="spend"; after-refusal="spend"',
             0,
-            id="after",
+            id="cut after a refusal",
         ),
         pytest.param({"spend": 1.5}, [], b'changed; reason="accepted"', 0, id="accepted"),
         pytest.param({"spend": 2}, [("spend", 403, BUDGET)], b"changed", 0, id="a real change"),

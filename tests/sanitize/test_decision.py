@@ -13,7 +13,7 @@ from sanitizer.sanitize.decision import Decision, Outcome
         pytest.param(
             Decision(Outcome.OBSERVED, ("a", "b"), None, ("b",)),
             b'observed; fields="a,b"; after-refusal="b"',
-            id="some of them after a refusal",
+            id="fields, one of them cut after a refusal",
         ),
         pytest.param(
             Decision(Outcome.UNKNOWN, reason="no_key", lookup_key=True), b'unknown; reason="no_key"', id="a reason"

@@ -11,16 +11,16 @@ from sanitizer.sanitize.jsonedit import Json
 @pytest.mark.parametrize(
     ("path", "prefix"),
     [
-        pytest.param("/key/update", "", id="bare"),
+        pytest.param("/key/update", "", id="without a prefix"),
         pytest.param("/p/key/update", "/p", id="under a prefix"),
-        pytest.param("/q.r/key/update", "/q.r", id="under another"),
+        pytest.param("/q.r/key/update", "/q.r", id="under another prefix"),
         pytest.param("/key/update/", None, id="trailing slash"),
         pytest.param("//key/update", None, id="two slashes"),
         pytest.param("/Key/Update", None, id="another case"),
-        pytest.param("/key/update\n", None, id="a newline behind"),
-        pytest.param("/key/updates", None, id="longer"),
-        pytest.param("/x/key/update", None, id="under no prefix"),
-        pytest.param("/qxr/key/update", None, id="a prefix is no pattern"),
+        pytest.param("/key/update\n", None, id="a newline at the end"),
+        pytest.param("/key/updates", None, id="a longer path"),
+        pytest.param("/x/key/update", None, id="under an unknown prefix"),
+        pytest.param("/qxr/key/update", None, id="a path that matches a prefix only as a pattern"),
         pytest.param("/p/p/key/update", None, id="under a prefix twice"),
         pytest.param("/key/generate", None, id="another endpoint"),
         pytest.param("", None, id="empty"),
@@ -40,17 +40,21 @@ def test_find(path: str, prefix: str | None) -> None:
         pytest.param("/key/regenerate", ("/key/regenerate", "", None), id="key in the body"),
         pytest.param("/p/key/regenerate", ("/key/regenerate", "/p", None), id="key in the body, under a prefix"),
         pytest.param("/key/sk-1/regenerate", ("/key/{key}/regenerate", "", "sk-1"), id="key in the path"),
-        pytest.param("/p/key/sk-1/regenerate", ("/key/{key}/regenerate", "/p", "sk-1"), id="the same under a prefix"),
-        pytest.param("/key/a b%2Fä/regenerate", ("/key/{key}/regenerate", "", "a b%2Fä"), id="as the path decodes to"),
         pytest.param(
-            "/key/regenerate/regenerate", ("/key/{key}/regenerate", "", "regenerate"), id="a key of that name"
+            "/p/key/sk-1/regenerate", ("/key/{key}/regenerate", "/p", "sk-1"), id="key in the path, under a prefix"
+        ),
+        pytest.param(
+            "/key/a b%2Fä/regenerate", ("/key/{key}/regenerate", "", "a b%2Fä"), id="key in the path, not decoded again"
+        ),
+        pytest.param(
+            "/key/regenerate/regenerate", ("/key/{key}/regenerate", "", "regenerate"), id="a key named regenerate"
         ),
         pytest.param("/key/a/b/regenerate", None, id="a key with a slash"),
         pytest.param("/key//regenerate", None, id="no key"),
         pytest.param("/key/sk-1/regenerate/", None, id="trailing slash"),
         pytest.param("/key/sk-1/Regenerate", None, id="another case"),
         pytest.param("/key/sk-1/reset_spend", None, id="another endpoint"),
-        pytest.param("/x/key/sk-1/regenerate", None, id="under no prefix"),
+        pytest.param("/x/key/sk-1/regenerate", None, id="under an unknown prefix"),
     ],
 )
 def test_find_regenerate(path: str, found: tuple[str, str, str | None] | None) -> None:
@@ -62,10 +66,10 @@ def test_find_regenerate(path: str, found: tuple[str, str, str | None] | None) -
 @pytest.mark.parametrize(
     ("fields", "update", "regenerate"),
     [
-        pytest.param((), None, None, id="none"),
-        pytest.param(("budget_limits",), ["budget_limits"], None, id="one that is not regenerated"),
-        pytest.param(("permissions",), ["permissions"], ["permissions"], id="one of both"),
-        pytest.param(("allowed_routes",), ["allowed_routes"] * 2, ["allowed_routes"] * 2, id="one with two gates"),
+        pytest.param((), None, None, id="no field"),
+        pytest.param(("budget_limits",), ["budget_limits"], None, id="a field of updates only"),
+        pytest.param(("permissions",), ["permissions"], ["permissions"], id="a field of both endpoints"),
+        pytest.param(("allowed_routes",), ["allowed_routes"] * 2, ["allowed_routes"] * 2, id="a field with two gates"),
     ],
 )
 def test_fields_narrow(fields: tuple[str, ...], update: list[str] | None, regenerate: list[str] | None) -> None:

@@ -186,7 +186,7 @@ async def test_other_scopes_pass_by(kind: str) -> None:
         pytest.param(
             [(b"host", b"h"), (b"x", b"1"), (b"y", b"2"), (b"x", b"3"), (b"x", b"1")],
             [(b"host", b"h"), (b"x", b"1"), (b"y", b"2"), (b"x", b"3"), (b"x", b"1")],
-            id="duplicates",
+            id="repeated field names",
         ),
         pytest.param(
             [
@@ -202,12 +202,12 @@ async def test_other_scopes_pass_by(kind: str) -> None:
                 (b"x", b"1"),
             ],
             [(b"host", b"h"), (b"x", b"1")],
-            id="about the content",
+            id="fields that a lookup does not have",
         ),
         pytest.param(
             [(b"host", b"h"), (b"a", b"b: c"), (b"d", b""), (b"e", b" f "), (b"g", b"\xe9\xff"), (b"h", b"i:j")],
             [(b"host", b"h"), (b"a", b"b: c"), (b"d", b""), (b"e", b" f "), (b"g", b"\xe9\xff"), (b"h", b"i:j")],
-            id="values that could be misread",
+            id="unusual values",
         ),
         pytest.param([(b"x", b"1")], [(b"x", b"1")], id="no Host"),
     ],
@@ -372,7 +372,7 @@ GZIP = (b"content-encoding", b"gzip")
 @pytest.mark.parametrize(
     ("lookup", "mark"),
     [
-        pytest.param(answers(start(), part(FITTING)), DROPPED, id="the largest answer"),
+        pytest.param(answers(start(), part(FITTING)), DROPPED, id="the largest response"),
         pytest.param(answers(start(), part(FITTING + b" ")), b'unknown; reason="lookup_size"', id="too large"),
         pytest.param(
             answers(start(), *[part(b" " * 100_000, more=True)] * 20, part(ANSWER)),
@@ -381,30 +381,36 @@ GZIP = (b"content-encoding", b"gzip")
         ),
         pytest.param(RedirectResponse("/elsewhere"), b'unknown; reason="lookup_307"', id="redirect"),
         pytest.param(PlainTextResponse("no", 403), b'unknown; reason="lookup_403"', id="refused"),
-        pytest.param(PlainTextResponse("hello"), b'unknown; reason="lookup_shape"', id="no JSON"),
-        pytest.param(answers(start(), part(ANSWER[:-1])), b'unknown; reason="lookup_shape"', id="half"),
+        pytest.param(PlainTextResponse("hello"), b'unknown; reason="lookup_shape"', id="not JSON"),
+        pytest.param(answers(start(), part(ANSWER[:-1])), b'unknown; reason="lookup_shape"', id="incomplete JSON"),
         pytest.param(answers(then=RuntimeError()), b'unknown; reason="lookup_500"', id="raises"),
         pytest.param(
-            answers(then=ExceptionGroup("", [RuntimeError()])), b'unknown; reason="lookup_500"', id="raises a group"
+            answers(then=ExceptionGroup("", [RuntimeError()])),
+            b'unknown; reason="lookup_500"',
+            id="raises an ExceptionGroup",
         ),
         pytest.param(
             answers(start(), part(ANSWER[:9], more=True), then=RuntimeError()),
             b'unknown; reason="lookup_failed"',
-            id="raises in its answer",
+            id="raises within its response",
         ),
-        pytest.param(answers(start(), part(ANSWER), then=RuntimeError()), DROPPED, id="raises after its answer"),
-        pytest.param(answers(), b'unknown; reason="lookup_500"', id="no answer"),
+        pytest.param(answers(start(), part(ANSWER), then=RuntimeError()), DROPPED, id="raises after its response"),
+        pytest.param(answers(), b'unknown; reason="lookup_500"', id="no response"),
         pytest.param(answers(start()), b'unknown; reason="lookup_failed"', id="no content"),
-        pytest.param(answers(start(), part(ANSWER, more=True)), b'unknown; reason="lookup_failed"', id="no end"),
-        pytest.param(answers(part(ANSWER)), b'unknown; reason="lookup_500"', id="no start"),
+        pytest.param(
+            answers(start(), part(ANSWER, more=True)), b'unknown; reason="lookup_failed"', id="no last content message"
+        ),
+        pytest.param(answers(part(ANSWER)), b'unknown; reason="lookup_500"', id="content without a response start"),
         pytest.param(
             answers(start(200, GZIP), part(gzip.compress(ANSWER))),
             b'unknown; reason="lookup_shape"',
-            id="compressed nevertheless",
+            id="compressed despite Accept-Encoding: identity",
         ),
-        pytest.param(never, b'unknown; reason="lookup_timeout"', id="never answers"),
-        pytest.param(never_whole, b'unknown; reason="lookup_timeout"', id="never ends"),
-        pytest.param(waits_for_the_client, b'unknown; reason="lookup_timeout"', id="waits for the client"),
+        pytest.param(never, b'unknown; reason="lookup_timeout"', id="never responds"),
+        pytest.param(never_whole, b'unknown; reason="lookup_timeout"', id="never ends its response"),
+        pytest.param(
+            waits_for_the_client, b'unknown; reason="lookup_timeout"', id="waits for the client to disconnect"
+        ),
     ],
 )
 async def test_lookups(lookup: ASGIApp, mark: bytes) -> None:

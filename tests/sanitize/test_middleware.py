@@ -97,12 +97,12 @@ TRACEPARENT = b"00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"
     ("asked", "answered", "call_id", "traceparent"),
     [
         pytest.param([], [], None, None, id="neither"),
-        pytest.param([], [(b"X-LiteLLM-Call-Id", b"6f7c-1")], "6f7c-1", None, id="LiteLLM's"),
-        pytest.param([(b"traceparent", TRACEPARENT)], [], None, TRACEPARENT.decode(), id="the client's"),
-        pytest.param([(b"x-litellm-call-id", b"1")], [], None, None, id="what a client calls itself"),
-        pytest.param([(b"traceparent", b"00-sk-1")], [], None, None, id="malformed"),
-        pytest.param([], [(b"x-litellm-call-id", b"1" * 129)], None, None, id="overlong"),
-        pytest.param([], [(b"x-litellm-call-id", b"a b")], None, None, id="two words"),
+        pytest.param([], [(b"X-LiteLLM-Call-Id", b"6f7c-1")], "6f7c-1", None, id="LiteLLM's call ID"),
+        pytest.param([(b"traceparent", TRACEPARENT)], [], None, TRACEPARENT.decode(), id="the client's traceparent"),
+        pytest.param([(b"x-litellm-call-id", b"1")], [], None, None, id="the client's call ID"),
+        pytest.param([(b"traceparent", b"00-sk-1")], [], None, None, id="a malformed traceparent"),
+        pytest.param([], [(b"x-litellm-call-id", b"1" * 129)], None, None, id="a call ID that is too long"),
+        pytest.param([], [(b"x-litellm-call-id", b"a b")], None, None, id="a call ID with a space"),
     ],
 )
 async def test_which_request_it_was(
@@ -117,28 +117,30 @@ async def test_which_request_it_was(
 @pytest.mark.parametrize(
     ("more", "caller", "client", "forwarded"),
     [
-        pytest.param({}, None, None, None, id="a server that does not say"),
+        pytest.param({}, None, None, None, id="no client in the scope"),
         pytest.param({"client": None}, None, None, None, id="a unix socket"),
         pytest.param({"client": ("192.0.2.7", 1)}, None, "192.0.2.7", None, id="an address"),
         pytest.param(
-            {"client": ("1.1.1.1  caller=0", 0)}, None, None, None, id="what a server has from X-Forwarded-For"
+            {"client": ("1.1.1.1  caller=0", 0)}, None, None, None, id="something other than an address in the scope"
         ),
         pytest.param(
             {"client": ("192.0.2.7", 1), "headers": [JSON, (b"x-forwarded-for", b"192.0.2.7")]},
             None,
             "192.0.2.7",
             None,
-            id="an address that the server has from a proxy",
+            id="the same address in X-Forwarded-For",
         ),
         pytest.param(
             {"client": ("192.0.2.7", 1), "headers": [JSON, (b"x-forwarded-for", b"::1")]},
             None,
             "192.0.2.7",
             "::1",
-            id="another one",
+            id="another address in X-Forwarded-For",
         ),
         pytest.param({"headers": [JSON, (b"x-api-key", KEY.encode())]}, HASH, None, None, id="a key"),
-        pytest.param({"headers": [JSON, (b"authorization", b"Bearer e.y.J")]}, None, None, None, id="another token"),
+        pytest.param(
+            {"headers": [JSON, (b"authorization", b"Bearer e.y.J")]}, None, None, None, id="a token that is not a key"
+        ),
     ],
 )
 async def test_caller(more: dict[str, Any], caller: str | None, client: str | None, forwarded: str | None) -> None:
@@ -197,7 +199,7 @@ async def test_head_decides(headers: Fields, reason: bytes) -> None:
         pytest.param(
             [(b"host", b"h"), (b"Content-Length", b"63"), JSON, (b"x", b"1")],
             [(b"host", b"h"), (b"Content-Length", b"38"), JSON, (b"x", b"1")],
-            id="Content-Length where it was",
+            id="Content-Length keeps its place",
         ),
         pytest.param(
             [JSON, (b"transfer-encoding", b"chunked"), (b"x", b"1"), (b"x", b"2")],
@@ -207,7 +209,7 @@ async def test_head_decides(headers: Fields, reason: bytes) -> None:
         pytest.param(
             [(b"content-length", b"63"), (b"expect", b"100-continue")],
             [(b"content-length", b"38"), (b"expect", b"100-continue")],
-            id="Expect stays",
+            id="Expect is preserved",
         ),
     ],
 )
@@ -270,7 +272,8 @@ async def test_other_scopes_pass_by(kind: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("path", "prefix"), [pytest.param("/key/update", "", id="bare"), pytest.param("/p/key/update", "/p", id="prefix")]
+    ("path", "prefix"),
+    [pytest.param("/key/update", "", id="without a prefix"), pytest.param("/p/key/update", "/p", id="under a prefix")],
 )
 async def test_lookup(path: str, prefix: str) -> None:
     """The lookup is for the body's key, under the request's prefix, and its outcome and duration are reported."""
@@ -459,9 +462,11 @@ async def test_app_sees_the_client_leave() -> None:
 @pytest.mark.parametrize(
     "fields",
     [
-        pytest.param([], id="none"),
-        pytest.param([(b"x-litellm-sanitizer", b"dropped")], id="one of that name"),
-        pytest.param([(b"X-LiteLLM-Sanitizer", b"a"), (b"x-litellm-sanitizer", b"b")], id="two, in any case"),
+        pytest.param([], id="no field with the name"),
+        pytest.param([(b"x-litellm-sanitizer", b"dropped")], id="one field with the name"),
+        pytest.param(
+            [(b"X-LiteLLM-Sanitizer", b"a"), (b"x-litellm-sanitizer", b"b")], id="two fields with the name, in any case"
+        ),
     ],
 )
 async def test_response_field(fields: Fields) -> None:
@@ -475,14 +480,24 @@ async def test_response_field(fields: Fields) -> None:
     ("results", "fresh", "mark"),
     [
         pytest.param([Cached({"allowed_routes": ["/a"]})], [False], b"dropped", id="cached and equal"),
-        pytest.param([Cached({"allowed_routes": ["/b"]}), ROUTES], [False, True], b"dropped", id="differed"),
+        pytest.param(
+            [Cached({"allowed_routes": ["/b"]}), ROUTES],
+            [False, True],
+            b"dropped",
+            id="cached and different, then equal",
+        ),
         pytest.param(
             [Cached({"allowed_routes": ["/b"]}), Stored({"allowed_routes": ["/c"]})],
             [False, True],
             b"changed",
-            id="differs",
+            id="cached and different, then still different",
         ),
-        pytest.param([Cached({"allowed_routes": None}), Unknown("lookup_403")], [False, True], b"unknown", id="odd"),
+        pytest.param(
+            [Cached({"allowed_routes": None}), Unknown("lookup_403")],
+            [False, True],
+            b"unknown",
+            id="cached with an unknown shape, then refused",
+        ),
     ],
 )
 async def test_cached_difference_is_confirmed(results: list[Result], fresh: list[bool], mark: bytes) -> None:
@@ -502,8 +517,8 @@ async def test_cached_difference_is_confirmed(results: list[Result], fresh: list
         pytest.param(update(["/b"]), "enforce", [KEY], id="changed"),
         pytest.param(update(), "observe", [KEY], id="observed"),
         pytest.param(b'{"key":"sk-secret"}', "enforce", [KEY], id="absent"),
-        pytest.param(b'{"key_alias":"a"}', "enforce", [None], id="no key: it may be any"),
-        pytest.param(b"?", "enforce", [None], id="unreadable: it may be any"),
+        pytest.param(b'{"key_alias":"a"}', "enforce", [None], id="no key: it may write any key"),
+        pytest.param(b"?", "enforce", [None], id="unreadable: it may write any key"),
     ],
 )
 async def test_writes_are_announced(body: bytes, mode: str, writes: list[str | None]) -> None:
@@ -549,8 +564,8 @@ async def test_member_that_is_put_back_is_announced() -> None:
         pytest.param("http", "PATCH", "/p/key/x", [None], id="another method, under a prefix"),
         pytest.param("http", "GET", "/key/update", [], id="a method that writes nothing"),
         pytest.param("http", "POST", "/v1/chat/completions", [], id="an endpoint that writes no keys"),
-        pytest.param("http", "POST", "/keys", [], id="one that only begins alike"),
-        pytest.param("websocket", "POST", "/key/update", [], id="no request"),
+        pytest.param("http", "POST", "/keys", [], id="a path that only begins like one of them"),
+        pytest.param("websocket", "POST", "/key/update", [], id="a WebSocket"),
     ],
 )
 async def test_others_are_announced(kind: str, method: str, path: str, writes: list[str | None]) -> None:

@@ -52,7 +52,7 @@ def with_values(number: int) -> bytes:
         pytest.param("sk-", hashlib.sha256(b"sk-").hexdigest(), id="the shortest raw key"),
         pytest.param("sk-ä€", hashlib.sha256("sk-ä€".encode()).hexdigest(), id="not ASCII"),
         pytest.param(TOKEN, TOKEN, id="a hash"),
-        pytest.param("SK-1", "SK-1", id="anything else"),
+        pytest.param("SK-1", "SK-1", id="any other string"),
     ],
 )
 def test_token(key: str, token: str) -> None:
@@ -65,7 +65,7 @@ def test_token(key: str, token: str) -> None:
     [
         pytest.param(KEY, TOKEN[:8], id="raw"),
         pytest.param(TOKEN, TOKEN[:8], id="its hash"),
-        pytest.param("custom", hashlib.sha256(b"custom").hexdigest()[:8], id="anything else"),
+        pytest.param("custom", hashlib.sha256(b"custom").hexdigest()[:8], id="any other string"),
     ],
 )
 def test_key_hash(key: str, prefix: str) -> None:
@@ -79,8 +79,8 @@ def test_key_hash(key: str, prefix: str) -> None:
     [
         pytest.param(b"", b"", id="no field"),
         pytest.param(b"\r\nX-Empty:", b"\r\nX-Empty:", id="an empty value"),
-        pytest.param(b"\r\nX: 1 \r\nContent-Length: 5", b"\r\nX: 1 ", id="one about the content at the end"),
-        pytest.param(b"\r\nIf-Match: *\r\nx: 2\r\nX: 1", b"\r\nx: 2\r\nX: 1", id="one about the answer at the start"),
+        pytest.param(b"\r\nX: 1 \r\nContent-Length: 5", b"\r\nX: 1 ", id="a field to be removed at the end"),
+        pytest.param(b"\r\nIf-Match: *\r\nx: 2\r\nX: 1", b"\r\nx: 2\r\nX: 1", id="a field to be removed at the start"),
     ],
 )
 @pytest.mark.parametrize("start", [b"", b"POST /key/update HTTP/1.1"], ids=["no start line", "a start line"])
@@ -101,21 +101,21 @@ def test_lookup_key_header(end: bytes) -> None:
     ("body", "result"),
     [
         pytest.param(answer(), Stored({"allowed_routes": ["/a"]}), id="the stored key"),
-        pytest.param(answer({}), Stored({}), id="fields are the gates' business"),
+        pytest.param(answer({}), Stored({}), id="a key without fields"),
         pytest.param(answer({"status": "active"}), Stored({"status": "active"}), id="an active key"),
         pytest.param(answer({"status": "deleted"}), DELETED, id="a deleted key"),
-        pytest.param(answer(status="deleted"), DELETED, id="a deleted key, said elsewhere"),
+        pytest.param(answer(status="deleted"), DELETED, id="a deleted key, with its status outside info"),
         pytest.param(answer(key="0" * 64), SHAPE, id="another key"),
-        pytest.param(answer(key=None), SHAPE, id="no key"),
+        pytest.param(answer(key=None), SHAPE, id="a null key"),
         pytest.param(answer([]), SHAPE, id="info is a list"),
         pytest.param(b'{"key":"%b"}' % TOKEN.encode(), SHAPE, id="no info"),
         pytest.param(b"[]", SHAPE, id="a list"),
         pytest.param(b"null", SHAPE, id="null"),
         pytest.param(b"", SHAPE, id="empty"),
-        pytest.param(b"<html>", SHAPE, id="a page"),
+        pytest.param(b"<html>", SHAPE, id="HTML"),
         pytest.param(answer()[:-1], SHAPE, id="cut off"),
         pytest.param(answer().decode().encode("utf-16"), SHAPE, id="not UTF-8"),
-        pytest.param(b"[" * 40_000, SHAPE, id="nested"),
+        pytest.param(b"[" * 40_000, SHAPE, id="deep nesting"),
         pytest.param(answer() + b" " * (MIB - len(answer())), Stored({"allowed_routes": ["/a"]}), id="1 MiB"),
         pytest.param(answer() + b" " * (MIB - len(answer()) + 1), SIZE, id="one byte over the limit"),
         pytest.param(answer({"metadata": LARGE}), Stored({"metadata": LARGE}), id="many values"),
@@ -134,13 +134,13 @@ def test_by_key(body: bytes, result: Stored | Unknown) -> None:
     ("body", "result"),
     [
         pytest.param(aliases({"key_alias": "a"}), Stored({"key_alias": "a"}), id="the key"),
-        pytest.param(aliases(), SHAPE, id="none that the caller may see"),
-        pytest.param(aliases({"key_alias": "b"}), SHAPE, id="another"),
-        pytest.param(aliases({"key_alias": "a"}, {"key_alias": "a"}), SHAPE, id="two"),
-        pytest.param(aliases([]), SHAPE, id="a list"),
-        pytest.param(aliases({"key_alias": "a", "status": "deleted"}), DELETED, id="a deleted one"),
-        pytest.param(b'{"info": {"key_alias": "a"}}', SHAPE, id="an object"),
-        pytest.param(b"[]", SHAPE, id="no object"),
+        pytest.param(aliases(), SHAPE, id="no key"),
+        pytest.param(aliases({"key_alias": "b"}), SHAPE, id="another key"),
+        pytest.param(aliases({"key_alias": "a"}, {"key_alias": "a"}), SHAPE, id="two keys"),
+        pytest.param(aliases([]), SHAPE, id="a list for a key"),
+        pytest.param(aliases({"key_alias": "a", "status": "deleted"}), DELETED, id="a deleted key"),
+        pytest.param(b'{"info": {"key_alias": "a"}}', SHAPE, id="an object for the list of keys"),
+        pytest.param(b"[]", SHAPE, id="not an object"),
         pytest.param(aliases(*[{}] * 100_000), SIZE, id="100,000 rows"),
     ],
 )

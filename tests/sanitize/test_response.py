@@ -219,7 +219,7 @@ async def test_scopes_are_copies() -> None:
     assert scope["state"] == {}
 
 
-@pytest.mark.parametrize("sent", [[], [content(b"half", more=True)]], ids=["no content", "some"])
+@pytest.mark.parametrize("sent", [[], [content(b"half", more=True)]], ids=["no content", "some content"])
 @pytest.mark.parametrize("sends", [1, 2])
 async def test_held_answer_breaks_off(sends: int, sent: list[Message]) -> None:
     """If the app fails within a held response, the part that it has sent is passed on, and its exception is raised."""
@@ -241,7 +241,7 @@ async def test_app_returns_in_its_answer() -> None:
     assert client.sent == [start(403, FIELD), content(b"half", more=True)]
 
 
-@pytest.mark.parametrize("first", [FORBIDDEN, []], ids=["after a refusal", "at once"])
+@pytest.mark.parametrize("first", [FORBIDDEN, []], ids=["at the second send", "at the first send"])
 async def test_no_answer(first: list[Message]) -> None:
     """If the app fails without a response, the client gets none, and no earlier held response in its place."""
     app = App([first, [Failure()]] if first else [[Failure()]])
@@ -380,7 +380,7 @@ async def test_client_leaves_during_the_resend() -> None:
     assert core.collected == 0
 
 
-@pytest.mark.parametrize("sends", [0, 1], ids=["while the core thinks", "during the second send"])
+@pytest.mark.parametrize("sends", [0, 1], ids=["in next_body", "during the second send"])
 async def test_server_cancels(sends: int) -> None:
     """If the server cancels the request, `next_body` or the app's call is cancelled, and no task is left."""
     begun = asyncio.Event()
@@ -533,7 +533,7 @@ async def test_before_the_relay(upstream: Upstream) -> None:
 
 @pytest.mark.parametrize(
     ("script", "status"),
-    [pytest.param(reply(CLOSE), 502, id="closed"), pytest.param(reply(WAIT_CLOSED), 504, id="no answer")],
+    [pytest.param(reply(CLOSE), 502, id="closed"), pytest.param(reply(WAIT_CLOSED), 504, id="no response")],
 )
 async def test_resend_fails(upstream: Upstream, script: Any, status: int) -> None:
     """If a resend fails after it was sent, it may have been carried out: the client gets the failure, with no retry."""

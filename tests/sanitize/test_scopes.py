@@ -10,9 +10,11 @@ from tests.support.asgi import Fields
 @pytest.mark.parametrize(
     ("fields", "head"),
     [
-        pytest.param([], b"\r\n", id="none"),
-        pytest.param([(b"x", b"1"), (b"X", b" 2 "), (b"y", b"")], b"\r\nx: 1\r\nX:  2 \r\ny: \r\n", id="as they are"),
-        pytest.param([(b"x", b"a: b"), (b"y", b"\xe9\x00")], b"\r\nx: a: b\r\ny: \xe9\x00\r\n", id="odd values"),
+        pytest.param([], b"\r\n", id="no fields"),
+        pytest.param(
+            [(b"x", b"1"), (b"X", b" 2 "), (b"y", b"")], b"\r\nx: 1\r\nX:  2 \r\ny: \r\n", id="fields in order"
+        ),
+        pytest.param([(b"x", b"a: b"), (b"y", b"\xe9\x00")], b"\r\nx: a: b\r\ny: \xe9\x00\r\n", id="unusual values"),
     ],
 )
 def test_encode_header(fields: Fields, head: bytes) -> None:
@@ -27,10 +29,10 @@ def test_encode_header(fields: Fields, head: bytes) -> None:
         pytest.param((b"x", b"1\nauthorization: Bearer sk-other"), id="LF"),
         pytest.param((b"x", b"1\rauthorization: Bearer sk-other"), id="CR"),
         pytest.param((b"x", b"1\n"), id="LF at the end"),
-        pytest.param((b"authorization: Bearer sk-other\r\nx", b"1"), id="in a name"),
+        pytest.param((b"authorization: Bearer sk-other\r\nx", b"1"), id="CRLF in a name"),
         pytest.param((b"authorization:x", b"Bearer sk-other"), id="a colon in a name"),
         pytest.param((b"authorization: x", b"Bearer sk-other"), id="a colon and a space in a name"),
-        pytest.param((b"", b"authorization: Bearer sk-other"), id="no name"),
+        pytest.param((b"", b"authorization: Bearer sk-other"), id="an empty name"),
     ],
 )
 def test_malformed(line: tuple[bytes, bytes]) -> None:

@@ -191,9 +191,11 @@ async def test_bytes_sent(lookup_key: bool, lines: list[bytes]) -> None:
         pytest.param(KEY, "", f"/key/info?key={TOKEN}", id="a raw key is hashed"),
         pytest.param("sk-", "", f"/key/info?key={hashlib.sha256(b'sk-').hexdigest()}", id="the shortest raw key"),
         pytest.param("sk-ä€", "", f"/key/info?key={hashlib.sha256('sk-ä€'.encode()).hexdigest()}", id="not ASCII"),
-        pytest.param(TOKEN, "", f"/key/info?key={TOKEN}", id="a hash goes as it is"),
+        pytest.param(TOKEN, "", f"/key/info?key={TOKEN}", id="a hash is sent unchanged"),
         pytest.param(KEY, "/p/q", f"/p/q/key/info?key={TOKEN}", id="under the prefix"),
-        pytest.param(KEY, "/ä b%20c?", f"/%C3%A4%20b%2520c%3F/key/info?key={TOKEN}", id="an odd prefix"),
+        pytest.param(
+            KEY, "/ä b%20c?", f"/%C3%A4%20b%2520c%3F/key/info?key={TOKEN}", id="a prefix that must be encoded"
+        ),
     ],
 )
 async def test_target(key: str, prefix: str, target: str) -> None:
@@ -206,24 +208,24 @@ async def test_target(key: str, prefix: str, target: str) -> None:
 @pytest.mark.parametrize(
     "key",
     [
-        pytest.param(" sk-1", id="a key behind a space"),
-        pytest.param("\tsk-1\n", id="a key in white space"),
-        pytest.param("\u00a0sk-1", id="a key behind a no-break space"),
+        pytest.param(" sk-1", id="a space before a key"),
+        pytest.param("\tsk-1\n", id="white space around a key"),
+        pytest.param("\u00a0sk-1", id="a no-break space before a key"),
         pytest.param("'sk-1'", id="a key in quotes"),
         pytest.param('"sk-1"', id="a key in double quotes"),
         pytest.param("\u201csk-1\u201d", id="a key in typographic quotes"),
-        pytest.param("\ufeffsk-1", id="a key behind a BOM"),
-        pytest.param("Bearer sk-1", id="a key with its scheme"),
+        pytest.param("\ufeffsk-1", id="a BOM before a key"),
+        pytest.param("Bearer sk-1", id="a key with a scheme"),
         pytest.param("SK-1", id="a key in upper case"),
         pytest.param("eyJhbGci.eyJzdWIi.c2ln", id="a JWT"),
         pytest.param("hunter2", id="a word"),
         pytest.param(TOKEN[:-1], id="63 digits"),
         pytest.param(TOKEN + "0", id="65 digits"),
-        pytest.param(TOKEN + "\n", id="a hash and a line feed"),
-        pytest.param(" " + TOKEN, id="a hash behind a space"),
-        pytest.param(TOKEN[:-1] + "g", id="64 letters"),
+        pytest.param(TOKEN + "\n", id="a line feed after a hash"),
+        pytest.param(" " + TOKEN, id="a space before a hash"),
+        pytest.param(TOKEN[:-1] + "g", id="64 characters, one of them not hexadecimal"),
         pytest.param("\u0661" * 64, id="64 digits of another script"),
-        pytest.param("x" * 100_000, id="a long one"),
+        pytest.param("x" * 100_000, id="a long string"),
     ],
 )
 async def test_no_hash(key: str) -> None:
@@ -241,12 +243,12 @@ async def test_no_hash(key: str) -> None:
     ("status", "body", "result", "outcome"),
     [
         pytest.param(200, answer(), ROW, LookupOutcome.OK, id="the stored key"),
-        pytest.param(200, b"<html>", Unknown("lookup_shape"), LookupOutcome.UNUSABLE, id="a page"),
+        pytest.param(200, b"<html>", Unknown("lookup_shape"), LookupOutcome.UNUSABLE, id="HTML"),
         pytest.param(200, answer(key="0" * 64), Unknown("lookup_shape"), LookupOutcome.UNUSABLE, id="another key"),
         pytest.param(200, answer(status="deleted"), Unknown("key_deleted"), LookupOutcome.UNUSABLE, id="a deleted key"),
         pytest.param(200, b" " * 1_100_000, Unknown("lookup_size"), LookupOutcome.UNUSABLE, id="over the limit"),
         pytest.param(204, b"", None, LookupOutcome.UNUSABLE, id="no content"),
-        pytest.param(206, answer(), None, LookupOutcome.UNUSABLE, id="partial"),
+        pytest.param(206, answer(), None, LookupOutcome.UNUSABLE, id="partial content"),
         pytest.param(307, b"", None, LookupOutcome.REDIRECTED, id="a redirect is not followed"),
         pytest.param(401, answer(), None, LookupOutcome.REFUSED, id="unauthorized"),
         pytest.param(403, b"{}", None, LookupOutcome.REFUSED, id="forbidden"),
@@ -284,7 +286,7 @@ FAILED, TIMEOUT = LookupOutcome.FAILED, LookupOutcome.TIMEOUT
         pytest.param(UpstreamUnreachable(), "lookup_failed", FAILED, id="no connection"),
         pytest.param(ConnectTimeout(), "lookup_timeout", TIMEOUT, id="no connection in time"),
         pytest.param(PoolExhausted(), "lookup_timeout", TIMEOUT, id="no free connection in time"),
-        pytest.param(ResponseTimeout(), "lookup_timeout", TIMEOUT, id="no answer in the relay's time"),
+        pytest.param(ResponseTimeout(), "lookup_timeout", TIMEOUT, id="no response in time"),
         pytest.param(UpstreamBroken(), "lookup_failed", FAILED, id="reset, or not HTTP"),
     ],
 )
@@ -303,7 +305,7 @@ async def test_errors(error: GatewayError, reason: str, outcome: LookupOutcome) 
 @pytest.mark.parametrize(
     ("script", "reason"),
     [
-        pytest.param(reply(CLOSE), "lookup_failed", id="no answer"),
+        pytest.param(reply(CLOSE), "lookup_failed", id="no response"),
         pytest.param(reply(RESET), "lookup_failed", id="reset"),
         pytest.param(reply(b"nonsense\r\n\r\n"), "lookup_failed", id="not HTTP"),
         pytest.param(reply(ok(answer())[:-1], CLOSE), "lookup_failed", id="cut off"),
@@ -358,8 +360,8 @@ async def test_refused() -> None:
 @pytest.mark.parametrize(
     "script",
     [
-        pytest.param(reply(WAIT_CLOSED), id="no answer"),
-        pytest.param(reply(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", WAIT_CLOSED), id="half an answer"),
+        pytest.param(reply(WAIT_CLOSED), id="no response"),
+        pytest.param(reply(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n{", WAIT_CLOSED), id="half the content"),
         pytest.param(reply(b"HTTP/1.1 200 OK\r\nX-", WAIT_CLOSED), id="half a head"),
     ],
 )
@@ -523,7 +525,10 @@ async def test_bytes_sent_for_an_alias(lookup_key: bool) -> None:
 
 @pytest.mark.parametrize(
     ("status", "refused"),
-    [pytest.param(403, True, id="forbidden"), pytest.param(404, False, id="a release that has no such endpoint")],
+    [
+        pytest.param(403, True, id="forbidden"),
+        pytest.param(404, False, id="not found, as in releases without the endpoint"),
+    ],
 )
 async def test_alias_refused(status: int, refused: bool) -> None:
     """If the status of a lookup by alias is not 200, the stored value is unknown."""
@@ -540,7 +545,9 @@ async def test_whether_there_is_a_lookup_key() -> None:
     assert [StoredKeys().has_lookup_key, StoredKeys(lookup_key=lambda: None).has_lookup_key] == [False, True]
 
 
-@pytest.mark.parametrize("lookup_key", [None, lambda: None], ids=["none was given", "the file holds none"])
+@pytest.mark.parametrize(
+    "lookup_key", [None, lambda: None], ids=["no credential is configured", "the file contains no credential"]
+)
 async def test_no_lookup_key(lookup_key: Callable[[], str | None] | None) -> None:
     """Without a credential the result is that of the caller's refused lookup, and no lookup is sent."""
     with Upstream() as upstream:

@@ -19,7 +19,7 @@ def endpoint(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Endp
     ("lines", "reason"),
     [
         pytest.param([], None, id="no Content-Type"),
-        pytest.param([("Content-Type", "")], None, id="an empty one"),
+        pytest.param([("Content-Type", "")], None, id="an empty Content-Type"),
         pytest.param([("content-type", "application/json")], None, id="JSON"),
         pytest.param([("CONTENT-TYPE", "Application/JSON; charset=utf-8")], None, id="JSON with a parameter"),
         pytest.param([("Content-Type", "application/merge-patch+json")], None, id="+json"),
@@ -32,17 +32,19 @@ def endpoint(path: str = "/key/update", fields: frozenset[str] = FIELDS) -> Endp
         pytest.param([("Content-Type", "multipart/form-data; boundary=x")], "content_type", id="multipart"),
         pytest.param([("Content-Type", "application/x-www-form-urlencoded")], "content_type", id="a form"),
         pytest.param(
-            [("Content-Type", "application/json; a=form")], "content_type", id="JSON that LiteLLM reads as form"
+            [("Content-Type", "application/json; a=form")], "content_type", id="JSON that LiteLLM reads as a form"
         ),
         pytest.param([("Content-Type", "application/json")] * 2, "content_type", id="two Content-Types"),
         pytest.param([("Content-Type", "application/\xe9")], "content_type", id="not ASCII"),
         pytest.param([("Content-Encoding", "gzip")], "content_encoding", id="gzip"),
-        pytest.param([("content-encoding", "identity, zstd")], "content_encoding", id="two codings"),
+        pytest.param([("content-encoding", "identity, zstd")], "content_encoding", id="two codings in one line"),
         pytest.param(
-            [("Content-Encoding", "identity"), ("Content-Encoding", "br")], "content_encoding", id="two lines"
+            [("Content-Encoding", "identity"), ("Content-Encoding", "br")],
+            "content_encoding",
+            id="two codings in two lines",
         ),
         pytest.param([("Content-Encoding", "Identity")], None, id="identity"),
-        pytest.param([("Content-Encoding", "")], None, id="no coding"),
+        pytest.param([("Content-Encoding", "")], None, id="an empty coding"),
         pytest.param([("Content-Digest", "sha-256=:AA==:")], "signed", id="Content-Digest"),
         pytest.param([("Repr-Digest", "sha-256=:AA==:")], "signed", id="Repr-Digest"),
         pytest.param([("Digest", "SHA-256=AA==")], "signed", id="Digest"),
@@ -63,14 +65,14 @@ def test_reason_not_to_inspect(lines: list[tuple[str, str]], reason: str | None)
     ("length", "limit", "more"),
     [
         pytest.param(b"1024", 1024, False, id="the limit"),
-        pytest.param(b"1025", 1024, True, id="one more"),
+        pytest.param(b"1025", 1024, True, id="one above the limit"),
         pytest.param(b"999", 1024, False, id="fewer digits"),
         pytest.param(b"0001024", 1024, False, id="leading zeros"),
         pytest.param(b"1" * 5000, 1024, True, id="more digits than Python converts"),
         pytest.param(b"000", 0, False, id="zero"),
-        pytest.param(b"1", 0, True, id="one, where none is allowed"),
-        pytest.param(b"", 0, False, id="nothing"),
-        pytest.param(b"9e9", 0, False, id="no number"),
+        pytest.param(b"1", 0, True, id="one above a limit of zero"),
+        pytest.param(b"", 0, False, id="empty"),
+        pytest.param(b"9e9", 0, False, id="not a number"),
     ],
 )
 def test_exceeds(length: bytes, limit: int, more: bool) -> None:
@@ -81,10 +83,10 @@ def test_exceeds(length: bytes, limit: int, more: bool) -> None:
 @pytest.mark.parametrize(
     ("body", "key"),
     [
-        pytest.param('{"key":"sk-1"}', "sk-1", id="raw"),
-        pytest.param('{"\\u006bey":"sk\\u002d1"}', "sk-1", id="escaped"),
-        pytest.param('{"key":" sk-1 "}', " sk-1 ", id="white space is part of it"),
-        pytest.param('{"key":"ä€"}', "ä€", id="beyond ASCII"),
+        pytest.param('{"key":"sk-1"}', "sk-1", id="a string"),
+        pytest.param('{"\\u006bey":"sk\\u002d1"}', "sk-1", id="a string and a name with escapes"),
+        pytest.param('{"key":" sk-1 "}', " sk-1 ", id="white space is preserved"),
+        pytest.param('{"key":"ä€"}', "ä€", id="not ASCII"),
         pytest.param('{"key":""}', None, id="empty"),
         pytest.param('{"key":null}', None, id="null"),
         pytest.param('{"key":1}', None, id="a number"),
@@ -102,15 +104,22 @@ def test_key(body: str, key: str | None) -> None:
 @pytest.mark.parametrize(
     ("path", "body", "key"),
     [
-        pytest.param("/key/sk-path/regenerate", "", "sk-path", id="no body"),
-        pytest.param("/key/sk-path/regenerate", "{}", "sk-path", id="the path's"),
-        pytest.param("/key/sk-path/regenerate", '{"key":"sk-body"}', "sk-body", id="the body's beats the path's"),
-        pytest.param("/key/sk-path/regenerate", '{"key":null}', None, id="null"),
-        pytest.param("/key/sk-path/regenerate", '{"key":""}', None, id="empty"),
-        pytest.param("/key/\ud800/regenerate", "{}", None, id="a lone surrogate"),
+        pytest.param("/key/sk-path/regenerate", "", "sk-path", id="key in the path, and no body"),
+        pytest.param("/key/sk-path/regenerate", "{}", "sk-path", id="key in the path"),
+        pytest.param("/key/sk-path/regenerate", '{"key":"sk-body"}', "sk-body", id="key in the path and in the body"),
+        pytest.param("/key/sk-path/regenerate", '{"key":null}', None, id="key in the path, and null in the body"),
+        pytest.param(
+            "/key/sk-path/regenerate", '{"key":""}', None, id="key in the path, and an empty string in the body"
+        ),
+        pytest.param("/key/\ud800/regenerate", "{}", None, id="a lone surrogate in the path"),
         pytest.param("/key/regenerate", "", None, id="no key at all"),
-        pytest.param("/key/regenerate", '{"key":"sk-body"}', "sk-body", id="the body's"),
-        pytest.param("/key/regenerate", '{"new_key":"sk-new","key_alias":"a"}', None, id="other members name none"),
+        pytest.param("/key/regenerate", '{"key":"sk-body"}', "sk-body", id="key in the body"),
+        pytest.param(
+            "/key/regenerate",
+            '{"new_key":"sk-new","key_alias":"a"}',
+            None,
+            id="new_key and key_alias, which do not name the key",
+        ),
     ],
 )
 def test_key_to_regenerate(path: str, body: str, key: str | None) -> None:
@@ -122,9 +131,9 @@ def test_key_to_regenerate(path: str, body: str, key: str | None) -> None:
     "body",
     [
         pytest.param('{"key":"sk-1","key":"sk-1"}', id="key"),
-        pytest.param('{"key":"sk-1","\\u006bey":"sk-2"}', id="key, escaped"),
+        pytest.param('{"key":"sk-1","\\u006bey":"sk-2"}', id="key, one of them escaped"),
         pytest.param('{"allowed_routes":[],"key":"sk-1","allowed_routes":["a"]}', id="a guarded member"),
-        pytest.param('{"allowed_routes":[],"allowed\\u005froutes":[]}', id="a guarded member, escaped"),
+        pytest.param('{"allowed_routes":[],"allowed\\u005froutes":[]}', id="a guarded member, one of them escaped"),
     ],
 )
 def test_duplicates(body: str) -> None:
@@ -144,14 +153,14 @@ def test_other_duplicates() -> None:
     ("path", "body", "alias"),
     [
         pytest.param("/key/update", '{"key_alias":"a"}', "a", id="no key"),
-        pytest.param("/key/update", '{"key_alias":"a","key":null}', "a", id="null for a key"),
+        pytest.param("/key/update", '{"key_alias":"a","key":null}', "a", id="a null key"),
         pytest.param("/key/update", '{"key_alias":"a","key":"sk-1"}', None, id="a key"),
         pytest.param("/key/update", '{"key_alias":"a","key":""}', None, id="an empty key"),
-        pytest.param("/key/update", '{"key_alias":"a","key":1}', None, id="a key that is none"),
+        pytest.param("/key/update", '{"key_alias":"a","key":1}', None, id="a key that is not a string"),
         pytest.param("/key/update", '{"key_alias":""}', None, id="an empty alias"),
-        pytest.param("/key/update", '{"key_alias":["a"]}', None, id="a list"),
-        pytest.param("/key/update", r'{"key_alias":"\ud800"}', None, id="a lone surrogate"),
-        pytest.param("/key/regenerate", '{"key_alias":"a"}', None, id="a name to give, not to find"),
+        pytest.param("/key/update", '{"key_alias":["a"]}', None, id="an alias that is a list"),
+        pytest.param("/key/update", r'{"key_alias":"\ud800"}', None, id="an alias with a lone surrogate"),
+        pytest.param("/key/regenerate", '{"key_alias":"a"}', None, id="an alias that the regenerated key will have"),
     ],
 )
 def test_alias(path: str, body: str, alias: str | None) -> None:
@@ -163,19 +172,29 @@ def test_alias(path: str, body: str, alias: str | None) -> None:
 @pytest.mark.parametrize(
     ("body", "guarded", "before_forwarding"),
     [
-        pytest.param('{"models":[]}', [], [], id="none"),
+        pytest.param('{"models":[]}', [], [], id="no guarded member"),
         pytest.param('{"metadata":{"allowed_routes":[]}}', ["metadata"], [], id="not at top level"),
         pytest.param(
-            '{"allowed_routes":[]}', ["allowed_routes", "allowed_routes"], ["allowed_routes"], id="two gates on one"
+            '{"allowed_routes":[]}',
+            ["allowed_routes", "allowed_routes"],
+            ["allowed_routes"],
+            id="a member with two gates",
         ),
-        pytest.param('{"allowed_routes":null}', ["allowed_routes"], [], id="null is a change"),
-        pytest.param('{"permissions":{},"spend":1}', ["permissions", "spend"], ["permissions"], id="one of each kind"),
-        pytest.param('{"spend":null,"team_id":"t","key_alias":"a","user_id":"u"}', [], [], id="never unchanged"),
+        pytest.param('{"allowed_routes":null}', ["allowed_routes"], [], id="null, for which only one gate remains"),
+        pytest.param(
+            '{"permissions":{},"spend":1}',
+            ["permissions", "spend"],
+            ["permissions"],
+            id="one member judged before forwarding, one after a refusal",
+        ),
+        pytest.param(
+            '{"spend":null,"team_id":"t","key_alias":"a","user_id":"u"}', [], [], id="values that are never unchanged"
+        ),
         pytest.param(
             '{"budget_limits":null,"team_id":"","key_alias":"","user_id":null}',
             ["budget_limits", "user_id", "team_id", "key_alias"],
             [],
-            id="none, in each of its forms",
+            id="null and empty strings",
         ),
     ],
 )
@@ -207,11 +226,13 @@ def test_in_order() -> None:
     ("body", "cut", "stale"),
     [
         pytest.param('{"allowed_routes":[],"models":[]}', ["allowed_routes"], False, id="all cut"),
-        pytest.param('{"allowed_routes":[],"permissions":{}}', ["allowed_routes"], True, id="one stays"),
+        pytest.param('{"allowed_routes":[],"permissions":{}}', ["allowed_routes"], True, id="one guarded member stays"),
         pytest.param(
-            '{"allowed_routes":[],"spend":1}', ["allowed_routes"], False, id="one that others do not depend on"
+            '{"allowed_routes":[],"spend":1}', ["allowed_routes"], False, id="a member on which no cut depends"
         ),
-        pytest.param('{"allowed_routes":[],"team_id":"t"}', ["allowed_routes"], True, id="a team, which they do"),
+        pytest.param(
+            '{"allowed_routes":[],"team_id":"t"}', ["allowed_routes"], True, id="team_id, on which the cut depends"
+        ),
     ],
 )
 def test_makes_cache_stale(body: str, cut: list[str], stale: bool) -> None:

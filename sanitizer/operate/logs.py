@@ -106,14 +106,14 @@ class _Text(logging.Formatter):
 
 
 def _masked(value: Any) -> Any:
-    """``value`` with each text in it masked. It may be a list, a tuple or a dict."""
-    if isinstance(value, str):
-        return mask(value)
+    """``value`` for JSON, with each text in it masked."""
+    if value is None or isinstance(value, bool | int | float):
+        return value
     if isinstance(value, list | tuple):
         return [_masked(item) for item in value]
     if isinstance(value, dict):
-        return {_masked(name): _masked(item) for name, item in value.items()}
-    return value
+        return {mask(str(name)): _masked(item) for name, item in value.items()}
+    return mask(str(value))
 
 
 def _printable(text: str) -> str:

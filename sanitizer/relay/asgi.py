@@ -189,8 +189,8 @@ class Relay:
             await _respond(exchange, send, scope["http_version"])
         finally:
             exchange.cancel()
-            if not exchange.transmitted:
-                scope["sanitizer.not_sent"] = True  # for sanitizer.sanitize.response
+            if not exchange.transmitted and (report_not_sent := scope.get("sanitizer.not_sent")) is not None:
+                report_not_sent()  # see sanitizer.sanitize.response
             # not awaited: the caller must know that a write is over before the client's next request is handled
             reader.cancel()
 

@@ -226,8 +226,9 @@ class Interception:
             submission, sanitizer.stored, self._caller, self._endpoint.prefix, observe_only=sanitizer.observe_only
         )
         await comparison.compare_before_forwarding()
+        body = comparison.edited_body  # first: if this raises an exception, nothing is cut
         self._decide(comparison.decision)
-        return comparison.edited_body
+        return body
 
     def decision_failed(self) -> None:
         """To be called if `edit` or `next_body` has raised. The adapter goes on as if it had returned None.
@@ -252,11 +253,11 @@ class Interception:
         if comparison is None or not gates:
             return None
         resend = await comparison.compare_after_refusal(gates)
+        body = comparison.edited_body if resend else None
         self._decide(comparison.decision)
-        if not resend:
-            return None
-        self.confidential = comparison.used_lookup_key
-        return comparison.edited_body
+        if resend:
+            self.confidential = comparison.used_lookup_key
+        return body
 
     def report_resend(self) -> None:
         """Report that the request is being sent again, with the body that `next_body` has returned.

@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from sanitizer.errors import GatewayError
 from sanitizer.sanitize.core import Interception, Sanitizer
-from sanitizer.sanitize.response import AppResponse
+from sanitizer.sanitize.response import NOT_SENT, AppResponse
 from sanitizer.sanitize.scopes import copy_scope, encode_header
 from sanitizer.sanitize.stored import Caller
 
@@ -106,8 +106,10 @@ class SanitizerMiddleware:
             body = await upload.unless_client_leaves(interception.edit())
         previous: AppResponse | None = None
         while True:
+            response = AppResponse(interception, send, previous)
             sent = _with_body(scope, body)
-            response = AppResponse(interception, sent, send, previous)
+            if previous is not None:
+                sent[NOT_SENT] = response.report_not_sent
             returned = False
             with _FailureHidden(response):
                 try:

@@ -19,14 +19,15 @@ response. If the request could not be sent again, the client gets the previous o
 from enum import Enum
 from typing import Final
 
-from starlette.types import Message, Scope, Send
+from starlette.types import Message, Send
 
 from sanitizer.sanitize.core import Interception
 from sanitizer.sanitize.scopes import encode_header
 from sanitizer.sanitize.submission import exceeds
 
 NOT_SENT: Final = "sanitizer.not_sent"
-"""A key that the app puts into its scope before it responds or returns, if it has sent nothing of the request."""
+"""A key of a resend's scope. Its value is a function without arguments. An app that forwards requests calls it, before
+it responds or returns, if it has sent nothing of this one."""
 
 
 class _State(Enum):
@@ -40,13 +41,11 @@ class _State(Enum):
 class AppResponse:
     """A response of the app. It is held back if the interception has to inspect it before the client gets it.
 
-    ``scope`` is the one that the app is called with. ``previous`` is the response that was held back before this
-    resend, or None if this responds to the first send.
+    ``previous`` is the response that was held back before this resend, or None if this responds to the first send.
     """
 
-    def __init__(self, interception: Interception, scope: Scope, send: Send, previous: "AppResponse | None") -> None:
+    def __init__(self, interception: Interception, send: Send, previous: "AppResponse | None") -> None:
         self._interception = interception
-        self._scope = scope
         self._send = send
         self._previous = previous
         self._first: AppResponse = previous._first if previous is not None else self
@@ -54,6 +53,7 @@ class AppResponse:
         self._start: Message = {}
         self._messages: list[Message] = []  # those held back after the start
         self._size = 0  # bytes of content in `_messages`
+        self._not_sent = False
         self._resend_reported = previous is None
         self.status = 0
         self.head = b""
@@ -72,6 +72,10 @@ class AppResponse:
     def content(self) -> bytes:
         """The content that is held back."""
         return b"".join([message.get("body", b"") for message in self._messages])
+
+    def report_not_sent(self) -> None:
+        """Report that the app has sent nothing of the request, see `NOT_SENT`."""
+        self._not_sent = True
 
     async def send(self, message: Message) -> None:
         """The ASGI ``send`` for the app."""
@@ -118,7 +122,7 @@ class AppResponse:
         self._start = start
         self.status = start["status"]
         self.head = encode_header(headers) or b""
-        if self._previous is not None and NOT_SENT in self._scope:
+        if self._previous is not None and self._not_sent:
             await self._replace_by(self._previous)
             return
         self._report_resend()
@@ -128,7 +132,7 @@ class AppResponse:
             await self.pass_on()
 
     def _report_resend(self) -> None:
-        if not self._resend_reported and NOT_SENT not in self._scope:
+        if not self._resend_reported and not self._not_sent:
             self._resend_reported = True
             self._interception.report_resend()
 

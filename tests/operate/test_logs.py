@@ -44,9 +44,10 @@ def test_text_values(capsys: pytest.CaptureFixture[str]) -> None:
 def test_values_in_values_are_masked(style: str, capsys: pytest.CaptureFixture[str]) -> None:
     """A secret is masked wherever it is in a field's value."""
     logs.configure("info", style)
-    logs.event(logging.INFO, "x", found=["a", ("sk-secret1", 1)], by={"sk-secret2": {"b": "sk-secret3"}})
+    by = {"sk-secret2": {"b": "sk-secret3"}}
+    logs.event(logging.INFO, "x", found=["a", ("sk-secret1", 1)], by=by, error=OSError("sk-secret4"))
     line = capsys.readouterr().err
-    assert line.count("sk-***") == 3
+    assert line.count("sk-***") == 4
     assert "secret" not in line
 
 

@@ -19,7 +19,8 @@ from sanitizer.sanitize.gates import GATES, UPDATE, Cut, Gate
 from sanitizer.sanitize.jsonedit import loads
 from sanitizer.sanitize.queries import Stored, Unknown
 from sanitizer.sanitize.stored import Caller, Lookup, StoredKeys
-from tests.support.asgi import Cached, NotLookedUp, Result, ask_nobody, looked_up
+from sanitizer.sanitize.submission import Submission
+from tests.support.asgi import Cached, Lookups, NotLookedUp, Result, ask_nobody, looked_up
 
 pytestmark = pytest.mark.anyio
 
@@ -356,6 +357,44 @@ async def test_client_leaves_before_a_resend(sends: int, mark: bytes) -> None:
     played = await play({**KEY, "spend": 1.5, "user_id": None}, refusals, sends=sends, leaves=True)
     assert played.record.decision.field_value.startswith(mark)
     assert (played.record.resent, played.record.status) == (sends - 1, None)
+
+
+async def test_cut_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a defect prevents a cut, no field is reported as cut, and the request may write, for the cache."""
+
+    def without(*_: object) -> bytes:
+        raise AssertionError
+
+    monkeypatch.setattr(Submission, "without", without)
+    records: list[Record] = []
+    lookups = Lookups(stored(), caches=True)
+    sanitizer = Sanitizer(lookups, on_decision=records.append)
+    interception = sanitizer.intercept("/key/update", HEAD, HEAD, ask_nobody, None)
+    assert isinstance(interception, Interception)
+    interception.collect(b'{"key": "sk-1", "permissions": {"x": 1}}')
+    with pytest.raises(AssertionError):
+        await interception.edit()
+    interception.decision_failed()
+    assert lookups.writing_now == 1
+    assert interception.report_response(200, HEAD) == b'unknown; reason="internal"'
+    interception.close()
+    assert (lookups.writing_now, [record.resent for record in records]) == (0, [0])
+
+
+async def test_cut_fails_after_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If a defect prevents a cut after a refusal, the decision about the first send stands."""
+    sanitizer = Sanitizer(Keys())
+    interception = sanitizer.intercept("/key/update", HEAD, HEAD, ask_nobody, None)
+    assert isinstance(interception, Interception)
+    body = b'{"key": "sk-1", "spend": 1.5}'
+    interception.collect(body)
+    assert await interception.edit() is None
+    monkeypatch.setattr(Submission, "without", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        await interception.next_body(403, b"HTTP/1.1 403 No\r\n\r\n", answer(body, [("spend", 403, BUDGET)])[1])
+    interception.decision_failed()
+    assert interception.report_response(403, HEAD) == b"changed"
+    interception.close()
 
 
 async def test_at_most_so_many_sends() -> None:

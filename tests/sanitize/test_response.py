@@ -27,6 +27,7 @@ from sanitizer.relay.fetch import fetch
 from sanitizer.relay.pool import Pool
 from sanitizer.sanitize.core import Interception
 from sanitizer.sanitize.middleware import SanitizerMiddleware
+from sanitizer.sanitize.response import NOT_SENT
 from sanitizer.sanitize.stored import Caller
 from tests.support import client as raw
 from tests.support.asgi import JSON, Client, Fields, ask_nobody, octets, serving
@@ -118,7 +119,7 @@ def merged(messages: Sequence[Message]) -> tuple[Message, bytes]:
 
 @pytest.mark.parametrize("case", EXCHANGES)
 async def test_exchanges(case: Exchange) -> None:
-    """Each send has the same scope except for Content-Length, and the client gets the last response as it is."""
+    """Each send has the same scope but for Content-Length and `NOT_SENT`. The client gets the last response."""
     app = App([messages_of(answer) for answer in case.answers])
     core = Core(*case.bodies, holds=case.holds, edited=case.edited)
     client = await Client([BODY], HEAD).through(around(app, core))
@@ -130,6 +131,7 @@ async def test_exchanges(case: Exchange) -> None:
     assert app.bodies == list(case.sent)
     length = LENGTH[1] if case.edited is None else b"%d" % len(case.edited)
     lengths = [length, *[b"%d" % len(body) for body in case.sent[1:]]]
+    assert [scope.pop(NOT_SENT, None) is not None for scope in app.scopes] == [False] + [True] * (len(lengths) - 1)
     assert app.scopes == [{**client.scope, "headers": [JSON, (b"Content-Length", each), *HEAD[2:]]} for each in lengths]
     assert core.held_responses == [(answer.status, answer.content) for answer in case.answers[: case.held]]
     assert all(b"\r\nX-Status: " in head for head in core.held_heads)
@@ -496,13 +498,15 @@ class Served:
 
 
 @contextlib.asynccontextmanager
-async def served(upstream: Upstream, core: Core, **options: Any) -> AsyncIterator[Served]:
+async def served(
+    upstream: Upstream, core: Core, between: Callable[[ASGIApp], ASGIApp] = lambda app: app, **options: Any
+) -> AsyncIterator[Served]:
     """Serve the middleware and the relay in front of ``upstream``. ``options`` are those of the `Pool`."""
     pool = Pool(Address("http", "127.0.0.1", upstream.port), **options)
     relay = Relay(pool, Forwarding(TrustedProxies(), b"litellm-sanitizer-test"), Counters())
     send_lookup = partial(fetch, pool)
     app = SanitizerMiddleware(
-        relay, sanitizer=core, caller=lambda scope: Caller(relay.outbound_head(scope), send_lookup)
+        between(relay), sanitizer=core, caller=lambda scope: Caller(relay.outbound_head(scope), send_lookup)
     )
     async with serving(app) as port:
         yield Served(port)
@@ -546,11 +550,21 @@ async def test_resend_fails(upstream: Upstream, script: Any, status: int) -> Non
     assert [record.status for record in core.records] == [status]
 
 
-async def test_upstream_is_gone(upstream: Upstream) -> None:
+def copying(app: ASGIApp) -> ASGIApp:
+    """Middleware that calls ``app`` with a copy of the scope, as some do."""
+
+    async def middleware(scope: Scope, receive: Receive, send: Send) -> None:
+        await app(dict(scope), receive, send)
+
+    return middleware
+
+
+@pytest.mark.parametrize("between", [lambda app: app, copying], ids=["the relay alone", "middleware before the relay"])
+async def test_upstream_is_gone(upstream: Upstream, between: Callable[[ASGIApp], ASGIApp]) -> None:
     """If upstream no longer accepts connections, the client gets the held response."""
     upstream.script = reply(REFUSED)
     core = Core(SECOND, gate=asyncio.Event())
-    async with served(upstream, core) as server:
+    async with served(upstream, core, between) as server:
         request = asyncio.create_task(server.ask(UPDATE))
         await core.next_body_called.wait()
         await asyncio.to_thread(upstream.stop)

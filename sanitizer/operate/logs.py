@@ -29,7 +29,7 @@ _MAX_DECODINGS: Final = 3
 """How many times a path is percent-decoded in search of a key."""
 _MAX_DETAILS: Final = 32
 _REPEAT_INTERVAL: Final = 10.0
-_to_json: Final = json.JSONEncoder(default=str).encode
+_to_json: Final = json.JSONEncoder().encode
 
 
 def mask(text: str) -> str:

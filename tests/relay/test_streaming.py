@@ -10,12 +10,16 @@ import pytest
 from tests.support.client import Client
 from tests.support.gateway import Adapter, Gateway
 from tests.support.upstream import OK, RESET, Connection, Upstream, reply
-from tests.support.wire import send_until_blocked
+from tests.support.wire import MAX_BUFFERED, send_until_blocked
 
 MIB = 1024 * 1024
 SIZE = 100 * MIB
 GROWTH = 20 * MIB
-"""By how many bytes the gateway's memory may grow while it relays 100 MiB."""
+"""By how many bytes the gateway's memory may grow, however much it relays."""
+UNREAD = 2 * MAX_BUFFERED + GROWTH
+"""How many bytes a peer can send, at most, to a receiver behind the gateway that does not read."""
+LARGE = UNREAD + 2 * GROWTH
+"""The content of a message that its receiver does not read."""
 
 
 @pytest.fixture(scope="module")
@@ -30,32 +34,9 @@ def bulk_gateway(adapter: Adapter, bulk_upstream: Upstream) -> Iterator[Gateway]
     """A gateway that is used only with ``bulk_upstream``, and has answered some requests before."""
     bulk_upstream.restart()
     with Gateway(bulk_upstream.url, adapter=adapter) as gateway:
-        warm(gateway)
+        for _ in range(20):
+            assert gateway.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
         yield gateway
-
-
-@pytest.fixture
-def narrow_upstream() -> Iterator[Upstream]:
-    """An upstream that does not record what it receives, and whose connections have a small receive buffer."""
-    with Upstream(keep=False, receive_buffer=65536) as upstream:
-        yield upstream
-
-
-@pytest.fixture
-def narrow_gateway(adapter: Adapter, narrow_upstream: Upstream) -> Iterator[Gateway]:
-    """A gateway that has answered some requests before, but has relayed nothing large.
-
-    The kernel enlarges a receive buffer (up to ``tcp_rmem``, often 32 MiB) as data is read from it. After a connection
-    has carried 100 MiB, it accepts so much without a reader that the gateway would seem to buffer it.
-    """
-    with Gateway(narrow_upstream.url, adapter=adapter) as gateway:
-        warm(gateway)
-        yield gateway
-
-
-def warm(gateway: Gateway) -> None:
-    for _ in range(20):
-        assert gateway.ask(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n").status == 200
 
 
 @pytest.mark.parametrize("framing", ["chunked", "until close"])
@@ -148,34 +129,34 @@ def test_upload_of_100_mib(bulk_gateway: Gateway, bulk_upstream: Upstream, frami
     assert largest - before < GROWTH
 
 
-def test_slow_client_slows_upstream(narrow_gateway: Gateway, narrow_upstream: Upstream) -> None:
+def test_slow_client_slows_upstream(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:
     """While the client does not read, the gateway does not read from upstream; once it reads, everything arrives."""
     taken: list[int] = []
     blocked = threading.Event()
 
     def script(connection: Connection) -> None:
         connection.read_request()
-        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % SIZE)
-        taken.append(send_until_blocked(connection, SIZE))
+        connection.send(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % LARGE)
+        taken.append(send_until_blocked(connection, LARGE))
         blocked.set()
-        for start in range(taken[0], SIZE, MIB):
-            connection.send(bytes(min(MIB, SIZE - start)))
+        for start in range(taken[0], LARGE, MIB):
+            connection.send(bytes(min(MIB, LARGE - start)))
 
-    narrow_upstream.script = script
-    before = narrow_gateway.memory()
-    with Client(narrow_gateway.address, keep=False, receive_buffer=65536) as client:
+    bulk_upstream.script = script
+    before = bulk_gateway.memory()
+    with Client(bulk_gateway.address, keep=False, receive_buffer=65536) as client:
         client.send(b"GET / HTTP/1.1\r\nHost: a\r\n\r\n")
         assert blocked.wait(30)
-        assert taken[0] < SIZE // 2, "upstream could continue to send although the client does not read"
-        assert narrow_gateway.memory() - before < GROWTH
+        assert taken[0] <= UNREAD, "upstream could continue to send although the client does not read"
+        assert bulk_gateway.memory() - before < GROWTH
         client.read_head()
         got = 0
-        while got < SIZE and (data := client.recv(MIB)):
+        while got < LARGE and (data := client.recv(MIB)):
             got += len(data)
-    assert got == SIZE
+    assert got == LARGE
 
 
-def test_slow_upstream_slows_client(narrow_gateway: Gateway, narrow_upstream: Upstream) -> None:
+def test_slow_upstream_slows_client(bulk_gateway: Gateway, bulk_upstream: Upstream) -> None:
     """While upstream does not read, the gateway does not read from the client; once it reads, everything arrives."""
     go_on = threading.Event()
     received = []
@@ -184,25 +165,25 @@ def test_slow_upstream_slows_client(narrow_gateway: Gateway, narrow_upstream: Up
         connection.read_head()
         assert go_on.wait(30)
         got = 0
-        while got < SIZE and (data := connection.recv(MIB)):
+        while got < LARGE and (data := connection.recv(MIB)):
             got += len(data)
         received.append(got)
         connection.send(OK)
 
-    narrow_upstream.script = script
-    before = narrow_gateway.memory()
-    with Client(narrow_gateway.address, keep=False) as client:
-        number = len(narrow_upstream.requests) + 1
-        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % SIZE)
-        narrow_upstream.wait_request(number)
-        taken = send_until_blocked(client, SIZE)
-        assert taken < SIZE // 2, "the client could continue to send although upstream does not read"
-        assert narrow_gateway.memory() - before < GROWTH
+    bulk_upstream.script = script
+    before = bulk_gateway.memory()
+    with Client(bulk_gateway.address, keep=False) as client:
+        number = len(bulk_upstream.requests) + 1
+        client.send(b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: %d\r\n\r\n" % LARGE)
+        bulk_upstream.wait_request(number)
+        taken = send_until_blocked(client, LARGE)
+        assert taken <= UNREAD, "the client could continue to send although upstream does not read"
+        assert bulk_gateway.memory() - before < GROWTH
         go_on.set()
-        for start in range(taken, SIZE, MIB):
-            client.send(bytes(min(MIB, SIZE - start)))
+        for start in range(taken, LARGE, MIB):
+            client.send(bytes(min(MIB, LARGE - start)))
         assert client.read_response().status == 200
-    assert received == [SIZE]
+    assert received == [LARGE]
 
 
 @pytest.mark.parametrize("pooled", [False, True], ids=["new connection", "pooled connection"])

@@ -10,11 +10,18 @@ import select
 import socket
 import struct
 from dataclasses import dataclass, field
+from pathlib import Path
 
 Fields = list[tuple[bytes, bytes]]
 
 TIMEOUT = 30.0
 """Seconds after which a read fails the test. No passing test waits that long."""
+
+MAX_BUFFERED = sum(int(Path("/proc/sys/net/ipv4", name).read_text().split()[2]) for name in ("tcp_rmem", "tcp_wmem"))
+"""How many bytes the kernel holds, at most, for a TCP connection whose receiver does not read (see ``man 7 tcp``).
+
+How many it really holds varies: it enlarges a receive buffer as data is read from it, and never makes it smaller.
+"""
 
 
 class Cut(Exception):

@@ -7,6 +7,8 @@ to the gateway, so the proxy never resends such a request.
 from __future__ import annotations
 
 import contextlib
+import os
+import signal
 import socket
 import threading
 import time
@@ -155,6 +157,23 @@ def test_drained(chain: Chain) -> None:
         assert chain.edit(number + 1).status == 200
     assert Counter(each for each, _ in chain.seen()) == Counter(map(target, range(100, number + 2)))
     assert chain.seen()[-1] == (target(number + 1), False)
+
+
+@pytest.mark.parametrize("chain", ["haproxy.cfg", "envoy.yaml"], indirect=True)  # nginx has no health checks
+def test_hung(chain: Chain) -> None:
+    """While the gateway hangs, edits go to LiteLLM once its health check has failed. Afterwards it gets them again."""
+    with real_gateway(chain) as gateway:
+        os.kill(gateway.pid, signal.SIGSTOP)
+        with contextlib.ExitStack() as stack:
+            until = time.monotonic() + BACK
+            while not chain.litellm.requests:  # the edits until then wait for the gateway
+                stack.enter_context(Client(chain.address)).send(edit(100))
+                assert time.monotonic() < until, "no edit goes to LiteLLM"
+                time.sleep(0.2)
+        assert [chain.edit(number).status for number in (101, 102)] == [200] * 2
+        assert {through for _, through in chain.seen()} == {False}
+        os.kill(gateway.pid, signal.SIGCONT)
+        wait_until_used(chain, lambda: chain.seen()[-1] == (target(0), True))
 
 
 def break_after_head(connection: Connection) -> None:

@@ -43,6 +43,25 @@ def test_readme_is_short() -> None:
     assert len(readme.split()) <= 1600
 
 
+def test_figures() -> None:
+    """The documents quote the CPU times of a relayed request, and the ratios to its peers, as result.md has them."""
+    result = text_of("tests/bench/result.md")
+    ratio = r"\d\.\d\dx \([^)]+\)"
+    measured = re.findall(ratio, result.partition("ASGI adapter: CPU")[0])
+    assert len(measured) == 16
+    assert re.findall(ratio, text_of("tests/bench/README.md").partition("## Running it")[0]) == measured
+    rows = re.findall(r"\| (.+) \| \S+ \| \S+ \| (\d[\d.]*) \| \S+ \|", result.partition("requests/s, at")[0])
+    cost = {name: float(value) for name, value in rows}
+    compiled, pure, nginx = cost["**this gateway**"], cost["**this gateway**, pure Python"], cost["nginx"]
+    for page, quoted in (
+        ("README.md", f"takes {pure:.0f} µs of CPU time as installed above, {compiled:.0f} µs [compiled]"),
+        ("README.md", f"(nginx: {nginx:.0f})"),
+        ("tests/bench/README.md", f"{compiled} µs compiled, {pure} µs in pure Python, {nginx} µs for nginx"),
+        ("sanitizer/README.md", f"takes {compiled} µs compiled and {pure}"),
+    ):
+        assert quoted in text_of(page)
+
+
 @pytest.mark.parametrize("page", PAGES)
 def test_links(page: str) -> None:
     """Each relative link leads to a file or folder, and to a heading if it has an anchor."""

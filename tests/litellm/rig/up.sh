@@ -136,6 +136,7 @@ else
   if (exec 3<>"/dev/tcp/127.0.0.1/$PORT") 2>/dev/null; then say "port $PORT is in use"; exit 1; fi
   say "starting"
   export DISABLE_SCHEMA_UPDATE=true LITELLM_LOCAL_MODEL_COST_MAP=True NO_DOCS=True
+  export PRISMA_HEALTH_WATCHDOG_ENABLED=false # it stops an engine that is slow under load; requests under way get 400
   export LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true # newer releases refuse sk-1234
   export LITELLM_UI_PATH=$RUN/ui # SERVER_ROOT_PATH is written into the dashboard's files: a copy for each
   rm -rf "$RUN/ui"
